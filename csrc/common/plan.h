@@ -1,0 +1,150 @@
+// How an element-wise op walks over tensors of equal shape and any strides. Host code, no torch.
+//
+// Dimensions are put into an operand's memory order and merged where all operands allow it; what is
+// innermost then is a row. Operands of the same dense layout become a single row, or one per sample
+// where the op has per-sample parameters: that is the fast path, and there is no other.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "numeric.h"
+
+namespace roli {
+
+constexpr int kMaxRank = 64;  // torch's own limit
+constexpr int kMaxOperands = 4;
+
+// A tensor operand: strides in elements, one per dimension; data is null where there is no tensor.
+struct Array {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  const int64_t* strides = nullptr;
+};
+
+// How the channel (dimension 1) varies along a row: not at all, or with every element.
+enum class Channel { constant, periodic };
+
+struct PlanOptions {
+  bool per_sample = false;     // a row must not span samples
+  bool per_channel = false;    // the op needs to know each element's channel
+  bool logical_order = false;  // a row is a run of logical (row-major) elements
+};
+
+struct Plan {
+  int64_t length = 1;  // elements in a row
+  int64_t row_stride[kMaxOperands];
+  int64_t rows = 1;
+  int rank = 0;  // dimensions over which rows are counted, outermost first
+  int64_t size[kMaxRank];
+  int64_t stride[kMaxOperands][kMaxRank];
+  int sample_dim = -1;   // which of them counts samples; -1: there is one sample, or rows span samples
+  int channel_dim = -1;  // which of them counts channels; -1: there is one channel, or rows repeat them
+  Channel channel = Channel::constant;
+  int64_t chunk = 1;  // rows are cut into chunks of at most this length, the unit of parallel work
+  int64_t chunks_per_row = 1;
+
+  int64_t chunks() const { return rows * chunks_per_row; }
+};
+
+// 128 KiB of float32: small enough to share evenly, long enough that starting a chunk costs nothing.
+constexpr int64_t kMaxChunk = 1 << 15;
+
+// A plan in the order of these strides; null keeps the logical order.
+inline Plan plan_in_order(const int64_t* strides, int rank, const int64_t* sizes,
+                          const Array* const* operands, int count, const PlanOptions& options) {
+  // By insertion: stable, and cheaper than a library's sort for the handful that there are.
+  int order[kMaxRank], kept = 0;
+  for (int d = 0; d < rank; ++d) {
+    if (sizes[d] == 1) continue;
+    int at = kept++;
+    for (; strides && at > 0 && order[at - 1] != 0 && strides[order[at - 1]] < strides[d]; --at)
+      order[at] = order[at - 1];
+    order[at] = d;
+  }
+
+  // From the innermost dimension outwards; entry 0 is the row.
+  int64_t size[kMaxRank], stride[kMaxOperands][kMaxRank];
+  int merged = 0, sample_at = -1, channel_at = -1;
+  for (int i = kept - 1; i >= 0; --i) {
+    const int d = order[i];
+    const bool is_sample = options.per_sample && d == 0;
+    const bool is_channel = options.per_channel && d == 1;
+    // Onto an innermost channel others may be merged: the row then repeats its channels.
+    bool merge = merged > 0 && !is_sample && !is_channel && (channel_at != merged - 1 || merged == 1);
+    for (int k = 0; k < count && merge; ++k)
+      merge = operands[k]->strides[d] == stride[k][merged - 1] * size[merged - 1];
+    if (merge) {
+      size[merged - 1] *= sizes[d];
+      continue;
+    }
+    if (is_sample) sample_at = merged;
+    if (is_channel) channel_at = merged;
+    size[merged] = sizes[d];
+    for (int k = 0; k < count; ++k) stride[k][merged] = operands[k]->strides[d];
+    ++merged;
+  }
+
+  Plan plan;
+  const bool has_row = merged > 0 && sample_at != 0;
+  for (int k = 0; k < count; ++k) plan.row_stride[k] = has_row ? stride[k][0] : 1;
+  if (has_row) plan.length = size[0];
+  if (channel_at == 0) plan.channel = Channel::periodic;
+  for (int i = merged - 1; i >= (has_row ? 1 : 0); --i, ++plan.rank) {
+    if (i == sample_at) plan.sample_dim = plan.rank;
+    if (i == channel_at) plan.channel_dim = plan.rank;
+    plan.size[plan.rank] = size[i];
+    for (int k = 0; k < count; ++k) plan.stride[k][plan.rank] = stride[k][i];
+    plan.rows *= size[i];
+  }
+  plan.chunk = std::min(plan.length, kMaxChunk);
+  plan.chunks_per_row = (plan.length + plan.chunk - 1) / plan.chunk;
+  return plan;
+}
+
+// Rows shorter than this spend more on being found than on their elements.
+constexpr int64_t kShortRow = 32;
+
+// In the memory order of the first operand; where layouts differ so much that its rows are short (an
+// innermost channel of 3), in that of the operand with the longest ones.
+inline Plan make_plan(int rank, const int64_t* sizes, const Array* const* operands, int count,
+                      const PlanOptions& options) {
+  if (options.logical_order) return plan_in_order(nullptr, rank, sizes, operands, count, options);
+  Plan best = plan_in_order(operands[0]->strides, rank, sizes, operands, count, options);
+  for (int k = 1; k < count && best.length < kShortRow; ++k) {
+    const Plan other = plan_in_order(operands[k]->strides, rank, sizes, operands, count, options);
+    if (other.length > best.length) best = other;
+  }
+  return best;
+}
+
+// A chunk: `count` elements of one row, from `begin` on.
+struct Chunk {
+  int64_t row, begin, count;
+  int64_t sample, channel;
+  int64_t offset[kMaxOperands];  // of its first element, in elements
+};
+
+// Calls visit(chunk) for the chunks [first, last) of the plan.
+template <class Visit>
+inline void for_each_chunk(const Plan& plan, int operands, int64_t first, int64_t last, Visit&& visit) {
+  for (int64_t index = first; index < last; ++index) {
+    Chunk chunk;
+    chunk.row = index / plan.chunks_per_row;
+    chunk.begin = index % plan.chunks_per_row * plan.chunk;
+    chunk.count = std::min(plan.chunk, plan.length - chunk.begin);
+    chunk.sample = chunk.channel = 0;
+    for (int k = 0; k < operands; ++k) chunk.offset[k] = chunk.begin * plan.row_stride[k];
+    int64_t rest = chunk.row;
+    for (int d = plan.rank - 1; d >= 0; --d) {
+      const int64_t coordinate = rest % plan.size[d];
+      rest /= plan.size[d];
+      if (d == plan.sample_dim) chunk.sample = coordinate;
+      if (d == plan.channel_dim) chunk.channel = coordinate;
+      for (int k = 0; k < operands; ++k) chunk.offset[k] += coordinate * plan.stride[k][d];
+    }
+    visit(chunk);
+  }
+}
+
+}  // namespace roli

@@ -1,0 +1,150 @@
+// What the loops of every family share: operands are brought, block by block, into the type and the
+// unit stride that the arithmetic wants. A block fits the L1 cache, so that this costs no memory
+// traffic, and n dtypes need n loops instead of one per combination; an operand that is as wanted
+// already is used in place.
+//
+// Included once per instruction set, inside that set's namespace: no include guard, no includes.
+
+constexpr int64_t kBlock = 1024;
+
+// Calls run(tag) with a value of the type that the tensor holds.
+template <class Run>
+static inline void with_float_type(DType dtype, Run&& run) {
+  switch (dtype) {
+    case DType::f16:
+      return run(float16{});
+    case DType::bf16:
+      return run(bfloat16{});
+    case DType::f32:
+      return run(float{});
+    case DType::f64:
+      return run(double{});
+    case DType::u8:
+      return;  // refused by the caller: not a float type
+  }
+}
+
+template <class Run>
+static inline void with_image_type(DType dtype, Run&& run) {
+  if (dtype == DType::u8) return run(uint8_t{});
+  with_float_type(dtype, run);
+}
+
+// Calls run(tag) for the type of an attack's state.
+template <class Run>
+static inline void with_state_type(DType dtype, Run&& run) {
+  if (dtype == DType::f64) return run(double{});
+  run(float{});
+}
+
+template <class T>
+static inline T* elements(const Array& array, int64_t offset) {
+  return static_cast<T*>(array.data) + offset;
+}
+
+// The block as T, in place where it is stored so, else converted (uint8: divided by 255) into buffer.
+template <class T>
+static inline const T* load(const Array& array, int64_t offset, int64_t stride, int64_t count, T* buffer) {
+  const T* loaded = buffer;
+  with_image_type(array.dtype, [&](auto tag) {
+    using S = decltype(tag);
+    const S* from = elements<S>(array, offset);
+    if constexpr (std::is_same_v<S, T>) {
+      if (stride == 1) {
+        loaded = from;
+        return;
+      }
+    }
+    if (stride == 1)
+      for (int64_t i = 0; i < count; ++i) buffer[i] = convert<T>(from[i]);
+    else
+      for (int64_t i = 0; i < count; ++i) buffer[i] = convert<T>(from[i * stride]);
+  });
+  return loaded;
+}
+
+// The block as T values of the same sign; zero and NaN have none.
+template <class T>
+static inline const T* load_sign(const Array& array, int64_t offset, int64_t stride, int64_t count,
+                                 T* buffer) {
+  const T* loaded = buffer;
+  with_float_type(array.dtype, [&](auto tag) {
+    using S = decltype(tag);
+    const S* from = elements<S>(array, offset);
+    if constexpr (std::is_same_v<S, T>) {
+      if (stride == 1) {
+        loaded = from;
+        return;
+      }
+    }
+    if (stride == 1)
+      for (int64_t i = 0; i < count; ++i) buffer[i] = sign<T>(from[i]);
+    else
+      for (int64_t i = 0; i < count; ++i) buffer[i] = sign<T>(from[i * stride]);
+  });
+  return loaded;
+}
+
+// Rounds the block to the array's type and puts it there.
+template <class T>
+static inline void store(const Array& array, int64_t offset, int64_t stride, int64_t count, const T* block) {
+  with_float_type(array.dtype, [&](auto tag) {
+    using D = decltype(tag);
+    D* to = elements<D>(array, offset);
+    if (stride == 1)
+      for (int64_t i = 0; i < count; ++i) to[i] = convert<D>(block[i]);
+    else
+      for (int64_t i = 0; i < count; ++i) to[i * stride] = convert<D>(block[i]);
+  });
+}
+
+template <class T>
+static inline T value(const Parameter& parameter, int64_t sample) {
+  if (parameter.data == nullptr) return static_cast<T>(parameter.value);
+  return valid_size(static_cast<const T*>(parameter.data)[sample * parameter.stride]);
+}
+
+// (block - mean) / std. Where the channel changes from element to element, mean and std are laid out
+// once as rows that repeat it, long enough to be read from any phase.
+template <class T>
+struct Normalizer {
+  const Normalization& by;
+  bool periodic;
+  std::unique_ptr<T[]> means, stds;
+
+  Normalizer(const Normalization& by, Channel channel)
+      : by(by), periodic(by.mean != nullptr && channel == Channel::periodic) {
+    if (!periodic) return;
+    means.reset(new T[kBlock + by.channels]);
+    stds.reset(new T[kBlock + by.channels]);
+    for (int64_t i = 0; i < kBlock + by.channels; ++i) {
+      means[i] = mean(i % by.channels);
+      stds[i] = std(i % by.channels);
+    }
+  }
+
+  T mean(int64_t channel) const { return static_cast<const T*>(by.mean)[channel * by.mean_stride]; }
+  T std(int64_t channel) const { return static_cast<const T*>(by.std)[channel * by.std_stride]; }
+
+  // position: of the block's first element in its row.
+  const T* operator()(const T* __restrict block, int64_t count, int64_t position, int64_t channel,
+                      T* __restrict buffer) const {
+    if (by.mean == nullptr) return block;
+    if (periodic) {
+      const T* __restrict m = means.get() + position % by.channels;
+      const T* __restrict s = stds.get() + position % by.channels;
+      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(block[i], m[i], s[i]);
+    } else {
+      const T m = mean(channel), s = std(channel);
+      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(block[i], m, s);
+    }
+    return buffer;
+  }
+};
+
+// Calls visit(begin, count) for the blocks of a chunk.
+template <class Visit>
+static inline void for_each_block(const Chunk& chunk, Visit&& visit) {
+  for (int64_t begin = 0; begin < chunk.count; begin += kBlock)
+    visit(begin, std::min(kBlock, chunk.count - begin));
+}

@@ -1,0 +1,208 @@
+// From stable-ABI tensors to the kernels' arguments, shared by the torch libraries of all devices.
+//
+// roli_fast/ops/checks.py is the check that users see: it names the argument, what came and what is
+// accepted, for every backend. What stands here keeps a kernel on raw pointers safe, whoever calls it,
+// and refuses everything that checks.py refuses; roli_fast.ops then asks checks.py for the reason.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "common/ops.h"
+#include "common/overlap.h"
+
+namespace roli {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline std::optional<DType> dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::Byte:
+      return DType::u8;
+    default:
+      return std::nullopt;
+  }
+}
+
+inline int64_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::u8:
+      return 1;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::f32:
+      return 4;
+    case DType::f64:
+      return 8;
+  }
+  return 0;
+}
+
+inline Tensor empty_like(const Tensor& tensor, ScalarType dtype, MemoryFormat memory_format) {
+  using torch::stable::detail::from;
+  StableIValue stack[6] = {from(tensor),       from(std::optional(dtype)),
+                           from(std::nullopt), from(std::nullopt),
+                           from(std::nullopt), from(std::optional(memory_format))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// One op's call: its arguments are admitted one by one.
+class Call {
+ public:
+  // like: the tensor whose shape the others share.
+  Call(const char* op, const Tensor& like) : op_(op), rank_(like.dim()), sizes_(like.sizes().data()) {
+    require(rank_ >= 1, "the first tensor", "has no sample dimension");
+  }
+
+  int rank() const { return static_cast<int>(rank_); }
+  const int64_t* sizes() const { return sizes_; }
+  int64_t samples() const { return sizes_[0]; }
+  bool empty() const {
+    return std::any_of(sizes_, sizes_ + rank_, [](int64_t size) { return size == 0; });
+  }
+
+  void require(bool condition, const char* argument, const char* reason) const {
+    if (!condition)
+      throw std::runtime_error(std::string("roli_fast::") + op_ + ": " + argument + " " + reason);
+  }
+
+  // The state: float32 or float64, written to.
+  Array state(const Tensor& tensor, const char* name) {
+    const Array array = admit(tensor, name);
+    require(array.dtype == DType::f32 || array.dtype == DType::f64, name, "is not float32 or float64");
+    require(!may_overlap_itself(rank(), sizes_, array.strides), name, "overlaps itself");
+    state_dtype_ = array.dtype;
+    return array;
+  }
+
+  Array floats(const Tensor& tensor, const char* name) const {
+    const Array array = admit(tensor, name);
+    require(array.dtype != DType::u8, name, "is not of a float dtype");
+    return array;
+  }
+
+  Array image(const Tensor& tensor, const char* name) const { return admit(tensor, name); }
+
+  // The next model input: any float dtype, written to.
+  Array output(const OptionalTensor& tensor, const char* name) const {
+    if (!tensor) return {};
+    const Array array = floats(*tensor, name);
+    require(!may_overlap_itself(rank(), sizes_, array.strides), name, "overlaps itself");
+    return array;
+  }
+
+  void disjoint(const Array& written, const Array& other, const char* name) const {
+    if (other.data == nullptr) return;
+    require(!overlap(rank(), sizes_, written.data, written.strides, item_size(written.dtype), other.data,
+                     other.strides, item_size(other.dtype)),
+            name, "shares memory with a tensor that is written");
+  }
+
+  Parameter size(double number, const char* name) const {
+    require(number >= 0, name, "is negative or NaN");
+    return {number};
+  }
+
+  Parameter size(const Tensor& tensor, const char* name) const {
+    require(dtype_of(tensor) == state_dtype_, name, "is not of the state's dtype");
+    return {0, tensor.data_ptr(), per_sample_stride(tensor, name)};
+  }
+
+  Box box(double lo, double hi) const {
+    require(lo <= hi, "lo", "is above hi or NaN");
+    return {lo, hi};
+  }
+
+  const bool* mask(const OptionalTensor& tensor, const char* name, int64_t* stride) const {
+    if (!tensor) return nullptr;
+    require(tensor->scalar_type() == ScalarType::Bool && tensor->dim() == 1, name,
+            "is not a (N,) bool tensor");
+    *stride = per_sample_stride(*tensor, name);
+    return static_cast<const bool*>(tensor->data_ptr());
+  }
+
+  const int64_t* index(const OptionalTensor& tensor, const char* name, int64_t* stride) const {
+    if (!tensor) return nullptr;
+    require(tensor->scalar_type() == ScalarType::Long && tensor->dim() == 1, name,
+            "is not a (N,) int64 tensor");
+    *stride = per_sample_stride(*tensor, name);
+    return static_cast<const int64_t*>(tensor->data_ptr());
+  }
+
+  Normalization normalization(const OptionalTensor& mean, const OptionalTensor& std) const {
+    require(mean.has_value() == std.has_value(), "mean and std", "come together");
+    if (!mean) return {};
+    require(rank_ >= 2, "mean", "needs a channel dimension");
+    for (const Tensor* tensor : {&*mean, &*std})
+      require(dtype_of(*tensor) == state_dtype_ && tensor->dim() == 1 && tensor->size(0) == sizes_[1],
+              tensor == &*mean ? "mean" : "std", "is not of shape (C,) and the state's dtype");
+    return {mean->data_ptr(), std->data_ptr(), mean->stride(0), std->stride(0), sizes_[1]};
+  }
+
+  // Last of all checks: tells autograd that the tensor is about to be written.
+  //
+  // A kernel on raw pointers leaves the version counter alone, and autograd would not notice that a
+  // tensor which it saved was overwritten. Exchanging a dimension with itself does nothing else, and
+  // fails for a leaf that requires a gradient.
+  void will_write(const Tensor& tensor, const char* name) const {
+    using torch::stable::detail::from;
+    refuse_gradient(tensor, name);
+    StableIValue stack[3] = {from(tensor), from(int64_t{0}), from(int64_t{0})};
+    require(torch_call_dispatcher("aten::transpose_", "", stack, TORCH_ABI_VERSION) == 0, name,
+            "requires a gradient or is an inference tensor");
+    aoti_torch_delete_tensor_object(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
+  }
+
+  // Ops are not differentiable: in grad mode, what has a history is refused.
+  void refuse_gradient(const Tensor& tensor, const char* name) const {
+    if (!aoti_torch_grad_mode_is_enabled()) return;
+    StableIValue stack[1] = {torch::stable::detail::from(tensor)};
+    const bool answered = torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION) == 0;
+    require(answered && torch::stable::detail::to<bool>(stack[0]), name, "requires a gradient");
+  }
+
+  void set_state_dtype(DType dtype) { state_dtype_ = dtype; }
+
+ private:
+  Array admit(const Tensor& tensor, const char* name) const {
+    const auto sizes = tensor.sizes();
+    bool same = static_cast<int64_t>(sizes.size()) == rank_;
+    for (int64_t d = 0; d < rank_ && same; ++d) same = sizes[d] == sizes_[d];
+    require(same, name, "differs in shape");
+    const auto dtype = dtype_of(tensor);
+    require(dtype.has_value(), name, "is of a dtype that is not accepted");
+    return {tensor.data_ptr(), *dtype, tensor.strides().data()};
+  }
+
+  int64_t per_sample_stride(const Tensor& tensor, const char* name) const {
+    const int64_t rank = tensor.dim();
+    require(rank == 0 || (rank == 1 && tensor.size(0) == samples()), name, "is not of shape () or (N,)");
+    return rank == 0 ? 0 : tensor.stride(0);
+  }
+
+  const char* op_;
+  int64_t rank_;
+  const int64_t* sizes_;
+  DType state_dtype_ = DType::f32;
+};
+
+}  // namespace roli

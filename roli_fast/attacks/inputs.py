@@ -1,0 +1,111 @@
+"""What an attack is given and gives back: checks before anything runs, conversions that stay in the ball."""
+
+import math
+
+import torch
+from torch import Tensor
+
+IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
+ITERATES = ("last", "best")
+
+
+def refuse(argument: str, got: object, accepted: str, error: type[Exception] = ValueError) -> None:
+    raise error(f"{argument}: got {got}, accepted: {accepted}")
+
+
+def check_choice(argument: str, value: object, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        refuse(argument, repr(value), ", ".join(accepted))
+
+
+def check_size(argument: str, value: object) -> None:
+    """A step size or eps."""
+    accepted = "a number >= 0, or a float tensor (N,)"
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.dim() > 1:
+            refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
+    elif not value >= 0:
+        refuse(argument, value, accepted)
+
+
+def check_count(argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        refuse(argument, repr(value), "an integer >= 1")
+
+
+def check_bounds(bounds: tuple[float, float]) -> None:
+    if len(bounds) != 2 or not all(math.isfinite(b) for b in bounds) or not bounds[0] < bounds[1]:
+        refuse("bounds", bounds, "two numbers (lo, hi) with lo < hi")
+
+
+def check_inputs(images: Tensor, labels: Tensor, index: Tensor | None, **sizes: float | Tensor) -> None:
+    """Metadata of one call. ``sizes`` are its eps and step size."""
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        wrong, value = ("images", images) if not isinstance(images, Tensor) else ("labels", labels)
+        refuse(wrong, f"a {type(value).__name__}", "a tensor", TypeError)
+    if images.dtype not in IMAGE_DTYPES:
+        refuse("images", f"dtype {images.dtype}", "a float dtype in pixel units, or torch.uint8 for v / 255")
+    if images.dim() == 0:
+        refuse("images", "shape ()", "(N, ...)")
+    for name, value in (("labels", labels), ("index", index)):
+        if value is None:
+            continue
+        if value.dtype != torch.int64 or value.shape != images.shape[:1]:
+            refuse(
+                name, f"{value.dtype} of shape {tuple(value.shape)}", f"torch.int64 of shape ({len(images)},)"
+            )
+        if value.device != images.device:
+            refuse(name, f"device {value.device}", f"images' device {images.device}")
+    for name, size in sizes.items():
+        if isinstance(size, Tensor) and size.dim() == 1 and len(size) != len(images):
+            refuse(name, f"shape {tuple(size.shape)}", f"a number, (), or ({len(images)},)")
+
+
+def check_values(images: Tensor, labels: Tensor, bounds: tuple[float, float], classes: int | None) -> None:
+    """Values of one call, with one synchronisation. ``classes`` None: not known yet."""
+    if images.numel() == 0:
+        return
+    lo, hi, smallest, largest = torch.stack(
+        [v.double() for v in (images.min(), images.max(), labels.min(), labels.max())]
+    ).tolist()
+    if images.dtype == torch.uint8:
+        lo, hi = lo / 255, hi / 255
+    if not (bounds[0] <= lo and hi <= bounds[1]):
+        refuse(
+            "images",
+            f"values in [{lo:.4g}, {hi:.4g}]",
+            f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
+            "model = roli_fast.models.Normalized(model, mean, std)",
+        )
+    if smallest < 0 or (classes is not None and largest >= classes):
+        refuse(
+            "labels",
+            f"values in [{smallest:.0f}, {largest:.0f}]",
+            f"0 .. {'classes' if classes is None else classes} - 1",
+        )
+
+
+def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """A random int64 (1,) on device, from the generator or from torch's own."""
+    if generator is not None and generator.device.type != device.type:
+        refuse("generator", f"one on {generator.device}", f"one on the images' device, {device}")
+    return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
+
+
+def to_state(images: Tensor) -> Tensor:
+    """The images as an attack's state: float32, or float64 where they are; uint8 is v / 255."""
+    state = images.to(torch.float64 if images.dtype == torch.float64 else torch.float32, copy=True)
+    return state.div_(torch.full_like(state[:0].sum(), 255)) if images.dtype == torch.uint8 else state
+
+
+def to_images(state: Tensor, images: Tensor) -> Tensor:
+    """The state in the images' dtype and layout; half precision is rounded towards the clean image, so
+    that it stays in the ball. The state of uint8 images stays float32: their own steps are too coarse."""
+    dtype = state.dtype if images.dtype == torch.uint8 else images.dtype
+    result = torch.empty_like(images, dtype=dtype).copy_(state)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return result
+    past = (result.to(state.dtype) - state) * (state - images.to(state.dtype)).sign() > 0
+    return torch.where(past, torch.nextafter(result, images), result)

@@ -1,0 +1,101 @@
+"""What an attack reached, decided by the model itself and plain torch."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..engine import class_logits
+
+NORMS = ("linf",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """Per sample, all (N,).
+
+    finite, in_box, in_ball: whether the adversarial image is without NaN and infinity, within the
+        bounds, and within eps of the clean one (to one unit in the last place of either).
+    distance: to the clean image, float64.
+    prediction: the model's class.
+    success: finite, in_box, in_ball, and the model is fooled.
+    """
+
+    finite: Tensor
+    in_box: Tensor
+    in_ball: Tensor
+    distance: Tensor
+    prediction: Tensor
+    success: Tensor
+
+
+def predict(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The model's logits (N, classes) for these images, in eval mode; the model is left as it was.
+
+    Raises ValueError where they are not (N, classes), and where one is NaN: no class can be read off.
+    """
+    logits = class_logits(model, images)
+    broken = logits.isnan().any(dim=1)
+    if broken.any():
+        raise ValueError(f"model: its logits are NaN for samples {broken.nonzero().flatten().tolist()[:8]}")
+    return logits
+
+
+def is_fooled(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
+    """(N,) bool: another class than the label, or, targeted, the target."""
+    return (logits.argmax(dim=1) == labels) == targeted
+
+
+@torch.no_grad()
+def verify(
+    model: Callable[[Tensor], Tensor],
+    clean: Tensor,
+    adv: Tensor,
+    labels: Tensor,
+    norm: str,
+    eps: float | Tensor,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    *,
+    targeted: bool = False,
+) -> Verification:
+    """Checks adversarial images, whoever made them.
+
+    model: maps images (N, ...) to logits (N, classes); asked as it is, in eval mode.
+    clean: (N, ...) any float dtype, or uint8 for v / 255.
+    adv: (N, ...) any float dtype; what the model is asked about.
+    labels: (N,) int64; with ``targeted``, the targets.
+    norm: "linf".
+    eps: a number, or (N,); in pixel units.
+    bounds: the box.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm: got {norm!r}, accepted: {', '.join(NORMS)}")
+    if adv.shape != clean.shape or len(labels) != len(adv):
+        raise ValueError(
+            f"adv, clean, labels: got shapes {tuple(adv.shape)}, {tuple(clean.shape)}, {tuple(labels.shape)}, "
+            "accepted: the same (N, ...) twice, and (N,)"
+        )
+    state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
+    image = clean.to(state) / 255 if clean.dtype == torch.uint8 else clean.to(state)
+    flat, flat_image = adv.to(state).flatten(1), image.flatten(1)
+    moved = (flat.double() - flat_image.double()).abs()
+    magnitude = torch.maximum(flat.abs(), flat_image.abs())
+    ulp = torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf)).double() - magnitude.double()
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=adv.device).reshape(-1, 1)
+    lo, hi = torch.tensor(bounds, dtype=state).tolist()  # as a kernel sees them
+
+    finite = flat.isfinite().all(dim=1)
+    in_box = ((flat >= lo) & (flat <= hi)).all(dim=1)
+    in_ball = (moved <= eps + ulp).all(dim=1)
+    # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
+    asked = torch.where(finite.reshape(-1, *[1] * (adv.dim() - 1)), adv, image.to(adv.dtype))
+    logits = predict(model, asked)
+    return Verification(
+        finite=finite,
+        in_box=in_box,
+        in_ball=in_ball,
+        distance=moved.amax(dim=1),
+        prediction=logits.argmax(dim=1),
+        success=finite & in_box & in_ball & is_fooled(logits, labels, targeted),
+    )

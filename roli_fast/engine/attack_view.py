@@ -1,0 +1,179 @@
+"""The model as the inner loop of an attack needs it."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..models.normalized import Normalized
+from ..ops import prepare
+from .frozen_copy import FrozenCopy
+from .modes import class_logits, eval_mode
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# How far the first batch's logits may move in the view, relative to the largest, by the model's dtype:
+# rounding in float32 stays below 1e-5, a wrong fold is of the order of 1.
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+
+
+@dataclasses.dataclass
+class ViewReport:
+    """What the view made of the model.
+
+    folded: the BatchNorms that were folded, each with the layer that took it up.
+    left: those that were not, each with the reason.
+    note: what else a user should know; None if there is nothing.
+    """
+
+    folded: dict[str, str] = dataclasses.field(default_factory=dict)
+    left: dict[str, str] = dataclasses.field(default_factory=dict)
+    note: str | None = None
+
+
+class AttackView:
+    """A frozen copy of a model in eval mode, at the precision and layout in which its gradient with
+    respect to the input is cheap. The model itself is never changed.
+
+    Parameters need no gradient, BatchNorm is folded into the layer before it, weights are cast once and
+    laid out channels-last. A :class:`roli_fast.models.Normalized` model hands its mean and std to
+    :meth:`prepare`, which normalises at the state's precision before it casts. The first batch confirms
+    the copy against the model; :attr:`report` says what was done. What cannot be copied, and a callable
+    that is no module, runs as it is.
+
+    model: maps inputs (N, ...) to logits (N, classes).
+    precision: "fp32" (float64 where the model is float64), or "bf16".
+    fold: whether BatchNorm is folded where that is proven to be exact.
+
+    Raises ValueError for an unknown precision, and for another than "fp32" where there is no copy to cast.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], *, precision: str = "fp32", fold: bool = True):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: got {precision!r}, accepted: {', '.join(PRECISIONS)}")
+        self._precision, self._fold = precision, fold
+        module = unwrap(model)
+        # The view may be cached by its model, and must not keep it alive.
+        self._model: Callable[[], Callable | None] = (
+            weakref.ref(module) if isinstance(module, nn.Module) else lambda: module
+        )
+        self._build(fold)
+
+    def _build(self, fold: bool) -> None:
+        model = self._model()
+        self.report = ViewReport()
+        self.classes: int | None = None  # known once the first batch has confirmed the view
+        self._copy: FrozenCopy | None = None
+        self._normalized = model if isinstance(model, Normalized) else None
+        if not isinstance(model, nn.Module):
+            self._run_as_it_is("the model is a callable and no module")
+            return
+        try:
+            self._copy = FrozenCopy(_inner(model), fold)
+        except Exception as error:  # whatever a module holds that cannot be copied
+            self._run_as_it_is(f"the model cannot be copied ({error})")
+            return
+        self.report.folded, self.report.left = self._copy.folded, self._copy.left
+
+    def _run_as_it_is(self, reason: str) -> None:
+        self._normalized = None
+        self.report.note = f"{reason}: it runs as it is"
+        if self._precision != "fp32":
+            raise ValueError(f"precision: got {self._precision!r}, accepted: fp32, since {reason}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of prepared inputs (N, ...)."""
+        if self._copy is not None:
+            return self._copy.run(x)
+        model = self._model()
+        assert model is not None
+        with eval_mode(model):
+            return model(x)
+
+    def prepare(self, adv: Tensor) -> Tensor:
+        """The input for a state adv (N, ...): normalised, cast, and laid out."""
+        if self.classes is None:
+            self.confirm(adv[:4])
+        dtype = self._copy.dtype if self._copy is not None else None
+        mean, std = self.normalization(adv)
+        return prepare(adv, mean, std, dtype=dtype or adv.dtype, memory_format=self.memory_format(adv))
+
+    def normalization(self, adv: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """mean and std (C,) that :meth:`prepare` applies to adv, in adv's dtype; None where there are none."""
+        if self._normalized is None:
+            return None, None
+        return self._normalized.mean.to(adv), self._normalized.std.to(adv)
+
+    def memory_format(self, images: Tensor) -> torch.memory_format:
+        """The layout that the view wants for such images."""
+        channels_last = self._copy is not None and self._copy.is_convolutional and images.dim() == 4
+        return torch.channels_last if channels_last else torch.preserve_format
+
+    def refresh(self) -> None:
+        """Takes over the model's parameters and buffers as they are now.
+
+        Nothing is reallocated, unless the model got other modules, devices or dtypes: then the view is
+        made anew.
+        """
+        if self._copy is None:
+            return
+        model = self._model()
+        assert isinstance(model, nn.Module)
+        if self._copy.is_copy_of(_inner(model)):
+            self._copy.take_over(_inner(model))
+        else:
+            self._build(self._fold)
+
+    @torch.no_grad()
+    def confirm(self, adv: Tensor) -> None:
+        """Compares the view's logits for a few images with the model's, gives up folding if they differ,
+        and casts to the precision. The first :meth:`prepare` does so on its first images.
+
+        Raises ValueError where the model's output is not (N, classes).
+        """
+        model = self._model()
+        assert model is not None
+        self.classes = -1  # prepare() below must not come back here
+        expected = class_logits(model, _at_its_precision(model, adv))
+        if self._copy is not None:
+            tolerance = _TOLERANCE[expected.dtype] * expected.abs().max().item()
+            moved = (self(self.prepare(adv)).to(expected.dtype) - expected).abs().max().item()
+            if self._copy.folded and not moved <= tolerance:
+                folded = self._copy.folded
+                self._build(fold=False)
+                self.report.left = dict.fromkeys(
+                    folded, f"folding it moved the first batch's logits by {moved:.2g}"
+                )
+                self.confirm(adv)
+                return
+            if not moved <= tolerance:
+                self.report.note = (
+                    f"a copy's logits differ from the model's by {moved:.2g}: is its output random?"
+                )
+            if self._precision != "fp32":
+                self._copy.cast_to(PRECISIONS[self._precision], _inner(model))
+        self.classes = expected.shape[1]
+
+
+def unwrap(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper."""
+    while isinstance(model, nn.Module):
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            break
+    return model
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """What is copied: a normalisation is done by the kernels."""
+    return model.model if isinstance(model, Normalized) else model
+
+
+def _at_its_precision(model: nn.Module | Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return images.to(next((p.dtype for p in parameters if p.is_floating_point()), images.dtype))

@@ -1,0 +1,5 @@
+"""Models whose input are pixels."""
+
+from .normalized import Normalized
+
+__all__ = ["Normalized"]

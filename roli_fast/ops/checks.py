@@ -1,0 +1,276 @@
+"""The contract's checks, one for all backends: metadata and numbers, never a tensor's values.
+
+An error names the op and the argument, what came and what is accepted. The native guard
+(``csrc/torch_tensors.h``) refuses the same calls, and then these functions say why.
+"""
+
+import math
+from typing import Any, NoReturn
+
+import numpy
+import torch
+from torch import Tensor
+
+STATE_DTYPES = (torch.float32, torch.float64)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+IMAGE_DTYPES = (*FLOAT_DTYPES, torch.uint8)
+
+# Steps after which the search for a shared element gives up and says that there is one.
+_OVERLAP_SEARCH: Any = 10_000
+
+
+def _refuse(
+    op: str, argument: str, got: object, accepted: str, error: type[Exception] = ValueError
+) -> NoReturn:
+    raise error(f"{op}: {argument}: got {got}, accepted: {accepted}")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _tensor(op: str, argument: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(value, Tensor):
+        _refuse(op, argument, f"a {type(value).__name__}", f"a tensor of dtype {_names(dtypes)}", TypeError)
+    if value.dtype not in dtypes:
+        _refuse(op, argument, f"dtype {_names((value.dtype,))}", _names(dtypes))
+    if value.layout != torch.strided:
+        _refuse(op, argument, f"layout {value.layout}", "torch.strided")
+
+
+def _like(
+    op: str, argument: str, value: object, dtypes: tuple[torch.dtype, ...], name: str, like: Tensor
+) -> None:
+    _tensor(op, argument, value, dtypes)
+    assert isinstance(value, Tensor)
+    if value.shape != like.shape:
+        _refuse(op, argument, f"shape {tuple(value.shape)}", f"{name}'s shape {tuple(like.shape)}")
+    _device(op, argument, value, name, like)
+
+
+def _device(op: str, argument: str, value: Tensor, name: str, like: Tensor) -> None:
+    if value.device != like.device:
+        _refuse(op, argument, f"device {value.device}", f"{name}'s device {like.device}")
+
+
+def _vector(
+    op: str, argument: str, value: object, dtype: torch.dtype, length: int, meaning: str, like: Tensor
+) -> None:
+    _tensor(op, argument, value, (dtype,))
+    assert isinstance(value, Tensor)
+    if tuple(value.shape) != (length,):
+        _refuse(op, argument, f"shape {tuple(value.shape)}", f"{meaning} = ({length},)")
+    _device(op, argument, value, "the first tensor", like)
+
+
+def _batch(op: str, argument: str, value: Tensor) -> None:
+    if value.dim() == 0:
+        _refuse(op, argument, "shape ()", "(N, ...), N samples")
+
+
+def _size(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtype) -> None:
+    """A step size or eps: a number, or a tensor of shape () or (N,) of the state's dtype."""
+    accepted = f"a number >= 0, or a {_names((dtype,))} tensor of shape () or (N,)"
+    if isinstance(value, Tensor):
+        if value.dtype != dtype:
+            _refuse(op, argument, f"dtype {_names((value.dtype,))}", accepted)
+        if tuple(value.shape) not in ((), (like.shape[0],)):
+            _refuse(op, argument, f"shape {tuple(value.shape)}", f"{accepted}, N = {like.shape[0]}")
+        _device(op, argument, value, "the first tensor", like)
+    elif isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+        _refuse(op, argument, f"a {type(value).__name__}", accepted, TypeError)
+    elif not value >= 0:
+        _refuse(op, argument, value, accepted)
+
+
+def _box(op: str, lo: object, hi: object) -> None:
+    for name, value in (("lo", lo), ("hi", hi)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            _refuse(op, name, f"a {type(value).__name__}", "a number", TypeError)
+        if math.isnan(value):
+            _refuse(op, name, value, "a number")
+    if not lo <= hi:  # type: ignore[operator]
+        _refuse(op, "lo", f"{lo}, above hi = {hi}", "lo <= hi")
+
+
+def _not_differentiable(op: str, argument: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        _refuse(
+            op,
+            argument,
+            "a tensor that requires a gradient, in grad mode",
+            f"{argument}.detach(), or a call under torch.no_grad() (the op is not differentiable)",
+            RuntimeError,
+        )
+
+
+def _normalization(op: str, adv: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        _refuse(op, "std" if std is None else "mean", None, "mean and std together, or neither")
+    if adv.dim() < 2:
+        _refuse(
+            op,
+            "mean",
+            f"a mean for shape {tuple(adv.shape)}",
+            "(N, C, ...) tensors, where there are channels",
+        )
+    for name, value in (("mean", mean), ("std", std)):
+        _vector(op, name, value, adv.dtype, adv.shape[1], "(C,)", adv)
+
+
+def _has_memory(*tensors: Tensor) -> bool:
+    """Whether these are tensors with addresses, and not what a compiler traces with."""
+    return not torch.compiler.is_compiling() and all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors
+    )
+
+
+def _not_self_overlapping(op: str, argument: str, value: Tensor) -> None:
+    if not _has_memory(value) or value.numel() == 0:
+        return
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(value.stride(), value.shape, strict=True) if n > 1):
+        if stride <= reach:
+            _refuse(
+                op,
+                argument,
+                f"a tensor whose elements overlap (shape {tuple(value.shape)}, strides {value.stride()})",
+                f"one memory location per element: {argument}.clone()",
+            )
+        reach += (size - 1) * stride
+
+
+class _Address:
+    """A tensor's place in memory as numpy understands it; the memory is never touched."""
+
+    def __init__(self, tensor: Tensor):
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": f"|V{size}",
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * size for stride in tensor.stride()),
+            "data": (tensor.data_ptr(), True),
+        }
+
+
+def _disjoint(op: str, written_name: str, written: Tensor, name: str, value: Tensor) -> None:
+    if not _has_memory(written, value) or written.numel() == 0:
+        return
+    try:
+        shared = numpy.shares_memory(
+            numpy.asarray(_Address(written)), numpy.asarray(_Address(value)), _OVERLAP_SEARCH
+        )
+    except numpy.exceptions.TooHardError:
+        shared = True
+    if shared:
+        _refuse(
+            op,
+            name,
+            f"a tensor that shares memory with {written_name}, which is written",
+            f"a tensor of its own: {name}.clone()",
+        )
+
+
+def _written(op: str, argument: str, value: Tensor, **others: Tensor | None) -> None:
+    _not_differentiable(op, argument, value)
+    _not_self_overlapping(op, argument, value)
+    for name, other in others.items():
+        if other is not None:
+            _disjoint(op, argument, value, name, other)
+
+
+def step(
+    op: str,
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """The arguments of every ``*_step_``."""
+    _tensor(op, "adv", adv, STATE_DTYPES)
+    _batch(op, "adv", adv)
+    _like(op, "grad", grad, FLOAT_DTYPES, "adv", adv)
+    _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
+    _size(op, "step_size", step_size, adv, adv.dtype)
+    _size(op, "eps", eps, adv, adv.dtype)
+    _box(op, lo, hi)
+    if active is not None:
+        _vector(op, "active", active, torch.bool, adv.shape[0], "(N,)", adv)
+    if out is not None:
+        _like(op, "out", out, FLOAT_DTYPES, "adv", adv)
+    elif mean is not None or std is not None:
+        _refuse(op, "mean" if std is None else "std", "a tensor, without out", "mean and std only with out")
+    _normalization(op, adv, mean, std)
+    _written(op, "adv", adv, grad=grad, clean=clean, out=out)
+    if out is not None:
+        _written(op, "out", out, grad=grad, clean=clean)
+
+
+def project(
+    op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0
+) -> None:
+    """The arguments of every ``*_project_``."""
+    _tensor(op, "adv", adv, STATE_DTYPES)
+    _batch(op, "adv", adv)
+    _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
+    _size(op, "eps", eps, adv, adv.dtype)
+    _box(op, lo, hi)
+    _written(op, "adv", adv, clean=clean)
+
+
+def state_dtype(clean: Tensor) -> torch.dtype:
+    """The dtype of the state of an attack on clean: float64 for float64, else float32."""
+    return torch.float64 if clean.dtype == torch.float64 else torch.float32
+
+
+def start(
+    op: str,
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> None:
+    """The arguments of every ``*_start``."""
+    _tensor(op, "clean", clean, IMAGE_DTYPES)
+    _batch(op, "clean", clean)
+    _size(op, "eps", eps, clean, state_dtype(clean))
+    _vector(op, "seed", seed, torch.int64, 2, "(2,)", clean)
+    _box(op, lo, hi)
+    if index is not None:
+        _vector(op, "index", index, torch.int64, clean.shape[0], "(N,)", clean)
+    _not_differentiable(op, "clean", clean)
+
+
+def prepare(
+    op: str,
+    adv: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    *,
+    dtype: Any = torch.float32,
+    memory_format: torch.memory_format | None = None,
+) -> None:
+    """The arguments of ``prepare``."""
+    _tensor(op, "adv", adv, STATE_DTYPES)
+    _batch(op, "adv", adv)
+    _normalization(op, adv, mean, std)
+    if dtype not in FLOAT_DTYPES:
+        _refuse(op, "dtype", dtype, _names(FLOAT_DTYPES))
+    ranks = {torch.channels_last: 4, torch.channels_last_3d: 5}
+    if memory_format in ranks and adv.dim() != ranks[memory_format]:
+        _refuse(op, "memory_format", f"{memory_format} for rank {adv.dim()}", f"rank {ranks[memory_format]}")
+    _not_differentiable(op, "adv", adv)

@@ -1,0 +1,123 @@
+"""The Linf family."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import checks, reference
+from .registry import define, sizes_as_tensors
+
+_STEP = define(
+    "linf_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
+    "float hi=1.0, *, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
+    check=partial(checks.step, "linf_step_"),
+    fake=lambda *args, **kwargs: None,
+    reference=reference.linf_step_,
+)
+
+_PROJECT = define(
+    "linf_project_(Tensor(a!) adv, Tensor clean, Size eps, float lo=0.0, float hi=1.0) -> ()",
+    check=partial(checks.project, "linf_project_"),
+    fake=lambda *args, **kwargs: None,
+    reference=reference.linf_project_,
+)
+
+_START = define(
+    "linf_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, Tensor? index=None) -> Tensor",
+    check=partial(checks.start, "linf_start"),
+    fake=lambda clean, *args, **kwargs: torch.empty_like(clean, dtype=checks.state_dtype(clean)),
+    reference=reference.linf_start,
+)
+
+
+def linf_step_(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """One Linf PGD step, in place and in one pass (Madry et al. 2018, eq. 2).
+
+    Equivalent to ``adv.copy_((adv + step_size * grad.sign()).clamp(clean - eps, clean + eps).clamp(lo, hi))``.
+
+    adv: (N, ...) float32 or float64, written. Must not overlap itself, grad or clean.
+    grad: (N, ...) any float dtype; NaN counts as 0.
+    clean: (N, ...) any float dtype, or uint8 for v / 255.
+    step_size, eps: in pixel units; numbers, or tensors of shape () or (N,) of adv's dtype, in which a
+        negative or NaN value counts as 0.
+    lo, hi: the box. Where clean lies outside, the box wins.
+    active: (N,) bool; the other samples keep their bits.
+    out: (N, ...) any float dtype and layout; receives the next model input, for inactive samples too:
+        adv, or (adv - mean) / std where mean and std, (C,) of adv's dtype, are given.
+
+    Raises ValueError, TypeError or RuntimeError, with nothing written, for arguments that do not fit.
+    """
+    op = _STEP.number
+    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
+        op = _STEP.tensor
+        step_size, eps = sizes_as_tensors(adv, step_size, eps)
+    if active is None and out is None and mean is None and std is None:  # each keyword costs 0.2 us
+        op(adv, grad, clean, step_size, eps, lo, hi)
+    else:
+        op(adv, grad, clean, step_size, eps, lo, hi, active=active, out=out, mean=mean, std=std)
+
+
+def linf_step(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    active: Tensor | None = None,
+) -> Tensor:
+    """:func:`linf_step_` on a copy of adv, which is returned; adv may require a gradient."""
+    stepped = adv.detach().clone()
+    linf_step_(stepped, grad, clean, step_size, eps, lo, hi, active=active)
+    return stepped
+
+
+def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+    """Projects adv onto the Linf ball around clean and onto the box, in place.
+
+    Equivalent to ``adv.copy_(adv.clamp(clean - eps, clean + eps).clamp(lo, hi))``. Arguments as in
+    :func:`linf_step_`.
+    """
+    op = _PROJECT.tensor if isinstance(eps, Tensor) else _PROJECT.number
+    op(adv, clean, eps, lo, hi)
+
+
+def linf_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
+    """A uniformly random point of the Linf ball around clean, clamped to the box.
+
+    Equivalent to ``(clean + eps * u).clamp(lo, hi)`` with u uniform in (-1, 1): a pure function of seed,
+    sample index and logical element, whatever the batch, the layout and the backend.
+
+    clean: (N, ...) any float dtype, or uint8 for v / 255.
+    eps, lo, hi: as in :func:`linf_step_`.
+    seed: (2,) int64 on clean's device: a key, and a stream that tells the draws of one key apart.
+    index: (N,) int64 on clean's device, which sample each one is; default 0 .. N - 1.
+
+    Returns a tensor of clean's shape and layout, float64 where clean is, else float32.
+    """
+    op = _START.tensor if isinstance(eps, Tensor) else _START.number
+    return op(clean, eps, seed, lo, hi, index=index)

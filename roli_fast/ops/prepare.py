@@ -1,0 +1,39 @@
+"""What the model eats."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import checks, reference
+from .registry import define
+
+_PREPARE = define(
+    "prepare(Tensor adv, Tensor? mean, Tensor? std, *, ScalarType dtype=float, "
+    "MemoryFormat? memory_format=None) -> Tensor",
+    check=partial(checks.prepare, "prepare"),
+    fake=lambda adv, mean, std, *, dtype=torch.float32, memory_format=None: torch.empty_like(
+        adv, dtype=dtype, memory_format=memory_format
+    ),
+    reference=reference.prepare,
+)
+
+
+def prepare(
+    adv: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> Tensor:
+    """The model's input, made in one pass: normalised in adv's precision, then cast and laid out.
+
+    Equivalent to ``((adv - mean[:, None, None]) / std[:, None, None]).to(dtype, memory_format=...)``.
+
+    adv: (N, C, ...) float32 or float64.
+    mean, std: (C,) of adv's dtype, or None for no normalisation.
+    dtype: any float dtype.
+    memory_format: as in ``torch.empty_like``.
+    """
+    return _PREPARE.number(adv, mean, std, dtype=dtype, memory_format=memory_format)
