@@ -73,8 +73,8 @@ def verify(
         raise ValueError(f"norm: got {norm!r}, accepted: {', '.join(NORMS)}")
     if adv.shape != clean.shape or len(labels) != len(adv):
         raise ValueError(
-            f"adv, clean, labels: got shapes {tuple(adv.shape)}, {tuple(clean.shape)}, {tuple(labels.shape)}, "
-            "accepted: the same (N, ...) twice, and (N,)"
+            f"adv, clean, labels: got shapes {tuple(adv.shape)}, {tuple(clean.shape)} and "
+            f"{tuple(labels.shape)}, accepted: the same (N, ...) twice, and (N,)"
         )
     state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
     image = clean.to(state) / 255 if clean.dtype == torch.uint8 else clean.to(state)

@@ -98,10 +98,11 @@ class AttackView:
             self.confirm(adv[:4])
         dtype = self._copy.dtype if self._copy is not None else None
         mean, std = self.normalization(adv)
-        return prepare(adv, mean, std, dtype=dtype or adv.dtype, memory_format=self.memory_format(adv))
+        layout = self.memory_format(adv)
+        return prepare(adv, mean, std, dtype=dtype or adv.dtype, memory_format=layout)
 
     def normalization(self, adv: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """mean and std (C,) that :meth:`prepare` applies to adv, in adv's dtype; None where there are none."""
+        """mean and std (C,) that :meth:`prepare` applies, in adv's dtype; None where there are none."""
         if self._normalized is None:
             return None, None
         return self._normalized.mean.to(adv), self._normalized.std.to(adv)
@@ -153,6 +154,7 @@ class AttackView:
                     f"a copy's logits differ from the model's by {moved:.2g}: is its output random?"
                 )
             if self._precision != "fp32":
+                assert isinstance(model, nn.Module)
                 self._copy.cast_to(PRECISIONS[self._precision], _inner(model))
         self.classes = expected.shape[1]
 

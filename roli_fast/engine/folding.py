@@ -6,6 +6,7 @@ are called once, nothing is hooked in between and the weights are shared with no
 
 import dataclasses
 import operator
+from typing import cast
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -127,11 +128,11 @@ def without_norm(norm: nn.Module) -> nn.Module:
 @torch.no_grad()
 def folded_weights(convolution: Convolution, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does what both do, in float64."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = (var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double()
+    bias = -mean.double()
     if convolution.bias is not None:
         bias = bias + convolution.bias.double()
     bias = bias * scale

@@ -24,7 +24,8 @@ _PROJECT = define(
 )
 
 _START = define(
-    "linf_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, Tensor? index=None) -> Tensor",
+    "linf_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, "
+    "Tensor? index=None) -> Tensor",
     check=partial(checks.start, "linf_start"),
     fake=lambda clean, *args, **kwargs: torch.empty_like(clean, dtype=checks.state_dtype(clean)),
     reference=reference.linf_start,
@@ -47,7 +48,8 @@ def linf_step_(
 ) -> None:
     """One Linf PGD step, in place and in one pass (Madry et al. 2018, eq. 2).
 
-    Equivalent to ``adv.copy_((adv + step_size * grad.sign()).clamp(clean - eps, clean + eps).clamp(lo, hi))``.
+    Equivalent to
+    ``adv.copy_((adv + step_size * grad.sign()).clamp(clean - eps, clean + eps).clamp(lo, hi))``.
 
     adv: (N, ...) float32 or float64, written. Must not overlap itself, grad or clean.
     grad: (N, ...) any float dtype; NaN counts as 0.

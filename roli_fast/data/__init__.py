@@ -1,0 +1,5 @@
+"""Data sets."""
+
+from .digits import Splits, digits
+
+__all__ = ["Splits", "digits"]

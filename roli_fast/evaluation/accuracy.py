@@ -1,0 +1,92 @@
+"""Accuracy on clean and on attacked images, with intervals."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import numpy
+import torch
+from scipy.stats import binomtest, bootstrap
+from torch import Tensor
+
+from ..attacks import PGD, predict, verify
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Which images are classified right.
+
+    right: (N,) bool, on the CPU, in the order of the data set; N is at least 1.
+    """
+
+    right: Tensor
+
+    @property
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return self.right.double().mean().item()
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval for the value."""
+        test = binomtest(int(self.right.sum()), len(self.right))
+        low, high = test.proportion_ci(confidence, method="wilson")
+        return low, high
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much more accurate one is than another, with the interval [low, high]."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def within_noise(self) -> bool:
+        return self.low <= 0 <= self.high
+
+
+def difference(a: Accuracy, b: Accuracy, confidence: float = 0.95) -> Difference:
+    """a minus b on the same images, with a paired bootstrap's percentile interval."""
+    if len(a.right) != len(b.right):
+        raise ValueError(f"a, b: got {len(a.right)} and {len(b.right)} images, accepted: the same images")
+    gaps = a.right.numpy().astype(float) - b.right.numpy().astype(float)
+    resampled = bootstrap(
+        (gaps,), numpy.mean, confidence_level=confidence, method="percentile", rng=numpy.random.default_rng(0)
+    )
+    low, high = resampled.confidence_interval
+    return Difference(float(gaps.mean()), float(low), float(high))
+
+
+def evaluate(
+    model: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attack: PGD | None = None,
+) -> Accuracy:
+    """The model's accuracy in eval mode; under an attack, what no verified adversarial image brings down.
+
+    model: maps images (N, ...) to logits (N, classes); left as it was.
+    batches: (images, labels) in a fixed order, which gives each sample its index.
+    attack: None for clean accuracy.
+
+    Raises ValueError for a targeted attack, and RuntimeError where an attack left the ball or the box:
+    nothing could then be said of the model.
+    """
+    if attack is not None and attack.targeted:
+        raise ValueError("attack: got a targeted one, accepted: one against the labels")
+    seen: list[Tensor] = []
+    total = 0
+    for images, labels in batches:
+        if attack is None:
+            right = predict(model, images).argmax(dim=1) == labels
+        else:
+            index = torch.arange(total, total + len(images), device=images.device)
+            adversarial = attack.run(model, images, labels, index=index).adversarial
+            checked = verify(model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds)
+            if not (checked.finite & checked.in_box & checked.in_ball).all():
+                raise RuntimeError(f"{attack!r} returned images outside its ball or box")
+            right = ~checked.success
+        seen.append(right.cpu())
+        total += len(images)
+    if total == 0:
+        raise ValueError("batches: got none, accepted: at least one image")
+    return Accuracy(torch.cat(seen))
