@@ -1,7 +1,4 @@
-"""What a bug report needs: versions, devices, and which backends run.
-
-Every backend that is missing says why.
-"""
+"""``roli-fast doctor``: everything that a bug report needs, on one screen."""
 
 import argparse
 import importlib

@@ -1,33 +1,44 @@
 """``roli-fast``: finds the subcommand and turns a user's mistake into one line and exit code 2."""
 
 import argparse
+import importlib
 import sys
 
-from . import demo, doctor
 from .errors import UserError
 
-_COMMANDS = (demo, doctor)
+# A subcommand is a module of this package with add_arguments(parser) and run(arguments). It is imported
+# when it is asked for: doctor must run where the ops cannot be imported.
+_COMMANDS = {
+    "demo": "train on real digits, with and without attacks, and show what it buys",
+    "doctor": "say what a bug report needs: versions, devices, and which backends run",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="roli-fast", description="Adversarial attacks and training, fast.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in _COMMANDS:
-        name = module.__name__.rpartition(".")[2]
-        summary = (module.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    command = argv[0] if argv else ""
     try:
+        arguments = _parse(argv, command)
         arguments.run(arguments)
-    except UserError as error:
-        print(f"roli-fast {arguments.command}: {error}", file=sys.stderr)
+    except (UserError, ImportError) as error:
+        print(f"roli-fast {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(argv: list[str], command: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="roli-fast", description="Adversarial attacks and training, fast.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, summary in _COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary)
+        if name == command:
+            module = importlib.import_module(f".{name}", __package__)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-_LIBRARY = Path(__file__).parent.parent / "libroli_fast_cpu.so"
+_LIBRARY = Path(__file__).parent.parent / "lib" / "libroli_fast_cpu.so"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,10 @@ def _load_native() -> str | None:
         return f"built, but does not load with torch {torch.__version__}: {error}"
     from .. import _C
 
-    _C.cpu_capability()  # raises where ROLI_FAST_CPU_CAPABILITY names what cannot run
+    try:
+        _C.cpu_capability()
+    except RuntimeError as error:  # ROLI_FAST_CPU_CAPABILITY names what cannot run
+        raise ImportError(str(error)) from error
     return None
 
 

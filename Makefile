@@ -1,0 +1,65 @@
+# What people do. `make demo` and `make test` set up everything that they need in .venv, and install or
+# build again only what has changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test test-all lint format bench wheel clean help
+
+help:
+	@echo "make demo      train on real digits with and without attacks (sets itself up)"
+	@echo "make test      format, lint, types and tests (sets itself up)"
+	@echo "make test-all  the same, with the slow tests"
+	@echo "make bench     measure the ops; results go to benchmarks/results"
+	@echo "make format    put the code into its format"
+	@echo "make wheel     build a wheel in dist"
+	@echo "make clean     remove what was built, but not .venv"
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/roli-fast demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest --slow
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.* csrc/*/*.*)
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest benchmarks
+
+wheel: $(VENV)/dev.stamp
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info roli_fast/*.so
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "roli_fast needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Built against the torch of this environment, not against one of pip's own: no isolation.
+$(VENV)/build.stamp: $(VENV)/pyvenv.cfg pyproject.toml
+	@command -v $${CXX:-c++} > /dev/null || \
+		{ echo "roli_fast needs a C++20 compiler; none found as $${CXX:-c++}"; exit 1; }
+	$(BIN)/python tools/build_requirements.py | xargs -d '\n' $(PIP) install --quiet
+	@touch $@
+
+$(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/build.stamp $(NATIVE)
+	$(PIP) install --quiet --no-build-isolation --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,82 @@
+"""Results as JSON that can be published as it is, and the table at the end of a run."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import machine
+from .timing import Measurement
+
+RESULTS = Path(__file__).parent / "results"
+RIVALS = ("copy", "compiled", "preallocated", "expression")
+CASES = pytest.StashKey[list[tuple[str, str, Measurement]]]()
+
+# Beyond this many cores taken by others, a thread of ours has waited for one and the times say so.
+MUCH_OTHER_LOAD = 0.1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CASES] = []
+    if config.option.benchmark_json is None and _runs_a_whole_suite(config):
+        suite = Path(config.args[0]).stem.removeprefix("test_")
+        RESULTS.mkdir(exist_ok=True)
+        config.option.benchmark_json = RESULTS / f"{suite}-{machine.slug()}.json"
+
+
+def _runs_a_whole_suite(config: pytest.Config) -> bool:
+    """One benchmark file, all of it, at full length: what a kept result must come from."""
+    return (
+        [Path(argument).suffix for argument in config.args] == [".py"]
+        and not (config.option.keyword or config.option.collectonly)
+        and os.environ.get("ROLI_FAST_BENCH_QUICK") != "1"
+    )
+
+
+@pytest.fixture
+def record_case(request: pytest.FixtureRequest) -> Callable[[str, str, Measurement], None]:
+    """Puts a measured case (form, size) into the table at the end of the run."""
+    return lambda form, size, measured: request.config.stash[CASES].append((form, size, measured))
+
+
+def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
+    return machine.describe()
+
+
+def pytest_benchmark_generate_commit_info() -> dict[str, Any]:
+    return machine.commit()
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["stats"]["data"]  # the quartiles say it
+        del benchmark["options"]  # of a calibration that does not take place
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    cases = config.stash[CASES]
+    if not cases:
+        return
+    terminalreporter.section("the step, and its time as a multiple of its rivals' (medians)")
+    line = "{:<24}{:<14}{:>10}{:>9}{:>8}{:>12}{:>16}{:>14}{:>13}".format
+    rivals = (f"/ {rival}" for rival in RIVALS)
+    terminalreporter.write_line(line("form", "size", "step us", "iqr us", *rivals, "other cores"))
+    for form, size, measured in cases:
+        step = measured.seconds_of("ours")
+        times = (f"{1e6 * seconds:.2f}" for seconds in (step["median"], step["q3"] - step["q1"]))
+        ratios = (f"{measured.ratio('ours', rival)['median']:.3f}" for rival in RIVALS)
+        others = "?" if measured.other_cores is None else f"{measured.other_cores:.2f}"
+        terminalreporter.write_line(line(form, size, *times, *ratios, others))
+    _warn_of_other_load(terminalreporter, cases)
+
+
+def _warn_of_other_load(terminalreporter: Any, cases: list[tuple[str, str, Measurement]]) -> None:
+    worst = max((measured.other_cores or 0.0 for _, _, measured in cases), default=0.0)
+    if worst > MUCH_OTHER_LOAD:
+        terminalreporter.write_line(
+            f"Other processes kept up to {worst:.2f} cores busy meanwhile: repeat this on a quiet machine.",
+            red=True,
+        )

@@ -1,0 +1,101 @@
+"""Where and with what a benchmark ran. Nothing here names a person, a host or a path."""
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cpuinfo  # comes with pytest-benchmark
+import torch
+
+import roli_fast
+from roli_fast import _C
+
+_ROOT = Path(__file__).parents[1]
+_UNKNOWN_CACHE = 64 * 2**20
+
+
+@functools.cache
+def cpu_name() -> str:
+    return cpuinfo.get_cpu_info().get("brand_raw", platform.machine())
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def slug() -> str:
+    """The machine as part of a file name: amd-epyc-2-cores-avx512."""
+    name = f"{cpu_name()} {cores()} cores {_C.cpu_capability()}"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def caches() -> dict[str, int]:
+    """Bytes of the data caches that the first core sees, by level; empty where the system does not say."""
+    found = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((cache / part).read_text().strip() for part in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = int(size.removesuffix("K")) * 1024
+    return found
+
+
+def last_level_cache() -> int:
+    return max(caches().values(), default=_UNKNOWN_CACHE)
+
+
+def _memory_gib() -> float:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def describe() -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "instruction_set": _C.cpu_capability(),
+        "caches": caches(),
+        "memory_gib": _memory_gib(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "roli_fast": roli_fast.__version__,
+        },
+        "build": _C.build_config(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit() -> dict[str, Any]:
+    """The commit, and whether the working tree differs from it in anything but results."""
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return {"id": _git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def busy_seconds() -> tuple[float, float] | None:
+    """Core-seconds spent so far by all of the machine (its host's theft included), and by this process.
+
+    None where the system does not say.
+    """
+    try:
+        user, nice, system, _idle, _wait, *interrupts_and_theft = _proc_stat()[:8]
+    except OSError:
+        return None
+    own = os.times()
+    ticks = user + nice + system + sum(interrupts_and_theft)
+    return ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
+def _proc_stat() -> list[int]:
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]

@@ -1,0 +1,112 @@
+"""Times rivals against each other: interleaved, so that whatever disturbs the machine disturbs all alike."""
+
+import gc
+import itertools
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from . import machine
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """seconds: per contender, one value per round. other_cores: how many cores others kept busy meanwhile."""
+
+    seconds: Mapping[str, Sequence[float]]
+    other_cores: float | None
+
+    def seconds_of(self, contender: str) -> dict[str, float]:
+        return quartiles(self.seconds[contender])
+
+    def ratio(self, contender: str, to: str) -> dict[str, float]:
+        """Of the ratios within a round, where both saw the same machine."""
+        pairs = zip(self.seconds[contender], self.seconds[to], strict=True)
+        return quartiles([a / b for a, b in pairs])
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "q1": q1, "q3": q3}
+
+
+def interleaved(contenders: Mapping[str, Sequence[Call]], rounds: int, repeats: int) -> Measurement:
+    """Times every contender once per round, in an order drawn anew for each round.
+
+    contenders: each in equivalent versions that work on different memory. The version moves on with every
+        timing, whoever is timed, so that no contender finds its data where a rival has just left them.
+    repeats: calls per timing, where one is too short for the clock; the time of a call is their mean.
+    """
+    order, version = list(contenders), itertools.count()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    shuffle = random.Random(0).shuffle
+    _warm_up(contenders)
+    watch = _OtherLoad()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                versions = contenders[name]
+                seconds[name].append(_time(versions[next(version) % len(versions)], repeats))
+    finally:
+        gc.enable()
+    return Measurement(seconds, watch.cores())
+
+
+def _warm_up(contenders: Mapping[str, Sequence[Call]]) -> None:
+    """Page faults, compilation, caches of the allocator: what only a first call pays."""
+    for _ in range(2):
+        for versions in contenders.values():
+            for call in versions:
+                call()
+    gc.collect()
+
+
+def _time(call: Call, repeats: int) -> float:
+    start = perf_counter()
+    for _ in itertools.repeat(None, repeats):
+        call()
+    return (perf_counter() - start) / repeats
+
+
+class _OtherLoad:
+    """How many cores other processes keep busy: above a tenth or so, timings on all cores mean little."""
+
+    _TICK = 0.01  # seconds; the system counts in these
+
+    def __init__(self) -> None:
+        self._start, self._busy = perf_counter(), machine.busy_seconds()
+
+    def cores(self) -> float | None:
+        elapsed, busy = perf_counter() - self._start, machine.busy_seconds()
+        if self._busy is None or busy is None or elapsed < 20 * self._TICK:
+            return None
+        everyone, own = (after - before for after, before in zip(busy, self._busy, strict=True))
+        return round(max(0.0, everyone - own) / elapsed, 2)
+
+
+class RecordedClock:
+    """A clock that replays durations. pytest-benchmark times one function many times in a row; given this
+    clock as its timer, it reports what :func:`interleaved` has measured."""
+
+    __name__ = "recorded"
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def replay(self, durations: Sequence[float]) -> Callable[[], None]:
+        """A function that takes, by this clock, each duration in turn."""
+        remaining = iter(durations)
+
+        def pass_time() -> None:
+            self._now += next(remaining)
+
+        return pass_time

@@ -1,0 +1,91 @@
+"""The judge: NaN, box, ball, prediction."""
+
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.attacks import verify
+
+EPS = 8 / 255
+
+
+@pytest.fixture
+def judged():
+    """An identity model on four 'classes': the largest pixel is the class."""
+    clean = torch.tensor([[0.9, 0.2, 0.3, 0.4]]).repeat(6, 1)
+    return nn.Identity(), clean, torch.zeros(6, dtype=torch.int64)
+
+
+def test_each_check_by_itself(judged):
+    model, clean, labels = judged
+    adv = clean.clone()
+    adv[1] = torch.tensor([0.1, 0.9, 0.3, 0.4])  # fools the model, but left the ball
+    adv[2, 1] = torch.nan
+    adv[3, 1] = -0.001  # left the box
+    adv[4, 0] -= EPS
+    result = verify(model, clean, adv, labels, "linf", EPS)
+    assert result.finite.tolist() == [True, True, False, True, True, True]
+    assert result.in_box.tolist() == [True, True, False, False, True, True]
+    assert result.in_ball.tolist() == [True, False, False, False, True, True]
+    assert result.prediction.tolist() == [0, 1, 0, 0, 0, 0]
+    assert not result.success.any()
+    assert result.distance[4].item() == pytest.approx(EPS, abs=1e-7)
+    wide = verify(model, clean, adv, labels, "linf", 1.0)
+    assert wide.success.tolist() == [False, True, False, False, False, False]
+
+
+def test_targeted(judged):
+    model, clean, labels = judged
+    target = torch.full_like(labels, 1)
+    adv = clean.clone()
+    adv[0, 1] = 0.95
+    result = verify(model, clean, adv, target, "linf", 1.0, targeted=True)
+    assert result.success.tolist() == [True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("clean", [0.0, 0.1, 0.5, 250 / 255])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ball_to_one_unit_in_the_last_place(clean, dtype):
+    clean = torch.full((1, 2), clean, dtype=dtype)
+    edge = clean + EPS
+    above = edge.clone()
+    for _ in range(3):
+        above = torch.nextafter(above, torch.full_like(above, 9))
+    model, labels = nn.Identity(), torch.zeros(1, dtype=torch.int64)
+    assert verify(model, clean, edge, labels, "linf", EPS, (0, 2)).in_ball.all()
+    assert not verify(model, clean, above, labels, "linf", EPS, (0, 2)).in_ball.any()
+
+
+def test_uint8_clean_and_eps_per_sample(judged):
+    model, _, labels = judged
+    clean = torch.tensor([[200, 10, 20, 30]], dtype=torch.uint8).repeat(6, 1)
+    adv = clean.float() / 255
+    adv[:, 1] += 4 / 255
+    eps = torch.tensor([0.0, 0.01, 0.02, 0.0, 0.1, 0.2])
+    result = verify(model, clean, adv, labels, "linf", eps)
+    assert result.in_ball.tolist() == [False, False, True, False, True, True]
+
+
+def test_the_model_is_asked_in_eval_mode_and_left_in_its_own():
+    class Moody(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.flatten(1).sum(1) * 0, torch.full((len(x),), float(self.training))], dim=1)
+
+    model = Moody().train()
+    x, labels = torch.rand(3, 2), torch.zeros(3, dtype=torch.int64)
+    assert not verify(model, x, x, labels, "linf", EPS).success.any()
+    assert model.training
+
+
+def test_nan_logits_are_an_error():
+    x = torch.rand(3, 4)
+    with pytest.raises(ValueError, match=r"logits are NaN for samples \[0, 1, 2\]"):
+        verify(lambda x: x / 0 * 0, x, x, torch.zeros(3, dtype=torch.int64), "linf", EPS)
+
+
+def test_bad_input(judged):
+    model, clean, labels = judged
+    with pytest.raises(ValueError, match="norm: got 'l7', accepted: linf"):
+        verify(model, clean, clean, labels, "l7", EPS)
+    with pytest.raises(ValueError, match="adv, clean, labels: got shapes"):
+        verify(model, clean, clean[:, :2], labels, "linf", EPS)

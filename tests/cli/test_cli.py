@@ -1,0 +1,98 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from roli_fast.cli.main import main
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--epochs", "3", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "demo.json").read_text())
+    picture = tmp_path / "out" / "demo.png"
+    assert picture.stat().st_size > 20_000
+    assert str(picture) in shown.replace("\n", "")
+    normal, adversarial = results["trainings"]["normal"], results["trainings"]["adversarial"]
+    for trained in (normal, adversarial):
+        assert trained["clean"]["images"] == 360
+        low, high = trained["pgd20"]["interval"]
+        assert low <= trained["pgd20"]["value"] <= high
+        assert trained["pgd20"]["value"] <= trained["clean"]["value"]
+    assert normal["clean"]["value"] > 0.8
+    assert adversarial["pgd20"]["value"] > normal["pgd20"]["value"] + 0.2
+    assert len(results["adversarial_epoch_seconds"]["roli_fast"]) >= 3
+    for word in ("normal", "adversarial", "difference", "plain torch", "speed-up"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--epochs", "0"], "--epochs: got 0, accepted: 1 or more"),
+        (["demo", "--out", "/dev/null/out"], "--out: "),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--epochs", "many"]])
+def test_unknown_arguments_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["demo"]) == 2
+    assert "pip install 'roli-fast[demo]'" in capsys.readouterr().err
+
+
+def doctor(**environment):
+    code = "import sys; from roli_fast.cli.main import main; sys.exit(main(['doctor']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_doctor_in_one_screen():
+    shown = doctor()
+    assert shown.count("\n") <= 40
+    for word in (
+        "python",
+        "torch",
+        "timm",
+        "cuda",
+        "none: ",
+        "avx2",
+        "cpu capability in use",
+        "backends",
+        "default for",
+    ):
+        assert word in shown
+
+
+def test_a_backend_that_does_not_exist_is_a_users_mistake():
+    environment = {**os.environ, "ROLI_FAST_BACKEND": "nonsense"}
+    command = [sys.executable, "-m", "roli_fast.cli.main", "demo"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "roli-fast demo: ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, reference\n"
+
+
+def test_doctor_says_why_a_choice_cannot_run():
+    assert "ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, reference" in doctor(
+        ROLI_FAST_BACKEND="nonsense"
+    )
+    assert "ROLI_FAST_CPU_CAPABILITY is 'sse9'" in doctor(ROLI_FAST_CPU_CAPABILITY="sse9")

@@ -1,0 +1,75 @@
+"""What all tests share: seeds, small models, and the real checkpoints where they are there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: make test-all runs it"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real images and checkpoints, which is not part of the repository."""
+    if not SHARED.exists():
+        pytest.skip("../shared/data is not there")
+    return SHARED
+
+
+def _randomize_norms(model: nn.Module) -> nn.Module:
+    """Statistics and affine parameters as training leaves them, not as a constructor does."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2.0)
+            if module.affine:
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0, 0.2)
+    return model
+
+
+@pytest.fixture
+def randomize_norms():
+    return _randomize_norms
+
+
+@pytest.fixture
+def convnet() -> nn.Module:
+    """A small network with BatchNorm, dropout and normalisation inside, in train mode."""
+    from roli_fast.models import Normalized
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8 * 3 * 3, 5),
+    )
+    return Normalized(_randomize_norms(net), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)).train()
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,))

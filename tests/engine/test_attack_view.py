@@ -1,0 +1,290 @@
+"""The view computes what the model computes, follows it, and leaves it alone."""
+
+import gc
+import weakref
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from roli_fast.engine import AttackView, eval_mode
+from roli_fast.models import Normalized, small_resnet
+
+
+def logits(model, images):
+    with torch.no_grad(), eval_mode(model):
+        return model(images)
+
+
+def through(view, images):
+    with torch.no_grad():
+        return view(view.prepare(images))
+
+
+class TwoReaders(nn.Module):
+    """A convolution whose output goes to a BatchNorm and elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((self.norm(x) + x).mean((2, 3)))
+
+
+class CalledTwice(nn.Module):
+    def __init__(self, norm_twice: bool):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.other = nn.Identity() if norm_twice else nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, 5)
+        self.norm_twice = norm_twice
+
+    def forward(self, x):
+        if self.norm_twice:
+            x = self.norm(self.b(self.norm(self.a(x))))
+        else:
+            x = self.other(self.a(self.norm(self.a(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class ReadsTheWeight(nn.Module):
+    """Uses the convolution's weight besides calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).mean((2, 3)) + self.conv.weight.sum())
+
+
+class Branches(nn.Module):
+    """Cannot be traced: its path depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).mean((2, 3))
+        return self.head(x if x.sum() > 0 else -x)
+
+
+def tied() -> nn.Module:
+    first, second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+    second.weight = first.weight
+    return nn.Sequential(
+        first, nn.BatchNorm2d(3), second, nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def hooked(pre: bool) -> nn.Module:
+    model = plain()
+    if pre:
+        model[1].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    else:
+        model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    return model
+
+
+def without_statistics() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet26d", "efficientnet_b0", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+)
+def test_logits_of_timm_models(name, randomize_norms):
+    size = {"img_size": 64} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=7, **size)
+    model = Normalized(randomize_norms(model), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).train()
+    images = torch.rand(2, 3, 64, 64)
+    view = AttackView(model)
+    expected = logits(model, images)
+    torch.testing.assert_close(through(view, images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    assert len(view.report.folded) == norms  # these models hide no BatchNorm from tracing
+    assert not view.report.left
+    assert view.report.note is None
+
+
+def test_folding_is_exact_in_float64(convnet):
+    model = convnet.double()
+    images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, images), logits(model, images), rtol=1e-12, atol=1e-12)
+    assert view.report.folded == {"1": "0", "4": "3"}
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (TwoReaders, {"norm": "used elsewhere"}),
+        (lambda: CalledTwice(norm_twice=True), {"norm": "called 2 times"}),
+        (lambda: CalledTwice(norm_twice=False), {"norm": "used elsewhere", "other": "used elsewhere"}),
+        (ReadsTheWeight, {"norm": "shared"}),
+        (Branches, {"norm": "cannot be traced"}),
+        (tied, {"1": "shared", "3": "shared"}),
+        (lambda: hooked(pre=True), {"1": "hook"}),
+        (lambda: hooked(pre=False), {"1": "hook"}),
+        (without_statistics, {"1": "no running statistics"}),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(192), nn.Linear(192, 5)),
+            {"1": "follows a Flatten"},
+        ),
+    ],
+)
+def test_what_is_not_proven_is_left_and_reported(make, left, randomize_norms):
+    model = randomize_norms(make())
+    images = torch.rand(4, 3, 8, 8)
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, images), logits(model, images), rtol=1e-4, atol=1e-5)
+    assert view.report.left.keys() == left.keys()
+    for name, reason in left.items():
+        assert reason in view.report.left[name]
+
+
+def test_the_first_batch_can_veto_a_fold(monkeypatch, convnet, batch):
+    from roli_fast.engine import frozen_copy
+
+    exact = frozen_copy.folded_weights
+    monkeypatch.setattr(frozen_copy, "folded_weights", lambda c, n: tuple(t + 0.1 for t in exact(c, n)))
+    view = AttackView(convnet)
+    torch.testing.assert_close(through(view, batch[0]), logits(convnet, batch[0]), rtol=1e-4, atol=1e-5)
+    assert not view.report.folded
+    assert "moved the first batch's logits" in view.report.left["1"]
+
+
+def test_fold_can_be_declined(convnet, batch):
+    view = AttackView(convnet, fold=False)
+    torch.testing.assert_close(through(view, batch[0]), logits(convnet, batch[0]), rtol=1e-5, atol=1e-5)
+    assert not view.report.folded
+
+
+def test_refresh_gives_what_a_fresh_view_gives(convnet, batch):
+    images, labels = batch
+    view = AttackView(convnet)
+    view.prepare(images)
+    optimizer = torch.optim.SGD(convnet.parameters(), lr=0.5)
+    for _ in range(2):  # moves weights and running statistics
+        nn.functional.cross_entropy(convnet(images), labels).backward()
+        optimizer.step()
+    stale = through(view, images)
+    view.refresh()
+    assert torch.equal(through(view, images), through(AttackView(convnet), images))
+    assert not torch.allclose(through(view, images), stale)
+
+
+def test_refresh_does_not_reallocate(convnet, batch):
+    view = AttackView(convnet, precision="bf16")
+    view.prepare(batch[0])
+    before = [t.data_ptr() for t in view._copy.run.parameters()]
+    view.refresh()
+    assert [t.data_ptr() for t in view._copy.run.parameters()] == before
+
+
+def test_refresh_notices_other_modules(batch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    view = AttackView(model)
+    view.prepare(batch[0])
+    model[1] = nn.Tanh()
+    view.refresh()
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]))
+    model.double()
+    view.refresh()
+    images = batch[0].double()
+    torch.testing.assert_close(through(view, images), logits(model, images))
+
+
+def test_bf16_stays_near(convnet, batch):
+    view = AttackView(convnet, precision="bf16")
+    x = view.prepare(batch[0])
+    assert x.dtype == torch.bfloat16
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    expected = logits(convnet, batch[0])
+    torch.testing.assert_close(view(x).float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_bf16_normalises_before_it_casts(convnet, batch):
+    """(image - mean) / std in float32, then the cast; not a cast image that is normalised in bf16."""
+    x = AttackView(convnet, precision="bf16").prepare(batch[0])
+    mean, std = convnet.mean[:, None, None], convnet.std[:, None, None]
+    assert torch.equal(x, ((batch[0] - mean) / std).bfloat16())
+
+
+def test_an_unfolded_norm_stays_in_float32():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    view = AttackView(model, precision="bf16")
+    view.prepare(torch.rand(2, 3, 8, 8))
+    assert view._copy.run[0].weight.dtype == torch.float32
+    assert view._copy.run[1].weight.dtype == torch.bfloat16
+
+
+def test_a_view_does_not_keep_its_model_alive():
+    model = small_resnet(3)
+    view = AttackView(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert view.report.folded
+
+
+def test_wrappers_are_taken_off(batch):
+    model = plain().eval()
+    expected = logits(model, batch[0])
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        view = AttackView(wrapped)
+        torch.testing.assert_close(through(view, batch[0]), expected, rtol=1e-4, atol=1e-5)
+        assert view.report.folded == {"1": "0"}
+
+
+def test_what_cannot_be_copied_runs_as_it_is(batch):
+    class Uncopyable(nn.Sequential):
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies")
+
+    model = Uncopyable(*plain()).train()
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]))
+    assert "no copies" in view.report.note
+    assert model.training
+    with pytest.raises(ValueError, match=r"precision: got 'bf16'.*accepted: fp32"):
+        AttackView(model, precision="bf16")
+
+
+def test_a_plain_callable_runs_as_it_is(batch):
+    view = AttackView(lambda x: x.flatten(1)[:, :5])
+    assert torch.equal(through(view, batch[0]), batch[0].flatten(1)[:, :5])
+    assert view.classes == 5
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        (lambda x: x, r"shape \(4, 3, 8, 8\)"),
+        (lambda x: x.flatten(1)[:2], r"shape \(2, 192\)"),
+        (lambda x: (x.flatten(1),), "a tuple"),
+    ],
+)
+def test_an_output_that_is_not_logits_is_refused(output, got):
+    with pytest.raises(ValueError, match=rf"model: its output for 4 images is {got}, accepted: logits"):
+        AttackView(output).prepare(torch.rand(4, 3, 8, 8))
+
+
+def test_an_unknown_precision_is_refused(convnet):
+    with pytest.raises(ValueError, match="precision: got 'fp8', accepted: fp32, bf16"):
+        AttackView(convnet, precision="fp8")

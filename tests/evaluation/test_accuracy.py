@@ -1,0 +1,83 @@
+"""Accuracy, its intervals and differences."""
+
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.attacks import PGD
+from roli_fast.evaluation import Accuracy, difference, evaluate
+
+
+def accuracy(right: int, total: int) -> Accuracy:
+    return Accuracy(torch.arange(total) < right)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],  # Newcombe 1998, method 3
+)
+def test_wilson_interval(right, total, low, high):
+    assert accuracy(right, total).interval() == pytest.approx((low, high), abs=1e-4)
+    assert accuracy(right, total).value == right / total
+
+
+def test_a_difference_is_paired():
+    """The same ten images flipped: no spread where the two agree."""
+    a, b = accuracy(60, 100), accuracy(50, 100)
+    gap = difference(a, b)
+    assert gap.value == pytest.approx(0.1)
+    assert 0.03 < gap.low < 0.07
+    assert 0.13 < gap.high < 0.18
+    assert not gap.within_noise
+    assert difference(a, a).within_noise
+    # As many right, but other images: much wider than the paired one.
+    other = Accuracy(a.right.flip(0))
+    assert difference(a, other).within_noise
+    assert difference(a, other).high - difference(a, other).low > 2 * (gap.high - gap.low)
+    with pytest.raises(ValueError, match="a, b: got 100 and 50 images"):
+        difference(a, accuracy(10, 50))
+
+
+def test_robust_accuracy_of_a_linear_model_is_its_margin():
+    """Right under every perturbation exactly where the margin exceeds eps times the weights' L1 norm."""
+    model = nn.Linear(10, 2, dtype=torch.float64)
+    images = torch.rand(200, 10, dtype=torch.float64) * 0.4 + 0.3  # the box stays out of reach
+    labels = model(images).argmax(1)
+    logits = model(images).detach()
+    margin = (logits.gather(1, labels[:, None]) - logits.gather(1, 1 - labels[:, None]))[:, 0]
+    eps = 0.05
+    robust = margin > eps * (model.weight[0] - model.weight[1]).abs().sum()
+    batches = [(images[i : i + 64], labels[i : i + 64]) for i in range(0, 200, 64)]
+    assert evaluate(model, batches).value == 1
+    measured = evaluate(model, batches, PGD(eps=eps, step_size=eps / 2, steps=5))
+    assert torch.equal(measured.right, robust)
+    assert 0 < measured.value < 1
+
+
+def test_a_sample_keeps_its_index_in_any_batch_size(convnet):
+    model = convnet.double()
+    images, labels = torch.rand(20, 3, 8, 8, dtype=torch.float64), torch.randint(0, 5, (20,))
+
+    def robust(size):
+        attack = PGD(eps=0.02, step_size=0.005, generator=torch.Generator().manual_seed(0), iterate="best")
+        return attack.run(model, images[:size], labels[:size]).adversarial[:7]
+
+    torch.testing.assert_close(robust(7), robust(20))
+
+
+def test_bad_input(convnet, batch):
+    with pytest.raises(ValueError, match="attack: got a targeted one"):
+        evaluate(convnet, [batch], PGD(targeted=True))
+    with pytest.raises(ValueError, match="batches: got none"):
+        evaluate(convnet, [])
+
+
+def test_an_attack_that_cheats_is_not_believed(convnet, batch):
+    class Cheat(PGD):
+        def run(self, *args, **kwargs):
+            result = super().run(*args, **kwargs)
+            result.adversarial.add_(0.1)
+            return result
+
+    with pytest.raises(RuntimeError, match="returned images outside its ball or box"):
+        evaluate(convnet, [batch], Cheat())

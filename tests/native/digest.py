@@ -1,0 +1,57 @@
+"""Prints the digests of what the ops compute over a varied set of calls, as JSON.
+
+A script, so that each environment has a process of its own.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from ops.cases import BY_NAME, LAYOUTS, OPS, STATES, arguments, bits, copied
+from ops.test_conversions import HALVES, every, tricky
+
+from roli_fast import _C
+from roli_fast.ops import linf_project_, prepare
+
+digests: dict[str, str] = {}
+
+
+def add(name, *tensors):
+    content = b"".join(bits(tensor).contiguous().numpy().tobytes() for tensor in tensors)
+    digests[name] = hashlib.sha256(content).hexdigest()
+
+
+for op in OPS:
+    for dtypes in op.dtypes():
+        for shape in [(3, 3, 5, 7), (2, 1111)]:
+            for layout in LAYOUTS:
+                given = arguments(op, shape, **dtypes)
+                given |= {name: layout(given[name]) for name in op.tensors}
+                add(f"{op} {shape} {layout.__name__} {dtypes}", op(**given))
+
+for length in (*range(1, 70), 1023, 1025, 40_000):
+    for op in OPS:
+        given = arguments(op, (2, length))
+        given |= {name: torch.tensor([0.01, 0.3]) for name in op.sizes}
+        add(f"{op} of length {length}", op(**given))
+
+for layout in LAYOUTS:
+    step, by = BY_NAME["linf_step_"], arguments(BY_NAME["prepare"])
+    for dtype in (*HALVES, *STATES):
+        out = layout(torch.zeros(3, 3, 5, 7, dtype=dtype))
+        given = copied(arguments(step)) | {"out": out, "mean": by["mean"], "std": by["std"]}
+        add(f"out {layout.__name__} {dtype}", step(**given, active=torch.tensor([True, False, True])), out)
+
+for half in HALVES:
+    for state in STATES:
+        adv = torch.full((1, 2**16), torch.inf, dtype=state)
+        linf_project_(adv, every(half)[None], 0.0, -torch.inf, torch.inf)
+        add(f"every {half} to {state}", adv)
+        add(f"{state} to {half}", prepare(tricky(half, state)[None], None, None, dtype=half))
+
+print(json.dumps({"capability": _C.cpu_capability(), "digests": digests}))

@@ -1,0 +1,137 @@
+"""Ops are not differentiable, and autograd is never misled."""
+
+import warnings
+
+import pytest
+import torch
+
+from roli_fast import ops
+
+from .cases import arguments, assert_same_bits, copied, each_torch_op, each_writing_op
+
+REFUSED = "requires (a )?grad"  # the torch op says it in fewer words
+
+
+@each_writing_op
+def test_an_overwritten_saved_tensor_is_noticed(op, call):
+    """Otherwise backward would compute with the overwritten values, in silence."""
+    weight = torch.ones(3, 3, 5, 7, requires_grad=True)
+    for name in op.writes:
+        given = {"adv": arguments(op)["adv"]} | ({"out": torch.zeros(3, 3, 5, 7)} if name == "out" else {})
+        loss = (weight * given[name]).sum()
+        call(op, **arguments(op) | given)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@each_writing_op
+def test_versions(op, call):
+    """What is written counts up, and the tensor that it is a view of; nothing else does."""
+    given = arguments(op)
+    given |= {"out": torch.zeros(3, 3, 5, 7)} if "out" in op.writes else {}
+    whole = torch.zeros(5, 3, 5, 7)
+    given["adv"] = whole[1:4].copy_(given["adv"])
+    before = {name: value._version for name, value in given.items() if isinstance(value, torch.Tensor)}
+    call(op, **given)
+    for name, version in before.items():
+        assert (given[name]._version > version) == (name in op.writes), name
+    assert whole._version == given["adv"]._version
+
+
+@each_torch_op
+@pytest.mark.parametrize("is_leaf", [True, False], ids=["leaf", "not_leaf"])
+def test_a_tensor_that_requires_a_gradient_is_refused_in_grad_mode(op, call, is_leaf, capfd):
+    for name in (op.tensors[0], *op.writes):
+        given = arguments(op) | ({"out": torch.zeros(3, 3, 5, 7)} if "out" in op.writes else {})
+        given[name].requires_grad_()
+        if not is_leaf:
+            given[name] = given[name] * 1
+        before = {k: (v, v.detach().clone(), v._version) for k, v in given.items() if k in ("adv", "out")}
+        with pytest.raises(RuntimeError, match=f"{name}.*{REFUSED}"):
+            call(op, **given)
+        for tensor, bits, version in before.values():
+            assert_same_bits(tensor.detach(), bits)
+            assert tensor._version == version
+        assert capfd.readouterr() == ("", "")
+
+
+@each_torch_op
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_grad_mode_it_is_fine(op, call, mode):
+    expected = op(**arguments(op))
+    given = arguments(op)
+    given[op.tensors[0]].requires_grad_()
+    with mode():
+        result = call(op, **given)
+    assert_same_bits((given["adv"] if op.writes else result).detach(), expected)
+
+
+@each_writing_op
+def test_inference_tensors(op, call):
+    expected = op(**arguments(op))
+    with torch.inference_mode():
+        given = arguments(op)
+        call(op, **given)
+        assert_same_bits(given["adv"], expected)
+        made_inside = arguments(op)
+    with pytest.raises(RuntimeError, match="inference"):
+        call(op, **made_inside)
+    assert_same_bits(made_inside["adv"].clone(), arguments(op)["adv"])
+
+
+@each_torch_op
+def test_nothing_that_an_op_makes_requires_a_gradient(op, call):
+    """Whatever else does: a gradient of create_graph, a learnt mean, an image before it is attacked."""
+    for name in {"grad", "clean", "mean", "std"} & {*arguments(op)} - {op.tensors[0]}:
+        given = arguments(op)
+        expected = op(**copied(given))
+        given[name].requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = call(op, **given)
+        result = given["adv"] if op.writes else result
+        assert not result.requires_grad, name
+        assert result.grad_fn is None
+        assert_same_bits(result.detach(), expected)
+
+
+def test_sizes_that_require_a_gradient(backend):
+    """A learnt step size or radius is a value like any other."""
+    adv = torch.full((2, 2), 0.5)
+    size = torch.tensor(0.25, requires_grad=True)
+    ops.linf_step_(adv, torch.ones(2, 2), adv.clone(), size, size)
+    assert adv.tolist() == [[0.75, 0.75]] * 2
+    assert not adv.requires_grad
+    assert not ops.linf_start(adv, size, torch.tensor([0, 0])).requires_grad
+
+
+def test_the_twin_ends_the_graph(backend):
+    """linf_step takes what requires a gradient: FGSM is linf_step(x, x.grad, x, eps, eps)."""
+    x = torch.full((2, 2), 0.5, requires_grad=True)
+    (x * torch.tensor([1.0, -1.0])).sum().backward()
+    adv = ops.linf_step(x, x.grad, x, 0.25, 0.25)
+    assert adv.tolist() == [[0.75, 0.25]] * 2
+    assert not adv.requires_grad
+    assert x.tolist() == [[0.5, 0.5]] * 2
+
+
+def test_inside_a_training_step(backend):
+    """A whole attack between forward and backward leaves the gradient of the model as it was."""
+    torch.manual_seed(0)
+    model, images = torch.nn.Linear(6, 2), torch.rand(4, 6)
+
+    def gradients(attack):
+        model.zero_grad()
+        loss = model(images).square().sum()
+        if attack:
+            adv = ops.linf_start(images, 0.1, torch.tensor([0, 0]))
+            for _ in range(3):
+                adv.requires_grad_()
+                (grad,) = torch.autograd.grad(model(adv).sum(), adv)
+                adv = adv.detach()
+                ops.linf_step_(adv, grad, images, 0.05, 0.1)
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for got, expected in zip(gradients(attack=True), gradients(attack=False), strict=True):
+        assert_same_bits(got, expected)

@@ -1,0 +1,212 @@
+"""The ops under torch.compile, and opcheck."""
+
+import pytest
+import torch
+
+import roli_fast
+from roli_fast import ops
+
+from .cases import BY_NAME, arguments, assert_same_bits, channels_last, copied, each_op, each_torch_op
+
+STEP = BY_NAME["linf_step_"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def variants(op, shape=(4, 3, 5, 7)):
+    """Arguments of every kind: plain, with all options, with sizes as tensors, in float64."""
+    plain = arguments(op, shape)
+    options = {
+        "active": torch.arange(shape[0]) % 2 == 0,
+        "out": torch.zeros(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last),
+        "mean": torch.full((shape[1],), 0.5),
+        "std": torch.full((shape[1],), 0.25),
+        "index": torch.arange(shape[0]).flip(0),
+        "dtype": torch.float16,
+        "memory_format": torch.channels_last,
+    }
+    full = plain | {name: options[name] for name in op.options}
+    full |= {"lo": -0.5, "hi": 0.75} if op.box else {}
+    double = dict.fromkeys(op.tensors, torch.float64)
+    kinds = {"plain": plain, "options": full, "double": arguments(op, shape, **double)}
+    if op.sizes:
+        kinds["scalars"] = copied(full) | {name: torch.tensor(0.02) for name in op.sizes}
+        kinds["vectors"] = copied(plain) | {name: torch.linspace(0, 0.1, shape[0]) for name in op.sizes}
+    return kinds
+
+
+def results(given, result):
+    return [t for t in (result, given.get("adv"), given.get("out")) if t is not None]
+
+
+def assert_compiled(compiled, function, given):
+    eager = copied(given)
+    expected = results(eager, function(**eager))
+    for got, want in zip(results(given, compiled(**given)), expected, strict=True):
+        assert_same_bits(got, want)
+        assert got.stride() == want.stride()
+
+
+@each_op
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_fullgraph(op, backend, dynamic):
+    function = getattr(ops, op.name)
+    for kind in variants(op):
+        torch.compiler.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        assert_compiled(compiled, function, variants(op)[kind])
+        if dynamic:
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                assert_compiled(compiled, function, variants(op, (5, 2, 9, 6))[kind])
+
+
+@each_torch_op
+def test_fullgraph_of_the_torch_op(op):
+    for given in variants(op).values():
+        torch.compiler.reset()
+        compiled = torch.compile(op.torch_op, fullgraph=True, backend="aot_eager")
+        assert_compiled(compiled, op.torch_op, given)
+
+
+def test_inductor(backend):
+    """An attack in one graph: a random start, three steps, what the model eats, and arithmetic around."""
+
+    def attack(images, grad, seed, step_size, eps):
+        adv = ops.linf_start(images, eps, seed)
+        out = torch.empty_like(adv, dtype=torch.bfloat16)
+        for k in range(3):
+            ops.linf_step_(adv, grad * (-1) ** k, images, step_size, eps, out=out)
+        return adv, out, ops.prepare(adv, None, None, dtype=torch.float16), adv * 2
+
+    compiled = torch.compile(attack, fullgraph=True)
+    images, grad = torch.rand(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    for size in (0.01, 0.02):
+        given = (images, grad, torch.tensor([1, 2]), torch.tensor(size), torch.tensor(3 * size))
+        for got, expected in zip(compiled(*given), attack(*given), strict=True):
+            assert_same_bits(got, expected)
+
+
+def test_tensor_sizes_never_recompile(backend):
+    given = arguments(STEP)
+    compiled = torch.compile(ops.linf_step_, fullgraph=True, backend="aot_eager")
+    call = copied(given) | {"step_size": torch.tensor(0.01), "eps": torch.tensor(0.1)}
+    compiled(**call)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in (0.02, 0.0, float("inf"), float("nan"), -1.0):
+            sizes = {"step_size": torch.tensor(value), "eps": torch.tensor(value)}
+            assert_compiled(compiled, ops.linf_step_, copied(given) | sizes)
+        with pytest.raises(torch._dynamo.exc.RecompileError):  # whereas a number is a constant
+            compiled(**copied(given))
+
+
+def test_intermediates(backend):
+    """Functionalisation: a step on a tensor that the graph made, on a view of it, and on an input twice."""
+
+    def function(image, grad):
+        adv = image * 1.0
+        ops.linf_step_(adv[1:], grad[1:], image[1:], 0.1, 0.2)
+        before = adv.clone()
+        ops.linf_step_(adv, grad, image, 0.1, 0.2)
+        ops.linf_step_(image, grad, adv, 0.1, 0.2)
+        return before, adv + 1
+
+    image, grad = torch.rand(3, 4), torch.randn(3, 4)
+    eager_image = image.clone()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(image, grad), function(eager_image, grad), strict=True):
+        assert_same_bits(got, expected)
+    assert_same_bits(image, eager_image)
+
+
+def test_the_choice_is_taken_when_traced():
+    if roli_fast.backends()["cpu"].missing:
+        pytest.skip(roli_fast.backends()["cpu"].missing)
+    graphs = []
+
+    def record(graph, _):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    def attack(adv, grad, image):
+        ops.linf_step_(adv, grad, image, 0.1, 0.2)
+
+    def mixed(adv, grad, image):
+        with roli_fast.backend("reference"):
+            ops.linf_step_(adv, grad, image, 0.1, 0.2)
+        ops.linf_step_(adv, grad, image, 0.1, 0.2)
+
+    native = "roli_fast_native.linf_step_.default"
+    for choice, expected in [("reference", False), ("cpu", True)]:
+        torch.compiler.reset()
+        compiled = torch.compile(attack, fullgraph=True, backend=record)
+        with roli_fast.backend(choice):
+            compiled(*torch.rand(3, 2, 4))
+            assert (native in graphs[-1]) == expected
+    torch.compile(mixed, fullgraph=True, backend=record)(*torch.rand(3, 2, 4))
+    assert native in graphs[-1]
+    assert len(graphs[-1]) > 10  # beside it the reference, as torch's own ops
+
+
+def test_bad_calls_are_refused_when_traced(backend):
+    compiled = torch.compile(ops.linf_step_, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=r"grad.*shape"):
+        compiled(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2, 3), 0.1, 0.1)
+    with pytest.raises(Exception, match=r"eps.*-0\.1"):
+        compiled(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), 0.1, -0.1)
+    with pytest.raises(Exception, match=r"adv.*requires a gradient|adv\.detach"):
+        compiled(torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3), torch.zeros(2, 3), 0.1, 0.1)
+
+
+@each_torch_op
+def test_fakes_have_the_shape_dtype_and_layout(op):
+    """Of what the op returns, without running it."""
+    for layout in (torch.clone, channels_last):
+        for given in variants(op).values():
+            given |= {name: layout(given[name]) for name in op.tensors}
+            expected = op.torch_op(**copied(given))
+            if expected is None:
+                continue
+            with torch._subclasses.FakeTensorMode() as mode:
+                fakes = {
+                    name: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+                    for name, value in given.items()
+                }
+                fake = op.torch_op(**fakes)
+            for attribute in ("shape", "dtype", "device"):
+                assert getattr(fake, attribute) == getattr(expected, attribute)
+            assert fake.stride() == expected.stride()
+
+
+@each_torch_op
+@pytest.mark.parametrize("namespace", ["roli_fast", "roli_fast_native"])
+def test_opcheck(op, namespace):
+    missing = roli_fast.backends()["cpu"].missing
+    if missing and namespace == "roli_fast_native":
+        pytest.skip(missing)
+    packet = getattr(getattr(torch.ops, namespace), op.name)
+    assert {*packet.overloads()} == ({"default", "tensor"} if op.sizes else {"default"})
+    for kind, given in variants(op, (2, 3, 2, 2)).items():
+        overload = packet.tensor if kind in ("scalars", "vectors") else packet.default
+        torch.library.opcheck(overload, *split(overload, given))
+
+
+@each_torch_op
+def test_opcheck_of_other_dtypes_and_layouts(op):
+    for clean, grad in [(torch.uint8, torch.float16), (torch.bfloat16, torch.float64)]:
+        given = arguments(op, (2, 3, 2, 2), clean=clean, grad=grad)
+        given |= {name: channels_last(given[name]) for name in op.tensors}
+        if op.name == "prepare":
+            given["dtype"] = torch.bfloat16
+        torch.library.opcheck(op.torch_op.default, *split(op.torch_op.default, given))
+
+
+def split(overload, given):
+    """Positional and keyword arguments, as opcheck wants them."""
+    schema = overload._schema.arguments
+    positional = tuple(given[a.name] for a in schema if not a.kwarg_only and a.name in given)
+    return positional, {a.name: given[a.name] for a in schema if a.kwarg_only and a.name in given}

@@ -1,0 +1,397 @@
+"""What every op owes its caller, whatever it computes."""
+
+import itertools
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import roli_fast
+
+from .cases import (
+    BY_NAME,
+    FLOATS,
+    INF,
+    LAYOUTS,
+    NAN,
+    arguments,
+    assert_ideal,
+    assert_same_bits,
+    channels_last,
+    contiguous,
+    copied,
+    each_box_op,
+    each_op,
+    each_torch_op,
+    each_writing_op,
+    ops_with,
+    properties,
+    spaced,
+)
+
+# Around the widths of vectors, of blocks and of the pieces that threads share.
+LENGTHS = (*range(1, 70), 255, 256, 257, 1023, 1024, 1025, 4099, 32767, 32768, 32769, 100_003)
+RANKS = ((1,), (7,), (3, 5), (3, 2, 5), (2, 3, 5, 7), (4, 1, 1, 9), (2, 3, 2, 3, 5), (1, 1, 1, 1, 1))
+
+
+def check(op, given):
+    before = copied(given)
+    assert_ideal(op, op(**given), before)
+
+
+@each_op
+def test_every_combination_of_dtypes(op, backend):
+    for dtypes in op.dtypes():
+        check(op, arguments(op, **dtypes))
+
+
+@each_op
+def test_every_rank(op, backend):
+    for shape in RANKS:
+        check(op, arguments(op, shape))
+
+
+@each_op
+def test_every_length(op, backend):
+    for length in LENGTHS:
+        check(op, arguments(op, (1, length)))
+        check(op, arguments(op, (length,)))
+
+
+@each_op
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0), (0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 1, 1, 1)])
+def test_nothing_to_do(op, backend, shape):
+    result = op(**arguments(op, shape))
+    assert result.shape == shape
+    assert result.dtype == torch.float32
+
+
+@each_op
+def test_results_are_new_and_mutating_ops_return_nothing(op, backend):
+    given = arguments(op)
+    result = getattr(roli_fast.ops, op.name)(**given)
+    if op.writes:
+        assert result is None
+    else:
+        result.fill_(-1)
+        assert not any((given[name] == -1).any() for name in op.tensors)
+
+
+@each_op
+def test_other_arguments_are_left_alone(op, backend):
+    given = arguments(op)
+    before = copied(given)
+    op(**given)
+    for name, value in before.items():
+        if isinstance(value, Tensor) and name not in op.writes:
+            assert_same_bits(given[name], value)
+
+
+# Layouts
+
+
+@each_op
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 40, 6, 6), (5, 3), (7,), (2, 3, 2, 3, 5)], ids=str)
+def test_any_layout_of_any_argument(op, backend, shape):
+    expected = op(**arguments(op, shape))
+    for layouts in itertools.product(LAYOUTS, repeat=len(op.tensors)):
+        given = arguments(op, shape)
+        given |= {name: layout(given[name]) for name, layout in zip(op.tensors, layouts, strict=True)}
+        assert_same_bits(op(**given), expected)
+
+
+@each_op
+def test_layouts_of_images(op, backend):
+    """As large as images are: rows longer than a block, more rows than one thread takes."""
+    shape = (2, 3, 130, 150)
+    expected = op(**arguments(op, shape))
+    for layout in LAYOUTS:
+        given = arguments(op, shape)
+        given[op.tensors[0]] = layout(given[op.tensors[0]])
+        assert_same_bits(op(**given), expected)
+        given = arguments(op, shape)
+        given |= {name: layout(given[name]) for name in op.tensors}
+        assert_same_bits(op(**given), expected)
+
+
+@each_op
+def test_expanded_inputs(op, backend):
+    """One image for the whole batch, one gradient for all channels: strides of 0 where nothing is written."""
+    given = arguments(op)
+    read = [name for name in op.tensors if name not in op.writes]
+    given |= {name: given[name][:1, :1].expand_as(given[name]) for name in read}
+    dense = {name: given[name].contiguous() for name in read}
+    expected = op(**copied(given) | dense)
+    assert_same_bits(op(**given), expected)
+
+
+@each_op
+def test_parameters_of_any_stride(op, backend):
+    given = arguments(op)
+    vectors = {name: torch.tensor([0.01, 0.02, 0.03]) for name in op.sizes}
+    vectors |= {name: given[name] for name in ("mean", "std", "seed") if name in given}
+    vectors |= {"active": torch.tensor([True, False, True])} if "active" in op.options else {}
+    vectors |= {"index": torch.tensor([5, 2, 9])} if "index" in op.options else {}
+    expected = op(**copied(given) | vectors)
+    assert_same_bits(op(**given | {name: spaced(value) for name, value in vectors.items()}), expected)
+
+    given = arguments(op)
+    numbers = dict.fromkeys(op.sizes, 0.02)
+    expanded = {name: torch.tensor(0.02).expand(3) for name in op.sizes}
+    expected = op(**copied(given) | numbers)
+    assert_same_bits(op(**given | expanded), expected)
+
+
+def framed(tensor, layout):
+    """The tensor as a window into larger memory, and a function that asserts that the rest is as it was."""
+    sizes = torch.Size(2 * size + 3 for size in tensor.shape)
+    # Values that no op writes, different from place to place, so that moved memory shows as well.
+    memory = layout((1000 + torch.arange(sizes.numel()) % 997).to(tensor.dtype).reshape(sizes))
+    window = tuple(slice(2, 2 + 2 * size, 2) for size in tensor.shape)
+    around = memory.clone()
+    memory[window] = tensor
+
+    def assert_intact():
+        now = memory.clone()
+        now[window] = around[window]
+        assert_same_bits(now, around)
+
+    return memory[window], assert_intact
+
+
+@each_writing_op
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_writes_stay_inside_the_view(op, backend, layout):
+    for shape in [(1,), (33,), (2, 17), (3, 3, 5, 7)]:
+        given = arguments(op, shape) | ({"out": torch.zeros(shape).half()} if "out" in op.writes else {})
+        expected = op(**copied(given))
+        checks = []
+        for name in op.writes:
+            given[name], assert_intact = framed(given[name], layout)
+            checks.append(assert_intact)
+        assert_same_bits(op(**given).clone(), expected)
+        for assert_intact in checks:
+            assert_intact()
+
+
+@each_writing_op
+def test_offsets_beyond_two_to_the_31(op, backend, tmp_path):
+    """Samples 2^31 elements apart, in a sparse file of which only the samples take memory."""
+    distance = 2**31 + 3
+    memory = torch.from_file(str(tmp_path / "adv"), shared=True, size=distance + 5)
+    (tmp_path / "adv").unlink()
+    given = arguments(op, (2, 5))
+    expected = op(**copied(given))
+    far = memory.as_strided((2, 5), (distance, 1)).copy_(given["adv"])
+    assert_same_bits(op(**given | {"adv": far}), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") < 12 * 2**30, reason="memory")
+@each_writing_op
+def test_more_than_two_to_the_31_elements(op):
+    shape = (2, 2**30 + 33)
+    adv = torch.full(shape, 0.5)
+    read = {name: torch.full((1, 1), 0.25).expand(shape) for name in op.tensors if name != "adv"}
+    op(**read | dict.fromkeys(op.sizes, 0.125), adv=adv)
+    assert torch.equal(adv.amin(1), torch.full((2,), 0.375))
+    assert torch.equal(adv.amax(1), torch.full((2,), 0.375))
+
+
+# Sizes, masks, bounds
+
+
+@ops_with("eps")
+def test_sizes_per_sample(op, backend):
+    for state in (torch.float32, torch.float64):
+        dtypes = {"adv": state} if "adv" in op.tensors else {"clean": state}
+        vectors = {
+            "eps": torch.tensor([0.0, 8 / 255, INF], dtype=state),
+            "step_size": torch.tensor([2 / 255, 0.0, 0.3], dtype=state),
+        }
+        given = arguments(op, **dtypes) | {name: vectors[name] for name in op.sizes}
+        before = copied(given)
+        together = op(**given)
+        assert_ideal(op, together, before)
+        for n in range(3):
+            alone = arguments(op, **dtypes) | {name: vectors[name][n].item() for name in op.sizes}
+            assert_same_bits(together[n], op(**alone)[n])
+
+
+@ops_with("eps")
+def test_a_size_is_the_same_as_number_and_as_tensor(op, backend):
+    expected = op(**arguments(op))
+    for shape, chosen in itertools.product([(), (3,)], [op.sizes, *((name,) for name in op.sizes)]):
+        given = arguments(op)
+        given |= {name: torch.full(shape, given[name]) for name in chosen}
+        assert_same_bits(op(**given), expected)
+
+
+@ops_with("eps")
+def test_invalid_sizes_in_tensors_count_as_zero(op, backend):
+    invalid = torch.tensor([-0.1, NAN, -INF])
+    for name in op.sizes:
+        expected = op(**arguments(op) | {name: 0.0})
+        assert_same_bits(op(**arguments(op) | {name: invalid}), expected)
+        assert_same_bits(op(**arguments(op) | {name: torch.tensor(NAN)}), expected)
+
+
+@ops_with("active")
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 2000), (4,)], ids=str)
+def test_inactive_samples_keep_their_bits(op, backend, shape):
+    payload = torch.tensor([0x7FC12345], dtype=torch.int32).view(torch.float32)  # a NaN of its own
+    for mask in itertools.product([False, True], repeat=4):
+        active = torch.tensor(mask)
+        given = arguments(op, shape)
+        given["adv"].view(4, -1)[:, 0] = payload
+        before = given["adv"].clone()
+        everywhere = op(**copied(given))
+        result = op(**given, active=active)
+        assert torch.equal(result[~active].view(torch.int32), before[~active].view(torch.int32))
+        assert_same_bits(result[active], everywhere[active])
+
+
+@each_box_op
+@pytest.mark.parametrize("dtypes", [{}, {"adv": torch.float64, "clean": torch.float64}], ids=["f32", "f64"])
+def test_other_bounds(op, backend, dtypes):
+    """Ours or infinite, a single point, and such as leave clean images outside: there the box wins."""
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name in op.tensors}
+    for lo, hi in [(-1.0, 1.0), (0, 255), (-INF, INF), (0.25, 0.25), (0.1, 0.9), (2.0, 3.0), (-0.5, INF)]:
+        given = arguments(op, **dtypes)
+        before = copied(given)
+        result = op(**given, lo=lo, hi=hi)
+        assert_ideal(op, result, before | {"lo": lo, "hi": hi})
+        low, high = torch.tensor([lo, hi], dtype=result.dtype)
+        assert ((result >= low) & (result <= high)).all()
+
+
+# A sample's result is its own
+
+
+@each_op
+def test_order_and_size_of_the_batch(op, backend):
+    shape = (5, 3, 8, 9)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    batched = {*op.tensors, *op.sizes, "active", "index"}
+    given = arguments(op, shape)
+    given |= {name: torch.tensor([0.01, 0.02, 0.0, 0.04, 0.05]) for name in op.sizes}
+    given |= {"active": torch.tensor([True, True, False, True, False])} if "active" in op.options else {}
+    given |= {"index": torch.tensor([7, 0, -1, 2**40, 3])} if "index" in op.options else {}
+
+    def samples(which):
+        return {name: value[which] if name in batched else value for name, value in copied(given).items()}
+
+    expected = op(**copied(given))
+    assert_same_bits(op(**samples(order)), expected[order])
+    for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
+        assert_same_bits(op(**samples(part)), expected[part])
+
+
+@ops_with("out")
+def test_out_is_prepare_of_the_result(op, backend):
+    """Of inactive samples too, for every dtype and layout of out."""
+    shape = (3, 3, 9, 11)
+    for dtype, layout, normalized in itertools.product(FLOATS, LAYOUTS, [False, True]):
+        for state in (torch.float32, torch.float64):
+            given = arguments(op, shape, adv=state)
+            expected = op(**copied(given), active=torch.tensor([True, False, True]))
+            by = arguments(BY_NAME["prepare"], shape, adv=state)
+            by = {name: by[name] if normalized else None for name in ("mean", "std")}
+            out = layout(torch.full(shape, NAN, dtype=dtype))
+            result = op(**given, active=torch.tensor([True, False, True]), out=out, **by)
+            assert_same_bits(result, expected)
+            assert_same_bits(out, roli_fast.ops.prepare(expected, **by, dtype=dtype))
+
+
+@ops_with("out")
+@pytest.mark.parametrize("channels", [1, 2, 3, 7, 64, 1500])
+def test_out_is_normalised_channel_by_channel(op, backend, channels):
+    """However many channels there are, innermost or outermost, in rows that end anywhere."""
+    shape = (2, channels, 3, 11)
+    by = arguments(BY_NAME["prepare"], shape)
+    for layouts in itertools.product([contiguous, channels_last], repeat=2):
+        given = arguments(op, shape)
+        given["adv"] = layouts[0](given["adv"])
+        out = layouts[1](torch.empty(shape))
+        result = op(**given, out=out, mean=by["mean"], std=by["std"])
+        broadcast = [by[name].view(1, -1, 1, 1) for name in ("mean", "std")]
+        assert_same_bits(out, (result - broadcast[0]) / broadcast[1])
+
+
+@each_torch_op
+def test_the_torch_op_is_the_same_op(op):
+    """torch.ops.roli_fast takes numbers or tensors by the same name, and reads no tensor to decide."""
+    values = [0.02, torch.tensor(0.02), torch.tensor(-1.0), torch.tensor(NAN), torch.tensor([0.1, -1.0, INF])]
+    for value in values if op.sizes else [None]:
+        sizes = dict.fromkeys(op.sizes, value)
+        given = arguments(op) | sizes
+        result = op.torch_op(**given)
+        assert_same_bits(given["adv"] if op.writes else result, op(**arguments(op) | sizes))
+
+
+# Backends
+
+
+@st.composite
+def calls(draw, op):
+    """Any call that the contract accepts, made twice: the same bits in memory of its own."""
+    shape = tuple(draw(st.lists(st.integers(0, 6), min_size=1, max_size=5)))
+    dtypes = draw(st.sampled_from(op.dtypes()))
+    seed = draw(st.integers(0, 2**32))
+    given = arguments(op, shape, **dtypes, seed=seed)
+    state = op.state(given)
+    per_sample = st.floats(-1, 2, width=32) | st.just(INF) | st.just(NAN)
+    for name in op.sizes:
+        number = draw(st.floats(0, 2) | st.sampled_from([0.0, 8 / 255, INF, 1e-40]))
+        vector = st.lists(per_sample, min_size=shape[0], max_size=shape[0])
+        given[name] = draw(
+            st.just(number)
+            | st.just(torch.tensor(number, dtype=state))
+            | vector.map(lambda values: torch.tensor(values, dtype=state))
+        )
+    if op.box:
+        lo, hi = sorted([draw(st.floats(-1, 2)), draw(st.floats(-1, 2) | st.just(INF))])
+        given |= draw(st.sampled_from([{}, {"lo": lo, "hi": hi}]))
+    masks = st.lists(st.booleans(), min_size=shape[0], max_size=shape[0])
+    if "active" in op.options and draw(st.booleans()):
+        given["active"] = torch.tensor(draw(masks), dtype=torch.bool)
+    if "index" in op.options and draw(st.booleans()):
+        indices = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=shape[0], max_size=shape[0])
+        given["index"] = torch.tensor(draw(indices), dtype=torch.int64)
+    normalized = len(shape) > 1 and draw(st.booleans())
+    by = arguments(BY_NAME["prepare"], shape, adv=state) if normalized else {"mean": None, "std": None}
+    if op.name == "prepare":
+        given |= {"mean": by["mean"], "std": by["std"], "dtype": draw(st.sampled_from(FLOATS))}
+    if "out" in op.options and draw(st.booleans()):
+        given["out"] = torch.full(shape, NAN, dtype=draw(st.sampled_from(FLOATS)))
+        given |= {"mean": by["mean"], "std": by["std"]}
+    laid_out = {
+        name: draw(st.sampled_from(LAYOUTS))
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.shape == shape
+    }
+    return [
+        copied(given) | {name: layout(given[name]) for name, layout in laid_out.items()} for _ in range(2)
+    ]
+
+
+@each_op
+def test_native_and_reference_agree_on_every_bit(op):
+    @settings(properties, max_examples=300)
+    @given(data=st.data())
+    def agree(data):
+        native, reference = data.draw(calls(op))
+        with roli_fast.backend("cpu"):
+            got = op(**native)
+        with roli_fast.backend("reference"):
+            expected = op(**reference)
+        assert_same_bits(got, expected)
+        if native.get("out") is not None:
+            assert_same_bits(native["out"], reference["out"])
+
+    if roli_fast.backends()["cpu"].missing:
+        pytest.skip(roli_fast.backends()["cpu"].missing)
+    agree()

@@ -1,0 +1,88 @@
+"""The wheel works outside the checkout, and the package installs without a compiler."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROBE = """
+import importlib, json, pkgutil, torch
+import roli_fast
+names = [m.name for m in pkgutil.walk_packages(roli_fast.__path__, "roli_fast.") if "_C" not in m.name]
+for name in names:
+    importlib.import_module(name)
+adv = torch.full((2, 3), 0.5)
+roli_fast.ops.linf_step_(adv, torch.ones(2, 3), torch.full((2, 3), 0.5), 0.25, 0.125)
+print(json.dumps({
+    "file": roli_fast.__file__,
+    "names": names,
+    "cpu_missing": roli_fast.backends()["cpu"].missing,
+    "default": [name for name, b in roli_fast.backends().items() if "cpu" in b.default_for],
+    "adv": adv.unique().tolist(),
+}))
+"""
+
+
+def source(to: Path) -> Path:
+    """A copy of the sources: a build must not touch the checkout, nor find what was built in it."""
+    for name in ("roli_fast", "csrc"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, to / name)
+    return to
+
+
+def installed(tmp_path: Path, native: str) -> Path:
+    """The folder into which a wheel built from the sources was installed."""
+    environment = {**os.environ, "ROLI_FAST_NATIVE": native}
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    (tmp_path / "source").mkdir()
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "dist")]
+    subprocess.run([*pip, *build, str(source(tmp_path / "source"))], check=True, env=environment)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    target = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    return target
+
+
+def probe(target: Path, tmp_path: Path) -> dict:
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_the_wheel_works_outside_the_checkout(tmp_path, native):
+    target = installed(tmp_path, native)
+    found = probe(target, tmp_path)
+    assert Path(found["file"]).is_relative_to(target)
+    assert {"roli_fast.ops", "roli_fast.engine", "roli_fast.attacks", "roli_fast.cli.main"} <= set(
+        found["names"]
+    )
+    assert found["adv"] == [0.625]
+    assert (target / "roli_fast" / "py.typed").exists()
+    if native == "1":
+        assert found["cpu_missing"] is None
+        assert found["default"] == ["cpu"]
+    else:
+        assert "ROLI_FAST_NATIVE=0" in found["cpu_missing"]
+        assert found["default"] == ["reference"]
+        assert not list(target.rglob("*.so"))
+
+
+def test_another_value_of_the_switch_is_refused(tmp_path):
+    environment = {**os.environ, "ROLI_FAST_NATIVE": "maybe"}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "ROLI_FAST_NATIVE: got 'maybe', accepted: 0" in done.stderr
