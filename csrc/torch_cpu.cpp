@@ -18,8 +18,9 @@ void run(void (*kernel)(const Op&, int64_t, int64_t), const Op& op) {
 }
 
 template <class Size>
-void linf_step_(Tensor adv, Tensor grad, Tensor clean, Size step_size, Size eps, double lo, double hi,
-                OptionalTensor active, OptionalTensor out, OptionalTensor mean, OptionalTensor std) {
+void linf_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
+                const Size& eps, double lo, double hi, const OptionalTensor& active,
+                const OptionalTensor& out, const OptionalTensor& mean, const OptionalTensor& std) {
   Call call("linf_step_", adv);
   LinfStep op;
   op.adv = call.state(adv, "adv");
@@ -32,42 +33,47 @@ void linf_step_(Tensor adv, Tensor grad, Tensor clean, Size step_size, Size eps,
   op.out = call.output(out, "out");
   op.normalization = call.normalization(mean, std);
   call.require(out.has_value() || !mean.has_value(), "mean", "needs out");
+  call.distinct(op.adv, "adv");
   call.disjoint(op.adv, op.grad, "grad");
   call.disjoint(op.adv, op.clean, "clean");
   if (out) {
+    call.distinct(op.out, "out");
     call.disjoint(op.adv, op.out, "out");
     call.disjoint(op.out, op.grad, "grad");
     call.disjoint(op.out, op.clean, "clean");
-    call.will_write(*out, "out");
+    call.refuse_gradient(*out, "out");
   }
   call.will_write(adv, "adv");
+  if (out) call.will_write(*out, "out");
   if (call.empty()) return;
 
   const Array* operands[] = {&op.adv, &op.clean, &op.grad, &op.out};
   const bool per_sample = op.active != nullptr || op.step_size.stride != 0 || op.eps.stride != 0;
-  op.plan = make_plan(call.rank(), call.sizes(), operands, out ? 4 : 3, {per_sample, mean.has_value()});
+  make_plan(op.plan, call.rank(), call.sizes(), operands, out ? 4 : 3, {per_sample, mean.has_value()});
   run(cpu::kernels().linf_step, op);
 }
 
 template <class Size>
-void linf_project_(Tensor adv, Tensor clean, Size eps, double lo, double hi) {
+void linf_project_(const Tensor& adv, const Tensor& clean, const Size& eps, double lo, double hi) {
   Call call("linf_project_", adv);
   LinfStep op;
   op.adv = call.state(adv, "adv");
   op.clean = call.image(clean, "clean");
   op.eps = call.size(eps, "eps");
   op.box = call.box(lo, hi);
+  call.distinct(op.adv, "adv");
   call.disjoint(op.adv, op.clean, "clean");
   call.will_write(adv, "adv");
   if (call.empty()) return;
 
   const Array* operands[] = {&op.adv, &op.clean};
-  op.plan = make_plan(call.rank(), call.sizes(), operands, 2, {op.eps.stride != 0});
+  make_plan(op.plan, call.rank(), call.sizes(), operands, 2, {op.eps.stride != 0});
   run(cpu::kernels().linf_step, op);
 }
 
 template <class Size>
-Tensor linf_start(Tensor clean, Size eps, Tensor seed, double lo, double hi, OptionalTensor index) {
+Tensor linf_start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
+                  const OptionalTensor& index) {
   Call call("linf_start", clean);
   LinfStart op;
   op.clean = call.image(clean, "clean");
@@ -87,25 +93,29 @@ Tensor linf_start(Tensor clean, Size eps, Tensor seed, double lo, double hi, Opt
   op.start = call.state(start, "start");
   if (call.empty()) return start;
   const Array* operands[] = {&op.start, &op.clean};
-  op.plan = make_plan(call.rank(), call.sizes(), operands, 2,
-                      {.per_sample = true, .per_channel = false, .logical_order = true});
+  make_plan(op.plan, call.rank(), call.sizes(), operands, 2,
+            {.per_sample = true, .per_channel = false, .logical_order = true});
   run(cpu::kernels().linf_start, op);
   return start;
 }
 
-Tensor prepare(Tensor adv, OptionalTensor mean, OptionalTensor std, ScalarType dtype,
+Tensor prepare(const Tensor& adv, const OptionalTensor& mean, const OptionalTensor& std, ScalarType dtype,
                std::optional<MemoryFormat> memory_format) {
   Call call("prepare", adv);
   Prepare op;
   op.adv = call.state(adv, "adv");
   op.normalization = call.normalization(mean, std);
+  call.require(memory_format != MemoryFormat::ChannelsLast || call.rank() == 4, "memory_format",
+               "channels_last is for rank 4");
+  call.require(memory_format != MemoryFormat::ChannelsLast3d || call.rank() == 5, "memory_format",
+               "channels_last_3d is for rank 5");
   call.refuse_gradient(adv, "adv");
 
   Tensor out = empty_like(adv, dtype, memory_format.value_or(MemoryFormat::Preserve));
   op.out = call.floats(out, "dtype");
   if (call.empty()) return out;
   const Array* operands[] = {&op.out, &op.adv};
-  op.plan = make_plan(call.rank(), call.sizes(), operands, 2, {false, mean.has_value()});
+  make_plan(op.plan, call.rank(), call.sizes(), operands, 2, {false, mean.has_value()});
   run(cpu::kernels().prepare, op);
   return out;
 }

@@ -85,11 +85,10 @@ class Call {
       throw std::runtime_error(std::string("roli_fast::") + op_ + ": " + argument + " " + reason);
   }
 
-  // The state: float32 or float64, written to.
+  // float32 or float64.
   Array state(const Tensor& tensor, const char* name) {
     const Array array = admit(tensor, name);
     require(array.dtype == DType::f32 || array.dtype == DType::f64, name, "is not float32 or float64");
-    require(!may_overlap_itself(rank(), sizes_, array.strides), name, "overlaps itself");
     state_dtype_ = array.dtype;
     return array;
   }
@@ -102,12 +101,12 @@ class Call {
 
   Array image(const Tensor& tensor, const char* name) const { return admit(tensor, name); }
 
-  // The next model input: any float dtype, written to.
   Array output(const OptionalTensor& tensor, const char* name) const {
-    if (!tensor) return {};
-    const Array array = floats(*tensor, name);
-    require(!may_overlap_itself(rank(), sizes_, array.strides), name, "overlaps itself");
-    return array;
+    return tensor ? floats(*tensor, name) : Array{};
+  }
+
+  void distinct(const Array& written, const char* name) const {
+    require(!may_overlap_itself(rank(), sizes_, written.strides), name, "overlaps itself");
   }
 
   void disjoint(const Array& written, const Array& other, const char* name) const {
@@ -158,31 +157,39 @@ class Call {
     return {mean->data_ptr(), std->data_ptr(), mean->stride(0), std->stride(0), sizes_[1]};
   }
 
+  // Ops are not differentiable: in grad mode, what requires a gradient is refused. The stable ABI cannot
+  // ask for that; a view of the tensor is a leaf of the graph only where it does not.
+  void refuse_gradient(const Tensor& tensor, const char* name) const {
+    if (!aoti_torch_grad_mode_is_enabled()) return;
+    StableIValue stack[1] = {torch::stable::detail::from(tensor)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack, TORCH_ABI_VERSION));
+    require(is_leaf(torch::stable::detail::to<Tensor>(stack[0])), name, "requires a gradient");
+  }
+
   // Last of all checks: tells autograd that the tensor is about to be written.
   //
   // A kernel on raw pointers leaves the version counter alone, and autograd would not notice that a
-  // tensor which it saved was overwritten. Exchanging a dimension with itself does nothing else, and
-  // fails for a leaf that requires a gradient.
+  // tensor which it saved was overwritten. Exchanging a dimension with itself does nothing else. It
+  // fails for a leaf that requires a gradient: with a look at the others that is as good as
+  // refuse_gradient, and cheaper.
   void will_write(const Tensor& tensor, const char* name) const {
     using torch::stable::detail::from;
-    refuse_gradient(tensor, name);
+    require(!aoti_torch_grad_mode_is_enabled() || is_leaf(tensor), name, "requires a gradient");
     StableIValue stack[3] = {from(tensor), from(int64_t{0}), from(int64_t{0})};
     require(torch_call_dispatcher("aten::transpose_", "", stack, TORCH_ABI_VERSION) == 0, name,
             "requires a gradient or is an inference tensor");
     aoti_torch_delete_tensor_object(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
   }
 
-  // Ops are not differentiable: in grad mode, what has a history is refused.
-  void refuse_gradient(const Tensor& tensor, const char* name) const {
-    if (!aoti_torch_grad_mode_is_enabled()) return;
-    StableIValue stack[1] = {torch::stable::detail::from(tensor)};
-    const bool answered = torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION) == 0;
-    require(answered && torch::stable::detail::to<bool>(stack[0]), name, "requires a gradient");
-  }
-
   void set_state_dtype(DType dtype) { state_dtype_ = dtype; }
 
  private:
+  static bool is_leaf(const Tensor& tensor) {
+    StableIValue stack[1] = {torch::stable::detail::from(tensor)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION));
+    return torch::stable::detail::to<bool>(stack[0]);
+  }
+
   Array admit(const Tensor& tensor, const char* name) const {
     const auto sizes = tensor.sizes();
     bool same = static_cast<int64_t>(sizes.size()) == rank_;

@@ -32,17 +32,17 @@ struct PlanOptions {
 };
 
 struct Plan {
-  int64_t length = 1;  // elements in a row
+  int64_t length;  // elements in a row
   int64_t row_stride[kMaxOperands];
-  int64_t rows = 1;
-  int rank = 0;  // dimensions over which rows are counted, outermost first
+  int64_t rows;
+  int rank;  // dimensions over which rows are counted, outermost first
   int64_t size[kMaxRank];
   int64_t stride[kMaxOperands][kMaxRank];
-  int sample_dim = -1;   // which of them counts samples; -1: there is one sample, or rows span samples
-  int channel_dim = -1;  // which of them counts channels; -1: there is one channel, or rows repeat them
-  Channel channel = Channel::constant;
-  int64_t chunk = 1;  // rows are cut into chunks of at most this length, the unit of parallel work
-  int64_t chunks_per_row = 1;
+  int sample_dim;   // which of them counts samples; -1: there is one sample, or rows span samples
+  int channel_dim;  // which of them counts channels; -1: there is one channel, or rows repeat them
+  Channel channel;
+  int64_t chunk;  // rows are cut into chunks of at most this length, the unit of parallel work
+  int64_t chunks_per_row;
 
   int64_t chunks() const { return rows * chunks_per_row; }
 };
@@ -50,8 +50,8 @@ struct Plan {
 // 128 KiB of float32: small enough to share evenly, long enough that starting a chunk costs nothing.
 constexpr int64_t kMaxChunk = 1 << 15;
 
-// A plan in the order of these strides; null keeps the logical order.
-inline Plan plan_in_order(const int64_t* strides, int rank, const int64_t* sizes,
+// In the order of these strides; null keeps the logical order.
+inline void plan_in_order(Plan& plan, const int64_t* strides, int rank, const int64_t* sizes,
                           const Array* const* operands, int count, const PlanOptions& options) {
   // By insertion: stable, and cheaper than a library's sort for the handful that there are.
   int order[kMaxRank], kept = 0;
@@ -85,11 +85,13 @@ inline Plan plan_in_order(const int64_t* strides, int rank, const int64_t* sizes
     ++merged;
   }
 
-  Plan plan;
+  plan.length = plan.rows = 1;
+  plan.rank = 0;
+  plan.sample_dim = plan.channel_dim = -1;
+  plan.channel = channel_at == 0 ? Channel::periodic : Channel::constant;
   const bool has_row = merged > 0 && sample_at != 0;
   for (int k = 0; k < count; ++k) plan.row_stride[k] = has_row ? stride[k][0] : 1;
   if (has_row) plan.length = size[0];
-  if (channel_at == 0) plan.channel = Channel::periodic;
   for (int i = merged - 1; i >= (has_row ? 1 : 0); --i, ++plan.rank) {
     if (i == sample_at) plan.sample_dim = plan.rank;
     if (i == channel_at) plan.channel_dim = plan.rank;
@@ -99,7 +101,6 @@ inline Plan plan_in_order(const int64_t* strides, int rank, const int64_t* sizes
   }
   plan.chunk = std::min(plan.length, kMaxChunk);
   plan.chunks_per_row = (plan.length + plan.chunk - 1) / plan.chunk;
-  return plan;
 }
 
 // Rows shorter than this spend more on being found than on their elements.
@@ -107,15 +108,21 @@ constexpr int64_t kShortRow = 32;
 
 // In the memory order of the first operand; where layouts differ so much that its rows are short (an
 // innermost channel of 3), in that of the operand with the longest ones.
-inline Plan make_plan(int rank, const int64_t* sizes, const Array* const* operands, int count,
+inline void make_plan(Plan& plan, int rank, const int64_t* sizes, const Array* const* operands, int count,
                       const PlanOptions& options) {
-  if (options.logical_order) return plan_in_order(nullptr, rank, sizes, operands, count, options);
-  Plan best = plan_in_order(operands[0]->strides, rank, sizes, operands, count, options);
-  for (int k = 1; k < count && best.length < kShortRow; ++k) {
-    const Plan other = plan_in_order(operands[k]->strides, rank, sizes, operands, count, options);
-    if (other.length > best.length) best = other;
+  const int64_t* order = options.logical_order ? nullptr : operands[0]->strides;
+  plan_in_order(plan, order, rank, sizes, operands, count, options);
+  if (options.logical_order || plan.length >= kShortRow) return;
+  int longest = 0;
+  int64_t length = plan.length;
+  for (int k = 1; k < count; ++k) {
+    plan_in_order(plan, operands[k]->strides, rank, sizes, operands, count, options);
+    if (plan.length > length) {
+      length = plan.length;
+      longest = k;
+    }
   }
-  return best;
+  plan_in_order(plan, operands[longest]->strides, rank, sizes, operands, count, options);
 }
 
 // A chunk: `count` elements of one row, from `begin` on.

@@ -4,7 +4,7 @@ An error names the op and the argument, what came and what is accepted. The nati
 (``csrc/torch_tensors.h``) refuses the same calls, and then these functions say why.
 """
 
-import math
+import numbers
 from typing import Any, NoReturn
 
 import numpy
@@ -68,28 +68,30 @@ def _batch(op: str, argument: str, value: Tensor) -> None:
         _refuse(op, argument, "shape ()", "(N, ...), N samples")
 
 
+def _number(op: str, argument: str, value: object, accepted: str) -> Any:
+    if not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        _refuse(op, argument, f"a {type(value).__name__}", accepted, TypeError)
+    return value
+
+
 def _size(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtype) -> None:
     """A step size or eps: a number, or a tensor of shape () or (N,) of the state's dtype."""
     accepted = f"a number >= 0, or a {_names((dtype,))} tensor of shape () or (N,)"
     if isinstance(value, Tensor):
-        if value.dtype != dtype:
-            _refuse(op, argument, f"dtype {_names((value.dtype,))}", accepted)
+        _tensor(op, argument, value, (dtype,))
         if tuple(value.shape) not in ((), (like.shape[0],)):
             _refuse(op, argument, f"shape {tuple(value.shape)}", f"{accepted}, N = {like.shape[0]}")
         _device(op, argument, value, "the first tensor", like)
-    elif isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-        _refuse(op, argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not value >= 0:
+    elif not _number(op, argument, value, accepted) >= 0:
         _refuse(op, argument, value, accepted)
 
 
 def _box(op: str, lo: object, hi: object) -> None:
     for name, value in (("lo", lo), ("hi", hi)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            _refuse(op, name, f"a {type(value).__name__}", "a number", TypeError)
-        if math.isnan(value):
+        number = _number(op, name, value, "a number")
+        if number != number:
             _refuse(op, name, value, "a number")
-    if not lo <= hi:  # type: ignore[operator]
+    if not _number(op, "lo", lo, "a number") <= hi:
         _refuse(op, "lo", f"{lo}, above hi = {hi}", "lo <= hi")
 
 
@@ -176,6 +178,9 @@ def _disjoint(op: str, written_name: str, written: Tensor, name: str, value: Ten
 
 def _written(op: str, argument: str, value: Tensor, **others: Tensor | None) -> None:
     _not_differentiable(op, argument, value)
+    if _has_memory(value) and value.is_inference() and not torch.is_inference_mode_enabled():
+        got = "an inference tensor, outside inference mode"
+        _refuse(op, argument, got, f"{argument}.clone()", RuntimeError)
     _not_self_overlapping(op, argument, value)
     for name, other in others.items():
         if other is not None:
@@ -270,6 +275,15 @@ def prepare(
     _normalization(op, adv, mean, std)
     if dtype not in FLOAT_DTYPES:
         _refuse(op, "dtype", dtype, _names(FLOAT_DTYPES))
+    formats = (
+        None,
+        torch.preserve_format,
+        torch.contiguous_format,
+        torch.channels_last,
+        torch.channels_last_3d,
+    )
+    if memory_format not in formats:
+        _refuse(op, "memory_format", memory_format, ", ".join(map(str, formats[1:])))
     ranks = {torch.channels_last: 4, torch.channels_last_3d: 5}
     if memory_format in ranks and adv.dim() != ranks[memory_format]:
         _refuse(op, "memory_format", f"{memory_format} for rank {adv.dim()}", f"rank {ranks[memory_format]}")

@@ -85,7 +85,7 @@ def linf_step(
     active: Tensor | None = None,
 ) -> Tensor:
     """:func:`linf_step_` on a copy of adv, which is returned; adv may require a gradient."""
-    stepped = adv.detach().clone()
+    stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
     linf_step_(stepped, grad, clean, step_size, eps, lo, hi, active=active)
     return stepped
 

@@ -3,16 +3,24 @@
 Every function gives the same bits as the native kernels. Arguments have been checked.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from .checks import state_dtype
 
 
-def _per_sample(value: float | Tensor, like: Tensor) -> float | Tensor:
+def _number(value: float, dtype: torch.dtype) -> float:
+    """The number as the state's dtype can hold it: infinite beyond its range."""
+    value, largest = float(value), torch.finfo(dtype).max
+    return math.inf if value > largest else -math.inf if value < -largest else value
+
+
+def _per_sample(value: float | Tensor, like: Tensor, dtype: torch.dtype) -> float | Tensor:
     """A size, shaped to broadcast over a batch; NaN and negative values in a tensor count as 0."""
     if not isinstance(value, Tensor):
-        return value
+        return _number(value, dtype)
     value = torch.where(value > 0, value, torch.zeros_like(value))
     return value.reshape(-1, *[1] * (like.dim() - 1)) if value.dim() else value
 
@@ -28,15 +36,15 @@ def _image(clean: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Clamps; x at a bound keeps its bits (-0.0 in [0, 1]), a NaN x becomes a bound."""
-    x = torch.where(x >= low, x, torch.as_tensor(low, dtype=x.dtype, device=x.device))
-    return torch.where(x <= high, x, torch.as_tensor(high, dtype=x.dtype, device=x.device))
+    x = torch.where(x >= low, x, low)
+    return torch.where(x <= high, x, high)
 
 
 def _linf_clamp(
     x: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float, *sources: Tensor
 ) -> Tensor:
     """x clamped to the ball, then to the box; NaN exactly where a source is."""
-    x = _clamp(_clamp(x, clean - eps, clean + eps), lo, hi)
+    x = _clamp(_clamp(x, clean - eps, clean + eps), _number(lo, x.dtype), _number(hi, x.dtype))
     for source in sources:
         x = torch.where(source.isnan(), source, x)
     return x
@@ -57,7 +65,7 @@ def linf_step_(
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> None:
-    step_size, eps = _per_sample(step_size, adv), _per_sample(eps, adv)
+    step_size, eps = _per_sample(step_size, adv, adv.dtype), _per_sample(eps, adv, adv.dtype)
     clean = _image(clean, adv.dtype)
     # No product with the sign: an infinite step times a sign of 0 would be NaN.
     moved = torch.where(grad > 0, adv + step_size, torch.where(grad < 0, adv - step_size, adv))
@@ -72,7 +80,7 @@ def linf_step_(
 @torch.no_grad()
 def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
     clean = _image(clean, adv.dtype)
-    adv.copy_(_linf_clamp(adv, clean, _per_sample(eps, adv), lo, hi, adv, clean))
+    adv.copy_(_linf_clamp(adv, clean, _per_sample(eps, adv, adv.dtype), lo, hi, adv, clean))
 
 
 @torch.no_grad()
@@ -86,7 +94,7 @@ def linf_start(
     index: Tensor | None = None,
 ) -> Tensor:
     start = torch.empty_like(clean, dtype=state_dtype(clean))
-    eps = _per_sample(eps, clean)
+    eps = _per_sample(eps, clean, start.dtype)
     clean = _image(clean, start.dtype)
     if index is None:
         index = torch.arange(len(clean), device=clean.device)
@@ -143,9 +151,11 @@ def symmetric_uniform(seed: Tensor, index: Tensor, count: int) -> Tensor:
     zero = torch.zeros_like(seed[0])
     words = [(x & _WORD, (x >> 32) & _WORD) for x in seed.unbind()]
     mixed = philox((*words[1], zero, zero), words[0])
-    block = torch.arange((count + 3) // 4, device=seed.device).expand(len(index), -1)
+    element = torch.arange(count, device=seed.device).expand(len(index), count)
+    block, lane = element // 4, element % 4
     sample = index[:, None].expand_as(block)
     counter = (block & _WORD, block >> 32, sample & _WORD, (sample >> 32) & _WORD)
-    bits = torch.stack(philox(counter, (mixed[0], mixed[1])), dim=-1).flatten(1)[:, :count]
+    words = philox(counter, (mixed[0], mixed[1]))
+    bits = torch.stack(words, dim=-1).gather(-1, lane[..., None])[..., 0]
     odd = (bits >> 8) * 2 + 1 - 2**24
     return odd.to(torch.float32) * 2.0**-24

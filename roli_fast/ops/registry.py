@@ -7,6 +7,7 @@ size, eps) are tensors instead of numbers.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,29 +21,30 @@ _NATIVE = torch.library.Library("roli_fast_native", "DEF")
 
 Function = Callable[..., Any]
 
-
-class Overload:
-    """A callable that runs the chosen backend's implementation on the first argument's device."""
-
-    def __init__(self, check: Function, implementations: dict[str, Function]):
-        self._check = check
-        self._implementations = implementations
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return self._implementations[chosen(args[0])](*args, **kwargs)
-        except Exception:
-            # The native guard has refused, with nothing written. The check says it in full.
-            self._check(*args, **kwargs)
-            raise
+# Of float32; a larger number is infinite for every state.
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclasses.dataclass(frozen=True)
 class Op:
     """An op's overloads: sizes as numbers, or as tensors."""
 
-    number: Overload
-    tensor: Overload
+    number: Function
+    tensor: Function
+
+
+def _overload(check: Function, implementations: dict[str, Function]) -> Function:
+    """Runs the implementation of the backend that is chosen for the first argument's device."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return implementations[chosen(args[0])](*args, **kwargs)
+        except Exception:
+            # The native guard has refused, with nothing written. The check says it in full.
+            check(*args, **kwargs)
+            raise
+
+    return call
 
 
 def define(schema: str, *, check: Function, fake: Function, reference: Function) -> Op:
@@ -63,10 +65,12 @@ def define(schema: str, *, check: Function, fake: Function, reference: Function)
         check(*args, **kwargs)
         return reference(*args, **kwargs)
 
-    def overload(full_name: str, size: str) -> Overload:
+    def overload(full_name: str, size: str) -> Function:
         for library in (_DEFAULT, _NATIVE):
             library.define(full_name + schema[len(name) :].replace("Size", size))
             torch.library.register_fake(f"{library.ns}::{full_name}", checked_fake, lib=library)
+            # No autograd node, not even one that warns: results never require a gradient.
+            library.impl(full_name, torch.library.fallthrough_kernel, "Autograd")
         _DEFAULT.impl(full_name, checked_reference, "CompositeExplicitAutograd")
         if default_of("cpu") == "reference":
             _DEFAULT.impl(
@@ -75,12 +79,24 @@ def define(schema: str, *, check: Function, fake: Function, reference: Function)
         native = getattr(
             getattr(torch.ops.roli_fast_native, name), "tensor" if size == "Tensor" else "default"
         )
-        return Overload(check, {"cpu": native, "reference": checked_reference})
+        return _overload(check, {"cpu": native, "reference": checked_reference})
 
+    # The tensor overload first: torch tries them in this order, and would turn a tensor of shape () into
+    # a number.
+    tensor = overload(f"{name}.tensor", "Tensor") if "Size" in schema else None
     number = overload(name, "float")
-    return Op(number, overload(f"{name}.tensor", "Tensor") if "Size" in schema else number)
+    return Op(number, tensor or number)
 
 
-def sizes_as_tensors(like: Tensor, *sizes: float | Tensor) -> tuple[Tensor, ...]:
-    """Sizes for the ``tensor`` overload: numbers become tensors of shape (), on like's device."""
-    return tuple(size if isinstance(size, Tensor) else like.new_full((), size) for size in sizes)
+def sizes_as_tensors(like: Tensor, *sizes: float | Tensor) -> tuple[float | Tensor, ...]:
+    """Sizes for the ``tensor`` overload: numbers become tensors of shape (), on like's device.
+
+    What is no size is left as it is, for the op to refuse: in a tensor it would count as 0.
+    """
+    return tuple(_as_tensor(like, size) for size in sizes)
+
+
+def _as_tensor(like: Tensor, size: float | Tensor) -> float | Tensor:
+    if not isinstance(size, (float, int)) or not isinstance(like, Tensor) or not size >= 0:
+        return size
+    return like.new_full((), size if size <= _LARGEST else math.inf)
