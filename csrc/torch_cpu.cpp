@@ -21,7 +21,7 @@ template <class Size>
 void linf_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
                 const Size& eps, double lo, double hi, const OptionalTensor& active,
                 const OptionalTensor& out, const OptionalTensor& mean, const OptionalTensor& std) {
-  Call call("linf_step_", adv);
+  Call call("linf_step_", adv, "adv");
   LinfStep op;
   op.adv = call.state(adv, "adv");
   op.grad = call.floats(grad, "grad");
@@ -55,7 +55,7 @@ void linf_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, cons
 
 template <class Size>
 void linf_project_(const Tensor& adv, const Tensor& clean, const Size& eps, double lo, double hi) {
-  Call call("linf_project_", adv);
+  Call call("linf_project_", adv, "adv");
   LinfStep op;
   op.adv = call.state(adv, "adv");
   op.clean = call.image(clean, "clean");
@@ -74,7 +74,7 @@ void linf_project_(const Tensor& adv, const Tensor& clean, const Size& eps, doub
 template <class Size>
 Tensor linf_start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
                   const OptionalTensor& index) {
-  Call call("linf_start", clean);
+  Call call("linf_start", clean, "clean");
   LinfStart op;
   op.clean = call.image(clean, "clean");
   const bool wide = op.clean.dtype == DType::f64;
@@ -101,7 +101,7 @@ Tensor linf_start(const Tensor& clean, const Size& eps, const Tensor& seed, doub
 
 Tensor prepare(const Tensor& adv, const OptionalTensor& mean, const OptionalTensor& std, ScalarType dtype,
                std::optional<MemoryFormat> memory_format) {
-  Call call("prepare", adv);
+  Call call("prepare", adv, "adv");
   Prepare op;
   op.adv = call.state(adv, "adv");
   op.normalization = call.normalization(mean, std);

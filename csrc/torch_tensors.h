@@ -24,21 +24,16 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// None for a dtype that no kernel takes, and for an undefined tensor.
 inline std::optional<DType> dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half:
-      return DType::f16;
-    case ScalarType::BFloat16:
-      return DType::bf16;
-    case ScalarType::Float:
-      return DType::f32;
-    case ScalarType::Double:
-      return DType::f64;
-    case ScalarType::Byte:
-      return DType::u8;
-    default:
-      return std::nullopt;
-  }
+  int32_t code = 0;
+  if (!tensor.defined() || aoti_torch_get_dtype(tensor.get(), &code) != 0) return std::nullopt;
+  if (code == aoti_torch_dtype_float32()) return DType::f32;
+  if (code == aoti_torch_dtype_float64()) return DType::f64;
+  if (code == aoti_torch_dtype_bfloat16()) return DType::bf16;
+  if (code == aoti_torch_dtype_float16()) return DType::f16;
+  if (code == aoti_torch_dtype_uint8()) return DType::u8;
+  return std::nullopt;
 }
 
 inline int64_t item_size(DType dtype) {
@@ -56,12 +51,18 @@ inline int64_t item_size(DType dtype) {
   return 0;
 }
 
+// An ATen op through the dispatcher; the stack holds its arguments, then its results.
+inline void call_torch(const char* op, StableIValue* stack) {
+  if (torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION) != 0)
+    throw std::runtime_error(std::string(op) + " failed");
+}
+
 inline Tensor empty_like(const Tensor& tensor, ScalarType dtype, MemoryFormat memory_format) {
   using torch::stable::detail::from;
   StableIValue stack[6] = {from(tensor),       from(std::optional(dtype)),
                            from(std::nullopt), from(std::nullopt),
                            from(std::nullopt), from(std::optional(memory_format))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack, TORCH_ABI_VERSION));
+  call_torch("aten::empty_like", stack);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -69,8 +70,11 @@ inline Tensor empty_like(const Tensor& tensor, ScalarType dtype, MemoryFormat me
 class Call {
  public:
   // like: the tensor whose shape the others share.
-  Call(const char* op, const Tensor& like) : op_(op), rank_(like.dim()), sizes_(like.sizes().data()) {
-    require(rank_ >= 1, "the first tensor", "has no sample dimension");
+  Call(const char* op, const Tensor& like, const char* name) : op_(op) {
+    require(like.defined(), name, "is missing");
+    rank_ = like.dim();
+    sizes_ = like.sizes().data();
+    require(rank_ >= 1, name, "has no sample dimension");
   }
 
   int rank() const { return static_cast<int>(rank_); }
@@ -162,7 +166,7 @@ class Call {
   void refuse_gradient(const Tensor& tensor, const char* name) const {
     if (!aoti_torch_grad_mode_is_enabled()) return;
     StableIValue stack[1] = {torch::stable::detail::from(tensor)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack, TORCH_ABI_VERSION));
+    call_torch("aten::alias", stack);
     require(is_leaf(torch::stable::detail::to<Tensor>(stack[0])), name, "requires a gradient");
   }
 
@@ -186,11 +190,12 @@ class Call {
  private:
   static bool is_leaf(const Tensor& tensor) {
     StableIValue stack[1] = {torch::stable::detail::from(tensor)};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION));
+    call_torch("aten::is_leaf", stack);
     return torch::stable::detail::to<bool>(stack[0]);
   }
 
   Array admit(const Tensor& tensor, const char* name) const {
+    require(tensor.defined(), name, "is missing");
     const auto sizes = tensor.sizes();
     bool same = static_cast<int64_t>(sizes.size()) == rank_;
     for (int64_t d = 0; d < rank_ && same; ++d) same = sizes[d] == sizes_[d];
