@@ -40,7 +40,9 @@ format: $(VENV)/dev.stamp
 	$(BIN)/clang-format -i $(wildcard csrc/*.* csrc/*/*.*)
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest benchmarks/test_linf.py --benchmark-columns=median,iqr,rounds --benchmark-name=short
+	$(BIN)/python benchmarks/plot.py benchmarks/results/linf-*.json
+	$(BIN)/python benchmarks/readme.py benchmarks/results/linf-*.json
 
 wheel: $(VENV)/dev.stamp
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .

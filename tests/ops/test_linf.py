@@ -193,6 +193,16 @@ def test_numbers_beyond_the_state_are_infinite(backend):
     assert set(ops.linf_start(clean, 1e300, SEED).flatten().tolist()) <= {0.0, 1.0}
 
 
+def test_large_numbers_are_exact_in_float64(backend):
+    """Beside a tensor, too: what only float32 cannot hold stays the number that it is."""
+    clean, grad = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, -1.0]])
+    infinite = torch.tensor(INF, dtype=torch.float64)
+    for sizes in [(1e300, 1e300), (infinite, 1e300), (1e300, infinite)]:
+        adv = clean.clone()
+        ops.linf_step_(adv, grad, clean, *sizes, -INF, INF)
+        assert adv.tolist() == [[1e300, -1e300]]
+
+
 def test_the_box_wins_where_clean_lies_outside(backend):
     clean = torch.tensor([[1.5, -0.5, 1.05]])
     grad = torch.tensor([[1.0, -1.0, -1.0]])
