@@ -59,6 +59,7 @@ $(VENV)/pyvenv.cfg:
 $(VENV)/build.stamp: $(VENV)/pyvenv.cfg pyproject.toml
 	@command -v $${CXX:-c++} > /dev/null || \
 		{ echo "roli_fast needs a C++20 compiler; none found as $${CXX:-c++}"; exit 1; }
+	@echo "Installing torch and what builds the kernels into $(VENV): several GB with the default torch."
 	$(BIN)/python tools/build_requirements.py | xargs -d '\n' $(PIP) install --quiet
 	@touch $@
 

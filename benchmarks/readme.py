@@ -36,8 +36,8 @@ def table(path: Path) -> str:
     return "\n".join(
         [
             f"The fused step against its rivals, on {machine['cpu']}, {machine['cores']} cores, "
-            f"{machine['instruction_set']}, torch {machine['versions']['torch']}, commit {commit['id'][:10]}: "
-            "medians of interleaved rounds; below 1 the step is faster.",
+            f"{machine['instruction_set']}, torch {machine['versions']['torch']}, commit "
+            f"{commit['id'][:10]}: medians of interleaved rounds; below 1 the step is faster.",
             "",
             *lines,
             "",
