@@ -45,10 +45,10 @@ ROLI_FN T linf_project(T a, T c, T e, T lo, T hi) {
   return is_nan(a) || is_nan(c) ? std::numeric_limits<T>::quiet_NaN() : x;
 }
 
-// c + e u for u in (-1, 1), then the same clamps: rounding may carry c + e u past c + e.
+// clamp(c + e u, lo, hi) for u in (-1, 1): rounding is monotonic and cannot carry it out of the ball.
 template <class T>
 ROLI_FN T linf_start(T c, T u, T e, T lo, T hi) {
-  const T x = linf_clamp(c + e * u, c, e, lo, hi);
+  const T x = clamp(c + e * u, lo, hi);
   return is_nan(c) ? std::numeric_limits<T>::quiet_NaN() : x;
 }
 

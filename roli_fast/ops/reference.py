@@ -99,7 +99,10 @@ def linf_start(
     if index is None:
         index = torch.arange(len(clean), device=clean.device)
     draws = symmetric_uniform(seed, index, clean[0].numel() if len(clean) else 0).to(start.dtype)
-    start.copy_(_linf_clamp(clean + eps * draws.reshape(clean.shape), clean, eps, lo, hi, clean))
+    drawn = _clamp(
+        clean + eps * draws.reshape(clean.shape), _number(lo, start.dtype), _number(hi, start.dtype)
+    )
+    start.copy_(torch.where(clean.isnan(), clean, drawn))
     return start
 
 
@@ -149,8 +152,8 @@ def symmetric_uniform(seed: Tensor, index: Tensor, count: int) -> Tensor:
     seed: (2,) int64, a key and a stream; index: (N,) int64.
     """
     zero = torch.zeros_like(seed[0])
-    words = [(x & _WORD, (x >> 32) & _WORD) for x in seed.unbind()]
-    mixed = philox((*words[1], zero, zero), words[0])
+    key, stream = ((x & _WORD, (x >> 32) & _WORD) for x in seed.unbind())
+    mixed = philox((*stream, zero, zero), key)
     element = torch.arange(count, device=seed.device).expand(len(index), count)
     block, lane = element // 4, element % 4
     sample = index[:, None].expand_as(block)

@@ -21,9 +21,6 @@ _NATIVE = torch.library.Library("roli_fast_native", "DEF")
 
 Function = Callable[..., Any]
 
-# Of float32; a larger number is infinite for every state.
-_LARGEST = torch.finfo(torch.float32).max
-
 
 @dataclasses.dataclass(frozen=True)
 class Op:
@@ -99,4 +96,6 @@ def sizes_as_tensors(like: Tensor, *sizes: float | Tensor) -> tuple[float | Tens
 def _as_tensor(like: Tensor, size: float | Tensor) -> float | Tensor:
     if not isinstance(size, (float, int)) or not isinstance(like, Tensor) or not size >= 0:
         return size
-    return like.new_full((), size if size <= _LARGEST else math.inf)
+    # new_full raises for a number beyond the dtype's range, which is infinite to an attack.
+    beyond = like.is_floating_point() and size > torch.finfo(like.dtype).max
+    return like.new_full((), math.inf if beyond else size)
