@@ -48,7 +48,7 @@ wheel: $(VENV)/dev.stamp
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf build dist *.egg-info roli_fast/*.so
+	rm -rf build dist *.egg-info roli_fast/*.so roli_fast/lib $(VENV)/demo.stamp $(VENV)/dev.stamp
 
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -52,24 +52,30 @@ class Descent:
         self.index = self.rows if index is None else index
         self.gradient = InputGradient(view, attack.objective)
         self.key = draw_key(attack.generator, images.device) if attack.random_start else None
+        # The best that the model has judged so far.
+        self.adversarial = to_images(to_state(images), images)
+        self.fooled = torch.zeros_like(self.rows, dtype=torch.bool)
+        self.losses = torch.full_like(self.rows, -torch.inf, dtype=torch.float32)
+        self.judgements = 0
 
     def unjudged(self) -> Tensor:
-        """Adversarial images of a single descent, which nobody judges."""
+        """Adversarial images of a single descent in which every sample takes part to the end."""
+        if len(self.rows) == 0:
+            return self.adversarial
         state = self.start(self.rows, 0)
         return to_images(self.ascend(state).result(), self.images)
 
     def judged(self) -> AttackResult:
         """All restarts, judged by the model."""
-        self.judgements = 0
-        self.adversarial = to_images(to_state(self.images), self.images)
-        self.fooled = torch.zeros_like(self.rows, dtype=torch.bool)
-        self.losses = torch.full_like(self.rows, -torch.inf, dtype=torch.float32)
+        if len(self.rows) > 0:
+            predict(self.model, self.adversarial[:1])  # a model that cannot be asked says so before the work
         rows = self.rows
         for restart in range(self.attack.restarts):
             if len(rows) == 0:
                 break
             state = self.ascend(self.start(rows, restart))
-            self.judge(state.rows, state.result())
+            if len(state.rows) > 0:
+                self.judge(state.rows, state.result())
             if self.attack.early_stop:
                 rows = (~self.fooled).nonzero().flatten()
         forwards = self.gradient.forwards + self.judgements
@@ -80,10 +86,8 @@ class Descent:
         clean = self.images[rows] if len(rows) < len(self.images) else self.images
         if layout != torch.preserve_format:
             clean = clean.contiguous(memory_format=layout)
-        eps, step_size = (
-            self.size(self.attack.eps, rows, clean),
-            self.size(self.attack.step_size, rows, clean),
-        )
+        eps = self.size(self.attack.eps, rows, clean)
+        step_size = self.size(self.attack.step_size, rows, clean)
         if self.key is None:
             adv = to_state(clean)
         else:

@@ -1,9 +1,12 @@
 """What an attack is given and gives back: checks before anything runs, conversions that stay in the ball."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
+
+from ..ops.checks import state_dtype
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 ITERATES = ("last", "best")
@@ -24,9 +27,9 @@ def check_size(argument: str, value: object) -> None:
     if isinstance(value, Tensor):
         if not value.is_floating_point() or value.dim() > 1:
             refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif not isinstance(value, numbers.Real):
         refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not value >= 0:
+    elif not float(value) >= 0:
         refuse(argument, value, accepted)
 
 
@@ -36,15 +39,26 @@ def check_count(argument: str, value: object) -> None:
 
 
 def check_bounds(bounds: tuple[float, float]) -> None:
+    accepted = "two numbers (lo, hi) with lo < hi"
+    if not isinstance(bounds, (tuple, list)) or not all(isinstance(b, numbers.Real) for b in bounds):
+        refuse("bounds", repr(bounds), accepted, TypeError)
     if len(bounds) != 2 or not all(math.isfinite(b) for b in bounds) or not bounds[0] < bounds[1]:
-        refuse("bounds", bounds, "two numbers (lo, hi) with lo < hi")
+        refuse("bounds", bounds, accepted)
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        refuse("generator", f"a {type(generator).__name__}", "a torch.Generator, or None", TypeError)
+    if generator.device.type != device.type:
+        refuse("generator", f"one on {generator.device}", f"one on the images' device, {device}")
 
 
 def check_inputs(images: Tensor, labels: Tensor, index: Tensor | None, **sizes: float | Tensor) -> None:
     """Metadata of one call. ``sizes`` are its eps and step size."""
-    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-        wrong, value = ("images", images) if not isinstance(images, Tensor) else ("labels", labels)
-        refuse(wrong, f"a {type(value).__name__}", "a tensor", TypeError)
+    if not isinstance(images, Tensor):
+        refuse("images", f"a {type(images).__name__}", "a tensor", TypeError)
     if images.dtype not in IMAGE_DTYPES:
         refuse("images", f"dtype {images.dtype}", "a float dtype in pixel units, or torch.uint8 for v / 255")
     if images.dim() == 0:
@@ -52,6 +66,8 @@ def check_inputs(images: Tensor, labels: Tensor, index: Tensor | None, **sizes: 
     for name, value in (("labels", labels), ("index", index)):
         if value is None:
             continue
+        if not isinstance(value, Tensor):
+            refuse(name, f"a {type(value).__name__}", "a tensor", TypeError)
         if value.dtype != torch.int64 or value.shape != images.shape[:1]:
             refuse(
                 name, f"{value.dtype} of shape {tuple(value.shape)}", f"torch.int64 of shape ({len(images)},)"
@@ -63,8 +79,15 @@ def check_inputs(images: Tensor, labels: Tensor, index: Tensor | None, **sizes: 
             refuse(name, f"shape {tuple(size.shape)}", f"a number, (), or ({len(images)},)")
 
 
+def check_labels(smallest: float, largest: float, classes: int | None) -> None:
+    """``classes`` None: not known yet."""
+    if smallest < 0 or (classes is not None and largest >= classes):
+        accepted = "0 or more" if classes is None else f"0 .. {classes - 1}"
+        refuse("labels", f"values in [{smallest:.0f}, {largest:.0f}]", accepted)
+
+
 def check_values(images: Tensor, labels: Tensor, bounds: tuple[float, float], classes: int | None) -> None:
-    """Values of one call, with one synchronisation. ``classes`` None: not known yet."""
+    """Values of one call, with one synchronisation."""
     if images.numel() == 0:
         return
     lo, hi, smallest, largest = torch.stack(
@@ -72,31 +95,28 @@ def check_values(images: Tensor, labels: Tensor, bounds: tuple[float, float], cl
     ).tolist()
     if images.dtype == torch.uint8:
         lo, hi = lo / 255, hi / 255
-    if not (bounds[0] <= lo and hi <= bounds[1]):
+    if lo != lo:
+        refuse("images", "NaN", "numbers")
+    # Bounds as the state's precision holds them: 0.3 is not the same number in float32.
+    lowest, highest = torch.tensor(bounds, dtype=state_dtype(images)).tolist()
+    if not (lowest <= lo and hi <= highest):
         refuse(
             "images",
             f"values in [{lo:.4g}, {hi:.4g}]",
             f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
             "model = roli_fast.models.Normalized(model, mean, std)",
         )
-    if smallest < 0 or (classes is not None and largest >= classes):
-        refuse(
-            "labels",
-            f"values in [{smallest:.0f}, {largest:.0f}]",
-            f"0 .. {'classes' if classes is None else classes} - 1",
-        )
+    check_labels(smallest, largest, classes)
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A random int64 (1,) on device, from the generator or from torch's own."""
-    if generator is not None and generator.device.type != device.type:
-        refuse("generator", f"one on {generator.device}", f"one on the images' device, {device}")
     return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
 
 
 def to_state(images: Tensor) -> Tensor:
     """The images as an attack's state: float32, or float64 where they are; uint8 is v / 255."""
-    state = images.to(torch.float64 if images.dtype == torch.float64 else torch.float32, copy=True)
+    state = images.to(state_dtype(images), copy=True)
     return state.div_(torch.full_like(state[:0].sum(), 255)) if images.dtype == torch.uint8 else state
 
 

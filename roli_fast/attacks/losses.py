@@ -15,11 +15,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 _LOSSES: dict[str, Loss] = {"ce": cross_entropy}
 
 
-def get_loss(loss: str | Loss, targeted: bool) -> Loss:
-    """The objective to increase: the loss for the label, or for a target minus the loss."""
-    if not callable(loss) and loss not in _LOSSES:
-        raise ValueError(
-            f"loss: got {loss!r}, accepted: {', '.join(_LOSSES)}, or a callable (logits, labels) -> (N,)"
-        )
-    function = loss if callable(loss) else _LOSSES[loss]
-    return (lambda logits, labels: -function(logits, labels)) if targeted else function
+def get_loss(loss: str | Loss) -> Loss:
+    if callable(loss):
+        return loss
+    if loss not in _LOSSES:
+        accepted = f"{', '.join(_LOSSES)}, or a callable (logits, labels) -> (N,)"
+        raise ValueError(f"loss: got {loss!r}, accepted: {accepted}")
+    return _LOSSES[loss]

@@ -15,6 +15,7 @@ from .inputs import (
     check_bounds,
     check_choice,
     check_count,
+    check_generator,
     check_inputs,
     check_size,
     check_values,
@@ -84,8 +85,20 @@ class PGD:
         self.random_start, self.restarts, self.loss, self.targeted = random_start, restarts, loss, targeted
         self.bounds, self.iterate, self.early_stop = bounds, iterate, early_stop
         self.precision, self.generator = precision, generator
-        self.objective = get_loss(loss, targeted)
+        self._loss = get_loss(loss)
         self._views: weakref.WeakKeyDictionary[nn.Module, AttackView] = weakref.WeakKeyDictionary()
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is increased, (N,): the loss, or minus the loss for a target."""
+        loss = self._loss(logits, labels)
+        return -loss if self.targeted else loss
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._views = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         shown = (
@@ -104,7 +117,8 @@ class PGD:
         """
         with torch.inference_mode(False), torch.no_grad():
             descent = self._begin(model, images, labels, None)
-            return descent.unjudged() if self.restarts == 1 else descent.judged().adversarial
+            single = self.restarts == 1 and not self.early_stop
+            return descent.unjudged() if single else descent.judged().adversarial
 
     def run(
         self, model: Model, images: Tensor, labels: Tensor, *, index: Tensor | None = None
@@ -123,6 +137,7 @@ class PGD:
         if view is None:
             view = AttackView(model, precision=self.precision)
             if isinstance(model, nn.Module):
+                view.hold_weakly()
                 self._views[model] = view
         else:
             view.refresh()
@@ -131,6 +146,7 @@ class PGD:
     def _begin(self, model: Model, images: Tensor, labels: Tensor, index: Tensor | None) -> Descent:
         """All checks, then a descent that is ready to go."""
         check_inputs(images, labels, index, eps=self.eps, step_size=self.step_size)
+        check_generator(self.generator, images.device)
         view = self.view(model)
         check_values(images, labels, self.bounds, view.classes)
         if view.classes is None and len(images) > 0:

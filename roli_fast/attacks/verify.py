@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..engine import class_logits
+from .inputs import check_bounds, check_choice, check_inputs, check_labels, check_size, refuse
 
 NORMS = ("linf",)
 
@@ -69,16 +70,18 @@ def verify(
     eps: a number, or (N,); in pixel units.
     bounds: the box.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm: got {norm!r}, accepted: {', '.join(NORMS)}")
-    if adv.shape != clean.shape or len(labels) != len(adv):
-        raise ValueError(
-            f"adv, clean, labels: got shapes {tuple(adv.shape)}, {tuple(clean.shape)} and "
-            f"{tuple(labels.shape)}, accepted: the same (N, ...) twice, and (N,)"
-        )
+    check_choice("norm", norm, NORMS)
+    check_size("eps", eps)
+    check_bounds(bounds)
+    check_inputs(clean, labels, None, eps=eps)
+    if not isinstance(adv, Tensor):
+        refuse("adv", f"a {type(adv).__name__}", "a tensor", TypeError)
+    if adv.shape != clean.shape or not adv.is_floating_point():
+        got = f"{adv.dtype} of shape {tuple(adv.shape)}"
+        refuse("adv", got, f"a float tensor of clean's shape {tuple(clean.shape)}")
     state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
     image = clean.to(state) / 255 if clean.dtype == torch.uint8 else clean.to(state)
-    flat, flat_image = adv.to(state).flatten(1), image.flatten(1)
+    flat, flat_image = (x.reshape(len(x), -1) for x in (adv.to(state), image))
     moved = (flat.double() - flat_image.double()).abs()
     magnitude = torch.maximum(flat.abs(), flat_image.abs())
     ulp = torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf)).double() - magnitude.double()
@@ -91,6 +94,8 @@ def verify(
     # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
     asked = torch.where(finite.reshape(-1, *[1] * (adv.dim() - 1)), adv, image.to(adv.dtype))
     logits = predict(model, asked)
+    if len(labels) > 0:
+        check_labels(labels.min().item(), labels.max().item(), logits.shape[1])
     return Verification(
         finite=finite,
         in_box=in_box,

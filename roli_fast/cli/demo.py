@@ -234,7 +234,7 @@ def _draw(trained: list[_Trained], test: TensorDataset, path: Path) -> None:
     figure, axes = pyplot.subplots(len(rows), len(images), figsize=(1.5 * len(images), 1.65 * len(rows)))
     for (name, shown, classes), line in zip(rows, axes, strict=True):
         for i, axis in enumerate(line):
-            axis.imshow(shown[i, 0], cmap="gray" if classes is not None else "PuOr", vmin=0, vmax=1)
+            axis.imshow(shown[i, 0].numpy(), cmap="gray" if classes is not None else "PuOr", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
             if classes is not None:
                 right = bool(classes[i] == labels[i])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.normalized import Normalized
 from ..ops import prepare
-from .frozen_copy import FrozenCopy
+from .frozen_copy import FrozenCopy, Structure
 from .modes import class_logits, eval_mode
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -54,34 +54,40 @@ class AttackView:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: got {precision!r}, accepted: {', '.join(PRECISIONS)}")
         self._precision, self._fold = precision, fold
-        module = unwrap(model)
-        # The view may be cached by its model, and must not keep it alive.
-        self._model: Callable[[], Callable | None] = (
-            weakref.ref(module) if isinstance(module, nn.Module) else lambda: module
-        )
+        self._held: Callable[[Tensor], Tensor] | None = unwrap(model)
+        self._model: Callable[[], Callable | None] = lambda: self._held
         self._build(fold)
+
+    def hold_weakly(self) -> None:
+        """No longer keeps the model alive: for a cache that is keyed by it."""
+        if isinstance(self._held, nn.Module):
+            self._model, self._held = weakref.ref(self._held), None
 
     def _build(self, fold: bool) -> None:
         model = self._model()
         self.report = ViewReport()
         self.classes: int | None = None  # known once the first batch has confirmed the view
         self._copy: FrozenCopy | None = None
-        self._normalized = model if isinstance(model, Normalized) else None
+        self._normalized = _is_normalized(model)
         if not isinstance(model, nn.Module):
             self._run_as_it_is("the model is a callable and no module")
             return
+        self._structure = Structure(model)
         try:
-            self._copy = FrozenCopy(_inner(model), fold)
+            self._copy = FrozenCopy(self._inner(model), fold)
         except Exception as error:  # whatever a module holds that cannot be copied
             self._run_as_it_is(f"the model cannot be copied ({error})")
             return
         self.report.folded, self.report.left = self._copy.folded, self._copy.left
 
     def _run_as_it_is(self, reason: str) -> None:
-        self._normalized = None
         self.report.note = f"{reason}: it runs as it is"
         if self._precision != "fp32":
             raise ValueError(f"precision: got {self._precision!r}, accepted: fp32, since {reason}")
+
+    def _inner(self, model: nn.Module) -> nn.Module:
+        """What is copied: a normalisation is done by the kernels."""
+        return model.model if self._normalized and isinstance(model, Normalized) else model
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits of prepared inputs (N, ...)."""
@@ -96,6 +102,9 @@ class AttackView:
         """The input for a state adv (N, ...): normalised, cast, and laid out."""
         if self.classes is None:
             self.confirm(adv[:4])
+        return self._input(adv)
+
+    def _input(self, adv: Tensor) -> Tensor:
         dtype = self._copy.dtype if self._copy is not None else None
         mean, std = self.normalization(adv)
         layout = self.memory_format(adv)
@@ -103,13 +112,14 @@ class AttackView:
 
     def normalization(self, adv: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """mean and std (C,) that :meth:`prepare` applies, in adv's dtype; None where there are none."""
-        if self._normalized is None:
+        model = self._model()
+        if self._copy is None or not (self._normalized and isinstance(model, Normalized)):
             return None, None
-        return self._normalized.mean.to(adv), self._normalized.std.to(adv)
+        return model.mean.to(adv), model.std.to(adv)
 
     def memory_format(self, images: Tensor) -> torch.memory_format:
         """The layout that the view wants for such images."""
-        channels_last = self._copy is not None and self._copy.is_convolutional and images.dim() == 4
+        channels_last = self._copy is not None and self._copy.channels_last and images.dim() == 4
         return torch.channels_last if channels_last else torch.preserve_format
 
     def refresh(self) -> None:
@@ -118,45 +128,61 @@ class AttackView:
         Nothing is reallocated, unless the model got other modules, devices or dtypes: then the view is
         made anew.
         """
-        if self._copy is None:
-            return
         model = self._model()
-        assert isinstance(model, nn.Module)
-        if self._copy.is_copy_of(_inner(model)):
-            self._copy.take_over(_inner(model))
+        if self._copy is None or not isinstance(model, nn.Module):
+            return
+        if self._structure.is_that_of(model):
+            self._copy.take_over(self._inner(model))
         else:
             self._build(self._fold)
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:
-        """Compares the view's logits for a few images with the model's, gives up folding if they differ,
+        """Compares the view's logits for a few images with the model's, gives up what makes them differ,
         and casts to the precision. The first :meth:`prepare` does so on its first images.
 
-        Raises ValueError where the model's output is not (N, classes).
+        Raises ValueError where the model's output is not (N, classes), and where nothing but the model
+        itself gives its logits but another precision is asked for.
         """
         model = self._model()
         assert model is not None
-        self.classes = -1  # prepare() below must not come back here
         expected = class_logits(model, _at_its_precision(model, adv))
         if self._copy is not None:
-            tolerance = _TOLERANCE[expected.dtype] * expected.abs().max().item()
-            moved = (self(self.prepare(adv)).to(expected.dtype) - expected).abs().max().item()
-            if self._copy.folded and not moved <= tolerance:
-                folded = self._copy.folded
-                self._build(fold=False)
-                self.report.left = dict.fromkeys(
-                    folded, f"folding it moved the first batch's logits by {moved:.2g}"
-                )
-                self.confirm(adv)
-                return
-            if not moved <= tolerance:
-                self.report.note = (
-                    f"a copy's logits differ from the model's by {moved:.2g}: is its output random?"
-                )
-            if self._precision != "fp32":
-                assert isinstance(model, nn.Module)
-                self._copy.cast_to(PRECISIONS[self._precision], _inner(model))
+            self._make_faithful(adv, expected)
+        if self._copy is not None and self._precision != "fp32":
+            assert isinstance(model, nn.Module)
+            self._copy.cast_to(PRECISIONS[self._precision], self._inner(model))
         self.classes = expected.shape[1]
+
+    def _make_faithful(self, adv: Tensor, expected: Tensor) -> None:
+        """Leaves a copy that gives the expected logits, or none."""
+        assert self._copy is not None
+        tolerance = _TOLERANCE[expected.dtype] * expected.abs().max().item()
+        moved = self._moved(adv, expected)
+        if moved <= tolerance:
+            return
+        if self._copy.folded:
+            folded = self._copy.folded
+            self._build(fold=False)
+            if self._copy is not None and self._moved(adv, expected) <= tolerance:
+                reason = f"folding it moved the first batch's logits by {moved:.2g}"
+                self.report.left = dict.fromkeys(folded, reason)
+                return
+        self._copy = None
+        self.report = ViewReport()
+        self._run_as_it_is(f"a copy's logits differ from the model's by {moved:.2g} (is its output random?)")
+
+    def _moved(self, adv: Tensor, expected: Tensor) -> float:
+        """How far the copy's logits are from the expected ones."""
+        assert self._copy is not None
+        try:
+            logits = self._copy.run(self._input(adv))
+        except RuntimeError:  # such as a view() of features, which wants them contiguous
+            if not self._copy.channels_last:
+                raise
+            self._copy.give_up_channels_last()
+            logits = self._copy.run(self._input(adv))
+        return (logits.to(expected.dtype) - expected).abs().max().item()
 
 
 def unwrap(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -171,9 +197,9 @@ def unwrap(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return model
 
 
-def _inner(model: nn.Module) -> nn.Module:
-    """What is copied: a normalisation is done by the kernels."""
-    return model.model if isinstance(model, Normalized) else model
+def _is_normalized(model: object) -> bool:
+    """Whether the model is what :class:`Normalized` says and no more: a subclass may do otherwise."""
+    return type(model) is Normalized and not (model._forward_hooks or model._forward_pre_hooks)
 
 
 def _at_its_precision(model: nn.Module | Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ class FrozenCopy:
     whose BatchNorms are folded where ``fold`` allows and :func:`find_folds` proves it.
 
     run: the copy.
+    channels_last: whether it is laid out so, and wants its input so.
     folded, left: the BatchNorms that were folded, with the convolution that took each up, and those that were
         not, with the reason.
     """
 
     def __init__(self, model: nn.Module, fold: bool):
-        self._parts, self._facts = _structure(model)
         with torch.inference_mode(False):
             self.run = copy.deepcopy(model).eval().requires_grad_(False)
             self.run.to(torch.float64 if _dtype(model) == torch.float64 else torch.float32)
@@ -35,13 +35,14 @@ class FrozenCopy:
             source = cast(Convolution, model.get_submodule(f.convolution))
             self._folds.append((convolution, source, cast(_BatchNorm, model.get_submodule(f.norm))))
             self.run.set_submodule(f.norm, without_norm(self.run.get_submodule(f.norm)))
-        if self.is_convolutional:
+        self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.run.modules())
+        if self.channels_last:
             self.run.to(memory_format=torch.channels_last)
         self.take_over(model)
 
-    @property
-    def is_convolutional(self) -> bool:
-        return any(isinstance(m, nn.Conv2d) for m in self.run.modules())
+    def give_up_channels_last(self) -> None:
+        self.channels_last = False
+        self.run.to(memory_format=torch.contiguous_format)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -56,11 +57,6 @@ class FrozenCopy:
         for norm in norms:
             norm.float()
         self.take_over(model)
-
-    def is_copy_of(self, model: nn.Module) -> bool:
-        """Whether the model still has the modules, tensors, devices and dtypes that were copied."""
-        parts, facts = _structure(model)
-        return facts == self._facts and all(a is b for a, b in zip(parts, self._parts, strict=True))
 
     @torch.no_grad()
     def take_over(self, model: nn.Module) -> None:
@@ -85,11 +81,27 @@ def _dtype(module: nn.Module) -> torch.dtype | None:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
 
 
-def _structure(model: nn.Module) -> tuple[list[object], list[object]]:
-    """What a copy depends on besides the weights' values: objects and facts about them. Without the
-    model itself, which the copy must not keep alive."""
-    tensors = [*model.parameters(), *model.buffers()]
-    modules = list(model.modules())
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
-    parts: list[object] = [*modules[1:], *tensors]
-    return parts, [len(parts), hooks, *((t.device, t.dtype) for t in tensors)]
+class Structure:
+    """What a copy of a model depends on besides the weights' values. Without the model itself, which a
+    cache must not keep alive."""
+
+    def __init__(self, model: nn.Module):
+        # Objects are compared by identity, facts by value.
+        self._objects: list[object] = [*list(model.modules())[1:], *model.parameters(), *model.buffers()]
+        self._facts: list[object] = [(t.device, t.dtype) for t in self._objects if isinstance(t, Tensor)]
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if name.endswith("_hooks"):
+                    self._objects.extend(value.values())
+                elif isinstance(value, (bool, int, float, str, tuple)):
+                    self._facts.append(name if name == "training" else (name, value))
+                else:
+                    self._objects.append(value)
+
+    def is_that_of(self, model: nn.Module) -> bool:
+        other = Structure(model)
+        return (
+            self._facts == other._facts
+            and len(self._objects) == len(other._objects)
+            and all(a is b for a, b in zip(self._objects, other._objects, strict=True))
+        )

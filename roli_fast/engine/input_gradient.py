@@ -49,4 +49,10 @@ class InputGradient:
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         self.forwards += len(x)
-        return logits, self._loss(logits, labels)
+        loss = self._loss(logits, labels)
+        if loss.shape != labels.shape:
+            raise ValueError(
+                f"loss: it returned shape {tuple(loss.shape)}, accepted: one number per sample, "
+                f"{tuple(labels.shape)} (reduction='none')"
+            )
+        return logits, loss

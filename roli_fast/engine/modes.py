@@ -41,7 +41,10 @@ def class_logits(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         logits = model(images)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    else:
+        got = "" if logits.is_floating_point() else f"of dtype {logits.dtype}"
+    if got:
         raise ValueError(
-            f"model: its output for {len(images)} images is {got}, accepted: logits (N, classes)"
+            f"model: its output for {len(images)} images is {got}, accepted: float logits (N, classes)"
         )
     return logits

@@ -9,6 +9,7 @@ from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
 from ..attacks import PGD, predict, verify
+from ..attacks.inputs import check_inputs, check_labels, to_images, to_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     attack: PGD | None = None,
 ) -> Accuracy:
-    """The model's accuracy in eval mode; under an attack, what no verified adversarial image brings down.
+    """The model's accuracy in eval mode; under an attack, the images that are right and stay so.
 
     model: maps images (N, ...) to logits (N, classes); left as it was.
     batches: (images, labels) in a fixed order, which gives each sample its index.
@@ -73,20 +74,32 @@ def evaluate(
     """
     if attack is not None and attack.targeted:
         raise ValueError("attack: got a targeted one, accepted: one against the labels")
+    if attack is not None and any(isinstance(s, Tensor) and s.dim() for s in (attack.eps, attack.step_size)):
+        raise ValueError("attack: got an eps or step size per sample of a batch, accepted: one for all")
     seen: list[Tensor] = []
     total = 0
     for images, labels in batches:
-        if attack is None:
-            right = predict(model, images).argmax(dim=1) == labels
-        else:
+        check_inputs(images, labels, None)
+        logits = predict(model, to_images(to_state(images), images))
+        check_labels(int(labels.min()), int(labels.max()), logits.shape[1])
+        right = logits.argmax(dim=1) == labels
+        if attack is not None and right.any():
+            # What is wrong already needs no attack, and stays wrong whatever an attack would make of it.
             index = torch.arange(total, total + len(images), device=images.device)
-            adversarial = attack.run(model, images, labels, index=index).adversarial
-            checked = verify(model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds)
-            if not (checked.finite & checked.in_box & checked.in_ball).all():
-                raise RuntimeError(f"{attack!r} returned images outside its ball or box")
-            right = ~checked.success
+            right[right.clone()] = _withstood(model, images[right], labels[right], attack, index[right])
         seen.append(right.cpu())
         total += len(images)
     if total == 0:
         raise ValueError("batches: got none, accepted: at least one image")
     return Accuracy(torch.cat(seen))
+
+
+def _withstood(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, attack: PGD, index: Tensor
+) -> Tensor:
+    """(N,) bool: where the attack has no verified success."""
+    adversarial = attack.run(model, images, labels, index=index).adversarial
+    checked = verify(model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds)
+    if not (checked.finite & checked.in_box & checked.in_ball).all():
+        raise RuntimeError(f"{attack!r} returned images outside its ball or box")
+    return ~checked.success

@@ -43,8 +43,10 @@ def _load_native() -> str | None:
         torch.ops.load_library(_LIBRARY)
     except OSError as error:
         return f"built, but does not load with torch {torch.__version__}: {error}"
-    from .. import _C
-
+    try:
+        from .. import _C
+    except ImportError as error:
+        return f"built in part: {error}"
     try:
         _C.cpu_capability()
     except RuntimeError as error:  # ROLI_FAST_CPU_CAPABILITY names what cannot run
@@ -74,7 +76,9 @@ _DEFAULT = {device: name for name, backend in _BACKENDS.items() for device in ba
 
 
 class _Choice(threading.local):
-    name: str | None = None
+    def __init__(self) -> None:
+        # In the instance: torch.compile guards on its dictionary, and a class attribute would not be there.
+        self.name: str | None = None
 
 
 _choice = _Choice()

@@ -8,6 +8,7 @@ size, eps) are tensors instead of numbers.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -94,8 +95,8 @@ def sizes_as_tensors(like: Tensor, *sizes: float | Tensor) -> tuple[float | Tens
 
 
 def _as_tensor(like: Tensor, size: float | Tensor) -> float | Tensor:
-    if not isinstance(size, (float, int)) or not isinstance(like, Tensor) or not size >= 0:
+    if not isinstance(size, numbers.Real) or not isinstance(like, Tensor) or not size >= 0:
         return size
     # new_full raises for a number beyond the dtype's range, which is infinite to an attack.
     beyond = like.is_floating_point() and size > torch.finfo(like.dtype).max
-    return like.new_full((), math.inf if beyond else size)
+    return like.new_full((), math.inf if beyond else float(size))

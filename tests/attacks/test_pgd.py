@@ -1,5 +1,9 @@
 """PGD: closed forms, semantics, randomness, and manners towards model and caller."""
 
+import pickle
+from fractions import Fraction
+
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -139,6 +143,25 @@ def test_early_stop_keeps_success_and_saves_work(convnet, precision):
     assert torch.equal(full.success, stopped.success)
     assert full.gradients == 2 * 10 * 40
     assert stopped.gradients < full.gradients / 2
+
+
+def test_early_stop_in_a_plain_call(convnet, batch):
+    options = {"iterate": "best", "early_stop": True, "random_start": False}
+    adv = PGD(**options)(convnet, *batch)
+    assert adv.shape == batch[0].shape
+    assert torch.equal(adv, PGD(**options).run(convnet, *batch).adversarial)
+
+
+def test_no_model_is_asked_about_no_image():
+    """Where everything is fooled at once, what is left is empty, and some models cannot take that."""
+    net = nn.Linear(192, 5)
+
+    def model(x):
+        return net(x.contiguous().view(x.size(0), -1))
+
+    images = torch.rand(6, 3, 8, 8)
+    wrong = (model(images).argmax(1) + 1) % 5
+    assert PGD(iterate="best", early_stop=True, restarts=2).run(model, images, wrong).success.all()
 
 
 def test_a_training_call_spends_one_forward_per_step(convnet, batch):
@@ -313,7 +336,9 @@ def test_float64_and_bf16_models(convnet, batch):
 
 
 def test_an_empty_batch(convnet):
-    result = PGD().run(convnet, torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))
+    empty = torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)
+    assert PGD()(convnet, *empty).shape == (0, 3, 8, 8)
+    result = PGD().run(convnet, *empty)
     assert result.adversarial.shape == (0, 3, 8, 8)
     assert result.success.shape == (0,)
 
@@ -345,24 +370,61 @@ def test_bad_settings(options, message):
         PGD(**options)
 
 
-def test_eps_of_another_type():
-    with pytest.raises(TypeError, match="eps: got a str"):
-        PGD(eps="8/255")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"eps": "8/255"}, "eps: got a str"), ({"bounds": None}, "bounds: got None, accepted: two numbers")],
+)
+def test_settings_of_another_type(options, message):
+    with pytest.raises(TypeError, match=message):
+        PGD(**options)
+
+
+@pytest.mark.parametrize("number", [numpy.float32(8 / 255), Fraction(8, 255)])
+def test_numbers_of_other_libraries(convnet, batch, number):
+    adv = PGD(eps=number, step_size=number, random_start=False)(convnet, *batch)
+    torch.testing.assert_close(adv, PGD(eps=8 / 255, step_size=8 / 255, random_start=False)(convnet, *batch))
+
+
+def test_bounds_are_numbers_of_the_images_precision(convnet, batch):
+    images = batch[0].clamp(max=0.3)
+    attack = PGD(bounds=(0, 0.3))
+    adv = attack(convnet, images, batch[1])
+    attack(convnet, adv, batch[1])  # its own output lies within them, too
+
+
+def test_a_loss_that_is_not_per_sample_is_refused(convnet, batch):
+    with pytest.raises(ValueError, match=r"loss: it returned shape \(\), accepted: one number per sample"):
+        PGD(loss=nn.functional.cross_entropy)(convnet, *batch)
+
+
+def test_a_model_that_cannot_be_asked_says_so_before_the_work(convnet, batch):
+    calls = []
+    convnet.model[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(RuntimeError, match="type"):
+        PGD(steps=50).run(convnet, batch[0].double(), batch[1])
+    assert len(calls) < 10
+
+
+def test_pickling(convnet, batch):
+    attack = PGD(random_start=False, targeted=True)
+    adv = attack(convnet, *batch)
+    assert torch.equal(pickle.loads(pickle.dumps(attack))(convnet, *batch), adv)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (lambda x, y: (x.numpy(), y), TypeError, "images: got a ndarray, accepted: a tensor"),
+        (lambda x, y: (x, numpy.zeros(6)), TypeError, "labels: got a ndarray, accepted: a tensor"),
         (lambda x, y: (x, y.tolist()), TypeError, "labels: got a list, accepted: a tensor"),
         (lambda x, y: (x.int(), y), ValueError, "images: got dtype torch.int32, accepted: a float dtype"),
         (lambda x, y: (x[0, 0, 0, 0], y), ValueError, r"images: got shape \(\)"),
         (lambda x, y: (x, y[:3]), ValueError, r"labels: got torch.int64 of shape \(3,\)"),
         (lambda x, y: (x, y.float()), ValueError, "labels: got torch.float32"),
-        (lambda x, y: (x, y + 5), ValueError, r"labels: got values in .*, accepted: 0 .. 5 - 1"),
+        (lambda x, y: (x, y + 5), ValueError, r"labels: got values in .*, accepted: 0 .. 4"),
         (lambda x, y: (x, y - 5), ValueError, r"labels: got values in \[-4, "),
         (lambda x, y: (x * 2 - 1, y), ValueError, "images: got values in .*normalised.*Normalized"),
-        (lambda x, y: (x / 0 * 0, y), ValueError, r"images: got values in \[nan, nan\]"),
+        (lambda x, y: (x / 0 * 0, y), ValueError, "images: got NaN"),
     ],
 )
 def test_bad_inputs(convnet, batch, change, error, message):
@@ -387,6 +449,13 @@ def test_a_model_without_logits(batch):
 def test_a_size_of_another_length(convnet, batch):
     with pytest.raises(ValueError, match=r"eps: got shape \(4,\), accepted: a number, \(\), or \(6,\)"):
         PGD(eps=torch.full((4,), 0.1))(convnet, *batch)
+
+
+def test_a_bad_index_or_generator(convnet, batch):
+    with pytest.raises(TypeError, match="index: got a list"):
+        PGD().run(convnet, *batch, index=[0, 1])
+    with pytest.raises(TypeError, match="generator: got a int"):
+        PGD(generator=3)(convnet, *batch)
 
 
 def test_nan_logits_are_never_robust_accuracy(batch):

@@ -87,5 +87,33 @@ def test_bad_input(judged):
     model, clean, labels = judged
     with pytest.raises(ValueError, match="norm: got 'l7', accepted: linf"):
         verify(model, clean, clean, labels, "l7", EPS)
-    with pytest.raises(ValueError, match="adv, clean, labels: got shapes"):
+    with pytest.raises(ValueError, match=r"adv: got torch\.float32 of shape"):
         verify(model, clean, clean[:, :2], labels, "linf", EPS)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"eps": -1.0}, ValueError, "eps: got -1.0"),
+        ({"eps": float("nan")}, ValueError, "eps: got nan"),
+        ({"bounds": (1, 0)}, ValueError, "bounds: got"),
+        ({"clean": torch.ones(6, 4, dtype=torch.int32)}, ValueError, "images: got dtype torch.int32"),
+        ({"adv": torch.ones(6, 4, dtype=torch.uint8)}, ValueError, "adv: got torch.uint8"),
+        ({"adv": [1.0]}, TypeError, "adv: got a list"),
+        ({"labels": torch.zeros(6, 1, dtype=torch.int64)}, ValueError, "labels: got torch.int64 of shape"),
+        ({"labels": torch.full((6,), 4)}, ValueError, r"labels: got values in \[4, 4\], accepted: 0 .. 3"),
+    ],
+)
+def test_more_bad_input(judged, change, error, message):
+    model, clean, labels = judged
+    arguments = {"clean": clean, "adv": clean, "labels": labels, "norm": "linf", "eps": EPS} | change
+    with pytest.raises(error, match=message):
+        verify(model, **arguments)
+
+
+def test_any_rank():
+    for shape in ((3,), (3, 2), (3, 1, 2, 2)):
+        x = torch.rand(shape)
+        result = verify(lambda x: x.reshape(3, -1)[:, :1], x, x, torch.zeros(3, dtype=torch.int64), "linf", 0)
+        assert result.in_ball.all()
+        assert result.distance.shape == (3,)

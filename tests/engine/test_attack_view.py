@@ -209,6 +209,95 @@ def test_refresh_notices_other_modules(batch):
     torch.testing.assert_close(through(view, images), logits(model, images))
 
 
+def add_hook(model):
+    model.register_forward_hook(lambda module, inputs, output: -output)
+
+
+def flip_attribute(model):
+    model.flip = -1.0
+
+
+def swap_hook(model):
+    model._forward_hooks.clear()
+    model.register_forward_hook(lambda module, inputs, output: 3 * output)
+
+
+def patch_forward(model):
+    model.forward = lambda x, forward=model.forward: -forward(x)
+
+
+class Flips(nn.Sequential):
+    flip = 1.0
+
+    def forward(self, x):
+        return self.flip * super().forward(x)
+
+
+@pytest.mark.parametrize("change", [add_hook, flip_attribute, swap_hook, patch_forward])
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Normalized(m, (0.5,) * 3, (0.2,) * 3)])
+def test_refresh_notices_another_function(change, wrap, batch):
+    model = Flips(*plain())
+    model.flip = 1.0
+    model.register_forward_hook(lambda module, inputs, output: 2 * output)
+    model = wrap(model)
+    view = AttackView(model)
+    view.prepare(batch[0])
+    change(model if change in (add_hook, patch_forward) else getattr(model, "model", model))
+    view.refresh()
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_subclass_of_normalized_may_do_otherwise(batch):
+    class Inverted(Normalized):
+        def forward(self, images):
+            return super().forward(1 - images)
+
+    model = Inverted(plain(), (0.5,) * 3, (0.2,) * 3)
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_no_copy_stands_for_runs_as_it_is(batch):
+    class Counting(nn.Module):
+        copies = 0
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.sign = plain(), 1.0
+
+        def __deepcopy__(self, memo):
+            other = Counting()
+            other.load_state_dict(self.state_dict())
+            other.sign = -1.0
+            return other
+
+        def forward(self, x):
+            return self.sign * self.net(x)
+
+    model = Counting()
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]))
+    assert "logits differ" in view.report.note
+    with pytest.raises(ValueError, match="precision: got 'bf16'"):
+        AttackView(model, precision="bf16").prepare(batch[0])
+
+
+def test_a_model_that_views_its_features_keeps_its_layout(batch):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 5)
+
+        def forward(self, x):
+            x = self.norm(self.conv(x))
+            return self.head(x.view(x.size(0), -1))
+
+    model = Views()
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+    assert view.report.folded == {"norm": "conv"}
+
+
 def test_bf16_stays_near(convnet, batch):
     view = AttackView(convnet, precision="bf16")
     x = view.prepare(batch[0])
@@ -233,9 +322,12 @@ def test_an_unfolded_norm_stays_in_float32():
     assert view._copy.run[1].weight.dtype == torch.bfloat16
 
 
-def test_a_view_does_not_keep_its_model_alive():
-    model = small_resnet(3)
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Normalized(m, (0.5,) * 3, (0.2,) * 3)])
+def test_a_view_does_not_keep_its_model_alive(wrap, batch):
+    model = wrap(small_resnet(3))
     view = AttackView(model)
+    view.prepare(batch[0])
+    view.hold_weakly()
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -281,10 +373,17 @@ def test_a_plain_callable_runs_as_it_is(batch):
     ],
 )
 def test_an_output_that_is_not_logits_is_refused(output, got):
-    with pytest.raises(ValueError, match=rf"model: its output for 4 images is {got}, accepted: logits"):
+    with pytest.raises(ValueError, match=rf"model: its output for 4 images is {got}, accepted: float logits"):
         AttackView(output).prepare(torch.rand(4, 3, 8, 8))
 
 
 def test_an_unknown_precision_is_refused(convnet):
     with pytest.raises(ValueError, match="precision: got 'fp8', accepted: fp32, bf16"):
         AttackView(convnet, precision="fp8")
+
+
+def test_a_model_that_was_refused_is_refused_again():
+    view = AttackView(nn.Identity())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="model: its output"):
+            view.prepare(torch.rand(4, 3, 8, 8))

@@ -65,7 +65,26 @@ def test_a_sample_keeps_its_index_in_any_batch_size(convnet):
     torch.testing.assert_close(robust(7), robust(20))
 
 
+def test_what_is_wrong_already_is_never_robust():
+    """An attack of no strength moves images about; none that is misclassified may come out right."""
+    images, labels = torch.rand(50, 3), torch.zeros(50, dtype=torch.int64)
+
+    def model(x):  # right only where the first pixel has left its place a little
+        moved = (x[:, 0] * 1024).round() / 1024 != x[:, 0]
+        return torch.stack([moved.float() + 0 * x[:, 0], 0.5 + 0 * x[:, 1]], dim=1)
+
+    images = (images * 1024).round() / 1024
+    assert evaluate(model, [(images, labels)]).value == 0
+    assert evaluate(model, [(images, labels)], PGD(eps=0.01, step_size=0.0, steps=1)).value == 0
+
+
 def test_bad_input(convnet, batch):
+    with pytest.raises(ValueError, match="labels: got values in"):
+        evaluate(convnet, [(batch[0], batch[1] + 5)])
+    with pytest.raises(ValueError, match=r"labels: got torch\.int64 of shape \(6, 1\)"):
+        evaluate(convnet, [(batch[0], batch[1][:, None])])
+    with pytest.raises(ValueError, match="attack: got an eps or step size per sample"):
+        evaluate(convnet, [batch], PGD(eps=torch.full((6,), 0.1)))
     with pytest.raises(ValueError, match="attack: got a targeted one"):
         evaluate(convnet, [batch], PGD(targeted=True))
     with pytest.raises(ValueError, match="batches: got none"):

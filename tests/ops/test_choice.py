@@ -1,5 +1,7 @@
 """Which implementation runs."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -84,3 +86,28 @@ def test_the_torch_op_keeps_to_the_default():
     with roli_fast.backend("reference"):
         assert not is_reference(lambda: torch.ops.roli_fast.linf_project_(adv, image, 0.125))
     assert adv.tolist() == [[0.625, 0.625]] * 2
+
+
+def test_a_choice_inside_a_compiled_function():
+    """In a fresh process: whether it works must not depend on what ran on the thread before."""
+    code = """
+import torch, roli_fast
+from roli_fast import ops
+
+def step(adv, grad, clean):
+    with roli_fast.backend("reference"):
+        ops.linf_step_(adv, grad, clean, 0.1, 0.1)
+    return adv
+
+def plain(adv, grad, clean):
+    ops.linf_step_(adv, grad, clean, 0.1, 0.1)
+    return adv
+
+x = torch.rand(2, 3)
+for function in (step, plain):
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(compiled(x.clone(), x, x), function(x.clone(), x, x))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
