@@ -1,7 +1,7 @@
 """A copy of a module for inference, and how it follows the module's weights."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,15 @@ class FrozenCopy:
             self.run.set_submodule(f.norm, without_norm(self.run.get_submodule(f.norm)))
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.run.modules())
         if self.channels_last:
-            self.run.to(memory_format=torch.channels_last)
+            self._lay_out(torch.channels_last)
         self.take_over(model)
 
     def give_up_channels_last(self) -> None:
         self.channels_last = False
-        self.run.to(memory_format=torch.contiguous_format)
+        self._lay_out(torch.contiguous_format)
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        cast(Any, self.run).to(memory_format=layout)  # unknown to the type stubs of torch 2.10
 
     @property
     def dtype(self) -> torch.dtype | None:
