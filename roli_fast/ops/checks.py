@@ -196,7 +196,6 @@ def step(
     eps: float | Tensor,
     lo: float = 0.0,
     hi: float = 1.0,
-    *,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,

@@ -10,7 +10,7 @@ from .registry import define, sizes_as_tensors
 
 _STEP = define(
     "linf_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
-    "float hi=1.0, *, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
+    "float hi=1.0, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
     check=partial(checks.step, "linf_step_"),
     fake=lambda *args, **kwargs: None,
     reference=reference.linf_step_,
@@ -67,10 +67,10 @@ def linf_step_(
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
         op = _STEP.tensor
         step_size, eps = sizes_as_tensors(adv, step_size, eps)
-    if active is None and out is None and mean is None and std is None:  # each keyword costs 0.2 us
+    if active is None and out is None and mean is None and std is None:  # each argument costs time
         op(adv, grad, clean, step_size, eps, lo, hi)
-    else:
-        op(adv, grad, clean, step_size, eps, lo, hi, active=active, out=out, mean=mean, std=std)
+    else:  # by position: torch 2.10's compiler refuses a keyword `out` that is not contiguous
+        op(adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std)
 
 
 def linf_step(

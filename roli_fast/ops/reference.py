@@ -59,7 +59,6 @@ def linf_step_(
     eps: float | Tensor,
     lo: float = 0.0,
     hi: float = 1.0,
-    *,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,

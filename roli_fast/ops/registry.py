@@ -22,6 +22,8 @@ _NATIVE = torch.library.Library("roli_fast_native", "DEF")
 
 Function = Callable[..., Any]
 
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
 
 @dataclasses.dataclass(frozen=True)
 class Op:
@@ -95,8 +97,13 @@ def sizes_as_tensors(like: Tensor, *sizes: float | Tensor) -> tuple[float | Tens
 
 
 def _as_tensor(like: Tensor, size: float | Tensor) -> float | Tensor:
-    if not isinstance(size, numbers.Real) or not isinstance(like, Tensor) or not size >= 0:
+    if isinstance(size, Tensor) or not isinstance(like, Tensor):
+        return size
+    # In this order: the abstract class takes longer to ask than the tensor to make.
+    if not isinstance(size, (float, int)) and not isinstance(size, numbers.Real):
+        return size
+    if not size >= 0:
         return size
     # new_full raises for a number beyond the dtype's range, which is infinite to an attack.
-    beyond = like.is_floating_point() and size > torch.finfo(like.dtype).max
+    beyond = size > _FLOAT32_MAX and size > torch.finfo(like.dtype).max
     return like.new_full((), math.inf if beyond else float(size))
