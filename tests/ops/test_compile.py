@@ -68,6 +68,8 @@ def test_fullgraph(op, backend, dynamic):
 @each_torch_op
 def test_fullgraph_of_the_torch_op(op):
     for given in variants(op).values():
+        if "out" in given and torch.__version__ < "2.11":
+            given["out"] = given["out"].contiguous()  # else that compiler refuses a keyword of this name
         torch.compiler.reset()
         compiled = torch.compile(op.torch_op, fullgraph=True, backend="aot_eager")
         assert_compiled(compiled, op.torch_op, given)
