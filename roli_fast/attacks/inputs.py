@@ -79,7 +79,14 @@ def check_inputs(images: Tensor, labels: Tensor, index: Tensor | None, **sizes: 
             refuse(name, f"shape {tuple(size.shape)}", f"a number, (), or ({len(images)},)")
 
 
-def check_labels(smallest: float, largest: float, classes: int | None) -> None:
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Values of labels, with one synchronisation."""
+    if len(labels) > 0:
+        smallest, largest = torch.stack(labels.aminmax()).tolist()
+        _check_label_range(smallest, largest, classes)
+
+
+def _check_label_range(smallest: float, largest: float, classes: int | None) -> None:
     """``classes`` None: not known yet."""
     if smallest < 0 or (classes is not None and largest >= classes):
         accepted = "0 or more" if classes is None else f"0 .. {classes - 1}"
@@ -106,7 +113,7 @@ def check_values(images: Tensor, labels: Tensor, bounds: tuple[float, float], cl
             f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
             "model = roli_fast.models.Normalized(model, mean, std)",
         )
-    check_labels(smallest, largest, classes)
+    _check_label_range(smallest, largest, classes)
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -27,9 +27,6 @@ from .verify import NORMS
 
 Model = Callable[[Tensor], Tensor]
 
-# How many samples of the first batch a new view is compared with the model on.
-_CONFIRM_SAMPLES = 4
-
 
 class PGD:
     """Projected gradient descent with a random start.
@@ -150,6 +147,6 @@ class PGD:
         view = self.view(model)
         check_values(images, labels, self.bounds, view.classes)
         if view.classes is None and len(images) > 0:
-            view.confirm(to_state(images[:_CONFIRM_SAMPLES]))
+            view.confirm(to_state(images))
             check_values(images, labels, self.bounds, view.classes)
         return Descent(self, model, view, images, labels, index)

@@ -14,6 +14,8 @@ from .modes import class_logits, eval_mode
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+_CONFIRM_SAMPLES = 4
+
 # How far the first batch's logits may move in the view, relative to the largest, by the model's dtype:
 # rounding in float32 stays below 1e-5, a wrong fold is of the order of 1.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -101,7 +103,7 @@ class AttackView:
     def prepare(self, adv: Tensor) -> Tensor:
         """The input for a state adv (N, ...): normalised, cast, and laid out."""
         if self.classes is None:
-            self.confirm(adv[:4])
+            self.confirm(adv)
         return self._input(adv)
 
     def _input(self, adv: Tensor) -> Tensor:
@@ -138,13 +140,13 @@ class AttackView:
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:
-        """Compares the view's logits for a few images with the model's, gives up what makes them differ,
-        and casts to the precision. The first :meth:`prepare` does so on its first images.
+        """Compares the view's logits for the first few images with the model's, gives up what makes them
+        differ, and casts to the precision. The first :meth:`prepare` does so.
 
         Raises ValueError where the model's output is not (N, classes), and where nothing but the model
         itself gives its logits but another precision is asked for.
         """
-        model = self._model()
+        model, adv = self._model(), adv[:_CONFIRM_SAMPLES]
         assert model is not None
         expected = class_logits(model, _at_its_precision(model, adv))
         if self._copy is not None:

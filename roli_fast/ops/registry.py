@@ -52,7 +52,7 @@ def define(schema: str, *, check: Function, fake: Function, reference: Function)
 
     schema: a torch schema without the name space; ``Size`` stands for a number or a tensor.
     check: takes the op's arguments and raises for those that the contract does not accept.
-    fake: the op on metadata alone; None for ops that only write to their arguments.
+    fake: the op on metadata alone; returns None for an op that only writes to its arguments.
     reference: the op in plain torch; its formula is the op's definition.
     """
     name = schema[: schema.index("(")]
@@ -72,13 +72,10 @@ def define(schema: str, *, check: Function, fake: Function, reference: Function)
             # No autograd node, not even one that warns: results never require a gradient.
             library.impl(full_name, torch.library.fallthrough_kernel, "Autograd")
         _DEFAULT.impl(full_name, checked_reference, "CompositeExplicitAutograd")
-        if default_of("cpu") == "reference":
-            _DEFAULT.impl(
-                full_name, checked_reference, "CPU"
-            )  # replaces the native kernel where there is one
-        native = getattr(
-            getattr(torch.ops.roli_fast_native, name), "tensor" if size == "Tensor" else "default"
-        )
+        if default_of("cpu") == "reference":  # in place of the native kernel, where there is one
+            _DEFAULT.impl(full_name, checked_reference, "CPU")
+        native = getattr(torch.ops.roli_fast_native, name)
+        native = native.tensor if size == "Tensor" else native.default
         return _overload(check, {"cpu": native, "reference": checked_reference})
 
     # The tensor overload first: torch tries them in this order, and would turn a tensor of shape () into
