@@ -20,6 +20,7 @@ py::dict build_config() {
   config["compiler"] = ROLI_COMPILER;
   config["torch"] = ROLI_TORCH_VERSION;
   config["cpu_capabilities"] = built;
+  config["cuda"] = ROLI_CUDA_BUILT;
   return config;
 }
 
@@ -28,8 +29,8 @@ py::dict build_config() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native build of roli_fast.";
   m.def("build_config", &build_config,
-        "What was compiled: version, compiler, the torch whose headers were used, and the CPU instruction "
-        "sets.");
+        "What was compiled: version, compiler, the torch whose headers were used, the CPU instruction "
+        "sets, and which nvcc built CUDA kernels for which GPUs, or why none did.");
   m.def(
       "cpu_capability", [] { return std::string(roli::cpu::kernels().name); },
       "The instruction set that the CPU kernels use here. Raises RuntimeError where "

@@ -36,6 +36,18 @@ inline std::optional<DType> dtype_of(const Tensor& tensor) {
   return std::nullopt;
 }
 
+struct Device {
+  int32_t type = 0, index = 0;
+};
+
+inline Device device_of(const Tensor& tensor) {
+  Device device;
+  if (aoti_torch_get_device_type(tensor.get(), &device.type) != 0 ||
+      aoti_torch_get_device_index(tensor.get(), &device.index) != 0)
+    throw std::runtime_error("roli_fast: a tensor without a device");
+  return device;
+}
+
 inline int64_t item_size(DType dtype) {
   switch (dtype) {
     case DType::u8:
@@ -74,11 +86,14 @@ class Call {
     require(like.defined(), name, "is missing");
     rank_ = like.dim();
     sizes_ = like.sizes().data();
+    device_ = device_of(like);
     require(rank_ >= 1, name, "has no sample dimension");
   }
 
   int rank() const { return static_cast<int>(rank_); }
   const int64_t* sizes() const { return sizes_; }
+  Shape shape() const { return {rank(), sizes_}; }
+  int32_t device_index() const { return device_.index; }
   int64_t samples() const { return sizes_[0]; }
   bool empty() const {
     return std::any_of(sizes_, sizes_ + rank_, [](int64_t size) { return size == 0; });
@@ -127,6 +142,7 @@ class Call {
 
   Parameter size(const Tensor& tensor, const char* name) const {
     require(dtype_of(tensor) == state_dtype_, name, "is not of the state's dtype");
+    same_device(tensor, name);
     return {0, tensor.data_ptr(), per_sample_stride(tensor, name)};
   }
 
@@ -139,6 +155,7 @@ class Call {
     if (!tensor) return nullptr;
     require(tensor->scalar_type() == ScalarType::Bool && tensor->dim() == 1, name,
             "is not a (N,) bool tensor");
+    same_device(*tensor, name);
     *stride = per_sample_stride(*tensor, name);
     return static_cast<const bool*>(tensor->data_ptr());
   }
@@ -147,17 +164,29 @@ class Call {
     if (!tensor) return nullptr;
     require(tensor->scalar_type() == ScalarType::Long && tensor->dim() == 1, name,
             "is not a (N,) int64 tensor");
+    same_device(*tensor, name);
     *stride = per_sample_stride(*tensor, name);
     return static_cast<const int64_t*>(tensor->data_ptr());
+  }
+
+  const int64_t* seed(const Tensor& tensor, const char* name, int64_t* stride) const {
+    require(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1 && tensor.size(0) == 2, name,
+            "is not a (2,) int64 tensor");
+    same_device(tensor, name);
+    *stride = tensor.stride(0);
+    return static_cast<const int64_t*>(tensor.data_ptr());
   }
 
   Normalization normalization(const OptionalTensor& mean, const OptionalTensor& std) const {
     require(mean.has_value() == std.has_value(), "mean and std", "come together");
     if (!mean) return {};
     require(rank_ >= 2, "mean", "needs a channel dimension");
-    for (const Tensor* tensor : {&*mean, &*std})
-      require(dtype_of(*tensor) == state_dtype_ && tensor->dim() == 1 && tensor->size(0) == sizes_[1],
-              tensor == &*mean ? "mean" : "std", "is not of shape (C,) and the state's dtype");
+    for (const Tensor* tensor : {&*mean, &*std}) {
+      const char* name = tensor == &*mean ? "mean" : "std";
+      require(dtype_of(*tensor) == state_dtype_ && tensor->dim() == 1 && tensor->size(0) == sizes_[1], name,
+              "is not of shape (C,) and the state's dtype");
+      same_device(*tensor, name);
+    }
     return {mean->data_ptr(), std->data_ptr(), mean->stride(0), std->stride(0), sizes_[1]};
   }
 
@@ -200,9 +229,16 @@ class Call {
     bool same = static_cast<int64_t>(sizes.size()) == rank_;
     for (int64_t d = 0; d < rank_ && same; ++d) same = sizes[d] == sizes_[d];
     require(same, name, "differs in shape");
+    same_device(tensor, name);
     const auto dtype = dtype_of(tensor);
     require(dtype.has_value(), name, "is of a dtype that is not accepted");
     return {tensor.data_ptr(), *dtype, tensor.strides().data()};
+  }
+
+  // The dispatcher sends a call with tensors of several devices to the kernels of one of them.
+  void same_device(const Tensor& tensor, const char* name) const {
+    const Device device = device_of(tensor);
+    require(device.type == device_.type && device.index == device_.index, name, "is on another device");
   }
 
   int64_t per_sample_stride(const Tensor& tensor, const char* name) const {
@@ -214,6 +250,7 @@ class Call {
   const char* op_;
   int64_t rank_;
   const int64_t* sizes_;
+  Device device_;
   DType state_dtype_ = DType::f32;
 };
 

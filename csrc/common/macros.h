@@ -8,3 +8,11 @@
 #else
 #define ROLI_FN inline __attribute__((always_inline))
 #endif
+
+// Before a loop over the elements of a small array: on a GPU, only an unrolled one keeps the array in
+// registers.
+#if defined(__CUDA_ARCH__)
+#define ROLI_UNROLL _Pragma("unroll")
+#else
+#define ROLI_UNROLL
+#endif

@@ -27,33 +27,44 @@ struct Box {
   double lo = 0, hi = 1;
 };
 
-// Operands of the plan: adv, clean, grad (absent in a projection), out (may be absent).
+// One step, or, without grad, a projection.
 struct LinfStep {
   Plan plan;
-  Array adv, clean, grad, out;
+  Array adv, clean, grad, out;  // out may be absent
   Parameter step_size, eps;
   Box box;
   const bool* active = nullptr;
   int64_t active_stride = 0;
   Normalization normalization;
+
+  Operands operands() const {
+    return {{&adv, &clean, &grad, &out}, 2 + (grad.data != nullptr) + (out.data != nullptr)};
+  }
+  bool per_sample() const { return active != nullptr || step_size.stride != 0 || eps.stride != 0; }
+  PlanOptions options() const { return {per_sample(), normalization.mean != nullptr}; }
 };
 
-// Operands of the plan: start, clean. seed and index are int64.
 struct LinfStart {
   Plan plan;
   Array start, clean;
   Parameter eps;
   Box box;
-  int64_t seed[2] = {0, 0};
+  const int64_t* seed = nullptr;  // key and stream
+  int64_t seed_stride = 0;
   const int64_t* index = nullptr;  // null: the position in the batch
   int64_t index_stride = 0;
+
+  Operands operands() const { return {{&start, &clean}, 2}; }
+  PlanOptions options() const { return {.per_sample = true, .per_channel = false, .logical_order = true}; }
 };
 
-// Operands of the plan: out, adv.
 struct Prepare {
   Plan plan;
   Array out, adv;
   Normalization normalization;
+
+  Operands operands() const { return {{&out, &adv}, 2}; }
+  PlanOptions options() const { return {false, normalization.mean != nullptr}; }
 };
 
 }  // namespace roli

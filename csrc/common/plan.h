@@ -22,6 +22,17 @@ struct Array {
   const int64_t* strides = nullptr;
 };
 
+struct Shape {
+  int rank;
+  const int64_t* sizes;
+};
+
+// The operands of one call, the first of them the one whose memory order a plan prefers.
+struct Operands {
+  const Array* arrays[kMaxOperands];
+  int count;
+};
+
 // How the channel (dimension 1) varies along a row: not at all, or with every element.
 enum class Channel { constant, periodic };
 
@@ -51,8 +62,10 @@ struct Plan {
 constexpr int64_t kMaxChunk = 1 << 15;
 
 // In the order of these strides; null keeps the logical order.
-inline void plan_in_order(Plan& plan, const int64_t* strides, int rank, const int64_t* sizes,
-                          const Array* const* operands, int count, const PlanOptions& options) {
+inline void plan_in_order(Plan& plan, const int64_t* strides, Shape shape, const Operands& operands,
+                          const PlanOptions& options) {
+  const auto [rank, sizes] = shape;
+  const auto [arrays, count] = operands;
   // By insertion: stable, and cheaper than a library's sort for the handful that there are.
   int order[kMaxRank], kept = 0;
   for (int d = 0; d < rank; ++d) {
@@ -73,7 +86,7 @@ inline void plan_in_order(Plan& plan, const int64_t* strides, int rank, const in
     // Onto an innermost channel others may be merged: the row then repeats its channels.
     bool merge = merged > 0 && !is_sample && !is_channel && (channel_at != merged - 1 || merged == 1);
     for (int k = 0; k < count && merge; ++k)
-      merge = operands[k]->strides[d] == stride[k][merged - 1] * size[merged - 1];
+      merge = arrays[k]->strides[d] == stride[k][merged - 1] * size[merged - 1];
     if (merge) {
       size[merged - 1] *= sizes[d];
       continue;
@@ -81,7 +94,7 @@ inline void plan_in_order(Plan& plan, const int64_t* strides, int rank, const in
     if (is_sample) sample_at = merged;
     if (is_channel) channel_at = merged;
     size[merged] = sizes[d];
-    for (int k = 0; k < count; ++k) stride[k][merged] = operands[k]->strides[d];
+    for (int k = 0; k < count; ++k) stride[k][merged] = arrays[k]->strides[d];
     ++merged;
   }
 
@@ -108,21 +121,20 @@ constexpr int64_t kShortRow = 32;
 
 // In the memory order of the first operand; where layouts differ so much that its rows are short (an
 // innermost channel of 3), in that of the operand with the longest ones.
-inline void make_plan(Plan& plan, int rank, const int64_t* sizes, const Array* const* operands, int count,
-                      const PlanOptions& options) {
-  const int64_t* order = options.logical_order ? nullptr : operands[0]->strides;
-  plan_in_order(plan, order, rank, sizes, operands, count, options);
+inline void make_plan(Plan& plan, Shape shape, const Operands& operands, const PlanOptions& options) {
+  const int64_t* order = options.logical_order ? nullptr : operands.arrays[0]->strides;
+  plan_in_order(plan, order, shape, operands, options);
   if (options.logical_order || plan.length >= kShortRow) return;
   int longest = 0;
   int64_t length = plan.length;
-  for (int k = 1; k < count; ++k) {
-    plan_in_order(plan, operands[k]->strides, rank, sizes, operands, count, options);
+  for (int k = 1; k < operands.count; ++k) {
+    plan_in_order(plan, operands.arrays[k]->strides, shape, operands, options);
     if (plan.length > length) {
       length = plan.length;
       longest = k;
     }
   }
-  plan_in_order(plan, operands[longest]->strides, rank, sizes, operands, count, options);
+  plan_in_order(plan, operands.arrays[longest]->strides, shape, operands, options);
 }
 
 // A chunk: `count` elements of one row, from `begin` on.

@@ -35,7 +35,7 @@ void step_chunks(const LinfStep& op, int64_t first, int64_t last) {
   const Normalizer<T> normalizer(op.normalization, plan.channel);
   alignas(64) T adv_buffer[kBlock], clean_buffer[kBlock], grad_buffer[kBlock], out_buffer[kBlock];
 
-  for_each_chunk(plan, 2 + has_grad + has_out, first, last, [&](const Chunk& chunk) {
+  for_each_chunk(plan, op.operands().count, first, last, [&](const Chunk& chunk) {
     const bool active = op.active == nullptr || op.active[chunk.sample * op.active_stride];
     if (!active && !has_out) return;
     const T eps = value<T>(op.eps, chunk.sample);
@@ -89,7 +89,7 @@ template <class T>
 void start_chunks(const LinfStart& op, int64_t first, int64_t last) {
   enum { kStart, kClean };
   const Plan& plan = op.plan;
-  const PhiloxKey key = philox_key(op.seed[0], op.seed[1]);
+  const PhiloxKey key = philox_key(op.seed[0], op.seed[op.seed_stride]);
   const T lo = static_cast<T>(op.box.lo), hi = static_cast<T>(op.box.hi);
   const int64_t samples = plan.sample_dim < 0 ? 1 : plan.size[plan.sample_dim];
   const int64_t rows_per_sample = plan.rows / samples;

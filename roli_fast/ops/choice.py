@@ -1,12 +1,14 @@
 """Which implementations of the ops there are, and which one runs.
 
-``cpu`` are the native kernels, ``reference`` is plain torch and runs wherever torch does. The default
-of each device is fixed at import, by ``ROLI_FAST_BACKEND`` where that is set; ``with backend(name):``
-changes the choice for the current thread. A choice that cannot run raises: nothing falls back in silence.
+``cpu`` and ``cuda`` are the native kernels, ``triton`` their twins, ``reference`` is plain torch and runs
+wherever torch does. The default of each device is fixed at import; ``ROLI_FAST_BACKEND`` names the one to
+prefer where it runs. ``with backend(name):`` changes the choice for the current thread. A choice that
+cannot run raises: nothing falls back in silence.
 """
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator
@@ -14,7 +16,16 @@ from pathlib import Path
 
 import torch
 
-_LIBRARY = Path(__file__).parent.parent / "lib" / "libroli_fast_cpu.so"
+_LIBRARIES = Path(__file__).parent.parent / "lib"
+
+# By device, what is preferred where it runs. On CUDA the native kernels come first: a call of theirs costs a
+# few microseconds, one of Triton a multiple, and the first one compiles. Which is faster on large tensors has
+# not been measured yet.
+_PREFERENCE = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+    "other": ("reference",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +46,22 @@ class Backend:
         return self.missing is None and (self.devices == ("any",) or device_type in self.devices)
 
 
-def _load_native() -> str | None:
-    """Loads the native library; returns why there is none, or None."""
-    if not _LIBRARY.exists():
-        return "not built: the package was installed with ROLI_FAST_NATIVE=0"
+def _load(library: Path) -> str | None:
+    """Loads a library of native kernels; returns why it does not load, or None."""
     try:
-        torch.ops.load_library(_LIBRARY)
+        torch.ops.load_library(library)
     except OSError as error:
         return f"built, but does not load with torch {torch.__version__}: {error}"
+    return None
+
+
+def _load_cpu() -> str | None:
+    """Loads the CPU kernels; returns why they cannot run, or None."""
+    library = _LIBRARIES / "libroli_fast_cpu.so"
+    if not library.exists():
+        return "not built: the package was installed with ROLI_FAST_NATIVE=0"
+    if reason := _load(library):
+        return reason
     try:
         from .. import _C
     except ImportError as error:
@@ -54,20 +73,57 @@ def _load_native() -> str | None:
     return None
 
 
+def _no_gpu() -> str | None:
+    # By the driver's management library where that is there: the process can still be forked.
+    return None if torch.cuda.device_count() else "torch sees no CUDA device"
+
+
+def _load_cuda() -> str | None:
+    """Loads the CUDA kernels where there is a device for them; returns why they cannot run, or None."""
+    library = _LIBRARIES / "libroli_fast_cuda.so"
+    if torch.version.cuda is None:
+        return "torch is built without CUDA"
+    if library.exists():
+        return _no_gpu() or _load(library)
+    try:
+        from .. import _C
+    except ImportError:
+        return "not built: the package was installed with ROLI_FAST_NATIVE=0"
+    return f"not built: {_C.build_config()['cuda']}"
+
+
+def _interpreting() -> bool:
+    """Whether Triton runs its kernels in Python, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _find_triton() -> str | None:
+    """Why Triton's kernels cannot run, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "not installed: the package triton"
+    if _interpreting():
+        return None
+    reason = _no_gpu()
+    return reason and f"{reason} (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+
+
 def _find_backends() -> dict[str, Backend]:
-    missing = _load_native()
-    wanted = os.environ.get("ROLI_FAST_BACKEND") or None
-    for_cpu = wanted or ("reference" if missing else "cpu")
-    found = {
-        "cpu": Backend("cpu", ("cpu",), ("cpu",) if for_cpu == "cpu" else (), missing),
-        "reference": Backend(
-            "reference", ("any",), ("other",) if for_cpu == "cpu" else ("cpu", "other"), None
-        ),
+    devices_and_missing = {
+        "cpu": (("cpu",), _load_cpu()),
+        "cuda": (("cuda",), _load_cuda()),
+        "triton": (("cpu",) if _interpreting() else ("cuda",), _find_triton()),
+        "reference": (("any",), None),
     }
-    if for_cpu not in found:
-        raise ImportError(f"ROLI_FAST_BACKEND: got {for_cpu!r}, accepted: {', '.join(found)}")
-    if found[for_cpu].missing:
-        raise ImportError(f"ROLI_FAST_BACKEND={for_cpu} cannot run: {found[for_cpu].missing}")
+    found = {name: Backend(name, d, (), missing) for name, (d, missing) in devices_and_missing.items()}
+    wanted = os.environ.get("ROLI_FAST_BACKEND") or None
+    if wanted not in (None, *found):
+        raise ImportError(f"ROLI_FAST_BACKEND: got {wanted!r}, accepted: {', '.join(found)}")
+    if wanted and found[wanted].missing:
+        raise ImportError(f"ROLI_FAST_BACKEND={wanted} cannot run: {found[wanted].missing}")
+    for device, preferred in _PREFERENCE.items():
+        candidates = (*([wanted] if wanted else []), *preferred)
+        default = next(found[name] for name in candidates if found[name].runs_on(device))
+        found[default.name] = dataclasses.replace(default, default_for=(*default.default_for, device))
     return found
 
 
@@ -116,7 +172,7 @@ def chosen(tensor: torch.Tensor) -> str:
     """The name of the backend that an op on this tensor takes."""
     name = _choice.name
     if name is None:
-        return _DEFAULT["cpu" if tensor.is_cpu else "other"]
+        return default_of(tensor.device.type)
     if not _BACKENDS[name].runs_on(tensor.device.type):
         raise RuntimeError(
             f"backend {name!r} runs on {', '.join(_BACKENDS[name].devices)}; got a tensor on {tensor.device}"

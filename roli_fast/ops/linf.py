@@ -9,6 +9,7 @@ from . import checks, reference
 from .registry import define, sizes_as_tensors
 
 _STEP = define(
+    "linf",
     "linf_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
     "float hi=1.0, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
     check=partial(checks.step, "linf_step_"),
@@ -17,6 +18,7 @@ _STEP = define(
 )
 
 _PROJECT = define(
+    "linf",
     "linf_project_(Tensor(a!) adv, Tensor clean, Size eps, float lo=0.0, float hi=1.0) -> ()",
     check=partial(checks.project, "linf_project_"),
     fake=lambda *args, **kwargs: None,
@@ -24,6 +26,7 @@ _PROJECT = define(
 )
 
 _START = define(
+    "linf",
     "linf_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, "
     "Tensor? index=None) -> Tensor",
     check=partial(checks.start, "linf_start"),

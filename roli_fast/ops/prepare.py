@@ -9,6 +9,7 @@ from . import checks, reference
 from .registry import define
 
 _PREPARE = define(
+    "prepare",
     "prepare(Tensor adv, Tensor? mean, Tensor? std, *, ScalarType dtype=float, "
     "MemoryFormat? memory_format=None) -> Tensor",
     check=partial(checks.prepare, "prepare"),

@@ -2,11 +2,12 @@
 makes of it a torch op with a fake, a check and one implementation per backend.
 
 ``torch.ops.roli_fast.NAME`` is the default choice of each device. ``torch.ops.roli_fast_native.NAME``
-are the compiled kernels, whatever the default is. Both have an overload ``tensor`` where sizes (step
-size, eps) are tensors instead of numbers.
+are the compiled kernels, ``torch.ops.roli_fast_triton.NAME`` Triton's, whatever the default is. All have an
+overload ``tensor`` where sizes (step size, eps) are tensors instead of numbers.
 """
 
 import dataclasses
+import importlib
 import math
 import numbers
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .choice import chosen, default_of
+from .choice import backends, chosen, default_of
 
 _DEFAULT = torch.library.Library("roli_fast", "DEF")
 _NATIVE = torch.library.Library("roli_fast_native", "DEF")
+_TRITON = torch.library.Library("roli_fast_triton", "DEF")
 
 Function = Callable[..., Any]
 
@@ -47,9 +49,10 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
     return call
 
 
-def define(schema: str, *, check: Function, fake: Function, reference: Function) -> Op:
+def define(family: str, schema: str, *, check: Function, fake: Function, reference: Function) -> Op:
     """Registers an op with all its overloads and backends.
 
+    family: the file of ``kernels`` in which Triton's implementation has the op's name.
     schema: a torch schema without the name space; ``Size`` stands for a number or a tensor.
     check: takes the op's arguments and raises for those that the contract does not accept.
     fake: the op on metadata alone; returns None for an op that only writes to its arguments.
@@ -65,18 +68,34 @@ def define(schema: str, *, check: Function, fake: Function, reference: Function)
         check(*args, **kwargs)
         return reference(*args, **kwargs)
 
+    def checked_triton(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        # When first called: importing Triton takes longer than importing the rest.
+        return getattr(importlib.import_module(f"roli_fast.kernels.{family}"), name)(*args, **kwargs)
+
+    in_python = {"triton": checked_triton, "reference": checked_reference}
+
     def overload(full_name: str, size: str) -> Function:
-        for library in (_DEFAULT, _NATIVE):
+        for library in (_DEFAULT, _NATIVE, _TRITON):
             library.define(full_name + schema[len(name) :].replace("Size", size))
             torch.library.register_fake(f"{library.ns}::{full_name}", checked_fake, lib=library)
             # No autograd node, not even one that warns: results never require a gradient.
             library.impl(full_name, torch.library.fallthrough_kernel, "Autograd")
+        for device in backends()["triton"].devices:
+            _TRITON.impl(full_name, checked_triton, device.upper())
         _DEFAULT.impl(full_name, checked_reference, "CompositeExplicitAutograd")
-        if default_of("cpu") == "reference":  # in place of the native kernel, where there is one
-            _DEFAULT.impl(full_name, checked_reference, "CPU")
-        native = getattr(torch.ops.roli_fast_native, name)
-        native = native.tensor if size == "Tensor" else native.default
-        return _overload(check, {"cpu": native, "reference": checked_reference})
+        for device in ("cpu", "cuda"):
+            if (
+                default := default_of(device)
+            ) in in_python:  # in place of native kernels, where there are any
+                _DEFAULT.impl(full_name, in_python[default], device.upper())
+        which = "tensor" if size == "Tensor" else "default"
+        native, triton = (
+            getattr(getattr(getattr(torch.ops, library.ns), name), which) for library in (_NATIVE, _TRITON)
+        )
+        return _overload(
+            check, {"cpu": native, "cuda": native, "triton": triton, "reference": checked_reference}
+        )
 
     # The tensor overload first: torch tries them in this order, and would turn a tensor of shape () into
     # a number.

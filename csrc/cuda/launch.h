@@ -1,0 +1,52 @@
+// How a body of work becomes a kernel. A body is a struct of arguments whose operator() does the work of
+// one thread, reads nothing that another thread writes and is told its place: that keeps it a function of
+// plain C++, and a compiler without CUDA runs the same bodies in loops (the tests do).
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#endif
+
+#include "kernels.h"
+
+namespace roli::cuda {
+
+constexpr int kThreads = 256;  // in a block
+
+// So that a thread may have 64 registers: left to itself, ptxas aims at 40 for some kernels, and spills.
+constexpr int kBlocks = 4;  // at least, on a multiprocessor
+
+#ifdef __CUDACC__
+
+// The arguments stay in constant memory: no thread makes a copy of its own.
+template <class Body>
+__global__ void __launch_bounds__(kThreads, kBlocks) kernel(const __grid_constant__ Body body) {
+  body(blockIdx.x, static_cast<int>(threadIdx.x));
+}
+
+// Runs the body on at least so many threads, in the stream.
+template <class Body>
+void launch(const Body& body, int64_t threads, Stream stream) {
+  static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
+  const auto blocks = static_cast<unsigned int>((threads + kThreads - 1) / kThreads);
+  kernel<Body><<<blocks, kThreads, 0, stream>>>(body);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error));
+}
+
+#else
+
+template <class Body>
+void launch(const Body& body, int64_t threads, Stream) {
+  for (int64_t block = 0; block * kThreads < threads; ++block)
+    for (int thread = 0; thread < kThreads; ++thread) body(block, thread);
+}
+
+#endif
+
+}  // namespace roli::cuda

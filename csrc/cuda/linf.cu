@@ -1,0 +1,435 @@
+// The Linf family and the model's input.
+#include "../common/linf.h"
+#include "../common/philox.h"
+#include "index.h"
+#include "kernels.h"
+#include "launch.h"
+#include "pack.h"
+
+namespace roli::cuda {
+namespace {
+
+// Packs that a thread moves: 32 bytes of state. Their reads are in flight together.
+template <class T>
+constexpr int packs = 8 / sizeof(T);
+
+template <class T>
+int64_t threads_for(int64_t elements) {
+  constexpr int64_t per_thread = kPack * packs<T>;
+  return (elements + per_thread - 1) / per_thread;
+}
+
+// A step size or eps.
+template <class T>
+struct Size {
+  T number;
+  const T* data;
+  int64_t stride;
+
+  explicit Size(const Parameter& p)
+      : number(static_cast<T>(p.value)), data(static_cast<const T*>(p.data)), stride(p.stride) {}
+
+  ROLI_FN T operator()(int64_t sample) const {
+    return data == nullptr ? number : valid_size(data[sample * stride]);
+  }
+};
+
+template <class T>
+struct Normalizer {
+  const T *mean, *std;
+  int64_t mean_stride, std_stride;
+
+  explicit Normalizer(const Normalization& by)
+      : mean(static_cast<const T*>(by.mean)),
+        std(static_cast<const T*>(by.std)),
+        mean_stride(by.mean_stride),
+        std_stride(by.std_stride) {}
+
+  ROLI_FN T operator()(T a, int64_t channel) const {
+    return normalize(a, mean[channel * mean_stride], std[channel * std_stride]);
+  }
+};
+
+// What a step does to one element; without a gradient it is a projection.
+template <class T>
+struct StepRule {
+  Size<T> step_size, eps;
+  T lo, hi;
+  const bool* active;
+  int64_t active_stride;
+  bool per_sample, has_grad;
+  Normalizer<T> normalizer;
+
+  explicit StepRule(const LinfStep& op)
+      : step_size(op.step_size),
+        eps(op.eps),
+        lo(static_cast<T>(op.box.lo)),
+        hi(static_cast<T>(op.box.hi)),
+        active(op.active),
+        active_stride(op.active_stride),
+        per_sample(op.per_sample()),
+        has_grad(op.grad.data != nullptr),
+        normalizer(op.normalization) {}
+
+  ROLI_FN T operator()(T a, T g, T c, int64_t sample) const {
+    if (active != nullptr && !active[sample * active_stride]) return a;
+    const T e = eps(sample);
+    return has_grad ? linf_step(a, g, c, step_size(sample), e, lo, hi) : linf_project(a, c, e, lo, hi);
+  }
+};
+
+// T: of the state. Grad, Clean, Out: storage types; Grad and Out are None where there is no such operand.
+struct None {};
+
+template <class T, class Grad, class Clean, class Out>
+struct DenseStep {
+  static constexpr bool kGrad = !std::is_same_v<Grad, None>, kOut = !std::is_same_v<Out, None>;
+  Dense dense;
+  Memory adv, grad, clean, out;
+  StepRule<T> rule;
+
+  DenseStep(const LinfStep& op, const Dense& dense)
+      : dense(dense), adv(op.adv), grad(op.grad), clean(op.clean), out(op.out), rule(op) {}
+
+  ROLI_FN bool writes_out() const { return kOut && out.data != nullptr; }
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    const int64_t first = (block * packs<T> * kThreads + thread) * kPack;
+    Pack<T> a[packs<T>];
+    Raw<T, Clean> c[packs<T>];
+    Raw<T, std::conditional_t<kGrad, Grad, Any>> g[packs<T>];
+    ROLI_UNROLL
+    for (int p = 0; p < packs<T>; ++p) {
+      const int64_t place = first + p * kThreads * kPack;
+      if (place + kPack > dense.count) continue;
+      a[p] = fetch<AsValue, T, T>(adv, place);
+      c[p] = fetch<AsValue, T, Clean>(clean, place);
+      if constexpr (kGrad)
+        if (rule.has_grad) g[p] = fetch<AsDirection, T, Grad>(grad, place);
+    }
+    ROLI_UNROLL
+    for (int p = 0; p < packs<T>; ++p) {
+      const int64_t place = first + p * kThreads * kPack;
+      if (place + kPack > dense.count) {
+        for (int64_t i = place; i < dense.count; ++i) one(i);
+        continue;
+      }
+      int64_t sample = 0;
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) {
+        if (rule.per_sample && (k == 0 || !dense.sample.steady)) sample = dense.sample(place + k);
+        T direction{};
+        if constexpr (kGrad) direction = meant<AsDirection, T, Grad>(g[p], k);
+        a[p].at[k] = rule(a[p].at[k], direction, meant<AsValue, T, Clean>(c[p], k), sample);
+      }
+      put<T>(adv, place, a[p]);
+      if (!writes_out()) continue;
+      if (rule.normalizer.mean != nullptr) {
+        int64_t channel = 0;
+        ROLI_UNROLL
+        for (int k = 0; k < kPack; ++k) {
+          if (k == 0 || !dense.channel.steady) channel = dense.channel(place + k);
+          a[p].at[k] = rule.normalizer(a[p].at[k], channel);
+        }
+      }
+      if constexpr (kOut) put<Out>(out, place, a[p]);
+    }
+  }
+
+  // The last elements, too few for a pack.
+  ROLI_FN void one(int64_t i) const {
+    T a = fetch_one<AsValue, T, T>(adv, i), direction{};
+    if constexpr (kGrad)
+      if (rule.has_grad) direction = fetch_one<AsDirection, T, Grad>(grad, i);
+    a = rule(a, direction, fetch_one<AsValue, T, Clean>(clean, i), rule.per_sample ? dense.sample(i) : 0);
+    put_one<T>(adv, i, a);
+    if constexpr (kOut)
+      if (writes_out()) put_one<Out>(out, i, rule.normalizer.mean ? rule.normalizer(a, dense.channel(i)) : a);
+  }
+};
+
+// Any layout, an element per thread.
+template <class T>
+struct StridedStep {
+  Strided strided;
+  Memory adv, grad, clean, out;
+  StepRule<T> rule;
+
+  explicit StridedStep(const LinfStep& op)
+      : strided(op.plan, op.operands().count, op.normalization.channels),
+        adv(op.adv),
+        grad(op.grad),
+        clean(op.clean),
+        out(op.out),
+        rule(op) {}
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    enum { kAdv, kClean, kGrad, kOut };
+    const int64_t index = block * kThreads + thread;
+    if (index >= strided.count) return;
+    const Place place = strided(index);
+    const int64_t* at = place.offset;
+    T a = fetch_one<AsValue, T, T>(adv, at[kAdv]);
+    const T c = fetch_one<AsValue, T, Any>(clean, at[kClean]);
+    const T g = rule.has_grad ? fetch_one<AsDirection, T, Any>(grad, at[kGrad]) : T(0);
+    a = rule(a, g, c, place.sample);
+    put_one<T>(adv, at[kAdv], a);
+    if (out.data == nullptr) return;
+    put_one<Any>(out, at[kOut], rule.normalizer.mean ? rule.normalizer(a, place.channel) : a);
+  }
+};
+
+template <class T, class Clean>
+struct Start {
+  Memory start, clean;
+  Size<T> eps;
+  T lo, hi;
+  const int64_t *seed, *index;
+  int64_t seed_stride, index_stride;
+  int64_t samples, elements;  // of a sample
+  Divider blocks;             // of four elements, in a sample
+
+  Start(const LinfStart& op, Shape shape, int64_t count)
+      : start(op.start),
+        clean(op.clean),
+        eps(op.eps),
+        lo(static_cast<T>(op.box.lo)),
+        hi(static_cast<T>(op.box.hi)),
+        seed(op.seed),
+        index(op.index),
+        seed_stride(op.seed_stride),
+        index_stride(op.index_stride),
+        samples(shape.sizes[0]),
+        elements(count / shape.sizes[0]),
+        blocks((elements + kPack - 1) / kPack) {}
+
+  int64_t threads() const { return samples * blocks.divisor; }
+
+  // The draws of the thread's block, and where it begins in its sample; false past the end.
+  ROLI_FN bool draw(int64_t block, int thread, int64_t& sample, int64_t& begin, Pack<T>& draws) const {
+    const int64_t at = block * kThreads + thread;
+    sample = blocks.quotient(at);
+    if (sample >= samples) return false;
+    const int64_t number = at - sample * blocks.divisor;
+    begin = number * kPack;
+    const PhiloxKey key = philox_key(seed[0], seed[seed_stride]);
+    const Philox4 bits = philox_block(key, index == nullptr ? sample : index[sample * index_stride], number);
+    draws = {{symmetric_uniform<T>(bits.x0), symmetric_uniform<T>(bits.x1), symmetric_uniform<T>(bits.x2),
+              symmetric_uniform<T>(bits.x3)}};
+    return true;
+  }
+};
+
+// A thread draws for four elements and moves them at once: in row-major memory, samples of a multiple of
+// four.
+template <class T, class Clean>
+struct DenseStart : Start<T, Clean> {
+  using Start<T, Clean>::Start;
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    int64_t sample, begin;
+    Pack<T> x;
+    if (!this->draw(block, thread, sample, begin, x)) return;
+    const int64_t place = sample * this->elements + begin;
+    const auto c = fetch<AsValue, T, Clean>(this->clean, place);
+    const T e = this->eps(sample);
+    ROLI_UNROLL
+    for (int k = 0; k < kPack; ++k)
+      x.at[k] = linf_start(meant<AsValue, T, Clean>(c, k), x.at[k], e, this->lo, this->hi);
+    put<T>(this->start, place, x);
+  }
+};
+
+template <class T>
+struct StridedStart : Start<T, Any> {
+  Strided strided;
+
+  StridedStart(const LinfStart& op, Shape shape)
+      : Start<T, Any>(op, shape, op.plan.rows * op.plan.length), strided(op.plan, 2, 1) {}
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    enum { kStart, kClean };
+    int64_t sample, begin;
+    Pack<T> x;
+    if (!this->draw(block, thread, sample, begin, x)) return;
+    const T e = this->eps(sample);
+    ROLI_UNROLL
+    for (int k = 0; k < kPack; ++k) {
+      if (begin + k >= this->elements) return;
+      const Place place = strided(sample * this->elements + begin + k);
+      const T c = fetch_one<AsValue, T, Any>(this->clean, place.offset[kClean]);
+      put_one<T>(this->start, place.offset[kStart], linf_start(c, x.at[k], e, this->lo, this->hi));
+    }
+  }
+};
+
+template <class T, class Out>
+struct DensePrepare {
+  Dense dense;
+  Memory out, adv;
+  Normalizer<T> normalizer;
+
+  DensePrepare(const Prepare& op, const Dense& dense)
+      : dense(dense), out(op.out), adv(op.adv), normalizer(op.normalization) {}
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    const int64_t first = (block * packs<T> * kThreads + thread) * kPack;
+    Pack<T> a[packs<T>];
+    ROLI_UNROLL
+    for (int p = 0; p < packs<T>; ++p) {
+      const int64_t place = first + p * kThreads * kPack;
+      if (place + kPack <= dense.count) a[p] = fetch<AsValue, T, T>(adv, place);
+    }
+    ROLI_UNROLL
+    for (int p = 0; p < packs<T>; ++p) {
+      const int64_t place = first + p * kThreads * kPack;
+      if (place + kPack > dense.count) {
+        for (int64_t i = place; i < dense.count; ++i) {
+          const T x = fetch_one<AsValue, T, T>(adv, i);
+          put_one<Out>(out, i, normalizer.mean ? normalizer(x, dense.channel(i)) : x);
+        }
+        continue;
+      }
+      int64_t channel = 0;
+      ROLI_UNROLL
+      for (int k = 0; k < kPack && normalizer.mean != nullptr; ++k) {
+        if (k == 0 || !dense.channel.steady) channel = dense.channel(place + k);
+        a[p].at[k] = normalizer(a[p].at[k], channel);
+      }
+      put<Out>(out, place, a[p]);
+    }
+  }
+};
+
+template <class T>
+struct StridedPrepare {
+  Strided strided;
+  Memory out, adv;
+  Normalizer<T> normalizer;
+
+  explicit StridedPrepare(const Prepare& op)
+      : strided(op.plan, 2, op.normalization.channels),
+        out(op.out),
+        adv(op.adv),
+        normalizer(op.normalization) {}
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    enum { kOut, kAdv };
+    const int64_t index = block * kThreads + thread;
+    if (index >= strided.count) return;
+    const Place place = strided(index);
+    const T a = fetch_one<AsValue, T, T>(adv, place.offset[kAdv]);
+    put_one<Any>(out, place.offset[kOut], normalizer.mean ? normalizer(a, place.channel) : a);
+  }
+};
+
+// Types that images and gradients come in have kernels of their own; for the rest one kernel asks.
+
+template <class T, class Grad, class Clean, class Out>
+void run_dense(const LinfStep& op, const Dense& dense, Stream stream) {
+  launch(DenseStep<T, Grad, Clean, Out>(op, dense), threads_for<T>(dense.count), stream);
+}
+
+template <class Grad, class Clean>
+void run_by_out(const LinfStep& op, const Dense& dense, Stream stream) {
+  if (op.out.data == nullptr) return run_dense<float, Grad, Clean, None>(op, dense, stream);
+  switch (op.out.dtype) {
+    case DType::f32:
+      return run_dense<float, Grad, Clean, float>(op, dense, stream);
+    case DType::bf16:
+      return run_dense<float, Grad, Clean, bfloat16>(op, dense, stream);
+    case DType::f16:
+      return run_dense<float, Grad, Clean, float16>(op, dense, stream);
+    default:
+      return run_dense<float, Any, Any, Any>(op, dense, stream);
+  }
+}
+
+template <class Clean>
+void run_by_grad(const LinfStep& op, const Dense& dense, Stream stream) {
+  if (op.grad.data == nullptr) return run_dense<float, None, Clean, None>(op, dense, stream);
+  switch (op.grad.dtype) {
+    case DType::f32:
+      return run_by_out<float, Clean>(op, dense, stream);
+    case DType::bf16:
+      return run_by_out<bfloat16, Clean>(op, dense, stream);
+    case DType::f16:
+      return run_by_out<float16, Clean>(op, dense, stream);
+    default:
+      return run_dense<float, Any, Any, Any>(op, dense, stream);
+  }
+}
+
+template <class T, class Clean>
+void run_dense(const LinfStart& op, Shape shape, int64_t count, Stream stream) {
+  const DenseStart<T, Clean> body(op, shape, count);
+  launch(body, body.threads(), stream);
+}
+
+template <class T, class Out>
+void run_dense(const Prepare& op, const Dense& dense, Stream stream) {
+  launch(DensePrepare<T, Out>(op, dense), threads_for<T>(dense.count), stream);
+}
+
+// Row-major, in samples of whole packs.
+bool starts_packed(const LinfStart& op, Shape shape, const Dense& dense) {
+  int64_t expected = 1;
+  for (int d = shape.rank - 1; d >= 0; --d) {
+    if (shape.sizes[d] != 1 && op.start.strides[d] != expected) return false;
+    expected *= shape.sizes[d];
+  }
+  return dense.count / shape.sizes[0] % kPack == 0;
+}
+
+}  // namespace
+
+void run(LinfStep& op, Shape shape, Stream stream) {
+  const bool wide = op.adv.dtype == DType::f64;
+  Dense dense;
+  if (make_dense(dense, shape, op.operands())) {
+    if (wide) return run_dense<double, Any, Any, Any>(op, dense, stream);
+    if (op.clean.dtype == DType::f32) return run_by_grad<float>(op, dense, stream);
+    if (op.clean.dtype == DType::u8) return run_by_grad<uint8_t>(op, dense, stream);
+    return run_dense<float, Any, Any, Any>(op, dense, stream);
+  }
+  make_plan(op.plan, shape, op.operands(), op.options());
+  const int64_t count = op.plan.rows * op.plan.length;
+  wide ? launch(StridedStep<double>(op), count, stream) : launch(StridedStep<float>(op), count, stream);
+}
+
+void run(LinfStart& op, Shape shape, Stream stream) {
+  const bool wide = op.start.dtype == DType::f64;
+  Dense dense;
+  if (make_dense(dense, shape, op.operands()) && starts_packed(op, shape, dense)) {
+    if (wide) return run_dense<double, Any>(op, shape, dense.count, stream);
+    if (op.clean.dtype == DType::f32) return run_dense<float, float>(op, shape, dense.count, stream);
+    if (op.clean.dtype == DType::u8) return run_dense<float, uint8_t>(op, shape, dense.count, stream);
+    return run_dense<float, Any>(op, shape, dense.count, stream);
+  }
+  make_plan(op.plan, shape, op.operands(), op.options());
+  const auto strided = [&](auto body) { launch(body, body.threads(), stream); };
+  wide ? strided(StridedStart<double>(op, shape)) : strided(StridedStart<float>(op, shape));
+}
+
+void run(Prepare& op, Shape shape, Stream stream) {
+  const bool wide = op.adv.dtype == DType::f64;
+  Dense dense;
+  if (make_dense(dense, shape, op.operands())) {
+    if (wide) return run_dense<double, Any>(op, dense, stream);
+    switch (op.out.dtype) {
+      case DType::bf16:
+        return run_dense<float, bfloat16>(op, dense, stream);
+      case DType::f16:
+        return run_dense<float, float16>(op, dense, stream);
+      case DType::f32:
+        return run_dense<float, float>(op, dense, stream);
+      default:
+        return run_dense<float, Any>(op, dense, stream);
+    }
+  }
+  make_plan(op.plan, shape, op.operands(), op.options());
+  const int64_t count = op.plan.rows * op.plan.length;
+  wide ? launch(StridedPrepare<double>(op), count, stream) : launch(StridedPrepare<float>(op), count, stream);
+}
+
+}  // namespace roli::cuda

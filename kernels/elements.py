@@ -1,0 +1,87 @@
+"""What the kernels of all families share, one element at a time: the Triton twin of ``csrc/common``.
+
+Exact: comparisons and selects instead of min and max (NaN, -0.0), ``div_rn`` instead of ``/``, which divides
+float32 approximately on a GPU, and rounding to bfloat16 by hand, which the interpreter truncates.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def clamp(x, low, high):
+    """A NaN x becomes a bound; x at a bound keeps its bits."""
+    x = tl.where(x >= low, x, low)
+    return tl.where(x <= high, x, high)
+
+
+@triton.jit
+def size(given, sample, state: tl.constexpr):
+    """A step size or eps, given as (number, tensor, stride). NaN and negative ones in a tensor count as 0."""
+    number, values, stride = given
+    if values is None:
+        return tl.full((), number, state)
+    value = tl.load(values + sample * stride)
+    return tl.where(value > 0, value, 0.0)
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, correctly rounded."""
+    if x.dtype == tl.float64:
+        return x / y
+    return tl.div_rn(x, y)
+
+
+@triton.jit
+def image(x, state: tl.constexpr):
+    """A stored image as the state's dtype; uint8 is v / 255."""
+    if x.dtype == tl.uint8:
+        return divide(x.to(state), tl.full(x.shape, 255.0, state))
+    return x.to(state)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """To the nearest value of dtype, ties to even; float64 reaches half precision through float32."""
+    if dtype == tl.float64 or x.dtype == dtype:
+        return x.to(dtype)
+    x = x.to(tl.float32)
+    if dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        half = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, half)
+        return half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def word(x, shift: tl.constexpr):
+    """32 bits of an int64."""
+    return ((x >> shift) & 0xFFFFFFFF).to(tl.uint32)
+
+
+@triton.jit
+def philox_key(seed, seed_stride):
+    """The key of a draw: the stream, folded into the seed's key."""
+    key, stream = tl.load(seed), tl.load(seed + seed_stride)
+    zero = tl.zeros((), tl.uint32)
+    k0, k1, _, _ = tl.philox_impl(
+        word(stream, 0), word(stream, 32), zero, zero, word(key, 0), word(key, 32), n_rounds=10
+    )
+    return k0, k1
+
+
+@triton.jit
+def symmetric_uniform(bits, state: tl.constexpr):
+    """24 of the bits to an odd multiple of 2^-24 in (-1, 1)."""
+    odd = ((bits >> 8) * 2 + 1).to(tl.int32) - 16777216
+    return odd.to(state) * 5.9604644775390625e-08
+
+
+@triton.jit
+def first_place(WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the program's block of elements; 64 bits where there are more than 32 can count."""
+    if WIDE:
+        return tl.program_id(0).to(tl.int64) * BLOCK
+    return tl.program_id(0) * BLOCK

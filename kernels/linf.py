@@ -1,0 +1,232 @@
+"""The Linf family. a: adversarial, c: clean, g: gradient, s: step size, e: eps."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .elements import clamp, first_place, image, philox_key, rounded, size, symmetric_uniform, word
+from .layout import coordinate, in_layout_of, launch, stride_of, updated, written
+from .prepare import normalized
+
+
+@triton.jit
+def _ball_and_box(x, a, c, e, lo, hi, state: tl.constexpr):
+    """x clamped to the ball, then to the box; NaN exactly where a or c is."""
+    x = clamp(x, c - e, c + e)
+    x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
+    return tl.where((a != a) | (c != c), float("nan"), x)
+
+
+@triton.jit
+def _step_block(place, mask, operands, step_size, eps, box, active, sample, by, PER_SAMPLE: tl.constexpr):
+    adv, grad, clean, out = operands
+    state: tl.constexpr = adv.dtype.element_ty
+    n = 0
+    if PER_SAMPLE:
+        n = place // sample[0] % sample[1]
+    a = tl.load(adv + place, mask)
+    c = image(tl.load(clean + place, mask), state)
+    x = a
+    if grad is not None:
+        g = tl.load(grad + place, mask)
+        if g.dtype != tl.float64:
+            g = g.to(tl.float32)
+        s = size(step_size, n, state)
+        # No product with the sign: s may be infinite where the gradient is zero.
+        x = tl.where(g > 0, a + s, tl.where(g < 0, a - s, a))
+    x = _ball_and_box(x, a, c, size(eps, n, state), box[0], box[1], state)
+    if active[0] is not None:
+        x = tl.where(tl.load(active[0] + n * active[1]) != 0, x, a)
+    tl.store(adv + place, x, mask)
+    if out is not None:
+        tl.store(out + place, rounded(normalized(x, place, by), out.dtype.element_ty), mask)
+
+
+# Integers of which Triton would make a kernel more where they are 1 or a multiple of 16.
+_STEP_INTEGERS = ["count", "step_stride", "eps_stride", "active_stride", "sample_stride", "samples"]
+_CHANNEL_INTEGERS = ["mean_stride", "std_stride", "channel_stride", "channels"]
+
+
+@triton.jit(do_not_specialize=_STEP_INTEGERS + _CHANNEL_INTEGERS)
+def step_kernel(
+    count,
+    adv,
+    grad,
+    clean,
+    out,
+    step_size: tl.float64,
+    step_sizes,
+    step_stride,
+    eps: tl.float64,
+    epsilons,
+    eps_stride,
+    lo: tl.float64,
+    hi: tl.float64,
+    active,
+    active_stride,
+    sample_stride,
+    samples,
+    mean,
+    mean_stride,
+    std,
+    std_stride,
+    channel_stride,
+    channels,
+    PER_SAMPLE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A step, or, without grad, a projection."""
+    operands = (adv, grad, clean, out)
+    step = (step_size, step_sizes, step_stride)
+    ball = (eps, epsilons, eps_stride)
+    box = (lo, hi)
+    by = (mean, mean_stride, std, std_stride, channel_stride, channels)
+    sample = (sample_stride, samples)
+    mask = (active, active_stride)
+    first = first_place(WIDE, BLOCK)
+    place = first + tl.arange(0, BLOCK)
+    if first + BLOCK <= count:  # without a mask, accesses are vectorised whatever the count
+        _step_block(place, None, operands, step, ball, box, mask, sample, by, PER_SAMPLE)
+    else:
+        _step_block(place, place < count, operands, step, ball, box, mask, sample, by, PER_SAMPLE)
+
+
+@triton.jit(do_not_specialize=["samples", "elements", "eps_stride", "seed_stride", "index_stride"])
+def start_kernel(
+    start,
+    clean,
+    samples,
+    elements,
+    eps: tl.float64,
+    epsilons,
+    eps_stride,
+    lo: tl.float64,
+    hi: tl.float64,
+    seed,
+    seed_stride,
+    index,
+    index_stride,
+    WHOLE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Over row-major elements, padded to whole fours in each sample; WHOLE: they are whole without.
+
+    Philox gives four draws at a time: one call for each four elements of a sample.
+    """
+    state: tl.constexpr = start.dtype.element_ty
+    fours = tl.cdiv(elements, 4)
+    first = first_place(WIDE, BLOCK)
+    four = first // 4 + tl.arange(0, BLOCK // 4)
+    which = four // fours
+    if index is not None:
+        which = tl.load(index + which * index_stride, which < samples)
+    number, which = (four % fours).to(tl.int64), which.to(tl.int64)
+    k0, k1 = philox_key(seed, seed_stride)
+    x0, x1, x2, x3 = tl.philox_impl(
+        word(number, 0), word(number, 32), word(which, 0), word(which, 32), k0, k1, n_rounds=10
+    )
+    bits = tl.join(tl.join(x0, x2), tl.join(x1, x3)).reshape(BLOCK)  # x0, x1, x2, x3 of each four
+
+    padded = first + tl.arange(0, BLOCK)
+    n = padded // (4 * fours)
+    element = padded % (4 * fours)
+    if WHOLE:
+        place = padded
+        mask = tl.max_constancy(n < samples, 4)  # samples are whole fours: accesses can be vectorised
+    else:
+        place = n * elements + element
+        mask = (n < samples) & (element < elements)
+    c = image(tl.load(clean + place, mask), state)
+    e = size((eps, epsilons, eps_stride), tl.where(n < samples, n, 0), state)
+    x = clamp(c + e * symmetric_uniform(bits, state), tl.full((), lo, state), tl.full((), hi, state))
+    tl.store(start + place, tl.where(c != c, float("nan"), x), mask)
+
+
+def _size(value: float | Tensor) -> tuple[float, Tensor | None, int]:
+    """A size as a kernel takes it: (number, tensor, stride)."""
+    return (0.0, value, stride_of(value)) if isinstance(value, Tensor) else (value, None, 0)
+
+
+def linf_step_(
+    adv: Tensor,
+    grad: Tensor | None,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    if adv.numel() == 0:
+        return
+    step, ball = _size(step_size), _size(eps)
+    with updated(adv) as state, written(out, like=state) as model_input:
+        launch(
+            step_kernel,
+            state,
+            state.numel(),
+            state.numel(),
+            state,
+            grad if grad is None else in_layout_of(state, grad),
+            in_layout_of(state, clean),
+            model_input,
+            *step,
+            *ball,
+            lo,
+            hi,
+            active,
+            stride_of(active),
+            *coordinate(state, 0),
+            mean,
+            stride_of(mean),
+            std,
+            stride_of(std),
+            *coordinate(state, 1),
+            PER_SAMPLE=active is not None or step[2] != 0 or ball[2] != 0,
+        )
+
+
+def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+    linf_step_(adv, None, clean, 0.0, eps, lo, hi)
+
+
+def linf_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
+    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    start = torch.empty_like(clean, dtype=dtype)
+    if clean.numel() == 0:
+        return start
+    rows = clean.contiguous()
+    elements = rows[0].numel()
+    with written(start, like=rows) as target:
+        launch(
+            start_kernel,
+            rows,
+            len(rows) * 4 * -(-elements // 4),
+            target,
+            rows,
+            len(rows),
+            elements,
+            *_size(eps),
+            lo,
+            hi,
+            seed,
+            stride_of(seed),
+            index,
+            stride_of(index),
+            WHOLE=elements % 4 == 0,
+        )
+    return start
