@@ -1,6 +1,6 @@
 """What the kernels of all families share, one element at a time: the Triton twin of ``csrc/common``.
 
-Exact: comparisons and selects instead of min and max (NaN, -0.0), ``div_rn`` instead of ``/``, which divides
+Branches on what the compiler knows have an else: it types what follows a return as well. Exact: comparisons and selects instead of min and max (NaN, -0.0), ``div_rn`` instead of ``/``, which divides
 float32 approximately on a GPU, and rounding to bfloat16 by hand, which the interpreter truncates.
 """
 
@@ -21,8 +21,9 @@ def size(given, sample, state: tl.constexpr):
     number, values, stride = given
     if values is None:
         return tl.full((), number, state)
-    value = tl.load(values + sample * stride)
-    return tl.where(value > 0, value, 0.0)
+    else:
+        value = tl.load(values + sample * stride)
+        return tl.where(value > 0, value, 0.0)
 
 
 @triton.jit
@@ -30,7 +31,19 @@ def divide(x, y):
     """x / y, correctly rounded."""
     if x.dtype == tl.float64:
         return x / y
-    return tl.div_rn(x, y)
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def widened(x):
+    """Half precision as float32; bfloat16 by hand, of which the interpreter gets the subnormals wrong."""
+    if x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif x.dtype == tl.float16:
+        return x.to(tl.float32)
+    else:
+        return x
 
 
 @triton.jit
@@ -38,21 +51,22 @@ def image(x, state: tl.constexpr):
     """A stored image as the state's dtype; uint8 is v / 255."""
     if x.dtype == tl.uint8:
         return divide(x.to(state), tl.full(x.shape, 255.0, state))
-    return x.to(state)
+    else:
+        return widened(x).to(state)
 
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
     """To the nearest value of dtype, ties to even; float64 reaches half precision through float32."""
-    if dtype == tl.float64 or x.dtype == dtype:
-        return x.to(dtype)
-    x = x.to(tl.float32)
     if dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         half = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, half)
         return half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(dtype)
+    elif dtype == tl.float16:
+        return x.to(tl.float32).to(tl.float16)
+    else:
+        return x.to(dtype)
 
 
 @triton.jit
@@ -84,4 +98,5 @@ def first_place(WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """Of the program's block of elements; 64 bits where there are more than 32 can count."""
     if WIDE:
         return tl.program_id(0).to(tl.int64) * BLOCK
-    return tl.program_id(0) * BLOCK
+    else:
+        return tl.program_id(0) * BLOCK

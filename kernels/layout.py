@@ -13,6 +13,10 @@ from torch import Tensor
 BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
 
 
+# No contraction to fma: the bits are those of the other backends.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory without gaps, in any order of the dimensions."""
     reach = 1
@@ -81,6 +85,4 @@ def launch(kernel: Any, like: Tensor, count: int, *arguments: Any, **constants: 
     device = torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
     wide = count >= 2**31 - BLOCK  # more than 32 bits can count
     with device:
-        kernel[(-(-count // BLOCK),)](
-            *arguments, **constants, WIDE=wide, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False
-        )
+        kernel[(-(-count // BLOCK),)](*arguments, **constants, WIDE=wide, BLOCK=BLOCK, **OPTIONS)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elements import clamp, first_place, image, philox_key, rounded, size, symmetric_uniform, word
+from .elements import clamp, first_place, image, philox_key, rounded, size, symmetric_uniform, widened, word
 from .layout import coordinate, in_layout_of, launch, stride_of, updated, written
 from .prepare import normalized
 
@@ -29,9 +29,7 @@ def _step_block(place, mask, operands, step_size, eps, box, active, sample, by, 
     c = image(tl.load(clean + place, mask), state)
     x = a
     if grad is not None:
-        g = tl.load(grad + place, mask)
-        if g.dtype != tl.float64:
-            g = g.to(tl.float32)
+        g = widened(tl.load(grad + place, mask))
         s = size(step_size, n, state)
         # No product with the sign: s may be infinite where the gradient is zero.
         x = tl.where(g > 0, a + s, tl.where(g < 0, a - s, a))

@@ -15,8 +15,9 @@ def normalized(x, place, by):
     mean, mean_stride, std, std_stride, channel_stride, channels = by
     if mean is None:
         return x
-    channel = place // channel_stride % channels
-    return divide(x - tl.load(mean + channel * mean_stride), tl.load(std + channel * std_stride))
+    else:
+        channel = place // channel_stride % channels
+        return divide(x - tl.load(mean + channel * mean_stride), tl.load(std + channel * std_stride))
 
 
 @triton.jit

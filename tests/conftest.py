@@ -1,10 +1,14 @@
 """What all tests share: seeds, small models, and the real checkpoints where they are there."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+if not torch.cuda.is_available():  # before Triton is imported: its kernels then run in Python, on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,12 +17,11 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-def pytest_collection_modifyitems(config, items):
-    for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "slow" in item.keywords and not config.getoption("--slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: make test-all runs it"))
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device: make gpu runs it")
+    if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
+        pytest.skip("slow: make test-all runs it")
 
 
 @pytest.fixture(autouse=True)

@@ -231,12 +231,12 @@ def contiguous(tensor: Tensor) -> Tensor:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 2 else contiguous(tensor)
+    return contiguous(tensor.movedim(1, -1)).movedim(-1, 1) if tensor.dim() > 2 else contiguous(tensor)
 
 
 def samples_innermost(tensor: Tensor) -> Tensor:
     order = tuple(reversed(range(tensor.dim())))
-    return tensor.permute(order).contiguous().permute(order)
+    return contiguous(tensor.permute(order)).permute(order)  # never the memory that it was given
 
 
 def misaligned(tensor: Tensor) -> Tensor:

@@ -4,32 +4,74 @@ import pytest
 
 import roli_fast
 
+from . import device
+from .cases import OPS
+
 
 def names():
     """All backends that take CPU tensors, those that are missing here too."""
     return [name for name, backend in roli_fast.backends().items() if {"cpu", "any"} & {*backend.devices}]
 
 
-def chosen(name):
+def on_a_gpu():
+    return [
+        pytest.param((name, "cuda"), id=f"{name}-on-cuda", marks=pytest.mark.gpu)
+        for name in ("cuda", "triton", "reference")
+    ]
+
+
+def everywhere():
+    return [pytest.param((name, "cpu"), id=name) for name in names()] + on_a_gpu()
+
+
+@contextlib.contextmanager
+def chosen(name, device_type, monkeypatch):
+    """Runs the ops on a backend and a device, to which CPU tensors are moved for the call."""
     missing = roli_fast.backends()[name].missing
     if missing:
         pytest.skip(missing)
-    return roli_fast.backend(name)
+    if device_type != "cpu":
+        for op in OPS:
+            moved = device.elsewhere(getattr(roli_fast.ops, op.name), device_type)
+            monkeypatch.setattr(roli_fast.ops, op.name, moved)
+    with roli_fast.backend(name):
+        yield
+
+
+@pytest.fixture(params=everywhere())
+def backend(request, monkeypatch):
+    """Runs the test once on every backend, on every device that it runs on."""
+    name, device_type = request.param
+    with chosen(name, device_type, monkeypatch):
+        yield name
 
 
 @pytest.fixture(params=names())
-def backend(request):
-    """Runs the test once on every backend."""
-    with chosen(request.param):
+def backend_on_cpu(request, monkeypatch):
+    """Runs the test once on every backend that takes CPU tensors; the test makes them itself."""
+    with chosen(request.param, "cpu", monkeypatch):
         yield request.param
 
 
-@pytest.fixture(params=[*names(), "torch.ops"])
-def call(request):
+def torch_ops(device_type):
+    def call(op, **given):
+        return device.elsewhere(op.torch_op, device_type)(**given)
+
+    return call
+
+
+@pytest.fixture(
+    params=[
+        *everywhere(),
+        pytest.param((None, "cpu"), id="torch.ops"),
+        pytest.param((None, "cuda"), id="torch.ops-on-cuda", marks=pytest.mark.gpu),
+    ]
+)
+def call(request, monkeypatch):
     """call(op, **arguments) by every way to an op: roli_fast.ops on each backend, and the torch op."""
-    if request.param == "torch.ops":
-        choice, function = contextlib.nullcontext(), lambda op, **given: op.torch_op(**given)
-    else:
-        choice, function = chosen(request.param), lambda op, **given: op(**given)
-    with choice:
-        yield function
+    name, device_type = request.param
+    if name is None:
+        yield torch_ops(device_type)
+        return
+    with chosen(name, device_type, monkeypatch):
+        yield lambda op, **given: op(**given)

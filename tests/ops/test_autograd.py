@@ -96,7 +96,7 @@ def test_nothing_that_an_op_makes_requires_a_gradient(op, call):
         assert_same_bits(result.detach(), expected)
 
 
-def test_sizes_that_require_a_gradient(backend):
+def test_sizes_that_require_a_gradient(backend_on_cpu):
     """A learnt step size or radius is a value like any other."""
     adv = torch.full((2, 2), 0.5)
     size = torch.tensor(0.25, requires_grad=True)
@@ -106,7 +106,7 @@ def test_sizes_that_require_a_gradient(backend):
     assert not ops.linf_start(adv, size, torch.tensor([0, 0])).requires_grad
 
 
-def test_the_twin_ends_the_graph(backend):
+def test_the_twin_ends_the_graph(backend_on_cpu):
     """linf_step takes what requires a gradient: FGSM is linf_step(x, x.grad, x, eps, eps)."""
     x = torch.full((2, 2), 0.5, requires_grad=True)
     (x * torch.tensor([1.0, -1.0])).sum().backward()
@@ -116,7 +116,7 @@ def test_the_twin_ends_the_graph(backend):
     assert x.tolist() == [[0.5, 0.5]] * 2
 
 
-def test_inside_a_training_step(backend):
+def test_inside_a_training_step(backend_on_cpu):
     """A whole attack between forward and backward leaves the gradient of the model as it was."""
     torch.manual_seed(0)
     model, images = torch.nn.Linear(6, 2), torch.rand(4, 6)

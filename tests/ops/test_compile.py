@@ -54,7 +54,7 @@ def assert_compiled(compiled, function, given):
 
 @each_op
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_fullgraph(op, backend, dynamic):
+def test_fullgraph(op, backend_on_cpu, dynamic):
     function = getattr(ops, op.name)
     for kind in variants(op).keys() & {"plain", "options", "vectors"} if dynamic else variants(op):
         torch.compiler.reset()
@@ -75,7 +75,7 @@ def test_fullgraph_of_the_torch_op(op):
         assert_compiled(compiled, op.torch_op, given)
 
 
-def test_inductor(backend):
+def test_inductor(backend_on_cpu):
     """An attack in one graph: a random start, three steps, what the model eats, and arithmetic around."""
 
     def attack(images, grad, seed, step_size, eps):
@@ -93,7 +93,7 @@ def test_inductor(backend):
             assert_same_bits(got, expected)
 
 
-def test_tensor_sizes_never_recompile(backend):
+def test_tensor_sizes_never_recompile(backend_on_cpu):
     given = arguments(STEP)
     compiled = torch.compile(ops.linf_step_, fullgraph=True, backend="aot_eager")
     call = copied(given) | {"step_size": torch.tensor(0.01), "eps": torch.tensor(0.1)}
@@ -106,7 +106,7 @@ def test_tensor_sizes_never_recompile(backend):
             compiled(**copied(given))
 
 
-def test_intermediates(backend):
+def test_intermediates(backend_on_cpu):
     """Functionalisation: a step on a tensor that the graph made, on a view of it, and on an input twice."""
 
     def function(image, grad):
@@ -154,7 +154,7 @@ def test_the_choice_is_taken_when_traced():
     assert len(graphs[-1]) > 10  # beside it the reference, as torch's own ops
 
 
-def test_bad_calls_are_refused_when_traced(backend):
+def test_bad_calls_are_refused_when_traced(backend_on_cpu):
     compiled = torch.compile(ops.linf_step_, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match=r"grad.*shape"):
         compiled(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2, 3), 0.1, 0.1)

@@ -353,7 +353,8 @@ def calls(draw, op):
             | vector.map(lambda values: torch.tensor(values, dtype=state))
         )
     if op.box:
-        lo, hi = sorted([draw(st.floats(-1, 2)), draw(st.floats(-1, 2) | st.just(INF))])
+        # + 0.0: no -0.0, which Triton's interpreter takes for 0.0 where it is a constant.
+        lo, hi = sorted([draw(st.floats(-1, 2)) + 0.0, draw(st.floats(-1, 2) | st.just(INF)) + 0.0])
         given |= draw(st.sampled_from([{}, {"lo": lo, "hi": hi}]))
     masks = st.lists(st.booleans(), min_size=shape[0], max_size=shape[0])
     if "active" in op.options and draw(st.booleans()):
@@ -379,19 +380,16 @@ def calls(draw, op):
 
 
 @each_op
-def test_native_and_reference_agree_on_every_bit(op):
-    @settings(properties, max_examples=300)
+def test_agrees_with_the_reference_on_every_bit(op, backend):
+    @settings(properties, max_examples=200)
     @given(data=st.data())
     def agree(data):
-        native, reference = data.draw(calls(op))
-        with roli_fast.backend("cpu"):
-            got = op(**native)
+        mine, reference = data.draw(calls(op))
+        got = op(**mine)
         with roli_fast.backend("reference"):
             expected = op(**reference)
         assert_same_bits(got, expected)
-        if native.get("out") is not None:
-            assert_same_bits(native["out"], reference["out"])
+        if mine.get("out") is not None:
+            assert_same_bits(mine["out"], reference["out"])
 
-    if roli_fast.backends()["cpu"].missing:
-        pytest.skip(roli_fast.backends()["cpu"].missing)
     agree()

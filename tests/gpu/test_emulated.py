@@ -1,0 +1,58 @@
+"""The CUDA kernels on the CPU: their bodies and launchers as plain C++, under the whole contract.
+
+What this does not show: that nvcc compiles the arithmetic to the same bits (test_static.py looks for what
+would change them), and how the library meets torch's device and stream (test_device.py, on a GPU).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import roli_fast
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A folder with the package, in which the emulated CUDA kernels stand in for those of the CPU."""
+    folder = tmp_path_factory.mktemp("emulated")
+    source = Path(roli_fast.__file__).parent
+    shutil.copytree(source, folder / "roli_fast", ignore=shutil.ignore_patterns("lib", "__pycache__"))
+    shutil.copytree(ROOT / "kernels", folder / "roli_fast" / "kernels", dirs_exist_ok=True)
+    (folder / "roli_fast" / "lib").mkdir()
+    torch_root = Path(torch.__file__).parent
+    command = [
+        os.environ.get("CXX", "c++"),
+        *("-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
+        *(f"-I{ROOT / 'csrc'}", "-isystem", f"{torch_root / 'include'}"),
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        str(ROOT / "tests" / "gpu" / "emulated.cpp"),
+        *("-o", str(folder / "roli_fast" / "lib" / "libroli_fast_cpu.so")),
+        *(f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_contract(package, python):
+    """The suite of the ops, on the emulated kernels in the name of the backend "cpu"."""
+    output = python(
+        *("-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider", "-q"),
+        *("-k", "cpu and not on_cpu and not reference", ROOT / "tests" / "ops"),
+        env={"PYTHONPATH": str(package)},
+        cwd=package,
+    )
+    assert int(re.search(r"(\d+) passed", output)[1]) > 500, output
+
+
+def test_it_is_the_emulation_that_runs(package, python):
+    code = "import roli_fast.ops; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'libroli' in l})"
+    output = python("-c", code, env={"PYTHONPATH": str(package)}, cwd=package)
+    assert output.strip() == str(package / "roli_fast" / "lib" / "libroli_fast_cpu.so")
