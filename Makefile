@@ -4,17 +4,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARTS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
+C_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/*/*.cpp)
 
-.PHONY: demo test test-all lint format bench wheel clean help
+.PHONY: demo test test-all lint format bench gpu gpu-static wheel clean help
 
 help:
 	@echo "make demo      train on real digits with and without attacks (sets itself up)"
 	@echo "make test      format, lint, types and tests (sets itself up)"
 	@echo "make test-all  the same, with the slow tests"
 	@echo "make bench     measure the ops; results go to benchmarks/results"
+	@echo "make gpu       all that a GPU can show, with the Python that is there; PARTS=\"ops attacks\""
+	@echo "make gpu-static  the machine code of the GPU kernels, without a GPU"
 	@echo "make format    put the code into its format"
 	@echo "make wheel     build a wheel in dist"
 	@echo "make clean     remove what was built, but not .venv"
@@ -31,18 +35,25 @@ test-all: lint
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 	$(BIN)/mypy
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/clang-format -i $(C_FILES)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest benchmarks/test_linf.py --benchmark-columns=median,iqr,rounds --benchmark-name=short
 	$(BIN)/python benchmarks/plot.py benchmarks/results/linf-*.json
-	$(BIN)/python benchmarks/readme.py benchmarks/results/linf-*.json
+	$(BIN)/python benchmarks/readme.py benchmarks/results/*.json
+
+# On any machine with an NVIDIA GPU, offline, with the Python and packages that are there: no .venv.
+gpu:
+	$(PYTHON) tools/gpu.py $(PARTS)
+
+gpu-static: $(VENV)/dev.stamp
+	$(BIN)/python tools/gpu_static.py
 
 wheel: $(VENV)/dev.stamp
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
@@ -60,9 +71,11 @@ $(VENV)/build.stamp: $(VENV)/pyvenv.cfg pyproject.toml
 	@command -v $${CXX:-c++} > /dev/null || \
 		{ echo "roli_fast needs a C++20 compiler; none found as $${CXX:-c++}"; exit 1; }
 	@echo "Installing torch and what builds the kernels into $(VENV): several GB with the default torch."
-	$(BIN)/python tools/build_requirements.py | xargs -d '\n' $(PIP) install --quiet
+	$(BIN)/python tools/requirements.py | xargs -d '\n' $(PIP) install --quiet
 	@touch $@
 
+# What the extra brings is there before the build: nvcc is part of it.
 $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/build.stamp $(NATIVE)
+	$(BIN)/python tools/requirements.py $* | xargs -d '\n' $(PIP) install --quiet
 	$(PIP) install --quiet --no-build-isolation --editable '.[$*]'
 	@touch $@

@@ -4,6 +4,7 @@ Arguments are those of the op, already checked; ``mean`` and ``std`` are None or
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,26 @@ def linf_step_(
         out.copy_(model_input)
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def linf_project(adv: Tensor, clean: Tensor, eps: Size, lo: float = 0.0, hi: float = 1.0) -> Tensor:
+    clean = _pixels(clean)
+    return adv.clamp(clean - eps, clean + eps).clamp(lo, hi)
+
+
+def linf_project_(adv: Tensor, clean: Tensor, eps: Size, lo: float = 0.0, hi: float = 1.0) -> None:
+    adv.copy_(linf_project(adv, clean, eps, lo, hi))
+
+
+def linf_start(clean: Tensor, eps: Size, seed: Tensor, lo: float = 0.0, hi: float = 1.0) -> Tensor:
+    """From torch's generator: seed is not looked at."""
+    clean = _pixels(clean)
+    return (clean + eps * (2 * torch.rand_like(clean) - 1)).clamp(lo, hi)
+
+
+def prepare(adv: Tensor, mean: Tensor | None, std: Tensor | None, *, dtype: torch.dtype) -> Tensor:
+    return _normalized(adv, mean, std).to(dtype)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as torch.compile makes it for the shapes, dtypes and numbers it is called with."""
     torch.compiler.reset()  # forgets earlier cases, whose number is above the limit on recompilations
     return torch.compile(function, fullgraph=True, dynamic=False)

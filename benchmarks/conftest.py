@@ -11,11 +11,15 @@ from . import machine
 from .timing import Measurement
 
 RESULTS = Path(__file__).parent / "results"
-RIVALS = ("copy", "compiled", "preallocated", "expression")
+RIVALS = ("copy", "triton", "compiled", "compiled-new", "preallocated", "expression")
 CASES = pytest.StashKey[list[tuple[str, str, Measurement]]]()
 
 # Beyond this many cores taken by others, a thread of ours has waited for one and the times say so.
 MUCH_OTHER_LOAD = 0.1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.benchmark_json is None and _runs_a_whole_suite(config):
         suite = Path(config.args[0]).stem.removeprefix("test_")
         RESULTS.mkdir(exist_ok=True)
-        config.option.benchmark_json = RESULTS / f"{suite}-{machine.slug()}.json"
+        config.option.benchmark_json = RESULTS / f"{suite}-{machine.slug(config.option.device)}.json"
 
 
 def _runs_a_whole_suite(config: pytest.Config) -> bool:
@@ -41,8 +45,8 @@ def record_case(request: pytest.FixtureRequest) -> Callable[[str, str, Measureme
     return lambda form, size, measured: request.config.stash[CASES].append((form, size, measured))
 
 
-def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
-    return machine.describe()
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    return machine.describe(config.option.device)
 
 
 def pytest_benchmark_generate_commit_info() -> dict[str, Any]:
@@ -60,14 +64,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     cases = config.stash[CASES]
     if not cases:
         return
-    terminalreporter.section("the step, and its time as a multiple of its rivals' (medians)")
-    line = "{:<24}{:<14}{:>10}{:>9}{:>8}{:>12}{:>16}{:>14}{:>13}".format
-    rivals = (f"/ {rival}" for rival in RIVALS)
-    terminalreporter.write_line(line("form", "size", "step us", "iqr us", *rivals, "other cores"))
+    rivals = [rival for rival in RIVALS if any(rival in measured.seconds for _, _, measured in cases)]
+    terminalreporter.section("ours, and its time as a multiple of its rivals' (medians)")
+    line = ("{:<28}{:<15}{:>10}{:>9}" + "{:>15}" * len(rivals) + "{:>13}").format
+    titles = (f"/ {rival}" for rival in rivals)
+    terminalreporter.write_line(line("form", "size", "ours us", "iqr us", *titles, "other cores"))
     for form, size, measured in cases:
-        step = measured.seconds_of("ours")
-        times = (f"{1e6 * seconds:.2f}" for seconds in (step["median"], step["q3"] - step["q1"]))
-        ratios = (f"{measured.ratio('ours', rival)['median']:.3f}" for rival in RIVALS)
+        ours = measured.seconds_of("ours")
+        times = (f"{1e6 * seconds:.2f}" for seconds in (ours["median"], ours["q3"] - ours["q1"]))
+        ratios = (
+            f"{measured.ratio('ours', rival)['median']:.3f}" if rival in measured.seconds else ""
+            for rival in rivals
+        )
         others = "?" if measured.other_cores is None else f"{measured.other_cores:.2f}"
         terminalreporter.write_line(line(form, size, *times, *ratios, others))
     _warn_of_other_load(terminalreporter, cases)

@@ -1,6 +1,7 @@
 """Where and with what a benchmark ran. Nothing here names a person, a host or a path."""
 
 import functools
+import importlib.metadata
 import os
 import platform
 import re
@@ -27,9 +28,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def slug() -> str:
-    """The machine as part of a file name: amd-epyc-2-cores-avx512."""
+def slug(device: str) -> str:
+    """The machine as part of a file name: amd-epyc-2-cores-avx512, nvidia-h200."""
     name = f"{cpu_name()} {cores()} cores {_C.cpu_capability()}"
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
@@ -43,7 +46,9 @@ def caches() -> dict[str, int]:
     return found
 
 
-def last_level_cache() -> int:
+def last_level_cache(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.get_device_properties().L2_cache_size
     return max(caches().values(), default=_UNKNOWN_CACHE)
 
 
@@ -51,8 +56,9 @@ def _memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str) -> dict[str, Any]:
     return {
+        "gpu": _describe_gpu() if device == "cuda" else None,
         "cpu": cpu_name(),
         "cores": cores(),
         "instruction_set": _C.cpu_capability(),
@@ -63,9 +69,29 @@ def describe() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "triton": _version("triton"),
             "roli_fast": roli_fast.__version__,
         },
         "build": _C.build_config(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _describe_gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties()
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2": properties.L2_cache_size,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
     }
 
 

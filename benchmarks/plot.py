@@ -15,7 +15,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 # Colours of Okabe and Ito, told apart by the colour-blind; the markers tell them apart without colour.
 STYLES = {
     "ours": ("roli_fast", "#D55E00", "o"),
+    "triton": ("roli_fast on Triton", "#E69F00", "v"),
     "compiled": ("torch.compile, writing in place", "#0072B2", "s"),
+    "compiled-new": ("torch.compile, new tensor", "#56B4E9", "P"),
     "preallocated": ("torch expression, preallocated buffers", "#009E73", "^"),
     "expression": ("torch expression", "#CC79A7", "D"),
 }
@@ -38,12 +40,18 @@ def _duration(seconds: float) -> str:
 def _draw_size(axes: Axes, cases: list[Case], forms: list[str]) -> None:
     """A row per form, and in it a lane per contender: equal times must not hide each other."""
     axes.axvline(1, color="black", linewidth=1, linestyle="--", label="copy")
-    for lane, (contender, (label, colour, marker)) in enumerate(STYLES.items()):
+    present = {case["params"]["contender"] for case in cases}
+    lanes = [contender for contender in STYLES if contender in present]
+    for lane, contender in enumerate(lanes):
+        label, colour, marker = STYLES[contender]
         drawn = [case for case in cases if case["params"]["contender"] == contender]
         ratios = [case["extra_info"]["ratio_to_copy"] for case in drawn]
         x = [r["median"] for r in ratios]
         spread = [[r["median"] - r["q1"] for r in ratios], [r["q3"] - r["median"] for r in ratios]]
-        y = [forms.index(case["params"]["form"]) + 0.18 * (lane - 1.5) for case in drawn]
+        y = [
+            forms.index(case["params"]["form"]) + 0.72 / len(lanes) * (lane - (len(lanes) - 1) / 2)
+            for case in drawn
+        ]
         axes.errorbar(x, y, xerr=spread, fmt=marker, color=colour, markersize=6, capsize=2.5, label=label)
         if contender == "ours":
             _label(axes, drawn, y, colour)
@@ -79,9 +87,10 @@ def _conditions(result: dict[str, Any]) -> str:
     machine, commit = result["machine_info"], result["commit_info"]
     versions, build = machine["versions"], machine["build"]
     changes = " with changes" if commit["dirty"] else ""
+    gpu = machine.get("gpu")
     facts = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}",
-        f"{machine['threads']} threads",
+        gpu["name"] if gpu else f"{machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}",
+        f"Triton {versions['triton']}, CUDA {gpu['cuda']}" if gpu else f"{machine['threads']} threads",
         f"torch {versions['torch']}, Python {versions['python']}, {build['compiler']}",
         f"roli_fast {versions['roli_fast']}, commit {(commit['id'] or 'unknown')[:10]}{changes}",
         result["datetime"][:10],
@@ -93,8 +102,7 @@ def _conditions(result: dict[str, Any]) -> str:
     return " · ".join(facts) + "\n" + method
 
 
-def draw(path: Path) -> Path:
-    result = json.loads(path.read_text())
+def draw(result: dict[str, Any], picture: Path) -> Path:
     cases = result["benchmarks"]
     forms, sizes = _distinct(cases, "form"), _distinct(cases, "size")
     bytes_of = {case["params"]["form"]: case["extra_info"]["bytes_per_element"] for case in cases}
@@ -123,10 +131,9 @@ def draw(path: Path) -> Path:
         loc="outside upper center",
         ncols=5,
         frameon=False,
-        title="Linf step: time relative to copying as many bytes as it moves",
+        title="The Linf ops: time relative to copying as many bytes as they move",
         title_fontsize=14,
     )
-    picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=150)
     plt.close(figure)
     return picture
@@ -134,4 +141,5 @@ def draw(path: Path) -> Path:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        print(draw(Path(argument)))
+        path = Path(argument)
+        print(draw(json.loads(path.read_text()), path.with_suffix(".png")))

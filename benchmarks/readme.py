@@ -1,4 +1,4 @@
-"""Puts measured results into the README: ``python benchmarks/readme.py benchmarks/results/linf-*.json``."""
+"""Puts measured results into the README: ``python benchmarks/readme.py benchmarks/results/*.json``."""
 
 import json
 import re
@@ -9,7 +9,9 @@ from typing import Any
 README = Path(__file__).parents[1] / "README.md"
 RIVALS = {
     "copy": "a copy of as many bytes",
+    "triton": "ours on Triton",
     "compiled": "`torch.compile`, in place",
+    "compiled-new": "`torch.compile`, new tensor",
     "preallocated": "expression, preallocated",
     "expression": "expression",
 }
@@ -17,35 +19,50 @@ RIVALS = {
 
 def table(path: Path) -> str:
     """The step's time per form and size, and as a multiple of its rivals'."""
-    result = json.loads(path.read_text())
+    result, picture = _suite(path)
     machine, commit = result["machine_info"], result["commit_info"]
     cases = {
         (case["params"]["form"], case["params"]["size"], case["params"]["contender"]): case
         for case in result["benchmarks"]
+        if case["extra_info"]["op"] == "linf_step_"
     }
+    rivals = [rival for rival in RIVALS if any(contender == rival for _, _, contender in cases)]
     lines = [
-        f"| form, size | step | {' | '.join(f'/ {name}' for name in RIVALS.values())} |",
-        "|---|---" + "|---" * len(RIVALS) + "|",
+        f"| form, size | step | {' | '.join(f'/ {RIVALS[rival]}' for rival in rivals)} |",
+        "|---|---" + "|---" * len(rivals) + "|",
     ]
     for (form, size, contender), case in cases.items():
         if contender == "ours":
             cells = [f"{form}, {size}", _duration(case["stats"]["median"])]
-            cells += [_multiple(case, cases[form, size, rival]) for rival in RIVALS]
+            cells += [_multiple(case, cases[form, size, rival]) for rival in rivals]
             lines.append(f"| {' | '.join(cells)} |")
     source = path.relative_to(README.parent).as_posix()
     return "\n".join(
         [
-            f"The fused step against its rivals, on {machine['cpu']}, {machine['cores']} cores, "
-            f"{machine['instruction_set']}, torch {machine['versions']['torch']}, commit "
-            f"{commit['id'][:10]}: medians of interleaved rounds; below 1 the step is faster.",
+            f"The fused step against its rivals, on {_name(machine)}, torch {machine['versions']['torch']}, "
+            f"commit {commit['id'][:10]}: medians of interleaved rounds; below 1 the step is faster.",
             "",
             *lines,
             "",
-            f"![The same as a picture]({source.removesuffix('.json')}.png)",
+            f"![The same as a picture]({picture.relative_to(README.parent).as_posix()})",
             "",
             f"Spread, conditions and every number: [{path.name}]({source}).",
         ]
     )
+
+
+def _suite(path: Path) -> tuple[dict[str, Any], Path]:
+    """The results of the Linf suite in a file of `make bench` or `make gpu`, and their picture."""
+    result = json.loads(path.read_text())
+    if "parts" in result:
+        return result["parts"]["ops"]["benchmarks"]["test_linf"], path.with_name(f"{path.stem}-linf.png")
+    return result, path.with_suffix(".png")
+
+
+def _name(machine: dict[str, Any]) -> str:
+    if machine["gpu"]:
+        return machine["gpu"]["name"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}"
 
 
 def _multiple(ours: dict[str, Any], rival: dict[str, Any]) -> str:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import torch
+
 from . import machine
 
 Call = Callable[[], object]
+Stopwatch = Callable[[Call, int], float]  # seconds of a call, as the mean of so many
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "q1": q1, "q3": q3}
 
 
-def interleaved(contenders: Mapping[str, Sequence[Call]], rounds: int, repeats: int) -> Measurement:
+def interleaved(
+    contenders: Mapping[str, Sequence[Call]], rounds: int, repeats: int, stopwatch: Stopwatch
+) -> Measurement:
     """Times every contender once per round, in an order drawn anew for each round.
 
     contenders: each in equivalent versions that work on different memory. The version moves on with every
@@ -52,7 +57,7 @@ def interleaved(contenders: Mapping[str, Sequence[Call]], rounds: int, repeats: 
             shuffle(order)
             for name in order:
                 versions = contenders[name]
-                seconds[name].append(_time(versions[next(version) % len(versions)], repeats))
+                seconds[name].append(stopwatch(versions[next(version) % len(versions)], repeats))
     finally:
         gc.enable()
     return Measurement(seconds, watch.cores())
@@ -67,11 +72,40 @@ def _warm_up(contenders: Mapping[str, Sequence[Call]]) -> None:
     gc.collect()
 
 
-def _time(call: Call, repeats: int) -> float:
+def on_the_clock(call: Call, repeats: int) -> float:
     start = perf_counter()
     for _ in itertools.repeat(None, repeats):
         call()
     return (perf_counter() - start) / repeats
+
+
+# Clock cycles of a GPU, about half a millisecond: the CPU has launched what follows before they are over.
+_HEAD_START = 1_000_000
+
+
+def on_the_gpu(call: Call, repeats: int) -> float:
+    """By events in the stream. One call alone is queued behind other work, so that the time is that of its
+    kernels; several in a row include what launching them costs, as a loop of small calls would."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    if repeats == 1:
+        torch.cuda._sleep(_HEAD_START)
+    start.record()
+    for _ in itertools.repeat(None, repeats):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+def launches(call: Call) -> int:
+    """How many kernels and copies a call starts on the GPU."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    return sum(event.device_type == cuda for event in profile.events())
 
 
 class _OtherLoad:

@@ -1,7 +1,8 @@
 """What the kernels of all families share, one element at a time: the Triton twin of ``csrc/common``.
 
-Branches on what the compiler knows have an else: it types what follows a return as well. Exact: comparisons and selects instead of min and max (NaN, -0.0), ``div_rn`` instead of ``/``, which divides
-float32 approximately on a GPU, and rounding to bfloat16 by hand, which the interpreter truncates.
+Exact: comparisons and selects instead of min and max (NaN, -0.0), ``div_rn`` instead of ``/``, which divides
+float32 approximately on a GPU, and rounding to bfloat16 by hand, which the interpreter truncates. A branch on
+what the compiler knows has an else even after a return: what follows would be typed as well.
 """
 
 import triton

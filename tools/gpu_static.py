@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SMS = (80, 90, 100)
@@ -36,7 +37,7 @@ class Kernel:
 
     form: dtypes of the operands; empty for kernels that ask for them at run time.
     reads, writes: number of global memory instructions by width in bits.
-    local: instructions that access local memory, which holds spilled registers.
+    local: instructions that access local memory, which is where registers spill to.
     """
 
     backend: str
@@ -64,7 +65,46 @@ class Kernel:
         return self.bytes_per_element and 1e6 * self.bytes_per_element * IMAGES / H200_COPY
 
 
+# Machine code
+
+
+def cuobjdump(*arguments: str) -> str:
+    from triton.backends import nvidia
+
+    tool = Path(next(iter(nvidia.__path__))) / "bin" / "cuobjdump"
+    return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def read_cubin(cubin: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The functions of a cubin by name: registers, stack, local accesses, reads and writes by width."""
+    usage = dict(re.findall(r"Function (\S+):\s+(REG:\d+ STACK:\d+)", cuobjdump("-res-usage", str(cubin))))
+    for function in cuobjdump("-sass", str(cubin)).split("Function : ")[1:]:
+        name = function.split(maxsplit=1)[0]
+        registers, stack = map(int, re.findall(r"\d+", usage[name]))
+        code = {
+            "registers": registers,
+            "stack": stack,
+            "local": len(re.findall(r"\b(?:LDL|STL)\b", function)),
+        }
+        yield name, code | {"reads": _widths("LDG", function), "writes": _widths("STG", function)}
+
+
+def _widths(instruction: str, sass: str) -> dict[int, int]:
+    """How many there are by the bits that each moves: LDG.E.128 has 128, LDG.E.U16 16, LDG.E 32."""
+    suffixes = (found.split(".") for found in re.findall(rf"\b{instruction}((?:\.\w+)*)", sass))
+    known = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
+    return dict(Counter(next((known[part] for part in parts if part in known), 32) for parts in suffixes))
+
+
+def forbidden_in(ptx: str) -> list[str]:
+    return sorted(set(FORBIDDEN.findall(ptx)))
+
+
+# CUDA C++
+
+
 def find_nvcc() -> str:
+    """As cmake/nvcc.cmake does."""
     pip = [
         str(path.parent) for path in Path(sys.prefix).glob("lib/python*/site-packages/nvidia/cu*/bin/nvcc")
     ]
@@ -72,102 +112,58 @@ def find_nvcc() -> str:
     folders = [*os.environ["PATH"].split(":"), *homes, "/usr/local/cuda/bin", *pip]
     found = os.environ.get("CUDACXX") or shutil.which("nvcc", path=":".join(folders))
     if not found:
-        raise SystemExit(
-            "gpu_static: no nvcc (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda, pip's cuda-toolkit[nvcc])"
-        )
+        raise SystemExit("no nvcc (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda, pip's cuda-toolkit[nvcc])")
     return found
 
 
-def cuobjdump(*arguments: str) -> str:
-    from triton.backends import nvidia
-
-    tool = Path(nvidia.__path__[0] if hasattr(nvidia, "__path__") else nvidia.__file__) / "bin" / "cuobjdump"
-    return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def read_machine_code(cubin: Path) -> Iterator[tuple[str, dict]]:
-    """The functions of a cubin by name: registers, stack, local accesses, widths of reads and writes."""
-    usage = dict(re.findall(r"Function (\S+):\s+(REG:\d+ STACK:\d+)", cuobjdump("-res-usage", str(cubin))))
-    for function in cuobjdump("-sass", str(cubin)).split("Function : ")[1:]:
-        name = function.split(maxsplit=1)[0]
-        registers, stack = re.findall(r"\d+", usage[name])
-        yield (
-            name,
-            {
-                "registers": int(registers),
-                "stack": int(stack),
-                "local": len(re.findall(r"\b(?:LDL|STL)\b", function)),
-                "reads": _widths("LDG", function),
-                "writes": _widths("STG", function),
-            },
-        )
-
-
-def _widths(instruction: str, sass: str) -> dict[int, int]:
-    widths: Counter[int] = Counter()
-    for suffixes in re.findall(rf"\b{instruction}((?:\.\w+)*)", sass):
-        parts = suffixes.split(".")
-        narrow = re.search(r"\.[US](8|16)\b", suffixes)
-        wide = [int(part) for part in parts if part in ("64", "128", "256")]
-        widths[int(narrow[1]) if narrow else wide[0] if wide else 32] += 1
-    return dict(widths)
-
-
-def forbidden_in(ptx: str) -> list[str]:
-    return sorted({found for found in FORBIDDEN.findall(ptx)})
-
-
-# CUDA C++
-
-
 def cuda_kernels() -> Iterator[Kernel]:
-    flags = (ROOT / "csrc" / "cuda" / "nvcc.flags").read_text().split()
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-            processes = [
-                subprocess.Popen(
-                    [
-                        find_nvcc(),
-                        "-std=c++20",
-                        *flags,
-                        f"-arch=sm_{sm}",
-                        f"-{kind}",
-                        "-o",
-                        f"{folder}/{sm}.{kind}",
-                        str(source),
-                    ]  # fmt: skip
-                )
-                for sm in SMS
-                for kind in ("cubin", "ptx")
-            ]
-            if any(process.wait() for process in processes):
-                raise SystemExit(f"gpu_static: nvcc cannot compile {source.name}")
+            outputs = {(sm, kind): Path(folder, f"{sm}.{kind}") for sm in SMS for kind in ("cubin", "ptx")}
+            _compile(source, outputs)
             for sm in SMS:
-                forbidden = _forbidden_by_entry(Path(folder, f"{sm}.ptx").read_text())
-                for mangled, code in read_machine_code(Path(folder, f"{sm}.cubin")):
+                forbidden = _forbidden_by_entry(outputs[sm, "ptx"].read_text())
+                for mangled, code in read_cubin(outputs[sm, "cubin"]):
                     name, form = _cuda_form(mangled)
                     yield Kernel("cuda", name, form, sm, **code, forbidden=forbidden[mangled])
 
 
+def _compile(source: Path, outputs: dict[tuple[int, str], Path]) -> None:
+    """With the flags of the package's own build."""
+    flags = (ROOT / "csrc" / "cuda" / "nvcc.flags").read_text().split()
+    command = [find_nvcc(), "-std=c++20", *flags, str(source)]
+    started = [
+        subprocess.Popen([*command, f"-arch=sm_{sm}", f"-{kind}", "-o", str(output)])
+        for (sm, kind), output in outputs.items()
+    ]
+    exit_codes = [process.wait() for process in started]
+    if any(exit_codes):
+        raise SystemExit(f"nvcc cannot compile {source.name}")
+
+
 def _forbidden_by_entry(ptx: str) -> dict[str, list[str]]:
-    entries = re.split(r"\.entry\s+", ptx)[1:]
-    return {re.match(r"\w+", entry)[0]: forbidden_in(entry) for entry in entries}  # type: ignore[index]
+    entries = (entry.split("(", 1) for entry in re.split(r"\.entry\s+", ptx)[1:])
+    return {name.strip(): forbidden_in(code) for name, code in entries}
+
+
+OPERANDS = {
+    "DenseStep": ("adv", "grad", "clean", "out"),
+    "DenseStart": ("start", "clean"),
+    "DensePrepare": ("adv", "out"),
+}
 
 
 def _cuda_form(mangled: str) -> tuple[str, dict[str, str]]:
-    """DenseStep<float, roli::bfloat16, ...> as ("step", {"adv": "float32", "grad": "bfloat16", ...})."""
+    """kernel<DenseStep<float, bfloat16, ...>> as ("step", {"adv": "float32", "grad": "bfloat16", ...})."""
     demangled = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
-    demangled = re.sub(r"\(anonymous namespace\)|\w+::|::", "", demangled)
-    body, types = re.search(r"kernel<(\w+)<([^<>]*)> ?>", demangled).groups()  # type: ignore[union-attr]
-    named = {"float": "float32", "double": "float64", "unsigned char": "uint8"}
-    dtypes = [named.get(t.strip(), t.strip()) for t in types.split(",")]
-    operands = {"DenseStep": ("adv", "grad", "clean", "out"), "DenseStart": ("start", "clean"),
-                "DensePrepare": ("adv", "out")}.get(body, ())  # fmt: skip
-    form = dict(zip(operands, dtypes, strict=False))
-    if "Any" in form.values() or not form:
+    plain = re.sub(r"\(anonymous namespace\)|\w+::|::", "", demangled)
+    body, types = re.findall(r"kernel<(\w+)<([^<>]*)> ?>", plain)[0]
+    c_names = {"float": "float32", "double": "float64", "unsigned char": "uint8"}
+    dtypes = [c_names.get(name, name) for name in types.split(", ")]
+    if body not in OPERANDS or "Any" in dtypes:
         words = re.sub(r"(?<!^)(?=[A-Z])", " ", body).lower()
-        return f"{words} {dtypes[0]}, any dtypes" if form else f"{words} {dtypes[0]}", {}
-    form = {operand: dtype for operand, dtype in form.items() if dtype != "None"}
+        return f"{words}, {dtypes[0]}", {}
+    form = {o: dtype for o, dtype in zip(OPERANDS[body], dtypes, strict=True) if dtype != "None"}
     name = body.removeprefix("Dense").lower()
     return ("project" if name == "step" and "grad" not in form else name), form
 
@@ -175,94 +171,101 @@ def _cuda_form(mangled: str) -> tuple[str, dict[str, str]]:
 # Triton
 
 
+POINTERS = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16", "uint8": "*u8"}
+
+
 def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     """What is compiled of Triton's kernels: the forms of the benchmarks, and each dtype once."""
-    f32 = {"adv": "float32", "grad": "float32", "clean": "float32"}
-    for grad, clean, out in [
-        ("float32", "float32", None),
-        ("bfloat16", "float32", None),
-        ("float16", "float32", None),
-        ("float32", "uint8", None),
-        ("bfloat16", "uint8", None),
-        ("bfloat16", "float32", "bfloat16"),
-        ("float32", "float32", "float16"),
-        ("float32", "float32", "float32"),
-    ]:
-        yield "step", {"adv": "float32", "grad": grad, "clean": clean} | ({"out": out} if out else {})
-    yield "step", dict.fromkeys(f32, "float64")
+    yield "step", {"adv": "float32", "grad": "float32", "clean": "float32"}
+    yield "step", {"adv": "float32", "grad": "bfloat16", "clean": "float32"}
+    yield "step", {"adv": "float32", "grad": "float16", "clean": "float32"}
+    yield "step", {"adv": "float32", "grad": "float32", "clean": "uint8"}
+    yield "step", {"adv": "float32", "grad": "bfloat16", "clean": "uint8"}
+    yield "step", {"adv": "float32", "grad": "bfloat16", "clean": "float32", "out": "bfloat16"}
+    yield "step", {"adv": "float32", "grad": "float32", "clean": "float32", "out": "float16"}
+    yield "step", {"adv": "float32", "grad": "float32", "clean": "float32", "out": "float32"}
+    yield "step", {"adv": "float64", "grad": "float64", "clean": "float64"}
     yield "project", {"adv": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "uint8"}
-    for out in ("float32", "bfloat16", "float16"):
-        yield "prepare", {"adv": "float32", "out": out}
+    yield "prepare", {"adv": "float32", "out": "float32"}
+    yield "prepare", {"adv": "float32", "out": "bfloat16"}
+    yield "prepare", {"adv": "float32", "out": "float16"}
 
 
 def triton_kernels() -> Iterator[Kernel]:
     import triton
+    from roli_fast.kernels import layout
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from roli_fast.kernels import layout, linf, prepare
-
-    jitted = {"step": linf.step_kernel, "project": linf.step_kernel, "start": linf.start_kernel,
-              "prepare": prepare.prepare_kernel}  # fmt: skip
-    types = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat16": "*bf16", "uint8": "*u8"}
-    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK}
     for name, form in triton_forms():
-        state = types[form.get("adv", form.get("start", ""))]
-        kernel = jitted[name]
-        signature, values, aligned = {}, {}, {}
-        for i, argument in enumerate(kernel.arg_names):
-            pointer = types.get(form.get(argument, ""))
-            if argument in ("mean", "std") and "out" in form:
-                pointer = state
-            if argument == "seed":
-                pointer = "*i64"
-            if pointer:
-                signature[argument], aligned[(i,)] = pointer, [["tt.divisibility", 16]]
-            elif argument in ("step_size", "eps", "lo", "hi"):
-                signature[argument] = "fp64"
-            elif argument.endswith("stride") or argument in ("count", "samples", "channels", "elements"):
-                signature[argument] = "i32"
-            else:  # a constant, or a tensor that is not there
-                signature[argument], values[(i,)] = "constexpr", constants.get(argument)
-        source = ASTSource(kernel, signature, constexprs=values, attrs=aligned)
+        source = _triton_source(name, form)
         for sm in SMS:
             compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=layout.OPTIONS)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 Path(file.name).write_bytes(compiled.asm["cubin"])
-                ((_, code),) = read_machine_code(Path(file.name))
+                ((_, code),) = read_cubin(Path(file.name))
             yield Kernel("triton", name, form, sm, **code, forbidden=forbidden_in(compiled.asm["ptx"]))
 
 
-def evidence() -> list[Kernel]:
-    return [*cuda_kernels(), *triton_kernels()]
+def _triton_source(name: str, form: dict[str, str]) -> Any:
+    """The kernel specialised as a call with aligned tensors, numbers for sizes and no mask would have it."""
+    from roli_fast.kernels import layout, linf, prepare
+    from triton.compiler import ASTSource
+
+    kernel = {"start": linf.start_kernel, "prepare": prepare.prepare_kernel}.get(name, linf.step_kernel)
+    pointers = {operand: POINTERS[dtype] for operand, dtype in form.items()} | {"seed": "*i64"}
+    if "out" in form:
+        pointers |= {"mean": POINTERS[form["adv"]], "std": POINTERS[form["adv"]]}
+    numbers = dict.fromkeys(("step_size", "eps", "lo", "hi"), "fp64")
+    integers = [a for a in kernel.arg_names if a.endswith("stride")] + [
+        "count",
+        "samples",
+        "channels",
+        "elements",
+    ]
+    types = dict.fromkeys(integers, "i32") | numbers | pointers
+    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK}
+
+    positions = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
+    return ASTSource(
+        kernel,
+        {argument: types.get(argument, "constexpr") for argument in positions},
+        constexprs={
+            at: constants.get(a) for a, at in positions.items() if a not in types
+        },  # or None: no tensor
+        attrs={at: [["tt.divisibility", 16]] for a, at in positions.items() if a in pointers},
+    )
 
 
-def _print(kernels: list[Kernel]) -> None:
-    line = "{:<7} {:<22} {:<42} {:>5} {:>5} {:>6} {:>24} {:>18} {:>6} {:>8}  {}".format
-    print(line("", "kernel", "form", "sm", "regs", "spills", "reads by bits", "writes by bits", "B/elem",
-               "us", "forbidden"))  # fmt: skip
+# The table
+
+
+def print_table(kernels: list[Kernel]) -> None:
+    line = "{:<7} {:<23} {:<63} {:>3} {:>4} {:>6} {:>25} {:>24} {:>6} {:>5}  {}".format
+    print(line("", "kernel", "form", "sm", "regs", "spills", "reads", "writes", "B/elem", "us", "forbidden"))
     for k in kernels:
         form = ", ".join(f"{operand} {dtype}" for operand, dtype in k.form.items())
-        widths = [
-            " ".join(f"{n}x{w}" for w, n in sorted(c.items(), reverse=True)) for c in (k.reads, k.writes)
-        ]
-        time = "" if k.microseconds is None else f"{k.microseconds:.1f}"
-        print(line(k.backend, k.name, form, k.sm, k.registers, k.local, *widths, k.bytes_per_element or "", time,
-                   " ".join(k.forbidden)))  # fmt: skip
+        accesses = (
+            " ".join(f"{count}x{bits}" for bits, count in sorted(widths.items(), reverse=True))
+            for widths in (k.reads, k.writes)
+        )
+        must = (k.bytes_per_element, f"{k.microseconds:.1f}") if k.bytes_per_element else ("", "")
+        forbidden = " ".join(k.forbidden)
+        print(line(k.backend, k.name, form, k.sm, k.registers, k.local, *accesses, *must, forbidden))
     print(
-        f"B/elem: bytes that must move per element. us: the time that they alone take for 64x3x224x224 on an H200\n"
-        f"at {H200_COPY / 1e12} TB/s of copy bandwidth, an estimate. Reads and writes include those of the tails."
+        "reads, writes: memory instructions by bits, those of the tail included. B/elem: bytes that must\n"
+        "move per element. us: the time that these alone take for 64x3x224x224 on an H200, at a copy\n"
+        f"bandwidth of {H200_COPY / 1e12} TB/s; an estimate."
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="What can be proved about the GPU kernels without a GPU.")
     parser.add_argument("--json", action="store_true", help="print the evidence as JSON")
     arguments = parser.parse_args()
-    found = evidence()
+    evidence = [*cuda_kernels(), *triton_kernels()]
     if arguments.json:
-        print(json.dumps([asdict(k) | {"bytes_per_element": k.bytes_per_element} for k in found]))
+        print(json.dumps([asdict(k) | {"bytes_per_element": k.bytes_per_element} for k in evidence]))
     else:
-        _print(found)
+        print_table(evidence)

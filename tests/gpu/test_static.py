@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMS = (80, 90, 100)
 HALVES = ("float16", "bfloat16")
 
-# A pack of the CUDA kernels is four elements of every operand, Triton's unit 1024 of a program of 128 threads.
+# What a thread of the CUDA kernels moves at once: four elements of every operand.
 PACK_BITS = {"float32": 128, "float64": 128, "float16": 64, "bfloat16": 64, "uint8": 32}
 
 

@@ -53,25 +53,29 @@ def backend_on_cpu(request, monkeypatch):
         yield request.param
 
 
-def torch_ops(device_type):
-    def call(op, **given):
-        return device.elsewhere(op.torch_op, device_type)(**given)
-
-    return call
-
-
-@pytest.fixture(
-    params=[
-        *everywhere(),
-        pytest.param((None, "cpu"), id="torch.ops"),
-        pytest.param((None, "cuda"), id="torch.ops-on-cuda", marks=pytest.mark.gpu),
-    ]
-)
-def call(request, monkeypatch):
-    """call(op, **arguments) by every way to an op: roli_fast.ops on each backend, and the torch op."""
+def every_way(request, monkeypatch):
+    """call(op, **arguments) by roli_fast.ops on a backend, or by the torch op where none is named."""
     name, device_type = request.param
     if name is None:
-        yield torch_ops(device_type)
+        yield lambda op, **given: device.elsewhere(op.torch_op, device_type)(**given)
         return
     with chosen(name, device_type, monkeypatch):
         yield lambda op, **given: op(**given)
+
+
+TORCH_OPS = [
+    pytest.param((None, "cpu"), id="torch.ops"),
+    pytest.param((None, "cuda"), id="torch.ops-on-cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=[*everywhere(), *TORCH_OPS])
+def call(request, monkeypatch):
+    """call(op, **arguments) by every way to an op, on every device."""
+    yield from every_way(request, monkeypatch)
+
+
+@pytest.fixture(params=[*((pytest.param((name, "cpu"), id=name)) for name in names()), TORCH_OPS[0]])
+def call_on_cpu(request, monkeypatch):
+    """The same with CPU tensors alone; the test makes them itself."""
+    yield from every_way(request, monkeypatch)

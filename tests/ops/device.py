@@ -1,4 +1,4 @@
-"""Runs a function on another device with the tensors of this one: the contract's tests are the same on all."""
+"""Runs a function on another device with the tensors of this one: all devices have the same tests."""
 
 from collections.abc import Callable
 from typing import Any

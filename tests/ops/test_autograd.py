@@ -13,26 +13,26 @@ REFUSED = "requires (a )?grad"  # the torch op says it in fewer words
 
 
 @each_writing_op
-def test_an_overwritten_saved_tensor_is_noticed(op, call):
+def test_an_overwritten_saved_tensor_is_noticed(op, call_on_cpu):
     """Otherwise backward would compute with the overwritten values, in silence."""
     weight = torch.ones(3, 3, 5, 7, requires_grad=True)
     for name in op.writes:
         given = {"adv": arguments(op)["adv"]} | ({"out": torch.zeros(3, 3, 5, 7)} if name == "out" else {})
         loss = (weight * given[name]).sum()
-        call(op, **arguments(op) | given)
+        call_on_cpu(op, **arguments(op) | given)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
 
 @each_writing_op
-def test_versions(op, call):
+def test_versions(op, call_on_cpu):
     """What is written counts up, and the tensor that it is a view of; nothing else does."""
     given = arguments(op)
     given |= {"out": torch.zeros(3, 3, 5, 7)} if "out" in op.writes else {}
     whole = torch.zeros(5, 3, 5, 7)
     given["adv"] = whole[1:4].copy_(given["adv"])
     before = {name: value._version for name, value in given.items() if isinstance(value, torch.Tensor)}
-    call(op, **given)
+    call_on_cpu(op, **given)
     for name, version in before.items():
         assert (given[name]._version > version) == (name in op.writes), name
     assert whole._version == given["adv"]._version
@@ -40,7 +40,7 @@ def test_versions(op, call):
 
 @each_torch_op
 @pytest.mark.parametrize("is_leaf", [True, False], ids=["leaf", "not_leaf"])
-def test_a_tensor_that_requires_a_gradient_is_refused_in_grad_mode(op, call, is_leaf, capfd):
+def test_a_tensor_that_requires_a_gradient_is_refused_in_grad_mode(op, call_on_cpu, is_leaf, capfd):
     for name in (op.tensors[0], *op.writes):
         given = arguments(op) | ({"out": torch.zeros(3, 3, 5, 7)} if "out" in op.writes else {})
         given[name].requires_grad_()
@@ -48,7 +48,7 @@ def test_a_tensor_that_requires_a_gradient_is_refused_in_grad_mode(op, call, is_
             given[name] = given[name] * 1
         before = {k: (v, v.detach().clone(), v._version) for k, v in given.items() if k in ("adv", "out")}
         with pytest.raises(RuntimeError, match=f"{name}.*{REFUSED}"):
-            call(op, **given)
+            call_on_cpu(op, **given)
         for tensor, bits, version in before.values():
             assert_same_bits(tensor.detach(), bits)
             assert tensor._version == version
@@ -58,30 +58,30 @@ def test_a_tensor_that_requires_a_gradient_is_refused_in_grad_mode(op, call, is_
 
 @each_torch_op
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_grad_mode_it_is_fine(op, call, mode):
+def test_without_grad_mode_it_is_fine(op, call_on_cpu, mode):
     expected = op(**arguments(op))
     given = arguments(op)
     given[op.tensors[0]].requires_grad_()
     with mode():
-        result = call(op, **given)
+        result = call_on_cpu(op, **given)
     assert_same_bits((given["adv"] if op.writes else result).detach(), expected)
 
 
 @each_writing_op
-def test_inference_tensors(op, call):
+def test_inference_tensors(op, call_on_cpu):
     expected = op(**arguments(op))
     with torch.inference_mode():
         given = arguments(op)
-        call(op, **given)
+        call_on_cpu(op, **given)
         assert_same_bits(given["adv"], expected)
         made_inside = arguments(op)
     with pytest.raises(RuntimeError, match="inference"):
-        call(op, **made_inside)
+        call_on_cpu(op, **made_inside)
     assert_same_bits(made_inside["adv"].clone(), arguments(op)["adv"])
 
 
 @each_torch_op
-def test_nothing_that_an_op_makes_requires_a_gradient(op, call):
+def test_nothing_that_an_op_makes_requires_a_gradient(op, call_on_cpu):
     """Whatever else does: a gradient of create_graph, a learnt mean, an image before it is attacked."""
     for name in {"grad", "clean", "mean", "std"} & {*arguments(op)} - {op.tensors[0]}:
         given = arguments(op)
@@ -89,7 +89,7 @@ def test_nothing_that_an_op_makes_requires_a_gradient(op, call):
         given[name].requires_grad_()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            result = call(op, **given)
+            result = call_on_cpu(op, **given)
         result = given["adv"] if op.writes else result
         assert not result.requires_grad, name
         assert result.grad_fn is None

@@ -178,7 +178,7 @@ def test_writes_stay_inside_the_view(op, backend, layout):
 
 
 @each_writing_op
-def test_offsets_beyond_two_to_the_31(op, backend, tmp_path):
+def test_offsets_beyond_two_to_the_31(op, backend_on_cpu, tmp_path):
     """Samples 2^31 elements apart, in a sparse file of which only the samples take memory."""
     distance = 2**31 + 3
     memory = torch.from_file(str(tmp_path / "adv"), shared=True, size=distance + 5)
