@@ -1,22 +1,36 @@
 # Finds nvcc and says for which GPUs it compiles. Sets nvcc, cuda_architectures (CMake's list) and
-# cuda_arch_list (torch's notation), or says in cuda_built why there is none.
+# cuda_arch_list (torch's notation), or says in cuda_built why there is none. tools/gpu_static.py looks for it
+# in the same places.
 
-# The user's, the system's, or the one that pip installs beside torch (the extra "dev" brings it).
-file(GLOB pip_nvcc ${torch_root}/../nvidia/cu*/bin ${torch_root}/../nvidia/cuda_nvcc/bin)
 if(NOT "$ENV{CUDACXX}" STREQUAL "")
-  set(nvcc "$ENV{CUDACXX}")
+  find_program(nvcc "$ENV{CUDACXX}")
+  if(NOT nvcc)
+    message(FATAL_ERROR "CUDACXX: got '$ENV{CUDACXX}', accepted: the path of nvcc")
+  endif()
 else()
+  # The system's, or the one that pip installs beside torch (the extra "dev" brings it).
+  file(GLOB pip_nvcc ${torch_root}/../nvidia/cu*/bin)
   find_program(nvcc nvcc PATHS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda ${pip_nvcc} PATH_SUFFIXES bin)
 endif()
 if(NOT nvcc)
-  unset(nvcc)
   set(cuda_built "no: nvcc was not found (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda, pip's cuda-toolkit[nvcc])")
+  return()
+endif()
+
+execute_process(COMMAND ${nvcc} --version OUTPUT_VARIABLE nvcc_says COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCH "release ([0-9.]+)" _ "${nvcc_says}")
+set(nvcc_version ${CMAKE_MATCH_1})
+if(nvcc_version VERSION_LESS 12.0)
+  set(cuda_built "no: nvcc ${nvcc_version} is older than 12.0 (${nvcc})")
+  unset(nvcc CACHE)
   return()
 endif()
 
 # Every GPU from Ampere to Blackwell runs one of these; memory-bound kernels gain nothing from finer ones.
 set(cuda_arch_list "$ENV{TORCH_CUDA_ARCH_LIST}")
-if(cuda_arch_list STREQUAL "")
+if(cuda_arch_list STREQUAL "" AND nvcc_version VERSION_LESS 12.8)
+  set(cuda_arch_list "8.0;9.0+PTX")
+elseif(cuda_arch_list STREQUAL "")
   set(cuda_arch_list "8.0;9.0;10.0;12.0+PTX")
 endif()
 string(REGEX REPLACE "[ ,;]+" ";" cuda_arch_list "${cuda_arch_list}")
