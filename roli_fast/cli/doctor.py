@@ -12,7 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 _PACKAGES = ("roli-fast", "torch", "torchvision", "timm", "triton", "numpy", "scipy", "pybind11", "ninja")
-_VARIABLES = ("ROLI_FAST_BACKEND", "ROLI_FAST_CPU_CAPABILITY", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_VARIABLES = (
+    "ROLI_FAST_BACKEND",
+    "ROLI_FAST_CPU_CAPABILITY",
+    "TRITON_INTERPRET",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     del arguments
-    console = Console(soft_wrap=True)
+    console = Console(width=None if sys.stdout.isatty() else 200)  # reasons in one line, for a bug report
     for title, rows in (("system", _system()), ("devices", _devices()), ("native build", _native())):
         _print(console, title, rows)
     _print(console, "backends", _backends())

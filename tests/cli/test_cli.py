@@ -88,11 +88,14 @@ def test_a_backend_that_does_not_exist_is_a_users_mistake():
     command = [sys.executable, "-m", "roli_fast.cli.main", "demo"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "roli-fast demo: ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, reference\n"
+    assert (
+        done.stderr
+        == "roli-fast demo: ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, cuda, triton, reference\n"
+    )
 
 
 def test_doctor_says_why_a_choice_cannot_run():
-    assert "ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, reference" in doctor(
+    assert "ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, cuda, triton, reference" in doctor(
         ROLI_FAST_BACKEND="nonsense"
     )
     assert "ROLI_FAST_CPU_CAPABILITY is 'sse9'" in doctor(ROLI_FAST_CPU_CAPABILITY="sse9")

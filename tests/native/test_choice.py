@@ -4,6 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
+
 import roli_fast
 
 TESTS = Path(__file__).parent.parent
@@ -27,6 +30,15 @@ try:
         report["block"] = is_reference(lambda: roli_fast.ops.linf_start(image, 0.1, seed))
 except RuntimeError as error:
     report["block"] = str(error)
+def is_triton(function):
+    function()  # the first call imports and compiles
+    return "roli_fast.kernels" in sys.modules
+
+report["triton"] = [
+    is_triton(lambda: torch.ops.roli_fast.linf_start(image, 0.1, seed)),
+    is_triton(lambda: roli_fast.ops.linf_start(image, 0.1, seed)),
+    report["ops"],
+]
 try:
     torch.ops.roli_fast.linf_project_(image, torch.zeros(3, 3), 0.1)
 except (RuntimeError, ValueError) as error:
@@ -55,6 +67,23 @@ def test_the_reference_as_default(answer):
 def test_native_by_name(answer):
     report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "cpu"})
     assert not any(report[way] for way in ("torch.ops", "torch.ops tensor", "ops", "block"))
+
+
+def test_triton_as_default_where_it_is_interpreted(answer):
+    report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"})
+    assert report["default"] == ["triton"]
+    assert report["triton"] == [True, True, False]
+    assert report["block"] is False
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_default_that_cannot_run_is_an_import_error(python, name):
+    environment = {"ROLI_FAST_BACKEND": name, "TRITON_INTERPRET": "0"}
+    done = python("-c", "import roli_fast.ops", env=environment)
+    assert done.returncode != 0
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(f"ImportError: ROLI_FAST_BACKEND={name} cannot run: torch ")
 
 
 def test_an_unknown_default_is_an_import_error(python):

@@ -17,21 +17,24 @@ import roli_fast
 names = [m.name for m in pkgutil.walk_packages(roli_fast.__path__, "roli_fast.") if "_C" not in m.name]
 for name in names:
     importlib.import_module(name)
+native = roli_fast.backends()["cpu"].missing is None
 adv = torch.full((2, 3), 0.5)
 roli_fast.ops.linf_step_(adv, torch.ones(2, 3), torch.full((2, 3), 0.5), 0.25, 0.125)
+built = importlib.import_module("roli_fast._C").build_config()["cuda"] if native else "nothing"
 print(json.dumps({
     "file": roli_fast.__file__,
     "names": names,
     "cpu_missing": roli_fast.backends()["cpu"].missing,
     "default": [name for name, b in roli_fast.backends().items() if "cpu" in b.default_for],
     "adv": adv.unique().tolist(),
+    "built": built.split()[0],
 }))
 """
 
 
 def source(to: Path) -> Path:
     """A copy of the sources: a build must not touch the checkout, nor find what was built in it."""
-    for name in ("roli_fast", "csrc"):
+    for name in ("roli_fast", "csrc", "cmake", "kernels"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, to / name)
@@ -40,7 +43,7 @@ def source(to: Path) -> Path:
 
 def installed(tmp_path: Path, native: str) -> Path:
     """The folder into which a wheel built from the sources was installed."""
-    environment = {**os.environ, "ROLI_FAST_NATIVE": native}
+    environment = {**os.environ, "ROLI_FAST_NATIVE": native, "TORCH_CUDA_ARCH_LIST": "9.0"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (tmp_path / "source").mkdir()
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "dist")]
@@ -65,14 +68,15 @@ def test_the_wheel_works_outside_the_checkout(tmp_path, native):
     target = installed(tmp_path, native)
     found = probe(target, tmp_path)
     assert Path(found["file"]).is_relative_to(target)
-    assert {"roli_fast.ops", "roli_fast.engine", "roli_fast.attacks", "roli_fast.cli.main"} <= set(
-        found["names"]
-    )
+    expected = {"ops", "engine", "attacks", "cli.main", "kernels", "kernels.linf"}
+    assert {f"roli_fast.{name}" for name in expected} <= set(found["names"])
     assert found["adv"] == [0.625]
     assert (target / "roli_fast" / "py.typed").exists()
     if native == "1":
         assert found["cpu_missing"] is None
         assert found["default"] == ["cpu"]
+        assert found["built"] == "nvcc" or os.environ.get("ROLI_FAST_CUDA") == "0"
+        assert (target / "roli_fast" / "lib" / "libroli_fast_cuda.so").exists() == (found["built"] == "nvcc")
     else:
         assert "ROLI_FAST_NATIVE=0" in found["cpu_missing"]
         assert found["default"] == ["reference"]
