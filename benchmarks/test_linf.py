@@ -8,7 +8,7 @@ never asserted on; contenders that do not compute the same fail.
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -118,10 +118,15 @@ def pytest_generate_tests(metafunc: Any) -> None:
     cases = [
         (device, form, size, contender)
         for form in forms
-        for size in sizes
+        for size in (sizes if form in FORMS | OTHER_OPS else largest(sizes, device))
         for contender in contenders(forms[form], device)
     ]
     metafunc.parametrize(("device", "form", "size", "contender"), cases)
+
+
+def largest(sizes: Collection[str], device: str) -> list[str]:
+    """On a GPU, where compiling the rivals takes most of the time, further forms are measured in one size."""
+    return list(sizes)[-1:] if device == "cuda" else list(sizes)
 
 
 Operands = dict[str, Any]  # the op's arguments by name
@@ -237,7 +242,7 @@ def number_of_versions(operands: Operands, in_cache: bool, device: str) -> int:
 @dataclass(frozen=True)
 class Result:
     measured: Measurement
-    launches: dict[str, int]  # kernels and copies per call; empty where there is no GPU
+    launches: dict[str, int]  # kernels and copies per call, of small ones on a GPU
 
 
 @functools.cache
@@ -254,7 +259,8 @@ def measure(device: str, form_name: str, size_name: str) -> Result:
     calls["copy"] = [make_copy(form, size, device) for _ in range(versions)]
     stopwatch = on_the_gpu if device == "cuda" else on_the_clock
     measured = interleaved(calls, size.rounds, size.repeats, stopwatch)
-    counted = {name: launches(call[0]) for name, call in calls.items()} if device == "cuda" else {}
+    count = device == "cuda" and size.repeats > 1
+    counted = {name: launches(call[0]) for name, call in calls.items()} if count else {}
     return Result(measured, counted)
 
 
