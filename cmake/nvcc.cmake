@@ -26,12 +26,12 @@ if(nvcc_version VERSION_LESS 12.0)
   return()
 endif()
 
-# Every GPU from Ampere to Blackwell runs one of these; memory-bound kernels gain nothing from finer ones.
+# Every GPU from Ampere on runs one of these; memory-bound kernels gain nothing from finer ones.
 set(cuda_arch_list "$ENV{TORCH_CUDA_ARCH_LIST}")
 if(cuda_arch_list STREQUAL "" AND nvcc_version VERSION_LESS 12.8)
   set(cuda_arch_list "8.0;9.0+PTX")
 elseif(cuda_arch_list STREQUAL "")
-  set(cuda_arch_list "8.0;9.0;10.0;12.0+PTX")
+  set(cuda_arch_list "8.0;9.0;10.0+PTX;12.0")
 endif()
 string(REGEX REPLACE "[ ,;]+" ";" cuda_arch_list "${cuda_arch_list}")
 set(cuda_architectures "")

@@ -31,7 +31,11 @@ struct Cuda {
   template <class Op>
   static void run(Op& op, const Call& call) {
     const CurrentDevice device(call.device_index());
-    cuda::run(op, call.shape(), current_stream(call.device_index()));
+    try {
+      cuda::run(op, call.shape(), current_stream(call.device_index()));
+    } catch (const std::runtime_error& error) {  // as on a GPU for which there are no kernels
+      throw std::runtime_error(std::string(error.what()) + " (built for " ROLI_CUDA_ARCHITECTURES ")");
+    }
   }
 };
 

@@ -48,21 +48,6 @@ inline Device device_of(const Tensor& tensor) {
   return device;
 }
 
-inline int64_t item_size(DType dtype) {
-  switch (dtype) {
-    case DType::u8:
-      return 1;
-    case DType::f16:
-    case DType::bf16:
-      return 2;
-    case DType::f32:
-      return 4;
-    case DType::f64:
-      return 8;
-  }
-  return 0;
-}
-
 // An ATen op through the dispatcher; the stack holds its arguments, then its results.
 inline void call_torch(const char* op, StableIValue* stack) {
   if (torch_call_dispatcher(op, "", stack, TORCH_ABI_VERSION) != 0)

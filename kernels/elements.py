@@ -18,7 +18,8 @@ def clamp(x, low, high):
 
 @triton.jit
 def size(given, sample, state: tl.constexpr):
-    """A step size or eps, given as (number, tensor, stride). NaN and negative ones in a tensor count as 0."""
+    """A step size or eps, given as (number, tensor, stride), of an int64 sample. NaN and negative ones in a
+    tensor count as 0."""
     number, values, stride = given
     if values is None:
         return tl.full((), number, state)

@@ -24,7 +24,7 @@ def _step_block(place, mask, operands, step_size, eps, box, active, sample, by, 
     state: tl.constexpr = adv.dtype.element_ty
     n = 0
     if PER_SAMPLE:
-        n = place // sample[0] % sample[1]
+        n = (place // sample[0] % sample[1]).to(tl.int64)  # strides between samples may be any
     a = tl.load(adv + place, mask)
     c = image(tl.load(clean + place, mask), state)
     x = a
@@ -115,13 +115,14 @@ def start_kernel(
     Philox gives four draws at a time: one call for each four elements of a sample.
     """
     state: tl.constexpr = start.dtype.element_ty
+    if WIDE:
+        elements = elements.to(tl.int64)
     fours = tl.cdiv(elements, 4)
     first = first_place(WIDE, BLOCK)
     four = first // 4 + tl.arange(0, BLOCK // 4)
-    which = four // fours
+    number, which = (four % fours).to(tl.int64), (four // fours).to(tl.int64)
     if index is not None:
         which = tl.load(index + which * index_stride, which < samples)
-    number, which = (four % fours).to(tl.int64), which.to(tl.int64)
     k0, k1 = philox_key(seed, seed_stride)
     x0, x1, x2, x3 = tl.philox_impl(
         word(number, 0), word(number, 32), word(which, 0), word(which, 32), k0, k1, n_rounds=10
@@ -138,7 +139,7 @@ def start_kernel(
         place = n * elements + element
         mask = (n < samples) & (element < elements)
     c = image(tl.load(clean + place, mask), state)
-    e = size((eps, epsilons, eps_stride), tl.where(n < samples, n, 0), state)
+    e = size((eps, epsilons, eps_stride), tl.where(n < samples, n, 0).to(tl.int64), state)
     x = clamp(c + e * symmetric_uniform(bits, state), tl.full((), lo, state), tl.full((), hi, state))
     tl.store(start + place, tl.where(c != c, float("nan"), x), mask)
 

@@ -16,7 +16,7 @@ def normalized(x, place, by):
     if mean is None:
         return x
     else:
-        channel = place // channel_stride % channels
+        channel = (place // channel_stride % channels).to(tl.int64)  # its stride may be any
         return divide(x - tl.load(mean + channel * mean_stride), tl.load(std + channel * std_stride))
 
 

@@ -11,6 +11,21 @@ namespace roli {
 
 enum class DType : uint8_t { f16, bf16, f32, f64, u8 };
 
+inline int64_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::u8:
+      return 1;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::f32:
+      return 4;
+    case DType::f64:
+      return 8;
+  }
+  return 0;
+}
+
 struct float16 {
   uint16_t bits;
 };

@@ -57,14 +57,11 @@ struct Dense {
   Coordinate sample, channel;
 };
 
-inline bool aligned(const Array& array) { return reinterpret_cast<uintptr_t>(array.data) % 16 == 0; }
-
-// Whether the operands are such, and begin where four elements can be moved at once.
+// Whether the operands are such.
 inline bool make_dense(Dense& dense, Shape shape, const Operands& operands) {
   const auto [rank, sizes] = shape;
   const int64_t* strides = operands.arrays[0]->strides;
   for (int k = 0; k < operands.count; ++k) {
-    if (!aligned(*operands.arrays[k])) return false;
     for (int d = 0; d < rank; ++d)
       if (sizes[d] != 1 && operands.arrays[k]->strides[d] != strides[d]) return false;
   }

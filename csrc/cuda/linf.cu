@@ -13,6 +13,7 @@ namespace {
 template <class T>
 constexpr int packs = 8 / sizeof(T);
 
+// The number of threads that move so many elements, in packs or one by one.
 template <class T>
 int64_t threads_for(int64_t elements) {
   constexpr int64_t per_thread = kPack * packs<T>;
@@ -78,6 +79,20 @@ struct StepRule {
   }
 };
 
+// The dense body on operands that begin where packs cannot: as many elements per thread, one at a time.
+template <class T, class Body>
+struct OneByOne {
+  Body body;
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    constexpr int count = kPack * packs<T>;
+    const int64_t first = block * count * kThreads + thread;
+    ROLI_UNROLL
+    for (int i = 0; i < count; ++i)
+      if (first + i * kThreads < body.dense.count) body.one(first + i * kThreads);
+  }
+};
+
 // T: of the state. Grad, Clean, Out: storage types; Grad and Out are None where there is no such operand.
 struct None {};
 
@@ -136,7 +151,6 @@ struct DenseStep {
     }
   }
 
-  // The last elements, too few for a pack.
   ROLI_FN void one(int64_t i) const {
     T a = fetch_one<AsValue, T, T>(adv, i), direction{};
     if constexpr (kGrad)
@@ -284,10 +298,7 @@ struct DensePrepare {
     for (int p = 0; p < packs<T>; ++p) {
       const int64_t place = first + p * kThreads * kPack;
       if (place + kPack > dense.count) {
-        for (int64_t i = place; i < dense.count; ++i) {
-          const T x = fetch_one<AsValue, T, T>(adv, i);
-          put_one<Out>(out, i, normalizer.mean ? normalizer(x, dense.channel(i)) : x);
-        }
+        for (int64_t i = place; i < dense.count; ++i) one(i);
         continue;
       }
       int64_t channel = 0;
@@ -298,6 +309,11 @@ struct DensePrepare {
       }
       put<Out>(out, place, a[p]);
     }
+  }
+
+  ROLI_FN void one(int64_t i) const {
+    const T a = fetch_one<AsValue, T, T>(adv, i);
+    put_one<Out>(out, i, normalizer.mean ? normalizer(a, dense.channel(i)) : a);
   }
 };
 
@@ -360,6 +376,18 @@ void run_by_grad(const LinfStep& op, const Dense& dense, Stream stream) {
   }
 }
 
+template <class T>
+void run_one_by_one(const LinfStep& op, const Dense& dense, Stream stream) {
+  using Body = DenseStep<T, Any, Any, Any>;
+  launch(OneByOne<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
+}
+
+template <class T>
+void run_one_by_one(const Prepare& op, const Dense& dense, Stream stream) {
+  using Body = DensePrepare<T, Any>;
+  launch(OneByOne<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
+}
+
 template <class T, class Clean>
 void run_dense(const LinfStart& op, Shape shape, int64_t count, Stream stream) {
   const DenseStart<T, Clean> body(op, shape, count);
@@ -373,6 +401,7 @@ void run_dense(const Prepare& op, const Dense& dense, Stream stream) {
 
 // Row-major, in samples of whole packs.
 bool starts_packed(const LinfStart& op, Shape shape, const Dense& dense) {
+  if (!packable(op.operands())) return false;
   int64_t expected = 1;
   for (int d = shape.rank - 1; d >= 0; --d) {
     if (shape.sizes[d] != 1 && op.start.strides[d] != expected) return false;
@@ -387,6 +416,8 @@ void run(LinfStep& op, Shape shape, Stream stream) {
   const bool wide = op.adv.dtype == DType::f64;
   Dense dense;
   if (make_dense(dense, shape, op.operands())) {
+    if (!packable(op.operands()))
+      return wide ? run_one_by_one<double>(op, dense, stream) : run_one_by_one<float>(op, dense, stream);
     if (wide) return run_dense<double, Any, Any, Any>(op, dense, stream);
     if (op.clean.dtype == DType::f32) return run_by_grad<float>(op, dense, stream);
     if (op.clean.dtype == DType::u8) return run_by_grad<uint8_t>(op, dense, stream);
@@ -415,6 +446,8 @@ void run(Prepare& op, Shape shape, Stream stream) {
   const bool wide = op.adv.dtype == DType::f64;
   Dense dense;
   if (make_dense(dense, shape, op.operands())) {
+    if (!packable(op.operands()))
+      return wide ? run_one_by_one<double>(op, dense, stream) : run_one_by_one<float>(op, dense, stream);
     if (wide) return run_dense<double, Any>(op, dense, stream);
     switch (op.out.dtype) {
       case DType::bf16:

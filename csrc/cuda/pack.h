@@ -5,6 +5,7 @@
 // in 128 bits would leave a thread's float32 elements 32 bytes apart, in half-used sectors.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -49,6 +50,16 @@ ROLI_FN void write_pack(void* to, const P& pack) {
 #else
   *static_cast<P*>(to) = pack;
 #endif
+}
+
+// Whether the operands begin where packs can be moved in one access each.
+inline bool packable(const Operands& operands) {
+  for (int k = 0; k < operands.count; ++k) {
+    const Array& array = *operands.arrays[k];
+    const uintptr_t access = std::min<uintptr_t>(16, kPack * item_size(array.dtype));
+    if (reinterpret_cast<uintptr_t>(array.data) % access != 0) return false;
+  }
+  return true;
 }
 
 // Stands where a kernel learns the storage type at run time.

@@ -1,5 +1,5 @@
 // The CUDA kernels as plain C++: the very bodies and launchers of csrc/cuda, whose threads run one after
-// the other, in the place of the CPU kernels. The tests build it, see emulation.py.
+// the other, in the place of the CPU kernels. test_emulated.py builds it.
 #include "cuda/linf.cu"
 #include "torch_ops.h"
 

@@ -33,9 +33,8 @@ def test_it_says_for_which_gpus_it_was_built():
 @pytest.mark.skipif("TORCH_CUDA_ARCH_LIST" in os.environ, reason="TORCH_CUDA_ARCH_LIST is set")
 def test_ampere_to_blackwell():
     built = _C.build_config()["cuda"].split(" for ")[1].split()
-    for architecture in ("8.0", "9.0", "10.0"):
-        assert architecture in built
-    assert built[-1].endswith("+PTX")
+    assert [architecture.removesuffix("+PTX") for architecture in built] == ["8.0", "9.0", "10.0", "12.0"]
+    assert any(architecture.endswith("+PTX") for architecture in built)  # for GPUs to come
 
 
 @needs_cuda_in_torch
