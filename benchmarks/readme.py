@@ -19,7 +19,9 @@ RIVALS = {
 
 def table(path: Path) -> str:
     """The step's time per form and size, and as a multiple of its rivals'."""
-    result, picture = _suite(path)
+    found = _suite(path)
+    assert found is not None
+    result, picture = found
     machine, commit = result["machine_info"], result["commit_info"]
     cases = {
         (case["params"]["form"], case["params"]["size"], case["params"]["contender"]): case
@@ -51,12 +53,14 @@ def table(path: Path) -> str:
     )
 
 
-def _suite(path: Path) -> tuple[dict[str, Any], Path]:
-    """The results of the Linf suite in a file of `make bench` or `make gpu`, and their picture."""
+def _suite(path: Path) -> tuple[dict[str, Any], Path] | None:
+    """The results of the Linf suite in a file of `make bench` or `make gpu`, and their picture; None where a
+    run has not got so far."""
     result = json.loads(path.read_text())
-    if "parts" in result:
-        return result["parts"]["ops"]["benchmarks"]["test_linf"], path.with_name(f"{path.stem}-linf.png")
-    return result, path.with_suffix(".png")
+    if "parts" not in result:
+        return result, path.with_suffix(".png")
+    measured = result["parts"].get("ops", {}).get("benchmarks", {}).get("test_linf")
+    return measured and (measured, path.with_name(f"{path.stem}-linf.png"))
 
 
 def _name(machine: dict[str, Any]) -> str:
@@ -75,7 +79,7 @@ def _duration(seconds: float) -> str:
 
 
 def with_tables(readme: str, paths: list[Path]) -> str:
-    tables = "\n\n".join(table(path) for path in paths)
+    tables = "\n\n".join(table(path) for path in paths if _suite(path) is not None)
     return re.sub(
         r"(<!-- speed:begin -->\n).*?(<!-- speed:end -->)", rf"\g<1>{tables}\n\g<2>", readme, flags=re.S
     )

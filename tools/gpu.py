@@ -2,15 +2,17 @@
 
 Builds the package into the Python that runs this, without the network; runs the tests marked ``gpu``, the
 memory checker where it is there, and the benchmarks; writes one JSON and its pictures, and a summary last. A
-step that fails does not keep the others from running. ``--device cpu --quick`` does the same on tiny shapes,
-to see that it works.
+step that fails does not keep the others from running, and a run of some parts leaves in the JSON what earlier
+ones found of the others. ``--device cpu --quick`` does the same on tiny shapes, to see that it works.
 """
 
 import argparse
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,12 +166,13 @@ def check_memory(run: Run) -> str:
         *(sys.executable, "tests/gpu/small_shapes.py"),
         check=False,
         limit=LIMITS["memory checker"],
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # else all tensors lie in one allocation
     )
     if "Device not supported" in output:
         return "not run: compute-sanitizer does not support this device"
-    if "ERROR SUMMARY: 0 errors" not in output:
+    if "ERROR SUMMARY: 0 errors" not in output or not re.search(r"^\d+ calls$", output, re.M):
         print(output)
-        raise StepError("compute-sanitizer reports errors")
+        raise StepError("compute-sanitizer reports errors, or the script did not end")
     return "no errors"
 
 
@@ -196,39 +199,50 @@ def benchmark(run: Run, suite: str) -> dict[str, Any]:
 def run_part(run: Run, name: str) -> dict[str, Any]:
     part = PARTS[name]
     found = {"tests": run.step(f"{name}: tests", lambda: test(run, part))}
-    if part.kernels and run.device == "cuda":
-        found["memory"] = run.step(f"{name}: memory checker", lambda: check_memory(run))
-    if part.kernels and not run.quick:
-        found["machine_code"] = run.step(f"{name}: machine code", lambda: read_machine_code(run))
     found["benchmarks"] = {
         suite: run.step(f"{name}: {suite}", lambda suite=suite: benchmark(run, suite))
         for suite in part.benchmarks
     }
+    if part.kernels and run.device == "cuda":
+        found["memory"] = run.step(f"{name}: memory checker", lambda: check_memory(run))
+    if part.kernels and not run.quick:
+        found["machine_code"] = run.step(f"{name}: machine code", lambda: read_machine_code(run))
     return found
 
 
 def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
     """The JSON, and a picture of each benchmark."""
-    from benchmarks import machine, plot  # of the package as it was just built
-
-    slug = machine.slug(run.device)
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(run.device).lower()).strip("-")
     path = folder / f"gpu-{slug}.json"
-    result = {
-        "machine_info": machine.describe(run.device),
-        "commit_info": machine.commit(),
+    earlier = json.loads(path.read_text())["parts"] if path.exists() else {}
+    steps = [{"step": step, "outcome": o, "seconds": round(s, 1)} for step, o, s in run.outcomes]
+    about = {
+        "device": device_name(run.device),
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "steps": [{"step": step, "outcome": o, "seconds": round(s, 1)} for step, o, s in run.outcomes],
-        "parts": parts,
+        "versions": {name: version(name) for name in ("torch", "triton", "roli-fast")},
     }
+    result = {"parts": earlier | {name: about | {"steps": steps} | part for name, part in parts.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
-    written = [path]
+    print(f"== results\n   {path}", flush=True)
     for part in parts.values():
         for suite, measured in part["benchmarks"].items():
             if measured:
+                from benchmarks import plot
+
                 picture = folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png"
-                written.append(plot.draw(measured, picture))
-    print("== results", *(f"   {path}" for path in written), sep="\n")
+                print(f"   {plot.draw(measured, picture)}")
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def summarize(run: Run, parts: dict[str, Any]) -> None:
@@ -278,9 +292,15 @@ def main() -> int:
     run = Run(arguments.device, arguments.quick)
     if run.device == "cuda":
         run.step("build", lambda: build(run))
-    parts = {name: run_part(run, name) for name in arguments.parts or PARTS}
-    publish(run, parts, arguments.out)
-    summarize(run, parts)
+    parts: dict[str, Any] = {}
+    try:
+        for name in arguments.parts or PARTS:
+            parts[name] = run_part(run, name)
+    finally:  # also of a run that is interrupted
+        try:
+            publish(run, parts, arguments.out)
+        finally:
+            summarize(run, parts)
     return int(run.failed)
 
 

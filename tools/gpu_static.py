@@ -25,9 +25,12 @@ H200_COPY = 4.3e12  # bytes per second, read and written, as measured on a devic
 IMAGES = 64 * 3 * 224 * 224
 BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "uint8": 1}
 
-# Contracted, approximate or flushing arithmetic: other bits than the CPU's.
+# Contracted, approximate or flushing arithmetic, and what ptxas may contract itself: a product and a sum
+# without ".rn" may become one fma.
 FORBIDDEN = re.compile(
-    r"^\s*(?:@%p\d+\s+)?((?:fma|mad)\.(?:rn|rz)\S*|\S+\.approx\S*|div\.full\S*|\S+\.ftz\S*)\s", re.M
+    r"(?:^|[{;])\s*(?:@!?%p\d+\s+)?"
+    r"((?:fma|mad)\.(?!lo|hi|wide)\S+|\S+\.approx\S*|div\.full\S*|\S+\.ftz\S*|(?:add|sub|mul)\.f\d+\S*)\s",
+    re.M,
 )
 
 
@@ -35,7 +38,7 @@ FORBIDDEN = re.compile(
 class Kernel:
     """One kernel for one GPU.
 
-    form: dtypes of the operands; empty for kernels that ask for them at run time.
+    form: dtypes of the operands, "Any" where the kernel asks at run time; empty where strides are any.
     reads, writes: number of global memory instructions by width in bits.
     local: instructions that access local memory, which is where registers spill to.
     """
@@ -54,15 +57,19 @@ class Kernel:
     @property
     def bytes_per_element(self) -> int | None:
         """What must move: inputs are read, outputs written, and a step's adv is both."""
-        if not self.form:
+        if not self.form or "Any" in self.form.values():
             return None
         once = sum(BYTES[dtype] for dtype in self.form.values())
-        return once + BYTES[self.form["adv"]] if self.name in ("step", "project") else once
+        return once + BYTES[self.form["adv"]] if self.name.startswith(("step", "project")) else once
 
     @property
     def microseconds(self) -> float | None:
         """The time that these bytes alone take on an H200, for a batch of 64 images of 3x224x224."""
         return self.bytes_per_element and 1e6 * self.bytes_per_element * IMAGES / H200_COPY
+
+    def as_dict(self) -> dict[str, Any]:
+        must = {"bytes_per_element": self.bytes_per_element, "microseconds": self.microseconds}
+        return asdict(self) | must
 
 
 # Machine code
@@ -157,12 +164,12 @@ def _cuda_form(mangled: str) -> tuple[str, dict[str, str]]:
     """kernel<DenseStep<float, bfloat16, ...>> as ("step", {"adv": "float32", "grad": "bfloat16", ...})."""
     demangled = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
     plain = re.sub(r"\(anonymous namespace\)|\w+::|::", "", demangled)
+    plain = re.sub(r"OneByOne<\w+, Dense(\w+)<(\w+)[^<>]*> ?>", r"OneByOne\1<\2>", plain)
     body, types = re.findall(r"kernel<(\w+)<([^<>]*)> ?>", plain)[0]
     c_names = {"float": "float32", "double": "float64", "unsigned char": "uint8"}
     dtypes = [c_names.get(name, name) for name in types.split(", ")]
-    if body not in OPERANDS or "Any" in dtypes:
-        words = re.sub(r"(?<!^)(?=[A-Z])", " ", body).lower()
-        return f"{words}, {dtypes[0]}", {}
+    if body not in OPERANDS:
+        return f"{re.sub(r'(?<!^)(?=[A-Z])', ' ', body).lower()}, {dtypes[0]}", {}
     form = {o: dtype for o, dtype in zip(OPERANDS[body], dtypes, strict=True) if dtype != "None"}
     name = body.removeprefix("Dense").lower()
     return ("project" if name == "step" and "grad" not in form else name), form
@@ -175,7 +182,7 @@ POINTERS = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat1
 
 
 def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
-    """What is compiled of Triton's kernels: the forms of the benchmarks, and each dtype once."""
+    """What is compiled of Triton's kernels: the forms of the benchmarks, and every storage type."""
     yield "step", {"adv": "float32", "grad": "float32", "clean": "float32"}
     yield "step", {"adv": "float32", "grad": "bfloat16", "clean": "float32"}
     yield "step", {"adv": "float32", "grad": "float16", "clean": "float32"}
@@ -184,7 +191,11 @@ def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     yield "step", {"adv": "float32", "grad": "bfloat16", "clean": "float32", "out": "bfloat16"}
     yield "step", {"adv": "float32", "grad": "float32", "clean": "float32", "out": "float16"}
     yield "step", {"adv": "float32", "grad": "float32", "clean": "float32", "out": "float32"}
+    yield "step", {"adv": "float32", "grad": "float32", "clean": "bfloat16"}
+    yield "step", {"adv": "float32", "grad": "float32", "clean": "float16"}
+    yield "step", {"adv": "float32", "grad": "float64", "clean": "float64", "out": "float64"}
     yield "step", {"adv": "float64", "grad": "float64", "clean": "float64"}
+    yield "step", {"adv": "float64", "grad": "float32", "clean": "uint8", "out": "bfloat16"}
     yield "project", {"adv": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "uint8"}
@@ -193,47 +204,70 @@ def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     yield "prepare", {"adv": "float32", "out": "float16"}
 
 
+@dataclass(frozen=True)
+class Variant:
+    """How a kernel is called: with which of its optional tensors, and over how many elements."""
+
+    name: str = ""  # of the plain call: aligned tensors, numbers for sizes, no mask
+    tensors: tuple[str, ...] = ()
+    constants: dict[str, bool] = field(default_factory=dict)
+
+
+PLAIN = Variant()
+VARIANTS = (
+    Variant("sizes and mask per sample", ("step_sizes", "epsilons", "active"), {"PER_SAMPLE": True}),
+    Variant("index, eps per sample, odd samples", ("epsilons", "index"), {"WHOLE": False}),
+    Variant("beyond 32 bits", (), {"WIDE": True}),
+)
+
+
 def triton_kernels() -> Iterator[Kernel]:
+    """Every form as a plain call, and the first form of each kernel in every variant."""
+    seen = set()
+    for name, form in triton_forms():
+        for variant in (PLAIN,) if name in seen else (PLAIN, *VARIANTS):
+            source = _triton_source(name, form, variant)
+            for sm in SMS:
+                code, ptx = _compile_triton(source, sm)
+                label = f"{name}, {variant.name}" if variant.name else name
+                yield Kernel("triton", label, form, sm, **code, forbidden=forbidden_in(ptx))
+        seen.add(name)
+
+
+def _compile_triton(source: Any, sm: int) -> tuple[dict[str, Any], str]:
     import triton
     from roli_fast.kernels import layout
     from triton.backends.compiler import GPUTarget
 
-    for name, form in triton_forms():
-        source = _triton_source(name, form)
-        for sm in SMS:
-            compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=layout.OPTIONS)
-            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                Path(file.name).write_bytes(compiled.asm["cubin"])
-                ((_, code),) = read_cubin(Path(file.name))
-            yield Kernel("triton", name, form, sm, **code, forbidden=forbidden_in(compiled.asm["ptx"]))
+    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=layout.OPTIONS)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        ((_, code),) = read_cubin(Path(file.name))
+    return code, compiled.asm["ptx"]
 
 
-def _triton_source(name: str, form: dict[str, str]) -> Any:
-    """The kernel specialised as a call with aligned tensors, numbers for sizes and no mask would have it."""
+def _triton_source(name: str, form: dict[str, str], variant: Variant) -> Any:
+    """The kernel specialised as a call of this form and variant would have it."""
     from roli_fast.kernels import layout, linf, prepare
     from triton.compiler import ASTSource
 
     kernel = {"start": linf.start_kernel, "prepare": prepare.prepare_kernel}.get(name, linf.step_kernel)
+    state = POINTERS[form.get("adv") or form["start"]]
     pointers = {operand: POINTERS[dtype] for operand, dtype in form.items()} | {"seed": "*i64"}
     if "out" in form:
-        pointers |= {"mean": POINTERS[form["adv"]], "std": POINTERS[form["adv"]]}
+        pointers |= {"mean": state, "std": state}
+    pointers |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}
     numbers = dict.fromkeys(("step_size", "eps", "lo", "hi"), "fp64")
-    integers = [a for a in kernel.arg_names if a.endswith("stride")] + [
-        "count",
-        "samples",
-        "channels",
-        "elements",
-    ]
+    counts = ("count", "samples", "channels", "elements")
+    integers = [a for a in kernel.arg_names if a.endswith("stride") or a in counts]
     types = dict.fromkeys(integers, "i32") | numbers | pointers
-    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK}
+    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK} | variant.constants
 
     positions = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
     return ASTSource(
         kernel,
         {argument: types.get(argument, "constexpr") for argument in positions},
-        constexprs={
-            at: constants.get(a) for a, at in positions.items() if a not in types
-        },  # or None: no tensor
+        constexprs={at: constants.get(a) for a, at in positions.items() if a not in types},  # None: no tensor
         attrs={at: [["tt.divisibility", 16]] for a, at in positions.items() if a in pointers},
     )
 
@@ -242,7 +276,7 @@ def _triton_source(name: str, form: dict[str, str]) -> Any:
 
 
 def print_table(kernels: list[Kernel]) -> None:
-    line = "{:<7} {:<23} {:<63} {:>3} {:>4} {:>6} {:>25} {:>24} {:>6} {:>5}  {}".format
+    line = "{:<7} {:<40} {:<63} {:>3} {:>4} {:>6} {:>25} {:>24} {:>6} {:>5}  {}".format
     print(line("", "kernel", "form", "sm", "regs", "spills", "reads", "writes", "B/elem", "us", "forbidden"))
     for k in kernels:
         form = ", ".join(f"{operand} {dtype}" for operand, dtype in k.form.items())
@@ -266,6 +300,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     evidence = [*cuda_kernels(), *triton_kernels()]
     if arguments.json:
-        print(json.dumps([asdict(k) | {"bytes_per_element": k.bytes_per_element} for k in evidence]))
+        print(json.dumps([k.as_dict() for k in evidence]))
     else:
         print_table(evidence)

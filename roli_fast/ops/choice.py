@@ -18,9 +18,8 @@ import torch
 
 _LIBRARIES = Path(__file__).parent.parent / "lib"
 
-# By device, what is preferred where it runs. On CUDA the native kernels come first: a call of theirs costs a
-# few microseconds, one of Triton a multiple, and the first one compiles. Which is faster on large tensors has
-# not been measured yet.
+# By device, what is preferred where it runs. On CUDA the native kernels come first: they check and launch in
+# C++, where Triton does both in Python and compiles at the first call. Neither has been measured there yet.
 _PREFERENCE = {
     "cpu": ("cpu", "reference"),
     "cuda": ("cuda", "triton", "reference"),

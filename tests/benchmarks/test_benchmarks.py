@@ -25,13 +25,26 @@ def test_everything_runs_on_tiny_shapes(tmp_path):
     assert set((ROOT / "benchmarks" / "results").glob("*")) == before
     (result,) = tmp_path.glob("gpu-*.json")
     found = json.loads(result.read_text())
-    assert [step["outcome"] for step in found["steps"]] == ["ok"] * 3
+    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 3
     assert found["parts"]["ops"]["tests"]["passed"] > 10
     assert found["parts"]["attacks"]["tests"]["failed"] == []
     cases = found["parts"]["ops"]["benchmarks"]["test_linf"]["benchmarks"]
     assert {"float32", "bf16-out-channels-last", "project", "start"} < {c["params"]["form"] for c in cases}
     assert result.with_name(f"{result.stem}-linf.png").stat().st_size > 10_000
     assert "== summary" in done.stdout
+
+    command = [
+        sys.executable,
+        "tools/gpu.py",
+        "attacks",
+        "--device",
+        "cpu",
+        "--quick",
+        "--out",
+        str(tmp_path),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert json.loads(result.read_text())["parts"]["ops"] == found["parts"]["ops"]  # is still there
 
 
 @pytest.mark.parametrize(

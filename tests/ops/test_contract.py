@@ -189,6 +189,28 @@ def test_offsets_beyond_two_to_the_31(op, backend_on_cpu, tmp_path):
     assert_same_bits(op(**given | {"adv": far}), expected)
 
 
+@each_op
+def test_parameters_beyond_two_to_the_31(op, backend_on_cpu, tmp_path):
+    """Values of samples and channels 2^30 elements apart: a mask or a statistic may be a slice of a large
+    tensor."""
+    distance = 2**30 + 1
+
+    def far(values, name):
+        memory = torch.from_file(
+            str(tmp_path / name), shared=True, size=(len(values) - 1) * distance + 1, dtype=values.dtype
+        )
+        (tmp_path / name).unlink()
+        return memory.as_strided(values.shape, (distance,)).copy_(values)
+
+    given = arguments(op)
+    vectors = {name: torch.tensor([0.01, 0.02, 0.03]) for name in op.sizes}
+    vectors |= {name: arguments(BY_NAME["prepare"])[name] for name in ("mean", "std") if "prepare" in op.name}
+    vectors |= {"active": torch.tensor([True, False, True])} if "active" in op.options else {}
+    vectors |= {"index": torch.tensor([5, 2, 9])} if "index" in op.options else {}
+    expected = op(**copied(given) | vectors)
+    assert_same_bits(op(**given | {name: far(value, name) for name, value in vectors.items()}), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") < 12 * 2**30, reason="memory")
 @each_writing_op
