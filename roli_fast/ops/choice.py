@@ -93,7 +93,13 @@ def _load_cuda() -> str | None:
 
 def _interpreting() -> bool:
     """Whether Triton runs its kernels in Python, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+        "y",
+    )  # as Triton reads it
 
 
 def _find_triton() -> str | None:

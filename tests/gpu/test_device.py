@@ -43,6 +43,16 @@ def test_the_native_kernels_are_the_default():
     assert torch._C._dispatch_has_kernel_for_dispatch_key("roli_fast::linf_step_", "CUDA")
 
 
+def test_triton_as_the_default(python):
+    """ROLI_FAST_BACKEND replaces the native kernels under torch.ops too."""
+    code = (
+        "import sys, torch, roli_fast.ops; a = torch.rand(2, 3, device='cuda')\n"
+        "torch.ops.roli_fast.linf_project_(a, a.clone(), 0.1); print('roli_fast.kernels' in sys.modules)"
+    )
+    assert python("-c", code, env={"ROLI_FAST_BACKEND": "triton"}).split() == ["True"]
+    assert python("-c", code).split() == ["False"]
+
+
 def test_a_cpu_tensor_among_cuda_tensors_is_refused(backend):
     given = a_step()
     for name in ("grad", "clean"):

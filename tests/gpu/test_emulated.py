@@ -30,6 +30,8 @@ def package(tmp_path_factory):
     command = [
         os.environ.get("CXX", "c++"),
         *("-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
+        # A GPU refuses misaligned packs, so the emulation does.
+        *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),
         *(f"-I{ROOT / 'csrc'}", "-isystem", f"{torch_root / 'include'}"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         str(ROOT / "tests" / "gpu" / "emulated.cpp"),
@@ -56,3 +58,35 @@ def test_it_is_the_emulation_that_runs(package, python):
     code = "import roli_fast.ops; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'libroli' in l})"
     output = python("-c", code, env={"PYTHONPATH": str(package)}, cwd=package)
     assert output.strip() == str(package / "roli_fast" / "lib" / "libroli_fast_cpu.so")
+
+
+DIVISION = """
+#include "cuda/index.h"
+#include <cstdio>
+#include <random>
+
+int main() {
+  std::mt19937_64 random(0);
+  for (int i = 0; i < 2000000; ++i) {
+    const int64_t divisor = static_cast<int64_t>(random() >> (1 + random() % 63)) + 1;
+    const int64_t n = static_cast<int64_t>(random() >> (1 + random() % 63));
+    const int64_t near = n / divisor * divisor;  // where quotients change
+    for (int64_t x : {n, near, near - (near > 0)}) {
+      const roli::cuda::Divider by(divisor);
+      if (by.quotient(x) == x / divisor && by.remainder(x) == x % divisor) continue;
+      std::printf("%lld / %lld\\n", static_cast<long long>(x), static_cast<long long>(divisor));
+      return 1;
+    }
+  }
+}
+"""
+
+
+def test_division_by_multiplication(tmp_path):
+    """For all of 63 bits, of which places beyond 2^32 are the part that no small tensor reaches."""
+    (tmp_path / "division.cpp").write_text(DIVISION)
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", "division.cpp", "-o", "division"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    done = subprocess.run(["./division"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -121,6 +121,16 @@ def test_without_the_library(answer, python, tmp_path):
     assert "ImportError: ROLI_FAST_BACKEND=cpu cannot run: not built" in done.stderr
 
 
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+def test_without_the_cuda_library(answer, tmp_path):
+    source = Path(roli_fast.__file__).parent
+    ignored = shutil.ignore_patterns("libroli_fast_cuda.so", "__pycache__")
+    shutil.copytree(source, tmp_path / "roli_fast", ignore=ignored)
+    code = "import json, roli_fast; print(json.dumps(roli_fast.backends()['cuda'].missing))"
+    missing = answer("-c", code, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert missing.startswith("not built: ")
+
+
 def test_with_a_library_that_does_not_load(answer, tmp_path):
     """As after an upgrade of torch that it was not built for: it says so, and the reference runs."""
     report = answer("-c", REPORT, env=installed(tmp_path, damage=True), cwd=tmp_path)

@@ -239,6 +239,10 @@ def samples_innermost(tensor: Tensor) -> Tensor:
     return contiguous(tensor.permute(order)).permute(order)  # never the memory that it was given
 
 
+def channels_outermost(tensor: Tensor) -> Tensor:
+    return contiguous(tensor.transpose(0, 1)).transpose(0, 1) if tensor.dim() > 1 else contiguous(tensor)
+
+
 def misaligned(tensor: Tensor) -> Tensor:
     return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
 
@@ -250,4 +254,4 @@ def spaced(tensor: Tensor) -> Tensor:
     return view.copy_(tensor)
 
 
-LAYOUTS = (contiguous, channels_last, samples_innermost, misaligned, spaced)
+LAYOUTS = (contiguous, channels_last, channels_outermost, samples_innermost, misaligned, spaced)

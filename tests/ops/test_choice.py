@@ -9,6 +9,7 @@ import torch
 
 import roli_fast
 from roli_fast import ops
+from roli_fast.ops import choice
 
 from .cases import is_reference
 
@@ -111,3 +112,27 @@ for function in (step, plain):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "wanted", "default"),
+    [
+        ((), None, "cuda"),
+        (("cuda",), None, "triton"),
+        (("cuda", "triton"), None, "reference"),
+        ((), "triton", "triton"),
+        ((), "reference", "reference"),
+        ((), "cpu", "cuda"),
+    ],
+)
+def test_the_default_on_a_gpu(monkeypatch, missing, wanted, default):
+    """As if there were one: the native kernels first, then Triton, then plain torch."""
+    monkeypatch.setattr(choice, "_load_cuda", lambda: "no" if "cuda" in missing else None)
+    monkeypatch.setattr(choice, "_find_triton", lambda: "no" if "triton" in missing else None)
+    monkeypatch.setattr(choice, "_interpreting", lambda: False)
+    if wanted:
+        monkeypatch.setenv("ROLI_FAST_BACKEND", wanted)
+    else:
+        monkeypatch.delenv("ROLI_FAST_BACKEND", raising=False)
+    found = choice._find_backends()
+    assert [name for name, backend in found.items() if "cuda" in backend.default_for] == [default]

@@ -1,6 +1,8 @@
 """What every op owes its caller, whatever it computes."""
 
+import ctypes
 import itertools
+import mmap
 import os
 
 import pytest
@@ -136,13 +138,69 @@ def test_parameters_of_any_stride(op, backend):
     vectors |= {"active": torch.tensor([True, False, True])} if "active" in op.options else {}
     vectors |= {"index": torch.tensor([5, 2, 9])} if "index" in op.options else {}
     expected = op(**copied(given) | vectors)
-    assert_same_bits(op(**given | {name: spaced(value) for name, value in vectors.items()}), expected)
+    for chosen in (vectors, *([name] for name in vectors)):  # all of them, and each alone
+        apart = vectors | {name: spaced(vectors[name]) for name in chosen}
+        assert_same_bits(op(**copied(given) | apart), expected)
 
     given = arguments(op)
     numbers = dict.fromkeys(op.sizes, 0.02)
     expanded = {name: torch.tensor(0.02).expand(3) for name in op.sizes}
     expected = op(**copied(given) | numbers)
     assert_same_bits(op(**given | expanded), expected)
+
+
+@ops_with("out")
+def test_mean_and_std_of_any_stride(op, backend):
+    by = arguments(BY_NAME["prepare"])
+    outs = []
+    for chosen in ([], ["mean"], ["std"]):
+        apart = {name: spaced(by[name]) if name in chosen else by[name] for name in ("mean", "std")}
+        outs.append(torch.empty_like(by["adv"]))
+        op(**arguments(op), out=outs[-1], **apart)
+    for out in outs[1:]:
+        assert_same_bits(out, outs[0])
+
+
+@each_op
+@pytest.mark.parametrize("stride", [0, 12345])
+@pytest.mark.parametrize("shape", [(1, 1, 4, 5), (1, 3, 8), (3, 1, 8), (1, 7), (1,)], ids=str)
+def test_the_stride_of_a_single_element_means_nothing(op, backend, shape, stride):
+    def restrided(tensor):
+        strides = [stride if size == 1 else s for size, s in zip(shape, tensor.stride(), strict=True)]
+        return tensor.as_strided(shape, strides)
+
+    per_sample = {name: torch.full(shape[:1], 0.02) for name in op.sizes}
+    given = arguments(op, shape) | per_sample
+    expected = op(**copied(given))
+    assert_same_bits(op(**given | {name: restrided(given[name]) for name in op.tensors}), expected)
+
+
+def before_a_forbidden_page(tensor):
+    """The tensor, dense, with memory behind it that no one may touch."""
+    page = mmap.PAGESIZE
+    size = -(-tensor.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + size), page, 0) == 0
+    last = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=size - tensor.nbytes)
+    return last.view(tensor.shape).copy_(tensor)
+
+
+@each_op
+def test_nothing_is_read_or_written_past_the_end(op, backend_on_cpu):
+    """Whatever it is: a read that is thrown away may be of memory that is not there."""
+    for shape in [(1,), (3,), (2, 5), (3, 33), (2, 3, 5, 7)]:
+        for dtypes in op.dtypes():
+            given = arguments(op, shape, **dtypes)
+            state = op.state(given)
+            given |= {name: torch.full(shape[:1], 0.02, dtype=state) for name in op.sizes}
+            if "active" in op.options:
+                given["active"] = torch.ones(shape[0], dtype=torch.bool)
+            if "index" in op.options:
+                given["index"] = torch.arange(shape[0])
+            if op.fixed and len(shape) == 1 and "mean" in op.fixed:
+                continue
+            op(**{n: before_a_forbidden_page(v) if isinstance(v, Tensor) else v for n, v in given.items()})
 
 
 def framed(tensor, layout):

@@ -109,3 +109,10 @@ def test_states_into_each_other(backend):
     ops.linf_step_(adv, torch.zeros(1, 4), values.float(), 0.0, 0.0, out=out)
     assert_same_bits(adv, values.float().double())
     assert_same_bits(out, values.float())
+
+
+@each_half
+def test_a_nan_of_any_payload_stays_one(backend, half):
+    payloads = [0x7F800001, 0x7FFFFFFF, 0x7FC00000, 0x7F808000, 0x7FFF8000, -1, -0x400001]
+    nan = torch.tensor(payloads, dtype=torch.int32).view(torch.float32)
+    assert ops.prepare(nan, None, None, dtype=half).isnan().all()
