@@ -13,6 +13,9 @@ from torch import Tensor
 BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
 
 
+# So many elements have places that 32 bits cannot hold, those of the last program's tail included.
+WIDE_FROM = 2**31 - BLOCK
+
 # No contraction to fma: the bits are those of the other backends.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
@@ -83,6 +86,7 @@ def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:
 def launch(kernel: Any, like: Tensor, count: int, *arguments: Any, **constants: Any) -> None:
     """Runs the kernel over count elements on like's device, in its current stream."""
     device = torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
-    wide = count >= 2**31 - BLOCK  # more than 32 bits can count
     with device:
-        kernel[(-(-count // BLOCK),)](*arguments, **constants, WIDE=wide, BLOCK=BLOCK, **OPTIONS)
+        kernel[(-(-count // BLOCK),)](
+            *arguments, **constants, WIDE=count >= WIDE_FROM, BLOCK=BLOCK, **OPTIONS
+        )

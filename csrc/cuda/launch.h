@@ -20,6 +20,8 @@ constexpr int kThreads = 256;  // in a block
 // So that a thread may have 64 registers: left to itself, ptxas aims at 40 for some kernels, and spills.
 constexpr int kBlocks = 4;  // at least, on a multiprocessor
 
+inline int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
+
 #ifdef __CUDACC__
 
 // The arguments stay in constant memory: no thread makes a copy of its own.
@@ -32,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) kernel(const __grid_constan
 template <class Body>
 void launch(const Body& body, int64_t threads, Stream stream) {
   static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
-  const auto blocks = static_cast<unsigned int>((threads + kThreads - 1) / kThreads);
+  const auto blocks = static_cast<unsigned int>(blocks_for(threads));
   kernel<Body><<<blocks, kThreads, 0, stream>>>(body);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
@@ -43,7 +45,7 @@ void launch(const Body& body, int64_t threads, Stream stream) {
 
 template <class Body>
 void launch(const Body& body, int64_t threads, Stream) {
-  for (int64_t block = 0; block * kThreads < threads; ++block)
+  for (int64_t block = 0; block < blocks_for(threads); ++block)
     for (int thread = 0; thread < kThreads; ++thread) body(block, thread);
 }
 

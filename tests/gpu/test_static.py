@@ -61,6 +61,16 @@ def test_every_form_has_a_cuda_kernel(evidence):
         for out in ((), ("float32",), ("float16",), ("bfloat16",))
     }
     assert forms == expected
+    others = {
+        (k["name"], *k["form"].values())
+        for k in dense(evidence, "cuda")
+        if k["name"] != "step" and "Any" not in k["form"].values()
+    }
+    assert others == {
+        *(("project", "float32", clean) for clean in ("float32", "uint8")),
+        *(("start", "float32", clean) for clean in ("float32", "uint8")),
+        *(("prepare", "float32", out) for out in ("float32", *HALVES)),
+    }
 
 
 def test_nothing_spills(evidence):
