@@ -48,8 +48,10 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/plot.py benchmarks/results/linf-*.json
 	$(BIN)/python benchmarks/readme.py benchmarks/results/*.json
 
-# On any machine with an NVIDIA GPU, offline, with the Python and packages that are there: no .venv.
+# On any machine with an NVIDIA GPU, offline, with the Python and packages that are there: no .venv. It builds
+# for that GPU and Python in place, so that what .venv needs is built anew afterwards.
 gpu:
+	@rm -f $(VENV)/demo.stamp $(VENV)/dev.stamp
 	$(PYTHON) tools/gpu.py $(PARTS)
 
 gpu-static: $(VENV)/dev.stamp
