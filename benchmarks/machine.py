@@ -9,11 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import cpuinfo  # comes with pytest-benchmark
 import torch
-
-import roli_fast
-from roli_fast import _C
 
 _ROOT = Path(__file__).parents[1]
 _UNKNOWN_CACHE = 64 * 2**20
@@ -21,6 +17,8 @@ _UNKNOWN_CACHE = 64 * 2**20
 
 @functools.cache
 def cpu_name() -> str:
+    import cpuinfo  # comes with pytest-benchmark
+
     return cpuinfo.get_cpu_info().get("brand_raw", platform.machine())
 
 
@@ -30,9 +28,12 @@ def cores() -> int:
 
 def slug(device: str) -> str:
     """The machine as part of a file name: amd-epyc-2-cores-avx512, nvidia-h200."""
-    name = f"{cpu_name()} {cores()} cores {_C.cpu_capability()}"
-    if device == "cuda":
+    if device == "cuda":  # said of a build that has failed, too
         name = torch.cuda.get_device_name()
+    else:
+        from roli_fast import _C
+
+        name = f"{cpu_name()} {cores()} cores {_C.cpu_capability()}"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
@@ -57,6 +58,9 @@ def _memory_gib() -> float:
 
 
 def describe(device: str) -> dict[str, Any]:
+    import roli_fast
+    from roli_fast import _C
+
     return {
         "gpu": _describe_gpu() if device == "cuda" else None,
         "cpu": cpu_name(),
@@ -69,14 +73,14 @@ def describe(device: str) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "triton": _version("triton"),
+            "triton": version("triton"),
             "roli_fast": roli_fast.__version__,
         },
         "build": _C.build_config(),
     }
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

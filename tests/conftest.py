@@ -37,6 +37,18 @@ def shared_data():
     return SHARED
 
 
+@pytest.fixture(params=["cuda", "triton"])
+def gpu_backend(request):
+    """Runs the test once on every GPU backend."""
+    import roli_fast
+
+    missing = roli_fast.backends()[request.param].missing
+    if missing:
+        pytest.skip(missing)
+    with roli_fast.backend(request.param):
+        yield request.param
+
+
 def _randomize_norms(model: nn.Module) -> nn.Module:
     """Statistics and affine parameters as training leaves them, not as a constructor does."""
     for module in model.modules():

@@ -8,7 +8,6 @@ ones found of the others. ``--device cpu --quick`` does the same on tiny shapes,
 
 import argparse
 import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -84,7 +83,8 @@ class Run:
                 timeout=max(left, 1.0),
             )
         except subprocess.TimeoutExpired as error:
-            print((error.stdout or b"").decode(errors="replace"))
+            said = error.stdout or b""  # bytes, whatever was asked for
+            print(said if isinstance(said, str) else said.decode(errors="replace"))
             raise StepError(f"out of time: {left:.0f} s, of {BUDGET:.0f} s in all") from error
         if check and done.returncode != 0:
             print(done.stdout)
@@ -182,15 +182,22 @@ def read_machine_code(run: Run) -> list[dict[str, Any]]:
 
 
 def benchmark(run: Run, suite: str) -> dict[str, Any]:
+    """A form whose contenders disagree fails; the others' times are kept."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         output = run.command(
             *(sys.executable, "-m", "pytest", f"benchmarks/{suite}.py", "-q", "--device", run.device),
             *("--benchmark-columns=median", f"--benchmark-json={report}"),
+            check=False,
             ROLI_FAST_BENCH_QUICK="1" if run.quick else "0",
         )
-        print(output[output.find("== ours, and its time") :])
-        return json.loads(report.read_text())
+        measured = json.loads(report.read_text()) if report.exists() and report.stat().st_size else None
+    summary = output.rfind("\n", 0, max(output.find(" ours, and its time"), 0))
+    failed = re.search(r"\d+ (?:failed|errors?)\b", output)
+    print(output if failed or not measured else output[summary + 1 :])
+    if failed or not measured:
+        raise StepError(failed[0] if failed else "no results", measured)
+    return measured
 
 
 # The whole
@@ -212,14 +219,16 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
 
 def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
     """The JSON, and a picture of each benchmark."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(run.device).lower()).strip("-")
+    from benchmarks import machine
+
+    slug = machine.slug(run.device)
     path = folder / f"gpu-{slug}.json"
     earlier = json.loads(path.read_text())["parts"] if path.exists() else {}
     steps = [{"step": step, "outcome": o, "seconds": round(s, 1)} for step, o, s in run.outcomes]
     about = {
-        "device": device_name(run.device),
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("torch", "triton", "roli-fast")},
+        "versions": {name: machine.version(name) for name in ("torch", "triton", "roli-fast")},
+        "commit_info": machine.commit(),
     }
     result = {"parts": earlier | {name: about | {"steps": steps} | part for name, part in parts.items()}}
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,17 +241,6 @@ def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
 
                 picture = folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png"
                 print(f"   {plot.draw(measured, picture)}")
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def summarize(run: Run, parts: dict[str, Any]) -> None:

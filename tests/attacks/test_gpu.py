@@ -12,17 +12,8 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 
 
-@pytest.fixture(params=["cuda", "triton"])
-def backend(request):
-    missing = roli_fast.backends()[request.param].missing
-    if missing:
-        pytest.skip(missing)
-    with roli_fast.backend(request.param):
-        yield request.param
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_pgd(backend, precision):
+def test_pgd(gpu_backend, precision):
     torch.manual_seed(0)
     model = Normalized(small_resnet(10), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).to(DEVICE).train()
     images, labels = torch.rand(32, 3, 32, 32, device=DEVICE), torch.arange(32, device=DEVICE) % 10
@@ -35,7 +26,7 @@ def test_pgd(backend, precision):
     assert model.training
 
 
-def test_pgd_on_a_linear_model_is_that_of_the_cpu(backend):
+def test_pgd_on_a_linear_model_is_that_of_the_cpu(gpu_backend):
     """In float64, where no gradient is near zero, every step has the same sign."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).double()

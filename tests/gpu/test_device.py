@@ -15,15 +15,6 @@ DEVICE = "cuda"
 IMAGES = (16, 3, 224, 224)
 
 
-@pytest.fixture(params=["cuda", "triton"])
-def backend(request):
-    missing = roli_fast.backends()[request.param].missing
-    if missing:
-        pytest.skip(missing)
-    with roli_fast.backend(request.param):
-        yield request.param
-
-
 def moved(given, device=DEVICE):
     return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
 
@@ -53,7 +44,7 @@ def test_triton_as_the_default(python):
     assert python("-c", code).split() == ["False"]
 
 
-def test_a_cpu_tensor_among_cuda_tensors_is_refused(backend):
+def test_a_cpu_tensor_among_cuda_tensors_is_refused(gpu_backend):
     given = a_step()
     for name in ("grad", "clean"):
         with pytest.raises(ValueError, match=f"{name}: got device cpu, accepted: adv's device cuda"):
@@ -73,7 +64,7 @@ def test_a_cpu_backend_refuses_cuda_tensors():
 
 @each_op
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_same_bits_as_the_cpu(op, backend, layout):
+def test_the_same_bits_as_the_cpu(op, gpu_backend, layout):
     """On batches of images, with every storage type, beyond a block and a program."""
     for dtypes in op.dtypes():
         given = arguments(op, IMAGES, **dtypes)
@@ -86,7 +77,7 @@ def test_the_same_bits_as_the_cpu(op, backend, layout):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_out_has_the_same_bits_as_on_the_cpu(backend, layout, dtype):
+def test_out_has_the_same_bits_as_on_the_cpu(gpu_backend, layout, dtype):
     by = arguments(BY_NAME["prepare"], IMAGES)
     given = arguments(BY_NAME["linf_step_"], IMAGES) | {"mean": by["mean"], "std": by["std"]}
     given |= {"out": torch.empty(IMAGES, dtype=dtype), "eps": torch.linspace(0, 0.1, IMAGES[0])}
@@ -102,7 +93,7 @@ def test_out_has_the_same_bits_as_on_the_cpu(backend, layout, dtype):
 
 
 @pytest.mark.parametrize("layout", ["dense", "strided"])
-def test_places_beyond_32_bits(backend, layout):
+def test_places_beyond_32_bits(gpu_backend, layout):
     count = 2**31 + 2**20 + 3
     free, _ = torch.cuda.mem_get_info()
     if free < 12 * count:
@@ -123,7 +114,7 @@ def busy():
     torch.cuda._sleep(200_000_000)  # cycles, a tenth of a second
 
 
-def test_runs_in_the_current_stream(backend):
+def test_runs_in_the_current_stream(gpu_backend):
     """Behind what comes before it in its stream, and without waiting for it."""
     given = a_step()
     expected = arguments(BY_NAME["linf_step_"], (8, 3, 32, 32))
@@ -144,7 +135,7 @@ def test_runs_in_the_current_stream(backend):
 
 
 @each_op
-def test_nothing_synchronises(op, backend):
+def test_nothing_synchronises(op, gpu_backend):
     given = moved(arguments(op))
     given |= {name: torch.full((3,), 0.02, device=DEVICE) for name in op.sizes}
     op(**given)
@@ -161,7 +152,7 @@ def test_nothing_synchronises(op, backend):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_runs_on_the_tensors_device_whatever_the_current_one(backend):
+def test_runs_on_the_tensors_device_whatever_the_current_one(gpu_backend):
     given = arguments(BY_NAME["linf_step_"])
     there = moved(given, "cuda:1")
     ops.linf_step_(**there)
@@ -171,7 +162,7 @@ def test_runs_on_the_tensors_device_whatever_the_current_one(backend):
     assert_same_bits(there["adv"].cpu(), given["adv"])
 
 
-def test_capture_and_replay(backend):
+def test_capture_and_replay(gpu_backend):
     """A graph of start, step with out, projection and input; between replays every tensor changes."""
     shape = (8, 3, 32, 32)
     static = {
@@ -222,7 +213,7 @@ def test_capture_and_replay(backend):
 # Autograd and compilation
 
 
-def test_writes_are_noticed_by_autograd(backend):
+def test_writes_are_noticed_by_autograd(gpu_backend):
     for op in (BY_NAME["linf_step_"], BY_NAME["linf_project_"]):
         given = moved(arguments(op))
         before = given["adv"]._version
@@ -238,7 +229,7 @@ def test_writes_are_noticed_by_autograd(backend):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_under_no_grad_and_inference_mode(backend, mode):
+def test_under_no_grad_and_inference_mode(gpu_backend, mode):
     with mode():
         given = a_step()
         ops.linf_step_(**given)
@@ -250,7 +241,7 @@ def test_under_no_grad_and_inference_mode(backend, mode):
 
 @each_op
 @pytest.mark.parametrize("sizes", ["numbers", "tensors"])
-def test_inductor(op, backend, sizes):
+def test_inductor(op, gpu_backend, sizes):
     given = moved(arguments(op))
     if sizes == "tensors":
         given |= {name: torch.full((3,), 0.02, device=DEVICE) for name in op.sizes}
@@ -261,7 +252,7 @@ def test_inductor(op, backend, sizes):
     assert_same_bits((given["adv"] if op.writes else result).cpu(), expected.cpu())
 
 
-def test_a_compiled_attack_in_a_graph(backend):
+def test_a_compiled_attack_in_a_graph(gpu_backend):
     """mode="reduce-overhead" captures the ops with what surrounds them."""
 
     def attack(clean, target, seed):
