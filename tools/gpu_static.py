@@ -164,6 +164,7 @@ def _cuda_form(mangled: str) -> tuple[str, dict[str, str]]:
     """kernel<DenseStep<float, bfloat16, ...>> as ("step", {"adv": "float32", "grad": "bfloat16", ...})."""
     demangled = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
     plain = re.sub(r"\(anonymous namespace\)|\w+::|::", "", demangled)
+    plain = re.sub(r"Packed<\w+, (Dense\w+<[^<>]*>) ?>", r"\1", plain)
     plain = re.sub(r"OneByOne<\w+, Dense(\w+)<(\w+)[^<>]*> ?>", r"OneByOne\1<\2>", plain)
     body, types = re.findall(r"kernel<(\w+)<([^<>]*)> ?>", plain)[0]
     c_names = {"float": "float32", "double": "float64", "unsigned char": "uint8"}

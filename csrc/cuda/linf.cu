@@ -47,7 +47,19 @@ struct Normalizer {
         std_stride(by.std_stride) {}
 
   ROLI_FN T operator()(T a, int64_t channel) const {
+    if (mean == nullptr) return a;
     return normalize(a, mean[channel * mean_stride], std[channel * std_stride]);
+  }
+
+  // The pack at a place of dense memory.
+  ROLI_FN void operator()(Pack<T>& a, const Coordinate& coordinate, int64_t place) const {
+    if (mean == nullptr) return;
+    int64_t channel = 0;
+    ROLI_UNROLL
+    for (int k = 0; k < kPack; ++k) {
+      if (k == 0 || !coordinate.steady) channel = coordinate(place + k);
+      a.at[k] = (*this)(a.at[k], channel);
+    }
   }
 };
 
@@ -79,7 +91,33 @@ struct StepRule {
   }
 };
 
-// The dense body on operands that begin where packs cannot: as many elements per thread, one at a time.
+// The two ways over dense operands. A body has their index, dense; reads and writes a pack; does one element.
+
+// In packs; the last elements, too few for one, one by one.
+template <class T, class Body>
+struct Packed {
+  Body body;
+
+  ROLI_FN void operator()(int64_t block, int thread) const {
+    const int64_t first = (block * packs<T> * kThreads + thread) * kPack;
+    typename Body::Read packed[packs<T>];
+    ROLI_UNROLL
+    for (int p = 0; p < packs<T>; ++p) {
+      const int64_t place = first + p * kThreads * kPack;
+      if (place + kPack <= body.dense.count) packed[p] = body.read(place);
+    }
+    ROLI_UNROLL
+    for (int p = 0; p < packs<T>; ++p) {
+      const int64_t place = first + p * kThreads * kPack;
+      if (place + kPack <= body.dense.count)
+        body.write(place, packed[p]);
+      else
+        for (int64_t i = place; i < body.dense.count; ++i) body.one(i);
+    }
+  }
+};
+
+// Where operands begin where packs cannot: as many elements per thread.
 template <class T, class Body>
 struct OneByOne {
   Body body;
@@ -108,46 +146,35 @@ struct DenseStep {
 
   ROLI_FN bool writes_out() const { return kOut && out.data != nullptr; }
 
-  ROLI_FN void operator()(int64_t block, int thread) const {
-    const int64_t first = (block * packs<T> * kThreads + thread) * kPack;
-    Pack<T> a[packs<T>];
-    Raw<T, Clean> c[packs<T>];
-    Raw<T, std::conditional_t<kGrad, Grad, Any>> g[packs<T>];
+  struct Read {
+    Pack<T> a;
+    Raw<T, Clean> c;
+    Raw<T, std::conditional_t<kGrad, Grad, Any>> g;
+  };
+
+  ROLI_FN Read read(int64_t place) const {
+    Read pack;
+    pack.a = fetch<AsValue, T, T>(adv, place);
+    pack.c = fetch<AsValue, T, Clean>(clean, place);
+    if constexpr (kGrad)
+      if (rule.has_grad) pack.g = fetch<AsDirection, T, Grad>(grad, place);
+    return pack;
+  }
+
+  ROLI_FN void write(int64_t place, Read& pack) const {
+    int64_t sample = 0;
     ROLI_UNROLL
-    for (int p = 0; p < packs<T>; ++p) {
-      const int64_t place = first + p * kThreads * kPack;
-      if (place + kPack > dense.count) continue;
-      a[p] = fetch<AsValue, T, T>(adv, place);
-      c[p] = fetch<AsValue, T, Clean>(clean, place);
-      if constexpr (kGrad)
-        if (rule.has_grad) g[p] = fetch<AsDirection, T, Grad>(grad, place);
+    for (int k = 0; k < kPack; ++k) {
+      if (rule.per_sample && (k == 0 || !dense.sample.steady)) sample = dense.sample(place + k);
+      T direction{};
+      if constexpr (kGrad) direction = meant<AsDirection, T, Grad>(pack.g, k);
+      pack.a.at[k] = rule(pack.a.at[k], direction, meant<AsValue, T, Clean>(pack.c, k), sample);
     }
-    ROLI_UNROLL
-    for (int p = 0; p < packs<T>; ++p) {
-      const int64_t place = first + p * kThreads * kPack;
-      if (place + kPack > dense.count) {
-        for (int64_t i = place; i < dense.count; ++i) one(i);
-        continue;
-      }
-      int64_t sample = 0;
-      ROLI_UNROLL
-      for (int k = 0; k < kPack; ++k) {
-        if (rule.per_sample && (k == 0 || !dense.sample.steady)) sample = dense.sample(place + k);
-        T direction{};
-        if constexpr (kGrad) direction = meant<AsDirection, T, Grad>(g[p], k);
-        a[p].at[k] = rule(a[p].at[k], direction, meant<AsValue, T, Clean>(c[p], k), sample);
-      }
-      put<T>(adv, place, a[p]);
-      if (!writes_out()) continue;
-      if (rule.normalizer.mean != nullptr) {
-        int64_t channel = 0;
-        ROLI_UNROLL
-        for (int k = 0; k < kPack; ++k) {
-          if (k == 0 || !dense.channel.steady) channel = dense.channel(place + k);
-          a[p].at[k] = rule.normalizer(a[p].at[k], channel);
-        }
-      }
-      if constexpr (kOut) put<Out>(out, place, a[p]);
+    put<T>(adv, place, pack.a);
+    if constexpr (kOut) {
+      if (!writes_out()) return;
+      rule.normalizer(pack.a, dense.channel, place);
+      put<Out>(out, place, pack.a);
     }
   }
 
@@ -158,7 +185,7 @@ struct DenseStep {
     a = rule(a, direction, fetch_one<AsValue, T, Clean>(clean, i), rule.per_sample ? dense.sample(i) : 0);
     put_one<T>(adv, i, a);
     if constexpr (kOut)
-      if (writes_out()) put_one<Out>(out, i, rule.normalizer.mean ? rule.normalizer(a, dense.channel(i)) : a);
+      if (writes_out()) put_one<Out>(out, i, rule.normalizer(a, dense.channel(i)));
   }
 };
 
@@ -189,7 +216,7 @@ struct StridedStep {
     a = rule(a, g, c, place.sample);
     put_one<T>(adv, at[kAdv], a);
     if (out.data == nullptr) return;
-    put_one<Any>(out, at[kOut], rule.normalizer.mean ? rule.normalizer(a, place.channel) : a);
+    put_one<Any>(out, at[kOut], rule.normalizer(a, place.channel));
   }
 };
 
@@ -286,34 +313,17 @@ struct DensePrepare {
   DensePrepare(const Prepare& op, const Dense& dense)
       : dense(dense), out(op.out), adv(op.adv), normalizer(op.normalization) {}
 
-  ROLI_FN void operator()(int64_t block, int thread) const {
-    const int64_t first = (block * packs<T> * kThreads + thread) * kPack;
-    Pack<T> a[packs<T>];
-    ROLI_UNROLL
-    for (int p = 0; p < packs<T>; ++p) {
-      const int64_t place = first + p * kThreads * kPack;
-      if (place + kPack <= dense.count) a[p] = fetch<AsValue, T, T>(adv, place);
-    }
-    ROLI_UNROLL
-    for (int p = 0; p < packs<T>; ++p) {
-      const int64_t place = first + p * kThreads * kPack;
-      if (place + kPack > dense.count) {
-        for (int64_t i = place; i < dense.count; ++i) one(i);
-        continue;
-      }
-      int64_t channel = 0;
-      ROLI_UNROLL
-      for (int k = 0; k < kPack && normalizer.mean != nullptr; ++k) {
-        if (k == 0 || !dense.channel.steady) channel = dense.channel(place + k);
-        a[p].at[k] = normalizer(a[p].at[k], channel);
-      }
-      put<Out>(out, place, a[p]);
-    }
+  using Read = Pack<T>;
+
+  ROLI_FN Read read(int64_t place) const { return fetch<AsValue, T, T>(adv, place); }
+
+  ROLI_FN void write(int64_t place, Read& a) const {
+    normalizer(a, dense.channel, place);
+    put<Out>(out, place, a);
   }
 
   ROLI_FN void one(int64_t i) const {
-    const T a = fetch_one<AsValue, T, T>(adv, i);
-    put_one<Out>(out, i, normalizer.mean ? normalizer(a, dense.channel(i)) : a);
+    put_one<Out>(out, i, normalizer(fetch_one<AsValue, T, T>(adv, i), dense.channel(i)));
   }
 };
 
@@ -335,7 +345,7 @@ struct StridedPrepare {
     if (index >= strided.count) return;
     const Place place = strided(index);
     const T a = fetch_one<AsValue, T, T>(adv, place.offset[kAdv]);
-    put_one<Any>(out, place.offset[kOut], normalizer.mean ? normalizer(a, place.channel) : a);
+    put_one<Any>(out, place.offset[kOut], normalizer(a, place.channel));
   }
 };
 
@@ -343,7 +353,8 @@ struct StridedPrepare {
 
 template <class T, class Grad, class Clean, class Out>
 void run_dense(const LinfStep& op, const Dense& dense, Stream stream) {
-  launch(DenseStep<T, Grad, Clean, Out>(op, dense), threads_for<T>(dense.count), stream);
+  using Body = DenseStep<T, Grad, Clean, Out>;
+  launch(Packed<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
 }
 
 template <class Grad, class Clean>
@@ -396,7 +407,8 @@ void run_dense(const LinfStart& op, Shape shape, int64_t count, Stream stream) {
 
 template <class T, class Out>
 void run_dense(const Prepare& op, const Dense& dense, Stream stream) {
-  launch(DensePrepare<T, Out>(op, dense), threads_for<T>(dense.count), stream);
+  using Body = DensePrepare<T, Out>;
+  launch(Packed<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
 }
 
 // Row-major, in samples of whole packs.
