@@ -86,6 +86,16 @@ def _size(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtyp
         _refuse(op, argument, value, accepted)
 
 
+def _share(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtype) -> None:
+    """A number from 0 to 1, or a tensor as a size may be."""
+    if isinstance(value, Tensor):
+        _size(op, argument, value, like, dtype)
+        return
+    accepted = f"a number from 0 to 1, or a {_names((dtype,))} tensor of shape () or (N,)"
+    if not 0 <= _number(op, argument, value, accepted) <= 1:
+        _refuse(op, argument, value, accepted)
+
+
 def _box(op: str, lo: object, hi: object) -> None:
     for name, value in (("lo", lo), ("hi", hi)):
         number = _number(op, name, value, "a number")
@@ -200,8 +210,10 @@ def step(
     out: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
+    *,
+    previous: Tensor | None = None,
 ) -> None:
-    """The arguments of every ``*_step_``."""
+    """The arguments of every ``*_step_``; previous: of APGD's."""
     _tensor(op, "adv", adv, STATE_DTYPES)
     _batch(op, "adv", adv)
     _like(op, "grad", grad, FLOAT_DTYPES, "adv", adv)
@@ -216,9 +228,89 @@ def step(
     elif mean is not None or std is not None:
         _refuse(op, "mean" if std is None else "std", "a tensor, without out", "mean and std only with out")
     _normalization(op, adv, mean, std)
-    _written(op, "adv", adv, grad=grad, clean=clean, out=out)
+    _written(op, "adv", adv, previous=previous, grad=grad, clean=clean, out=out)
+    if previous is not None:
+        _written(op, "previous", previous, grad=grad, clean=clean, out=out)
     if out is not None:
         _written(op, "out", out, grad=grad, clean=clean)
+
+
+def apgd_step(
+    op: str,
+    adv: Tensor,
+    previous: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    momentum: float | Tensor | None = 0.75,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """The arguments of every ``*_apgd_step_``."""
+    _tensor(op, "adv", adv, STATE_DTYPES)
+    _batch(op, "adv", adv)
+    _like(op, "previous", previous, (adv.dtype,), "adv", adv)
+    if momentum is not None:
+        _share(op, "momentum", momentum, adv, adv.dtype)
+    step(op, adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std, previous=previous)
+
+
+def l1_step(
+    op: str,
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    sparsity: float | Tensor | None = 0.05,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """The arguments of ``l1_step_``."""
+    _tensor(op, "adv", adv, STATE_DTYPES)
+    _batch(op, "adv", adv)
+    if sparsity is not None:
+        _share(op, "sparsity", sparsity, adv, adv.dtype)
+    step(op, adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std)
+
+
+def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float = 1.0) -> None:
+    """The arguments of ``momentum_``."""
+    _tensor(op, "momentum", momentum, STATE_DTYPES)
+    _batch(op, "momentum", momentum)
+    _like(op, "grad", grad, FLOAT_DTYPES, "momentum", momentum)
+    if not _number(op, "decay", decay, "a number >= 0") >= 0:
+        _refuse(op, "decay", decay, "a number >= 0")
+    _written(op, "momentum", momentum, grad=grad)
+
+
+def keep_best(
+    op: str,
+    best: Tensor,
+    best_value: Tensor,
+    adv: Tensor,
+    value: Tensor,
+    active: Tensor | None = None,
+) -> None:
+    """The arguments of ``keep_best_``."""
+    _tensor(op, "best", best, STATE_DTYPES)
+    _batch(op, "best", best)
+    _like(op, "adv", adv, (best.dtype,), "best", best)
+    for name, vector in (("best_value", best_value), ("value", value)):
+        _vector(op, name, vector, best.dtype, best.shape[0], "(N,)", best)
+    if active is not None:
+        _vector(op, "active", active, torch.bool, best.shape[0], "(N,)", best)
+    _written(op, "best", best, adv=adv)
+    _written(op, "best_value", best_value, value=value)
 
 
 def project(

@@ -35,6 +35,17 @@ _START = define(
 )
 
 
+_APGD_STEP = define(
+    "linf",
+    "linf_apgd_step_(Tensor(a!) adv, Tensor(b!) previous, Tensor grad, Tensor clean, Size step_size, "
+    "Size eps, float lo=0.0, float hi=1.0, Size momentum=0.75, Tensor? active=None, Tensor(c!)? out=None, "
+    "Tensor? mean=None, Tensor? std=None) -> ()",
+    check=partial(checks.apgd_step, "linf_apgd_step_"),
+    fake=lambda *args, **kwargs: None,
+    reference=reference.linf_apgd_step_,
+)
+
+
 def linf_step_(
     adv: Tensor,
     grad: Tensor,
@@ -91,6 +102,41 @@ def linf_step(
     stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
     linf_step_(stepped, grad, clean, step_size, eps, lo, hi, active=active)
     return stepped
+
+
+def linf_apgd_step_(
+    adv: Tensor,
+    previous: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    momentum: float | Tensor = 0.75,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """One step of Auto-PGD with its momentum term, in one pass (Croce and Hein 2020, algorithm 1).
+
+    With z = ``linf_step(adv, ...)``, adv becomes the projection of
+    ``adv + momentum * (z - adv) + (1 - momentum) * (adv - previous)``, and previous the old adv.
+    Moves 28 bytes per float32 element: reads adv, previous, grad and clean, writes adv and previous.
+
+    previous: (N, ...) of adv's dtype, written. Must not overlap another argument.
+    momentum: from 0 to 1; a number, or a tensor of shape () or (N,) of adv's dtype. 1 leaves out the
+        inertia, as APGD's first step does.
+    active: (N,) bool; of the other samples, adv and previous keep their bits.
+    The rest as in :func:`linf_step_`.
+    """
+    op = _APGD_STEP.number
+    if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(momentum, Tensor):
+        op = _APGD_STEP.tensor
+        step_size, eps, momentum = sizes_as_tensors(adv, step_size, eps, momentum)
+    op(adv, previous, grad, clean, step_size, eps, lo, hi, momentum, active, out, mean, std)
 
 
 def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,11 +50,18 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
     return call
 
 
+def _with_sizes(schema: str, size: str) -> str:
+    if size == "Tensor":
+        schema = re.sub(r"Size (\w+)=[\d.]+", r"Tensor? \1=None", schema)
+    return schema.replace("Size", size)
+
+
 def define(family: str, schema: str, *, check: Function, fake: Function, reference: Function) -> Op:
     """Registers an op with all its overloads and backends.
 
     family: the file of ``kernels`` in which Triton's implementation has the op's name.
-    schema: a torch schema without the name space; ``Size`` stands for a number or a tensor.
+    schema: a torch schema without the name space; ``Size`` stands for a number or a tensor. One with a
+        default is optional as a tensor.
     check: takes the op's arguments and raises for those that the contract does not accept.
     fake: the op on metadata alone; returns None for an op that only writes to its arguments.
     reference: the op in plain torch; its formula is the op's definition.
@@ -77,7 +85,7 @@ def define(family: str, schema: str, *, check: Function, fake: Function, referen
 
     def overload(full_name: str, size: str) -> Function:
         for library in (_DEFAULT, _NATIVE, _TRITON):
-            library.define(full_name + schema[len(name) :].replace("Size", size))
+            library.define(full_name + _with_sizes(schema[len(name) :], size))
             torch.library.register_fake(f"{library.ns}::{full_name}", checked_fake, lib=library)
             # No autograd node, not even one that warns: results never require a gradient.
             library.impl(full_name, torch.library.fallthrough_kernel, "Autograd")

@@ -1,0 +1,163 @@
+"""The L2 family.
+
+Norms are sums of float64, whatever the dtypes: they neither overflow nor underflow, and a gradient of 1e-30
+moves as far as one of 1. In a sample with infinite gradient elements these are +-1 and the finite ones 0;
+NaN counts as 0.
+
+Backends agree within two units in the last place of the largest of ``|adv|``, ``|clean|`` and the result:
+their sums differ in the last bits of float64, and these rarely reach the state's dtype.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import checks, reference
+from .registry import define, sizes_as_tensors
+
+_STEP = define(
+    "l2",
+    "l2_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
+    "float hi=1.0, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
+    check=partial(checks.step, "l2_step_"),
+    fake=lambda *args, **kwargs: None,
+    reference=reference.l2_step_,
+)
+
+_APGD_STEP = define(
+    "l2",
+    "l2_apgd_step_(Tensor(a!) adv, Tensor(b!) previous, Tensor grad, Tensor clean, Size step_size, "
+    "Size eps, float lo=0.0, float hi=1.0, Size momentum=0.75, Tensor? active=None, Tensor(c!)? out=None, "
+    "Tensor? mean=None, Tensor? std=None) -> ()",
+    check=partial(checks.apgd_step, "l2_apgd_step_"),
+    fake=lambda *args, **kwargs: None,
+    reference=reference.l2_apgd_step_,
+)
+
+_PROJECT = define(
+    "l2",
+    "l2_project_(Tensor(a!) adv, Tensor clean, Size eps, float lo=0.0, float hi=1.0) -> ()",
+    check=partial(checks.project, "l2_project_"),
+    fake=lambda *args, **kwargs: None,
+    reference=reference.l2_project_,
+)
+
+_START = define(
+    "l2",
+    "l2_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, "
+    "Tensor? index=None) -> Tensor",
+    check=partial(checks.start, "l2_start"),
+    fake=lambda clean, *args, **kwargs: torch.empty_like(clean, dtype=checks.state_dtype(clean)),
+    reference=reference.l2_start,
+)
+
+
+def l2_step_(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """One L2 PGD step, in place (Madry et al. 2018, section 2.1, with the L2 ball).
+
+    Equivalent, per sample, to ``d = adv - clean + step_size * grad / grad.norm()``,
+    ``d *= min(1, eps / d.norm())``, ``adv.copy_((clean + d).clamp(lo, hi))``. Two passes: the sums that
+    determine the factors, then the step. In float32 an element has to move 16 bytes (adv, grad and clean are
+    read, adv is written) and moves 28, 12 of them a second time, from the cache where a sample fits.
+
+    step_size, eps: Euclidean lengths over a sample's pixels; numbers, or tensors of shape () or (N,) of adv's
+        dtype, in which a negative or NaN value counts as 0.
+    out: as in :func:`linf_step_`. With mean and std, grad is the gradient at out and is divided by std.
+    The rest as in :func:`linf_step_`.
+    """
+    op = _STEP.number
+    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
+        op = _STEP.tensor
+        step_size, eps = sizes_as_tensors(adv, step_size, eps)
+    op(adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std)
+
+
+def l2_step(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    active: Tensor | None = None,
+) -> Tensor:
+    """:func:`l2_step_` on a copy of adv, which is returned; adv may require a gradient."""
+    stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
+    l2_step_(stepped, grad, clean, step_size, eps, lo, hi, active=active)
+    return stepped
+
+
+def l2_apgd_step_(
+    adv: Tensor,
+    previous: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    momentum: float | Tensor = 0.75,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    """One step of Auto-PGD with its momentum term (Croce and Hein 2020, algorithm 1) in the L2 ball.
+
+    With z = ``l2_step(adv, ...)``, adv becomes the projection of
+    ``adv + momentum * (z - adv) + (1 - momentum) * (adv - previous)``, and previous the old adv. Three
+    passes: sums for z, the distance of that point, the step; z is clamped, so that no sum of the first pass
+    could tell the distance. In float32 an element has to move 24 bytes and moves 52.
+
+    Arguments as in :func:`l2_step_` and :func:`linf_apgd_step_`.
+    """
+    op = _APGD_STEP.number
+    if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(momentum, Tensor):
+        op = _APGD_STEP.tensor
+        step_size, eps, momentum = sizes_as_tensors(adv, step_size, eps, momentum)
+    op(adv, previous, grad, clean, step_size, eps, lo, hi, momentum, active, out, mean, std)
+
+
+def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+    """Projects adv onto the L2 ball around clean, then clamps it to the box, in place.
+
+    Equivalent to ``d = adv - clean``, ``d *= min(1, eps / d.norm())``, ``adv.copy_((clean + d).clamp(lo,
+    hi))``. In float32 an element has to move 12 bytes and moves 20. Arguments as in :func:`l2_step_`.
+    """
+    op = _PROJECT.tensor if isinstance(eps, Tensor) else _PROJECT.number
+    op(adv, clean, eps, lo, hi)
+
+
+def l2_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
+    """A uniformly random point of the L2 ball around clean, clamped to the box.
+
+    Equivalent to ``(clean + eps * u ** (1 / n) * z / z.norm()).clamp(lo, hi)`` for samples of n elements,
+    with z of n standard normal draws and u uniform in (0, 1]. Arguments and result as in :func:`linf_start`.
+    """
+    op = _START.tensor if isinstance(eps, Tensor) else _START.number
+    return op(clean, eps, seed, lo, hi, index=index)

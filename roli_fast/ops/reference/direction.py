@@ -1,0 +1,79 @@
+"""A gradient as a direction, whatever its scale: from the smallest to the largest, one step is one step.
+
+A power of two, which is exact, brings the gradient's norm near 1; what is left of the scale is a weight per
+sample, computed in float64 and rounded to the state's dtype.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .shared import over_batch, per_channel, sums
+
+# Sums are taken at the first of these scales at which they stay clear of float64's limits.
+_SCALES = (0, -700, 700)  # exponents of 2
+_CLEAR = 2.0**800
+
+
+def finite_part(grad: Tensor, infinite: Tensor) -> Tensor:
+    """NaN counts as 0. Where a sample has infinite elements, these are +-1 and the finite ones 0."""
+    grad = torch.where(grad.isnan(), torch.zeros_like(grad), grad)
+    return torch.where(infinite, torch.where(grad.isinf(), grad.sign(), 0.0), grad)
+
+
+def has_infinite(grad: Tensor) -> Tensor:
+    return over_batch(grad.isinf().reshape(len(grad), math.prod(grad.shape[1:])).any(1), grad)
+
+
+@dataclass
+class Direction:
+    """unit: (N, ...) in the state's dtype, the gradient times a power of two. norm: of unit, per sample, in
+    float64; 0 where there is no direction. along: the inner product of the direction, of norm 1, and d."""
+
+    unit: Tensor
+    norm: Tensor
+    along: Tensor
+
+    def times(self, length: Tensor) -> Tensor:
+        """A step of this length (float64, per sample). What is 0 stays 0, however far the step."""
+        there = self.norm > 0
+        weight = torch.where(there, length / torch.where(there, self.norm, 1.0), 0.0).to(self.unit.dtype)
+        return torch.where(self.unit == 0, self.unit, self.unit * weight)
+
+
+def direction_of(
+    grad: Tensor, std: Tensor | None, state: torch.dtype, d: Tensor | None = None, *, power: int = 2
+) -> Direction:
+    """Of a gradient at the model's input, with respect to pixels.
+
+    std: the model's input was divided by it, so that the gradient is as well. d: (N, ...) offsets, float64.
+    power: 2 for the L2 norm, 1 for the sum of absolute values.
+    """
+    infinite = has_infinite(grad)
+    finite = finite_part(grad, infinite)
+    exact = finite.double()
+    if std is not None:
+        exact = torch.where(infinite, exact, exact / per_channel(std.double(), grad))
+
+    def total(exponent: int) -> Tensor:
+        return sums((exact * 2.0**exponent).abs() ** power)
+
+    tried = [total(exponent) for exponent in _SCALES]
+    big, small = ~(tried[0] <= _CLEAR), tried[0] < 1 / _CLEAR
+    exponent = torch.where(big, _SCALES[1], torch.where(small, _SCALES[2], _SCALES[0]))
+    norm = torch.where(big, tried[1], torch.where(small, tried[2], tried[0])) ** (1 / power)
+    scaled = exact * 2.0**exponent
+    along = sums(scaled * d) / torch.where(norm > 0, norm, 1.0) if d is not None else torch.zeros_like(norm)
+
+    # The norm times 2^shift lies in [0.5, 1), as far as numbers allow.
+    limit = 1022 if torch.float64 in (grad.dtype, state) else 126
+    _, top = torch.frexp(norm)
+    shift = (exponent - top).clamp(-limit, limit)
+    shift = torch.where(infinite, 0, shift)
+    wide = torch.float64 if limit == 1022 else torch.float32
+    unit = (finite.to(wide) * (2.0 ** shift.double()).to(wide)).to(state)
+    if std is not None:
+        unit = torch.where(infinite, unit, unit / per_channel(std, grad))
+    return Direction(unit, norm * 2.0 ** (shift - exponent).double(), along)

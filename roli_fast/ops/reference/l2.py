@@ -1,0 +1,162 @@
+"""The L2 family."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import state_dtype
+from . import draws
+from .direction import direction_of
+from .shared import clamp_to_box, nan_where, pixels, size, sums, write, write_input
+
+
+def offset(adv: Tensor, clean: Tensor) -> Tensor:
+    """adv - clean; NaN counts as 0, so that one pixel does not spoil a sample."""
+    d = adv - clean
+    return torch.where(d.isnan(), torch.zeros_like(d), d)
+
+
+def _distance(r: Tensor, s: Tensor, along: Tensor) -> Tensor:
+    """||d + s u|| of ||d|| = r, ||u|| = 1 and <d, u> = along, in float64: the three determine it."""
+    larger = torch.maximum(r, s)
+    unit = torch.where(larger > 0, larger, 1.0)
+    square = (r / unit) ** 2 + 2 * (s / unit) * (along / unit) + (s / unit) ** 2
+    return torch.where(r.isinf(), r, larger * square.clamp(min=0).sqrt())
+
+
+def _into_ball(distance: Tensor, eps: Tensor, state: torch.dtype) -> Tensor:
+    """The factor that brings a point at this distance into the ball; 1 for what is inside."""
+    factor = torch.where(distance > eps, eps / distance, 1.0)
+    return factor.to(state).double()
+
+
+def _moved(
+    adv: Tensor,
+    clean: Tensor,
+    grad: Tensor | None,
+    step_size: Tensor,
+    eps: Tensor,
+    lo: float,
+    hi: float,
+    std: Tensor | None,
+) -> Tensor:
+    """adv after a step and the projection onto the ball, clamped to the box."""
+    d = offset(adv, clean)
+    eps = eps.double()
+    if grad is None:
+        factor = _into_ball(sums(d.double() ** 2).sqrt(), eps, adv.dtype)
+        step: Tensor | float = 0.0
+    else:
+        towards = direction_of(grad, std, adv.dtype, d.double())
+        s = torch.where(towards.norm > 0, step_size.double(), 0.0)
+        far = s.isinf() & ~eps.isinf()  # an infinite step goes to the boundary
+        s_finite = torch.where(far, 0.0, s)
+        distance = _distance(sums(d.double() ** 2).sqrt(), s_finite, towards.along)
+        factor = torch.where(far, 0.0, torch.where(eps.isinf(), 1.0, _into_ball(distance, eps, adv.dtype)))
+        factor_exact = torch.where(distance > eps, eps / distance, 1.0)
+        length = torch.where(far, eps, torch.where(factor == 1, s, factor_exact * s_finite))
+        step = towards.times(length)
+    inside = adv + step
+    outside = clean + (factor.to(adv.dtype) * d + step)
+    x = torch.where(factor == 1, inside, outside)
+    x = torch.where(x.isnan(), clean, x)
+    return nan_where(clamp_to_box(x, lo, hi), adv, clean)
+
+
+@torch.no_grad()
+def l2_step_(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
+    moved = _moved(adv, pixels(clean, adv.dtype), grad, step_size, eps, lo, hi, std)
+    write_input(out, write(adv, moved, active), mean, std)
+
+
+@torch.no_grad()
+def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+    eps = size(eps, adv, adv.dtype)
+    adv.copy_(_moved(adv, pixels(clean, adv.dtype), None, eps, eps, lo, hi, None))
+
+
+@torch.no_grad()
+def l2_apgd_step_(
+    adv: Tensor,
+    previous: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    momentum: float | Tensor | None = 0.75,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
+    m = size(0.75 if momentum is None else momentum, adv, adv.dtype)
+    clean = pixels(clean, adv.dtype)
+    z = _moved(adv, clean, grad, step_size, eps, lo, hi, std)
+    y = (adv + (z - adv) * m) + (adv - previous) * (1 - m)
+    y = torch.where(y.isnan(), clean, y)
+    d = offset(y, clean)
+    factor = _into_ball(sums(d.double() ** 2).sqrt(), eps.double(), adv.dtype)
+    x = torch.where(factor == 1, y, clean + factor.to(adv.dtype) * d)
+    x = torch.where(x.isnan(), clean, x)
+    x = nan_where(clamp_to_box(x, lo, hi), adv, clean)
+    before = adv.clone()
+    now = write(adv, x, active)
+    write(previous, before, active)
+    write_input(out, now, mean, std)
+
+
+@torch.no_grad()
+def l2_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
+    index = torch.arange(len(clean), device=clean.device) if index is None else index
+    z = draws.normal(seed, index, math.prod(clean.shape[1:])).reshape(clean.shape)
+    return scaled_start(clean, eps, z, sums(z.double() ** 2).sqrt(), seed, index, lo, hi)
+
+
+def scaled_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    z: Tensor,
+    norm: Tensor,
+    seed: Tensor,
+    index: Tensor,
+    lo: float,
+    hi: float,
+) -> Tensor:
+    """clean plus z, scaled to a random radius. In n dimensions the n-th root of a uniform number is the
+    radius of a uniform point of the ball."""
+    start = torch.empty_like(clean, dtype=state_dtype(clean))
+    eps = size(eps, clean, start.dtype)
+    clean = pixels(clean, start.dtype)
+    radius = (draws.radius(seed, index).log() / max(1, math.prod(clean.shape[1:]))).exp()
+    radius = radius.reshape(-1, *[1] * (clean.dim() - 1)) * eps.double()
+    z = z.to(start.dtype)
+    weight = torch.where(norm > 0, radius / torch.where(norm > 0, norm, 1.0), 0.0).to(start.dtype)
+    x = clean + torch.where(z == 0, z, z * weight)
+    x = torch.where(x.isnan(), clean, x)
+    start.copy_(nan_where(clamp_to_box(x, lo, hi), clean))
+    return start

@@ -1,0 +1,19 @@
+"""What the model eats."""
+
+import torch
+from torch import Tensor
+
+from .shared import normalized
+
+
+@torch.no_grad()
+def prepare(
+    adv: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    out = torch.empty_like(adv, dtype=dtype, memory_format=memory_format)
+    return out.copy_(normalized(adv, mean, std))
