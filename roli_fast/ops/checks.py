@@ -186,7 +186,7 @@ def _disjoint(op: str, written_name: str, written: Tensor, name: str, value: Ten
         )
 
 
-def _written(op: str, argument: str, value: Tensor, **others: Tensor | None) -> None:
+def _written(op: str, argument: str, value: Tensor, /, **others: Tensor | None) -> None:
     _not_differentiable(op, argument, value)
     if _has_memory(value) and value.is_inference() and not torch.is_inference_mode_enabled():
         got = "an inference tensor, outside inference mode"
