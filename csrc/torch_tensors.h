@@ -114,7 +114,7 @@ class Call {
   }
 
   void disjoint(const Array& written, const Array& other, const char* name) const {
-    if (other.data == nullptr) return;
+    if (written.data == nullptr || other.data == nullptr) return;
     require(!overlap(rank(), sizes_, written.data, written.strides, item_size(written.dtype), other.data,
                      other.strides, item_size(other.dtype)),
             name, "shares memory with a tensor that is written");
@@ -131,18 +131,46 @@ class Call {
     return {0, tensor.data_ptr(), per_sample_stride(tensor, name)};
   }
 
+  // A size with a default; as a number from 0 to 1.
+  Parameter share(double number, double, const char* name) const {
+    require(number >= 0 && number <= 1, name, "is not a number from 0 to 1");
+    return {number};
+  }
+
+  Parameter share(const OptionalTensor& tensor, double otherwise, const char* name) const {
+    return tensor ? size(*tensor, name) : Parameter{otherwise};
+  }
+
+  // A (N,) tensor of the state's dtype.
+  void* per_sample(const Tensor& tensor, const char* name, int64_t* stride) const {
+    require(dtype_of(tensor) == state_dtype_ && tensor.dim() == 1, name,
+            "is not of shape (N,) and the state's dtype");
+    same_device(tensor, name);
+    *stride = per_sample_stride(tensor, name);
+    return tensor.data_ptr();
+  }
+
+  void distinct_values(const Tensor& written, const char* name) const {
+    require(!may_overlap_itself(1, sizes_, written.strides().data()), name, "overlaps itself");
+  }
+
+  void disjoint_values(const Tensor& written, const Tensor& other, const char* name) const {
+    require(!overlap(1, sizes_, written.data_ptr(), written.strides().data(), item_size(state_dtype_),
+                     other.data_ptr(), other.strides().data(), item_size(state_dtype_)),
+            name, "shares memory with a tensor that is written");
+  }
+
   Box box(double lo, double hi) const {
     require(lo <= hi, "lo", "is above hi or NaN");
     return {lo, hi};
   }
 
-  const bool* mask(const OptionalTensor& tensor, const char* name, int64_t* stride) const {
-    if (!tensor) return nullptr;
+  Mask mask(const OptionalTensor& tensor, const char* name) const {
+    if (!tensor) return {};
     require(tensor->scalar_type() == ScalarType::Bool && tensor->dim() == 1, name,
             "is not a (N,) bool tensor");
     same_device(*tensor, name);
-    *stride = per_sample_stride(*tensor, name);
-    return static_cast<const bool*>(tensor->data_ptr());
+    return {static_cast<const bool*>(tensor->data_ptr()), per_sample_stride(*tensor, name)};
   }
 
   const int64_t* index(const OptionalTensor& tensor, const char* name, int64_t* stride) const {

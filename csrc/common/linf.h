@@ -39,6 +39,17 @@ ROLI_FN T linf_step(T a, T g, T c, T s, T e, T lo, T hi) {
   return is_nan(a) || is_nan(c) ? std::numeric_limits<T>::quiet_NaN() : x;
 }
 
+// APGD's: z is where the step alone leads; p is the previous a.
+template <class T>
+ROLI_FN T linf_apgd_step(T a, T p, T g, T c, T s, T e, T momentum, T lo, T hi) {
+  T z = g > T(0) ? a + s : a;
+  z = g < T(0) ? a - s : z;
+  z = linf_clamp(z, c, e, lo, hi);
+  const T y = (a + (z - a) * momentum) + (a - p) * (T(1) - momentum);
+  const T x = linf_clamp(is_nan(y) ? c : y, c, e, lo, hi);
+  return is_nan(a) || is_nan(c) ? std::numeric_limits<T>::quiet_NaN() : x;
+}
+
 template <class T>
 ROLI_FN T linf_project(T a, T c, T e, T lo, T hi) {
   const T x = linf_clamp(a, c, e, lo, hi);

@@ -27,24 +27,46 @@ struct Box {
   double lo = 0, hi = 1;
 };
 
-// One step, or, without grad, a projection.
-struct LinfStep {
-  Plan plan;
-  Array adv, clean, grad, out;  // out may be absent
-  Parameter step_size, eps;
-  Box box;
-  const bool* active = nullptr;
-  int64_t active_stride = 0;
-  Normalization normalization;
-
-  Operands operands() const {
-    return {{&adv, &clean, &grad, &out}, 2 + (grad.data != nullptr) + (out.data != nullptr)};
-  }
-  bool per_sample() const { return active != nullptr || step_size.stride != 0 || eps.stride != 0; }
-  PlanOptions options() const { return {per_sample(), normalization.mean != nullptr}; }
+// A (N,) mask; null: all samples.
+struct Mask {
+  const bool* data = nullptr;
+  int64_t stride = 0;
 };
 
-struct LinfStart {
+// A step of any family; without grad a projection, with previous APGD's.
+struct Step {
+  Plan plan;
+  Array adv, clean, grad, previous, out;  // out may be absent
+  Parameter step_size, eps, momentum, sparsity;
+  Box box;
+  Mask active;
+  Normalization normalization;
+
+  bool has_grad() const { return grad.data != nullptr; }
+  bool has_previous() const { return previous.data != nullptr; }
+  bool has_out() const { return out.data != nullptr; }
+
+  // Where operands stand in a plan: adv, clean and grad first, then those that are there.
+  static constexpr int kAdv = 0, kClean = 1, kGrad = 2, kPrevious = 3;
+  int out_at() const { return has_previous() ? 4 : 3; }
+  Operands operands() const {
+    if (has_previous()) return {{&adv, &clean, &grad, &previous, &out}, 4 + has_out()};
+    return {{&adv, &clean, &grad, &out}, 2 + has_grad() + has_out()};
+  }
+  bool per_sample() const {
+    return active.data != nullptr || step_size.stride != 0 || eps.stride != 0 || momentum.stride != 0;
+  }
+  PlanOptions options() const {
+    return {.per_sample = per_sample(), .per_channel = normalization.mean != nullptr};
+  }
+};
+
+struct LinfStep : Step {};
+struct L2Step : Step {};
+struct L1Step : Step {};
+
+// A random point of a ball.
+struct Start {
   Plan plan;
   Array start, clean;
   Parameter eps;
@@ -55,8 +77,12 @@ struct LinfStart {
   int64_t index_stride = 0;
 
   Operands operands() const { return {{&start, &clean}, 2}; }
-  PlanOptions options() const { return {.per_sample = true, .per_channel = false, .logical_order = true}; }
+  PlanOptions options() const { return {.per_sample = true, .logical_order = true}; }
 };
+
+struct LinfStart : Start {};
+struct L2Start : Start {};
+struct L1Start : Start {};
 
 struct Prepare {
   Plan plan;
@@ -64,7 +90,28 @@ struct Prepare {
   Normalization normalization;
 
   Operands operands() const { return {{&out, &adv}, 2}; }
-  PlanOptions options() const { return {false, normalization.mean != nullptr}; }
+  PlanOptions options() const { return {.per_channel = normalization.mean != nullptr}; }
+};
+
+struct Momentum {
+  Plan plan;
+  Array momentum, grad;
+  double decay = 1;
+
+  Operands operands() const { return {{&momentum, &grad}, 2}; }
+  PlanOptions options() const { return {}; }
+};
+
+struct KeepBest {
+  Plan plan;
+  Array best, adv;
+  void* best_value = nullptr;  // of best's dtype
+  const void* value = nullptr;
+  int64_t best_value_stride = 0, value_stride = 0;
+  Mask active;
+
+  Operands operands() const { return {{&best, &adv}, 2}; }
+  PlanOptions options() const { return {}; }
 };
 
 }  // namespace roli

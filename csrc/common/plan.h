@@ -13,7 +13,7 @@
 namespace roli {
 
 constexpr int kMaxRank = 64;  // torch's own limit
-constexpr int kMaxOperands = 4;
+constexpr int kMaxOperands = 5;
 
 // A tensor operand: strides in elements, one per dimension; data is null where there is no tensor.
 struct Array {
@@ -37,6 +37,7 @@ struct Operands {
 enum class Channel { constant, periodic };
 
 struct PlanOptions {
+  int sample_dim = 0;          // of the shape; channels are the next one. -1: the shape is one sample's
   bool per_sample = false;     // a row must not span samples
   bool per_channel = false;    // the op needs to know each element's channel
   bool logical_order = false;  // a row is a run of logical (row-major) elements
@@ -54,8 +55,11 @@ struct Plan {
   Channel channel;
   int64_t chunk;  // rows are cut into chunks of at most this length, the unit of parallel work
   int64_t chunks_per_row;
+  int64_t samples = 1;  // that all have this plan, this far apart
+  int64_t sample_stride[kMaxOperands] = {};
 
   int64_t chunks() const { return rows * chunks_per_row; }
+  int64_t elements() const { return rows * length; }
 };
 
 // 128 KiB of float32: small enough to share evenly, long enough that starting a chunk costs nothing.
@@ -71,7 +75,8 @@ inline void plan_in_order(Plan& plan, const int64_t* strides, Shape shape, const
   for (int d = 0; d < rank; ++d) {
     if (sizes[d] == 1) continue;
     int at = kept++;
-    for (; strides && at > 0 && order[at - 1] != 0 && strides[order[at - 1]] < strides[d]; --at)
+    for (; strides && at > 0 && order[at - 1] != options.sample_dim && strides[order[at - 1]] < strides[d];
+         --at)
       order[at] = order[at - 1];
     order[at] = d;
   }
@@ -81,8 +86,8 @@ inline void plan_in_order(Plan& plan, const int64_t* strides, Shape shape, const
   int merged = 0, sample_at = -1, channel_at = -1;
   for (int i = kept - 1; i >= 0; --i) {
     const int d = order[i];
-    const bool is_sample = options.per_sample && d == 0;
-    const bool is_channel = options.per_channel && d == 1;
+    const bool is_sample = options.per_sample && d == options.sample_dim;
+    const bool is_channel = options.per_channel && d == options.sample_dim + 1;
     // Onto an innermost channel others may be merged: the row then repeats its channels.
     bool merge = merged > 0 && !is_sample && !is_channel && (channel_at != merged - 1 || merged == 1);
     for (int k = 0; k < count && merge; ++k)
@@ -112,7 +117,7 @@ inline void plan_in_order(Plan& plan, const int64_t* strides, Shape shape, const
     for (int k = 0; k < count; ++k) plan.stride[k][plan.rank] = stride[k][i];
     plan.rows *= size[i];
   }
-  plan.chunk = std::min(plan.length, kMaxChunk);
+  plan.chunk = std::max<int64_t>(1, std::min(plan.length, kMaxChunk));
   plan.chunks_per_row = (plan.length + plan.chunk - 1) / plan.chunk;
 }
 
@@ -137,6 +142,21 @@ inline void make_plan(Plan& plan, Shape shape, const Operands& operands, const P
   plan_in_order(plan, operands.arrays[longest]->strides, shape, operands, options);
 }
 
+// The plan of one sample, for ops that look at a whole sample before they write to it.
+inline void make_sample_plan(Plan& plan, Shape shape, const Operands& operands, PlanOptions options) {
+  Array arrays[kMaxOperands];
+  Operands of_sample{{}, operands.count};
+  plan.samples = shape.sizes[0];
+  for (int k = 0; k < operands.count; ++k) {
+    arrays[k] = *operands.arrays[k];
+    plan.sample_stride[k] = arrays[k].strides[0];
+    ++arrays[k].strides;
+    of_sample.arrays[k] = &arrays[k];
+  }
+  options.sample_dim = -1;
+  make_plan(plan, {shape.rank - 1, shape.sizes + 1}, of_sample, options);
+}
+
 // A chunk: `count` elements of one row, from `begin` on.
 struct Chunk {
   int64_t row, begin, count;
@@ -144,16 +164,19 @@ struct Chunk {
   int64_t offset[kMaxOperands];  // of its first element, in elements
 };
 
-// Calls visit(chunk) for the chunks [first, last) of the plan.
+// Calls visit(chunk) for the chunks [first, last) of the plan, of the given sample where it is one sample's.
 template <class Visit>
-inline void for_each_chunk(const Plan& plan, int operands, int64_t first, int64_t last, Visit&& visit) {
+inline void for_each_chunk(const Plan& plan, int operands, int64_t first, int64_t last, Visit&& visit,
+                           int64_t sample = 0) {
   for (int64_t index = first; index < last; ++index) {
     Chunk chunk;
     chunk.row = index / plan.chunks_per_row;
     chunk.begin = index % plan.chunks_per_row * plan.chunk;
     chunk.count = std::min(plan.chunk, plan.length - chunk.begin);
-    chunk.sample = chunk.channel = 0;
-    for (int k = 0; k < operands; ++k) chunk.offset[k] = chunk.begin * plan.row_stride[k];
+    chunk.sample = sample;
+    chunk.channel = 0;
+    for (int k = 0; k < operands; ++k)
+      chunk.offset[k] = sample * plan.sample_stride[k] + chunk.begin * plan.row_stride[k];
     int64_t rest = chunk.row;
     for (int d = plan.rank - 1; d >= 0; --d) {
       const int64_t coordinate = rest % plan.size[d];

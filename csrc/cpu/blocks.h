@@ -102,6 +102,10 @@ static inline void store(const Array& array, int64_t offset, int64_t stride, int
   });
 }
 
+static inline bool has(const Mask& mask, int64_t sample) {
+  return mask.data == nullptr || mask.data[sample * mask.stride];
+}
+
 template <class T>
 static inline T value(const Parameter& parameter, int64_t sample) {
   if (parameter.data == nullptr) return static_cast<T>(parameter.value);
@@ -130,6 +134,15 @@ struct Normalizer {
   T mean(int64_t channel) const { return static_cast<const T*>(by.mean)[channel * by.mean_stride]; }
   T std(int64_t channel) const { return static_cast<const T*>(by.std)[channel * by.std_stride]; }
 
+  // std of a block's elements, or null where there is none.
+  const T* stds_of(int64_t count, int64_t position, int64_t channel, T* buffer) const {
+    if (by.mean == nullptr) return nullptr;
+    if (periodic) return stds.get() + position % by.channels;
+    const T s = std(channel);
+    for (int64_t i = 0; i < count; ++i) buffer[i] = s;
+    return buffer;
+  }
+
   // position: of the block's first element in its row.
   const T* operator()(const T* __restrict block, int64_t count, int64_t position, int64_t channel,
                       T* __restrict buffer) const {
@@ -152,3 +165,115 @@ static inline void for_each_block(const Chunk& chunk, Visit&& visit) {
   for (int64_t begin = 0; begin < chunk.count; begin += kBlock)
     visit(begin, std::min(kBlock, chunk.count - begin));
 }
+
+// Calls run with values of two types: of the state, and in which a gradient is scaled.
+template <class Run>
+static inline void with_types(const Array& state, const Array& grad, Run&& run) {
+  if (state.dtype == DType::f64) return run(double{}, double{});
+  if (grad.data != nullptr && grad.dtype == DType::f64) return run(float{}, double{});
+  run(float{}, float{});
+}
+
+// How a gradient is loaded: as it is, or its signs alone.
+enum class Grad { values, signs };
+
+// Walks over the operands of a step. T: of the state; C: in which gradients are looked at.
+template <class T, class C, Grad kGrad>
+class StepBlocks {
+ public:
+  struct Block {
+    T* __restrict adv;
+    const T* __restrict clean;
+    const C* __restrict grad;
+    T* __restrict previous;
+    int64_t count, sample, position, channel;  // position: of the first element in its row
+  };
+
+  explicit StepBlocks(const Step& op)
+      : op_(op),
+        plan_(op.plan),
+        operands_(op.operands().count),
+        normalizer_(op.normalization, plan_.channel) {}
+
+  const Normalizer<T>& normalizer() const { return normalizer_; }
+
+  // Calls visit(block) for what lies in the chunks.
+  template <class Visit>
+  void read(int64_t sample, int64_t first, int64_t last, Visit&& visit) {
+    walk(sample, first, last,
+         [&](const Chunk& chunk, int64_t begin, int64_t count) { visit(load_block(chunk, begin, count)); });
+  }
+
+  // Keeps what visit(block) does to adv and previous, where the sample is active, and writes out.
+  template <class Visit>
+  void write(int64_t sample, int64_t first, int64_t last, Visit&& visit) {
+    walk(sample, first, last, [&](const Chunk& chunk, int64_t begin, int64_t count) {
+      const bool active = has(op_.active, chunk.sample);
+      if (!active && !op_.has_out()) return;
+      const T* adv;
+      if (active) {
+        const Block block = load_block(chunk, begin, count);
+        visit(block);
+        keep(op_.adv, Step::kAdv, block.adv, adv_, chunk, begin, count);
+        if (op_.has_previous())
+          keep(op_.previous, Step::kPrevious, block.previous, previous_, chunk, begin, count);
+        adv = block.adv;
+      } else {
+        adv = load_of(op_.adv, Step::kAdv, chunk, begin, count, adv_);
+      }
+      if (!op_.has_out()) return;
+      const int at = op_.out_at();
+      const T* input = normalizer_(adv, count, chunk.begin + begin, chunk.channel, input_);
+      store(op_.out, offset(at, chunk, begin), plan_.row_stride[at], count, input);
+    });
+  }
+
+ private:
+  template <class Visit>
+  void walk(int64_t sample, int64_t first, int64_t last, Visit&& visit) {
+    const auto blocks = [&](const Chunk& chunk) {
+      for_each_block(chunk, [&](int64_t begin, int64_t count) { visit(chunk, begin, count); });
+    };
+    for_each_chunk(plan_, operands_, first, last, blocks, sample);
+  }
+
+  int64_t offset(int operand, const Chunk& chunk, int64_t begin) const {
+    return chunk.offset[operand] + begin * plan_.row_stride[operand];
+  }
+
+  template <class S>
+  const S* load_of(const Array& array, int operand, const Chunk& chunk, int64_t begin, int64_t count,
+                   S* buffer) const {
+    return load(array, offset(operand, chunk, begin), plan_.row_stride[operand], count, buffer);
+  }
+
+  Block load_block(const Chunk& chunk, int64_t begin, int64_t count) {
+    Block block = {nullptr,      nullptr, nullptr, nullptr, count, chunk.sample, chunk.begin + begin,
+                   chunk.channel};
+    // Where they lie as wanted, the block is the memory itself.
+    block.adv = const_cast<T*>(load_of(op_.adv, Step::kAdv, chunk, begin, count, adv_));
+    block.clean = load_of(op_.clean, Step::kClean, chunk, begin, count, clean_);
+    if (op_.has_grad()) {
+      if constexpr (kGrad == Grad::signs)
+        block.grad = load_sign(op_.grad, offset(Step::kGrad, chunk, begin), plan_.row_stride[Step::kGrad],
+                               count, grad_);
+      else
+        block.grad = load_of(op_.grad, Step::kGrad, chunk, begin, count, grad_);
+    }
+    if (op_.has_previous())
+      block.previous = const_cast<T*>(load_of(op_.previous, Step::kPrevious, chunk, begin, count, previous_));
+    return block;
+  }
+
+  void keep(const Array& array, int operand, const T* block, const T* buffer, const Chunk& chunk,
+            int64_t begin, int64_t count) const {
+    if (block == buffer) store(array, offset(operand, chunk, begin), plan_.row_stride[operand], count, block);
+  }
+
+  const Step& op_;
+  const Plan& plan_;
+  const int operands_;
+  const Normalizer<T> normalizer_;
+  alignas(64) T adv_[kBlock], clean_[kBlock], previous_[kBlock], input_[kBlock];
+  alignas(64) C grad_[kBlock];
+};
