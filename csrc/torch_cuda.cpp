@@ -1,4 +1,6 @@
 // The ops on CUDA tensors: on their device, in torch's current stream.
+#include <vector>
+
 #include "cuda/kernels.h"
 #include "torch_ops.h"
 
@@ -27,12 +29,26 @@ cuda::Stream current_stream(int32_t device) {
   return static_cast<cuda::Stream>(stream);
 }
 
+Tensor empty_bytes(int64_t bytes, int32_t device) {
+  const int64_t stride = 1;
+  AtenTensorHandle handle = nullptr;
+  if (aoti_torch_empty_strided(1, &bytes, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cuda(),
+                               device, &handle) != 0)
+    throw std::runtime_error("roli_fast: no memory for " + std::to_string(bytes) + " bytes");
+  return Tensor(handle);
+}
+
 struct Cuda {
   template <class Op>
   static void run(Op& op, const Call& call) {
-    const CurrentDevice device(call.device_index());
+    const int32_t index = call.device_index();
+    const CurrentDevice device(index);
+    std::vector<Tensor> memory;  // given back to torch's allocator, which knows the stream
+    const auto allocate = [&](int64_t bytes) {
+      return memory.emplace_back(empty_bytes(bytes, index)).data_ptr();
+    };
     try {
-      cuda::run(op, call.shape(), current_stream(call.device_index()));
+      cuda::run(op, call.shape(), {current_stream(index), allocate});
     } catch (const std::runtime_error& error) {  // as on a GPU for which there are no kernels
       throw std::runtime_error(std::string(error.what()) + " (built for " ROLI_CUDA_ARCHITECTURES ")");
     }

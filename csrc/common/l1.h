@@ -84,8 +84,10 @@ struct Kept {
 // The search for the threshold t >= 0 at which the total is eps: Newton's steps, exact once no kink of the
 // piecewise linear total lies between, inside a bracket that is halved where they would leave it.
 struct Threshold {
-  double eps, low = 0, high = 0, t = 0;
+  double eps = 0, low = 0, high = 0, t = 0;
   bool done = false;
+
+  Threshold() = default;
 
   // at_zero: of t = 0.
   ROLI_FN Threshold(const Kept& at_zero, double eps) : eps(eps), high(at_zero.largest) {

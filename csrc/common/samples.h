@@ -2,7 +2,6 @@
 // says how the sample moves, perhaps sums once more, and then the elements.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "l2.h"
@@ -30,50 +29,74 @@ inline int stages(const L2Step& op) { return op.has_previous() ? 2 : 1; }
 inline int stages(const Start&) { return 1; }
 inline int stages(const Momentum&) { return 1; }
 
-// From sums to the state. T: of the op's state; C: in which gradients are scaled.
+// What of an op leads from sums to the state: advance(stage, sample, sums, state). T: of the op's state; C:
+// in which gradients are scaled.
 template <class T, class C>
-ROLI_FN void advance(const L2Step& op, int stage, int64_t sample, const GradSums& sums, SampleState& state) {
-  const double e = size_of<T>(op.eps, sample);
-  if (stage == 0) {
-    state.towards = direction_of<2>(sums, exponent_limit<C>);
-    state.movement = movement_of<T>(sums.dd, state.towards, size_of<T>(op.step_size, sample), e);
-  } else {
-    state.back = into_ball<T>(square_root(sums.dd), e);
+struct L2Rule {
+  Parameter step_size, eps;
+
+  explicit L2Rule(const L2Step& op) : step_size(op.step_size), eps(op.eps) {}
+
+  ROLI_FN void advance(int stage, int64_t sample, const GradSums& sums, SampleState& state) const {
+    const double e = size_of<T>(eps, sample);
+    if (stage == 0) {
+      state.towards = direction_of<2>(sums, exponent_limit<C>);
+      state.movement = movement_of<T>(sums.dd, state.towards, size_of<T>(step_size, sample), e);
+    } else {
+      state.back = into_ball<T>(square_root(sums.dd), e);
+    }
   }
-}
+};
 
-template <class T, class C>
-ROLI_FN void advance(const Momentum& op, int, int64_t, const GradSums& sums, SampleState& state) {
-  state.towards = direction_of<1>(sums, exponent_limit<C>);
-  state.movement.length = static_cast<double>(op.plan.elements());  // a mean of 1 is a sum of so many
-}
+template <class C>
+struct MomentumRule {
+  int64_t elements;
 
-// The word of a sample's radius.
-ROLI_FN uint32_t radius_word(const Start& op, int64_t sample) {
-  const PhiloxKey key = philox_key(op.seed[0], op.seed[op.seed_stride]);
-  return philox_block(key, op.index == nullptr ? sample : op.index[sample * op.index_stride], kRadiusBlock)
-      .x0;
-}
+  explicit MomentumRule(int64_t elements) : elements(elements) {}
 
-// The length is the point's distance: in n dimensions the n-th root of a uniform number, times eps. dd: the
-// norm of the draws, or its square for L2.
-template <class T>
-ROLI_FN void advance_start(const Start& op, double norm, int64_t sample, SampleState& state) {
-  const double u = static_cast<double>(unit_uniform(radius_word(op, sample)));
-  const auto n = static_cast<double>(op.plan.elements());
-  state.towards.norm = norm;
-  state.movement.length = exp(log(u) / n) * size_of<T>(op.eps, sample);
-}
+  ROLI_FN void advance(int, int64_t, const GradSums& sums, SampleState& state) const {
+    state.towards = direction_of<1>(sums, exponent_limit<C>);
+    state.movement.length = static_cast<double>(elements);  // a mean of 1 is a sum of so many
+  }
+};
 
-template <class T, class C>
-ROLI_FN void advance(const L2Start& op, int, int64_t sample, const GradSums& sums, SampleState& state) {
-  advance_start<T>(op, square_root(sums.dd), sample, state);
-}
+// power: 2 where dd is the sum of the squares of the draws, 1 where it is that of their magnitudes.
+template <class T, int kPower>
+struct StartRule {
+  Parameter eps;
+  const int64_t *seed, *index;
+  int64_t seed_stride, index_stride, elements;
 
-template <class T, class C>
-ROLI_FN void advance(const L1Start& op, int, int64_t sample, const GradSums& sums, SampleState& state) {
-  advance_start<T>(op, sums.dd, sample, state);
-}
+  StartRule(const Start& op, int64_t elements)
+      : eps(op.eps),
+        seed(op.seed),
+        index(op.index),
+        seed_stride(op.seed_stride),
+        index_stride(op.index_stride),
+        elements(elements) {}
+
+  ROLI_FN PhiloxKey key() const { return philox_key(seed[0], seed[seed_stride]); }
+  ROLI_FN int64_t index_of(int64_t sample) const {
+    return index == nullptr ? sample : index[sample * index_stride];
+  }
+
+  // exp(x) for x in [-17, 0]: 2^k times a Taylor series on half an octave to either side, without a library.
+  static ROLI_FN double exponential(double x) {
+    const int k = static_cast<int>(x * 1.4426950408889634 - 0.5);
+    const double r = x - static_cast<double>(k) * 0.6931471805599453;
+    double sum = 1;
+    for (int i = 14; i > 0; --i) sum = 1 + sum * r / static_cast<double>(i);
+    return sum * power_of_two(k);
+  }
+
+  // In n dimensions the n-th root of a uniform number is the radius of a uniform point of the ball.
+  ROLI_FN void advance(int, int64_t sample, const GradSums& sums, SampleState& state) const {
+    const float u = unit_uniform(philox_block(key(), index_of(sample), kRadiusBlock).x0);
+    const double root = exponential(static_cast<double>(log_unit(u)) / static_cast<double>(elements));
+    state.towards.norm = kPower == 2 ? square_root(sums.dd) : sums.dd;
+    state.movement.length = root * size_of<T>(eps, sample);
+  }
+};
 
 // A draw z, scaled and put at c.
 template <class T>

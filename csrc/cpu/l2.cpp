@@ -181,8 +181,9 @@ const SampleKernel<L2Step> l2_step = {
       });
     },
     [](const L2Step& op, int stage, int64_t sample, const GradSums& sums, SampleState& state) {
-      with_types(op.adv, op.grad,
-                 [&](auto t, auto c) { advance<decltype(t), decltype(c)>(op, stage, sample, sums, state); });
+      with_types(op.adv, op.grad, [&](auto t, auto c) {
+        L2Rule<decltype(t), decltype(c)>(op).advance(stage, sample, sums, state);
+      });
     },
     [](const L2Step& op, int64_t sample, int64_t first, int64_t last, const SampleState& state) {
       with_types(op.adv, op.grad,

@@ -113,8 +113,9 @@ const SampleKernel<Momentum> momentum = {
                  [&](auto, auto c) { gather<decltype(c)>(op, sample, first, last, of_chunks); });
     },
     [](const Momentum& op, int stage, int64_t sample, const GradSums& sums, SampleState& state) {
-      with_types(op.momentum, op.grad,
-                 [&](auto t, auto c) { advance<decltype(t), decltype(c)>(op, stage, sample, sums, state); });
+      with_types(op.momentum, op.grad, [&](auto, auto c) {
+        MomentumRule<decltype(c)>(op.plan.elements()).advance(stage, sample, sums, state);
+      });
     },
     [](const Momentum& op, int64_t sample, int64_t first, int64_t last, const SampleState& state) {
       with_types(op.momentum, op.grad, [&](auto t, auto c) {

@@ -18,6 +18,7 @@ enum { kStart, kClean };
 
 // Of whole blocks of four words; the draws that lie before or behind are not used.
 struct Normal {
+  static constexpr int kPower = 2;
   static void draw(const uint32_t* __restrict words, float* __restrict draws, int64_t count) {
     for (int64_t i = 0; i < count; i += 2) {
       const Pair pair = normal_pair(words[i], words[i + 1]);
@@ -30,6 +31,7 @@ struct Normal {
 };
 
 struct Laplace {
+  static constexpr int kPower = 1;
   static void draw(const uint32_t* __restrict words, float* __restrict draws, int64_t count) {
     for (int64_t i = 0; i < count; ++i) draws[i] = laplace(words[i]);
   }
@@ -106,8 +108,9 @@ constexpr SampleKernel<Op> start_kernel = {
       });
     },
     [](const Op& op, int stage, int64_t sample, const GradSums& sums, SampleState& state) {
-      with_state_type(op.start.dtype,
-                      [&](auto tag) { advance<decltype(tag), float>(op, stage, sample, sums, state); });
+      with_state_type(op.start.dtype, [&](auto tag) {
+        StartRule<decltype(tag), Draws::kPower>(op, op.plan.elements()).advance(stage, sample, sums, state);
+      });
     },
     [](const Op& op, int64_t sample, int64_t first, int64_t last, const SampleState& state) {
       with_state_type(op.start.dtype,

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 
 #include "../common/macros.h"
 #include "../common/plan.h"
@@ -89,12 +90,15 @@ struct Place {
   int64_t sample, channel;
 };
 
+// Dimensions of a plan have two indices or more, so that a tensor of 2^48 elements has no more of them.
+constexpr int kMaxDims = 48;
+
 // Any plan, element by element: its rows, and the elements of a row as a last dimension.
 struct Strided {
   int64_t count;
   int rank, operands, sample_dim, channel_dim;
-  Divider size[kMaxRank + 1];
-  int64_t stride[kMaxOperands][kMaxRank + 1];
+  Divider size[kMaxDims];
+  int64_t stride[kMaxOperands][kMaxDims];
   Divider channels;  // by which the place in a row repeats its channels; 1 where it does not
 
   Strided(const Plan& plan, int operands, int64_t channels)
@@ -104,6 +108,7 @@ struct Strided {
         sample_dim(plan.sample_dim),
         channel_dim(plan.channel_dim),
         channels(plan.channel == Channel::periodic ? channels : 1) {
+    if (rank > kMaxDims) throw std::runtime_error("roli_fast: more than 2^48 elements");
     for (int d = 0; d <= plan.rank; ++d) {
       const bool row = d == plan.rank;
       size[d] = Divider(row ? plan.length : plan.size[d]);

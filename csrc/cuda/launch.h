@@ -30,15 +30,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) kernel(const __grid_constan
   body(blockIdx.x, static_cast<int>(threadIdx.x));
 }
 
+inline void check_launch() {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error));
+}
+
 // Runs the body on at least so many threads, in the stream.
 template <class Body>
 void launch(const Body& body, int64_t threads, Stream stream) {
   static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
   const auto blocks = static_cast<unsigned int>(blocks_for(threads));
   kernel<Body><<<blocks, kThreads, 0, stream>>>(body);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error));
+  check_launch();
 }
 
 #else

@@ -1,6 +1,7 @@
 // The Linf family and the model's input.
 #include "../common/linf.h"
 #include "../common/philox.h"
+#include "arguments.h"
 #include "index.h"
 #include "kernels.h"
 #include "launch.h"
@@ -20,74 +21,38 @@ int64_t threads_for(int64_t elements) {
   return (elements + per_thread - 1) / per_thread;
 }
 
-// A step size or eps.
-template <class T>
-struct Size {
-  T number;
-  const T* data;
-  int64_t stride;
-
-  explicit Size(const Parameter& p)
-      : number(static_cast<T>(p.value)), data(static_cast<const T*>(p.data)), stride(p.stride) {}
-
-  ROLI_FN T operator()(int64_t sample) const {
-    return data == nullptr ? number : valid_size(data[sample * stride]);
-  }
-};
-
-template <class T>
-struct Normalizer {
-  const T *mean, *std;
-  int64_t mean_stride, std_stride;
-
-  explicit Normalizer(const Normalization& by)
-      : mean(static_cast<const T*>(by.mean)),
-        std(static_cast<const T*>(by.std)),
-        mean_stride(by.mean_stride),
-        std_stride(by.std_stride) {}
-
-  ROLI_FN T operator()(T a, int64_t channel) const {
-    if (mean == nullptr) return a;
-    return normalize(a, mean[channel * mean_stride], std[channel * std_stride]);
-  }
-
-  // The pack at a place of dense memory.
-  ROLI_FN void operator()(Pack<T>& a, const Coordinate& coordinate, int64_t place) const {
-    if (mean == nullptr) return;
-    int64_t channel = 0;
-    ROLI_UNROLL
-    for (int k = 0; k < kPack; ++k) {
-      if (k == 0 || !coordinate.steady) channel = coordinate(place + k);
-      a.at[k] = (*this)(a.at[k], channel);
-    }
-  }
-};
-
 // What a step does to one element; without a gradient it is a projection.
 template <class T>
 struct StepRule {
-  Size<T> step_size, eps;
+  Size<T> step_size, eps, momentum;
   T lo, hi;
-  const bool* active;
-  int64_t active_stride;
+  Mask active;
   bool per_sample, has_grad;
   Normalizer<T> normalizer;
 
   explicit StepRule(const LinfStep& op)
       : step_size(op.step_size),
         eps(op.eps),
+        momentum(op.momentum),
         lo(static_cast<T>(op.box.lo)),
         hi(static_cast<T>(op.box.hi)),
         active(op.active),
-        active_stride(op.active_stride),
         per_sample(op.per_sample()),
-        has_grad(op.grad.data != nullptr),
+        has_grad(op.has_grad()),
         normalizer(op.normalization) {}
 
   ROLI_FN T operator()(T a, T g, T c, int64_t sample) const {
-    if (active != nullptr && !active[sample * active_stride]) return a;
+    if (!has(active, sample)) return a;
     const T e = eps(sample);
     return has_grad ? linf_step(a, g, c, step_size(sample), e, lo, hi) : linf_project(a, c, e, lo, hi);
+  }
+
+  // APGD's: p, the previous a, becomes a.
+  ROLI_FN T operator()(T a, T& p, T g, T c, int64_t sample) const {
+    if (!has(active, sample)) return a;
+    const T x = linf_apgd_step(a, p, g, c, step_size(sample), eps(sample), momentum(sample), lo, hi);
+    p = a;
+    return x;
   }
 };
 
@@ -134,15 +99,23 @@ struct OneByOne {
 // T: of the state. Grad, Clean, Out: storage types; Grad and Out are None where there is no such operand.
 struct None {};
 
-template <class T, class Grad, class Clean, class Out>
+// Previous is T in APGD's step and None in the others.
+template <class T, class Grad, class Clean, class Out, class Previous>
 struct DenseStep {
-  static constexpr bool kGrad = !std::is_same_v<Grad, None>, kOut = !std::is_same_v<Out, None>;
+  static constexpr bool kGrad = !std::is_same_v<Grad, None>, kOut = !std::is_same_v<Out, None>,
+                        kPrevious = !std::is_same_v<Previous, None>;
   Dense dense;
-  Memory adv, grad, clean, out;
+  Memory adv, grad, clean, out, previous;
   StepRule<T> rule;
 
   DenseStep(const LinfStep& op, const Dense& dense)
-      : dense(dense), adv(op.adv), grad(op.grad), clean(op.clean), out(op.out), rule(op) {}
+      : dense(dense),
+        adv(op.adv),
+        grad(op.grad),
+        clean(op.clean),
+        out(op.out),
+        previous(op.previous),
+        rule(op) {}
 
   ROLI_FN bool writes_out() const { return kOut && out.data != nullptr; }
 
@@ -150,6 +123,7 @@ struct DenseStep {
     Pack<T> a;
     Raw<T, Clean> c;
     Raw<T, std::conditional_t<kGrad, Grad, Any>> g;
+    Pack<T> p;
   };
 
   ROLI_FN Read read(int64_t place) const {
@@ -158,6 +132,7 @@ struct DenseStep {
     pack.c = fetch<AsValue, T, Clean>(clean, place);
     if constexpr (kGrad)
       if (rule.has_grad) pack.g = fetch<AsDirection, T, Grad>(grad, place);
+    if constexpr (kPrevious) pack.p = fetch<AsValue, T, T>(previous, place);
     return pack;
   }
 
@@ -168,9 +143,14 @@ struct DenseStep {
       if (rule.per_sample && (k == 0 || !dense.sample.steady)) sample = dense.sample(place + k);
       T direction{};
       if constexpr (kGrad) direction = meant<AsDirection, T, Grad>(pack.g, k);
-      pack.a.at[k] = rule(pack.a.at[k], direction, meant<AsValue, T, Clean>(pack.c, k), sample);
+      const T c = meant<AsValue, T, Clean>(pack.c, k);
+      if constexpr (kPrevious)
+        pack.a.at[k] = rule(pack.a.at[k], pack.p.at[k], direction, c, sample);
+      else
+        pack.a.at[k] = rule(pack.a.at[k], direction, c, sample);
     }
     put<T>(adv, place, pack.a);
+    if constexpr (kPrevious) put<T>(previous, place, pack.p);
     if constexpr (kOut) {
       if (!writes_out()) return;
       rule.normalizer(pack.a, dense.channel, place);
@@ -182,7 +162,15 @@ struct DenseStep {
     T a = fetch_one<AsValue, T, T>(adv, i), direction{};
     if constexpr (kGrad)
       if (rule.has_grad) direction = fetch_one<AsDirection, T, Grad>(grad, i);
-    a = rule(a, direction, fetch_one<AsValue, T, Clean>(clean, i), rule.per_sample ? dense.sample(i) : 0);
+    const T c = fetch_one<AsValue, T, Clean>(clean, i);
+    const int64_t sample = rule.per_sample ? dense.sample(i) : 0;
+    if constexpr (kPrevious) {
+      T p = fetch_one<AsValue, T, T>(previous, i);
+      a = rule(a, p, direction, c, sample);
+      put_one<T>(previous, i, p);
+    } else {
+      a = rule(a, direction, c, sample);
+    }
     put_one<T>(adv, i, a);
     if constexpr (kOut)
       if (writes_out()) put_one<Out>(out, i, rule.normalizer(a, dense.channel(i)));
@@ -193,7 +181,7 @@ struct DenseStep {
 template <class T>
 struct StridedStep {
   Strided strided;
-  Memory adv, grad, clean, out;
+  Memory adv, grad, clean, out, previous;
   StepRule<T> rule;
 
   explicit StridedStep(const LinfStep& op)
@@ -202,26 +190,34 @@ struct StridedStep {
         grad(op.grad),
         clean(op.clean),
         out(op.out),
+        previous(op.previous),
         rule(op) {}
 
   ROLI_FN void operator()(int64_t block, int thread) const {
-    enum { kAdv, kClean, kGrad, kOut };
     const int64_t index = block * kThreads + thread;
     if (index >= strided.count) return;
     const Place place = strided(index);
     const int64_t* at = place.offset;
-    T a = fetch_one<AsValue, T, T>(adv, at[kAdv]);
-    const T c = fetch_one<AsValue, T, Any>(clean, at[kClean]);
-    const T g = rule.has_grad ? fetch_one<AsDirection, T, Any>(grad, at[kGrad]) : T(0);
-    a = rule(a, g, c, place.sample);
-    put_one<T>(adv, at[kAdv], a);
+    T a = fetch_one<AsValue, T, T>(adv, at[Step::kAdv]);
+    const T c = fetch_one<AsValue, T, Any>(clean, at[Step::kClean]);
+    const T g = rule.has_grad ? fetch_one<AsDirection, T, Any>(grad, at[Step::kGrad]) : T(0);
+    const bool apgd = previous.data != nullptr;
+    if (apgd) {
+      T p = fetch_one<AsValue, T, T>(previous, at[Step::kPrevious]);
+      a = rule(a, p, g, c, place.sample);
+      put_one<T>(previous, at[Step::kPrevious], p);
+    } else {
+      a = rule(a, g, c, place.sample);
+    }
+    put_one<T>(adv, at[Step::kAdv], a);
     if (out.data == nullptr) return;
-    put_one<Any>(out, at[kOut], rule.normalizer(a, place.channel));
+    // Not by index: offsets stay in registers.
+    put_one<Any>(out, apgd ? at[4] : at[3], rule.normalizer(a, place.channel));
   }
 };
 
 template <class T, class Clean>
-struct Start {
+struct StartBody {
   Memory start, clean;
   Size<T> eps;
   T lo, hi;
@@ -230,7 +226,7 @@ struct Start {
   int64_t samples, elements;  // of a sample
   Divider blocks;             // of four elements, in a sample
 
-  Start(const LinfStart& op, Shape shape, int64_t count)
+  StartBody(const LinfStart& op, Shape shape, int64_t count)
       : start(op.start),
         clean(op.clean),
         eps(op.eps),
@@ -264,8 +260,8 @@ struct Start {
 // A thread draws for four elements and moves them at once: in row-major memory, samples of a multiple of
 // four.
 template <class T, class Clean>
-struct DenseStart : Start<T, Clean> {
-  using Start<T, Clean>::Start;
+struct DenseStart : StartBody<T, Clean> {
+  using StartBody<T, Clean>::StartBody;
 
   ROLI_FN void operator()(int64_t block, int thread) const {
     int64_t sample, begin;
@@ -282,11 +278,11 @@ struct DenseStart : Start<T, Clean> {
 };
 
 template <class T>
-struct StridedStart : Start<T, Any> {
+struct StridedStart : StartBody<T, Any> {
   Strided strided;
 
   StridedStart(const LinfStart& op, Shape shape)
-      : Start<T, Any>(op, shape, op.plan.rows * op.plan.length), strided(op.plan, 2, 1) {}
+      : StartBody<T, Any>(op, shape, op.plan.elements()), strided(op.plan, 2, 1) {}
 
   ROLI_FN void operator()(int64_t block, int thread) const {
     enum { kStart, kClean };
@@ -353,8 +349,27 @@ struct StridedPrepare {
 
 template <class T, class Grad, class Clean, class Out>
 void run_dense(const LinfStep& op, const Dense& dense, Stream stream) {
-  using Body = DenseStep<T, Grad, Clean, Out>;
+  using Body = DenseStep<T, Grad, Clean, Out, None>;
   launch(Packed<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
+}
+
+// APGD's step, whose images and state are of one type; gradients come as they do.
+template <class T, class Grad, class Clean>
+void run_dense_apgd(const LinfStep& op, const Dense& dense, Stream stream) {
+  if (op.has_out()) {
+    using Body = DenseStep<T, Any, Any, Any, T>;
+    return launch(Packed<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
+  }
+  using Body = DenseStep<T, Grad, Clean, None, T>;
+  launch(Packed<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
+}
+
+void run_apgd(const LinfStep& op, const Dense& dense, Stream stream) {
+  if (op.adv.dtype == DType::f64) return run_dense_apgd<double, Any, Any>(op, dense, stream);
+  if (op.clean.dtype != DType::f32) return run_dense_apgd<float, Any, Any>(op, dense, stream);
+  if (op.grad.dtype == DType::f32) return run_dense_apgd<float, float, float>(op, dense, stream);
+  if (op.grad.dtype == DType::bf16) return run_dense_apgd<float, bfloat16, float>(op, dense, stream);
+  run_dense_apgd<float, Any, Any>(op, dense, stream);
 }
 
 template <class Grad, class Clean>
@@ -389,7 +404,11 @@ void run_by_grad(const LinfStep& op, const Dense& dense, Stream stream) {
 
 template <class T>
 void run_one_by_one(const LinfStep& op, const Dense& dense, Stream stream) {
-  using Body = DenseStep<T, Any, Any, Any>;
+  if (op.has_previous()) {
+    using Body = DenseStep<T, Any, Any, Any, T>;
+    return launch(OneByOne<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
+  }
+  using Body = DenseStep<T, Any, Any, Any, None>;
   launch(OneByOne<T, Body>{Body(op, dense)}, threads_for<T>(dense.count), stream);
 }
 
@@ -424,23 +443,26 @@ bool starts_packed(const LinfStart& op, Shape shape, const Dense& dense) {
 
 }  // namespace
 
-void run(LinfStep& op, Shape shape, Stream stream) {
+void run(LinfStep& op, Shape shape, const Context& context) {
+  const Stream stream = context.stream;
   const bool wide = op.adv.dtype == DType::f64;
   Dense dense;
   if (make_dense(dense, shape, op.operands())) {
     if (!packable(op.operands()))
       return wide ? run_one_by_one<double>(op, dense, stream) : run_one_by_one<float>(op, dense, stream);
+    if (op.has_previous()) return run_apgd(op, dense, stream);
     if (wide) return run_dense<double, Any, Any, Any>(op, dense, stream);
     if (op.clean.dtype == DType::f32) return run_by_grad<float>(op, dense, stream);
     if (op.clean.dtype == DType::u8) return run_by_grad<uint8_t>(op, dense, stream);
     return run_dense<float, Any, Any, Any>(op, dense, stream);
   }
   make_plan(op.plan, shape, op.operands(), op.options());
-  const int64_t count = op.plan.rows * op.plan.length;
+  const int64_t count = op.plan.elements();
   wide ? launch(StridedStep<double>(op), count, stream) : launch(StridedStep<float>(op), count, stream);
 }
 
-void run(LinfStart& op, Shape shape, Stream stream) {
+void run(LinfStart& op, Shape shape, const Context& context) {
+  const Stream stream = context.stream;
   const bool wide = op.start.dtype == DType::f64;
   Dense dense;
   if (make_dense(dense, shape, op.operands()) && starts_packed(op, shape, dense)) {
@@ -454,7 +476,8 @@ void run(LinfStart& op, Shape shape, Stream stream) {
   wide ? strided(StridedStart<double>(op, shape)) : strided(StridedStart<float>(op, shape));
 }
 
-void run(Prepare& op, Shape shape, Stream stream) {
+void run(Prepare& op, Shape shape, const Context& context) {
+  const Stream stream = context.stream;
   const bool wide = op.adv.dtype == DType::f64;
   Dense dense;
   if (make_dense(dense, shape, op.operands())) {
@@ -473,7 +496,7 @@ void run(Prepare& op, Shape shape, Stream stream) {
     }
   }
   make_plan(op.plan, shape, op.operands(), op.options());
-  const int64_t count = op.plan.rows * op.plan.length;
+  const int64_t count = op.plan.elements();
   wide ? launch(StridedPrepare<double>(op), count, stream) : launch(StridedPrepare<float>(op), count, stream);
 }
 

@@ -1,6 +1,9 @@
 // The CUDA kernels as plain C++: the very bodies and launchers of csrc/cuda, whose threads run one after
 // the other, in the place of the CPU kernels. test_emulated.py builds it.
-#include "cuda/linf.cu"
+#include <memory>
+#include <vector>
+
+#include "cuda/kernels.h"
 #include "torch_ops.h"
 
 namespace roli {
@@ -8,7 +11,9 @@ namespace roli {
 struct Emulated {
   template <class Op>
   static void run(Op& op, const Call& call) {
-    cuda::run(op, call.shape(), nullptr);
+    std::vector<std::unique_ptr<char[]>> memory;
+    const auto allocate = [&](int64_t bytes) { return memory.emplace_back(new char[bytes]).get(); };
+    cuda::run(op, call.shape(), {nullptr, allocate});
   }
 };
 

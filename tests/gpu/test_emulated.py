@@ -35,6 +35,7 @@ def package(tmp_path_factory):
         *(f"-I{ROOT / 'csrc'}", "-isystem", f"{torch_root / 'include'}"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         str(ROOT / "tests" / "gpu" / "emulated.cpp"),
+        *("-x", "c++", *map(str, sorted((ROOT / "csrc" / "cuda").glob("*.cu")))),
         *("-o", str(folder / "roli_fast" / "lib" / "libroli_fast_cpu.so")),
         *(f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"),
     ]

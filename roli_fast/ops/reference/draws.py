@@ -122,7 +122,8 @@ def laplace(seed: Tensor, index: Tensor, count: int) -> Tensor:
     return _elements(torch.where((words & 1) == 1, -size, size), count)
 
 
-def radius(seed: Tensor, index: Tensor) -> Tensor:
-    """One uniform draw in (0, 1] per sample, from a block that no element has: (N,), float64."""
+def root(seed: Tensor, index: Tensor, n: int) -> Tensor:
+    """The n-th root of one uniform draw in (0, 1] per sample, from a block that no element has: (N,), float64."""
     last = torch.full((1,), -1, device=seed.device)
-    return _unit(_blocks(seed, index, last)[:, 0, 0]).double()
+    log = log_unit(_unit(_blocks(seed, index, last)[:, 0, 0]))
+    return (log.double() / max(1, n)).exp()

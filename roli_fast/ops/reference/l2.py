@@ -8,7 +8,7 @@ from torch import Tensor
 from ..checks import state_dtype
 from . import draws
 from .direction import direction_of
-from .shared import clamp_to_box, nan_where, pixels, size, sums, write, write_input
+from .shared import clamp_to_box, nan_where, over_batch, pixels, size, sums, write, write_input
 
 
 def offset(adv: Tensor, clean: Tensor) -> Tensor:
@@ -152,8 +152,7 @@ def scaled_start(
     start = torch.empty_like(clean, dtype=state_dtype(clean))
     eps = size(eps, clean, start.dtype)
     clean = pixels(clean, start.dtype)
-    radius = (draws.radius(seed, index).log() / max(1, math.prod(clean.shape[1:]))).exp()
-    radius = radius.reshape(-1, *[1] * (clean.dim() - 1)) * eps.double()
+    radius = over_batch(draws.root(seed, index, math.prod(clean.shape[1:])), clean) * eps.double()
     z = z.to(start.dtype)
     weight = torch.where(norm > 0, radius / torch.where(norm > 0, norm, 1.0), 0.0).to(start.dtype)
     x = clean + torch.where(z == 0, z, z * weight)

@@ -1,0 +1,62 @@
+// Arguments of ops as a body holds them.
+#pragma once
+
+#include "../common/linf.h"
+#include "../common/ops.h"
+#include "index.h"
+#include "pack.h"
+
+namespace roli::cuda {
+
+// A step size or eps.
+template <class T>
+struct Size {
+  T number;
+  const T* data;
+  int64_t stride;
+
+  explicit Size(const Parameter& p)
+      : number(static_cast<T>(p.value)), data(static_cast<const T*>(p.data)), stride(p.stride) {}
+
+  ROLI_FN T operator()(int64_t sample) const {
+    return data == nullptr ? number : valid_size(data[sample * stride]);
+  }
+};
+
+template <class T>
+struct Normalizer {
+  const T *mean, *std;
+  int64_t mean_stride, std_stride;
+
+  explicit Normalizer(const Normalization& by)
+      : mean(static_cast<const T*>(by.mean)),
+        std(static_cast<const T*>(by.std)),
+        mean_stride(by.mean_stride),
+        std_stride(by.std_stride) {}
+
+  ROLI_FN T operator()(T a, int64_t channel) const {
+    if (mean == nullptr) return a;
+    return normalize(a, mean[channel * mean_stride], std[channel * std_stride]);
+  }
+
+  // 1 where there is no normalisation.
+  ROLI_FN T std_of(int64_t channel) const { return mean == nullptr ? T(1) : std[channel * std_stride]; }
+
+  // The pack at a place of dense memory.
+  ROLI_FN void operator()(Pack<T>& a, const Coordinate& coordinate, int64_t place) const {
+    if (mean == nullptr) return;
+    int64_t channel = 0;
+    ROLI_UNROLL
+    for (int k = 0; k < kPack; ++k) {
+      if (k == 0 || !coordinate.steady) channel = coordinate(place + k);
+      a.at[k] = (*this)(a.at[k], channel);
+    }
+  }
+};
+
+// A (N,) mask.
+ROLI_FN bool has(const Mask& mask, int64_t sample) {
+  return mask.data == nullptr || mask.data[sample * mask.stride];
+}
+
+}  // namespace roli::cuda
