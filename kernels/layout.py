@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -41,39 +42,42 @@ def in_layout_of(like: Tensor, tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def updated(tensor: Tensor) -> Iterator[Tensor]:
-    """Dense memory to read and write in place of the tensor."""
-    if is_dense(tensor):
-        yield tensor
-        _notify_autograd(tensor)
-    else:
-        dense = tensor.contiguous()
-        yield dense
+def _in_place_of(tensor: Tensor, dense: Tensor) -> Iterator[Tensor]:
+    """dense, to be written; the tensor then has what was written, and autograd knows."""
+    yield dense
+    if dense is not tensor:
         tensor.copy_(dense)
-
-
-@contextlib.contextmanager
-def written(tensor: Tensor | None, like: Tensor) -> Iterator[Tensor | None]:
-    """Memory in the layout of like to write in place of the tensor."""
-    if tensor is None:
-        yield None
-    elif same_layout(like, tensor):
-        yield tensor
-        _notify_autograd(tensor)
-    else:
-        dense = torch.empty_like(like, dtype=tensor.dtype)
-        yield dense
-        tensor.copy_(dense)
-
-
-def _notify_autograd(tensor: Tensor) -> None:
-    """A kernel on raw pointers leaves the version counter alone."""
-    if not tensor.is_inference():
+    elif not tensor.is_inference():  # a kernel on raw pointers leaves the version counter alone
         torch.autograd.graph.increment_version(tensor)
+
+
+def updated(tensor: Tensor) -> AbstractContextManager[Tensor]:
+    """Dense memory to read and write in place of the tensor."""
+    return _in_place_of(tensor, tensor if is_dense(tensor) else tensor.contiguous())
+
+
+def updated_in_layout_of(like: Tensor, tensor: Tensor | None) -> AbstractContextManager[Tensor | None]:
+    """Memory in the layout of like to read and write in place of the tensor, if there is one."""
+    if tensor is None:
+        return contextlib.nullcontext()
+    return _in_place_of(tensor, in_layout_of(like, tensor))
+
+
+def written(tensor: Tensor | None, like: Tensor) -> AbstractContextManager[Tensor | None]:
+    """Memory in the layout of like to write in place of the tensor, if there is one."""
+    if tensor is None:
+        return contextlib.nullcontext()
+    fits = same_layout(like, tensor)
+    return _in_place_of(tensor, tensor if fits else torch.empty_like(like, dtype=tensor.dtype))
 
 
 def stride_of(vector: Tensor | None) -> int:
     return vector.stride(0) if vector is not None and vector.dim() else 0
+
+
+def sized(value: float | Tensor) -> tuple[float, Tensor | None, int]:
+    """A size as a kernel takes it: (number, tensor, stride)."""
+    return (0.0, value, stride_of(value)) if isinstance(value, Tensor) else (value, None, 0)
 
 
 def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:

@@ -60,7 +60,8 @@ class Kernel:
         if not self.form or "Any" in self.form.values():
             return None
         once = sum(BYTES[dtype] for dtype in self.form.values())
-        return once + BYTES[self.form["adv"]] if self.name.startswith(("step", "project")) else once
+        updated = {"step": ("adv",), "project": ("adv",), "apgd_step": ("adv", "previous")}
+        return once + sum(BYTES[self.form[operand]] for operand in updated.get(self.name.split(",")[0], ()))
 
     @property
     def microseconds(self) -> float | None:
@@ -198,6 +199,11 @@ def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     yield "step", {"adv": "float64", "grad": "float64", "clean": "float64"}
     yield "step", {"adv": "float64", "grad": "float32", "clean": "uint8", "out": "bfloat16"}
     yield "project", {"adv": "float32", "clean": "float32"}
+    yield "apgd_step", {"adv": "float32", "previous": "float32", "grad": "float32", "clean": "float32"}
+    yield (
+        "apgd_step",
+        {"adv": "float64", "previous": "float64", "grad": "bfloat16", "clean": "uint8", "out": "bfloat16"},
+    )
     yield "start", {"start": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "uint8"}
     yield "prepare", {"adv": "float32", "out": "float32"}
@@ -216,7 +222,9 @@ class Variant:
 
 PLAIN = Variant()
 VARIANTS = (
-    Variant("sizes and mask per sample", ("step_sizes", "epsilons", "active"), {"PER_SAMPLE": True}),
+    Variant(
+        "sizes and mask per sample", ("step_sizes", "epsilons", "momenta", "active"), {"PER_SAMPLE": True}
+    ),
     Variant("index, eps per sample, odd samples", ("epsilons", "index"), {"WHOLE": False}),
     Variant("beyond 32 bits", (), {"WIDE": True}),
 )
@@ -258,7 +266,7 @@ def _triton_source(name: str, form: dict[str, str], variant: Variant) -> Any:
     if "out" in form:
         pointers |= {"mean": state, "std": state}
     pointers |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}
-    numbers = dict.fromkeys(("step_size", "eps", "lo", "hi"), "fp64")
+    numbers = dict.fromkeys(("step_size", "eps", "momentum", "lo", "hi"), "fp64")
     counts = ("count", "samples", "channels", "elements")
     integers = [a for a in kernel.arg_names if a.endswith("stride") or a in counts]
     types = dict.fromkeys(integers, "i32") | numbers | pointers
