@@ -64,7 +64,7 @@ def direction_of(
     big, small = ~(tried[0] <= _CLEAR), tried[0] < 1 / _CLEAR
     exponent = torch.where(big, _SCALES[1], torch.where(small, _SCALES[2], _SCALES[0]))
     norm = torch.where(big, tried[1], torch.where(small, tried[2], tried[0])) ** (1 / power)
-    scaled = exact * 2.0**exponent
+    scaled = exact * 2.0 ** exponent.double()
     along = sums(scaled * d) / torch.where(norm > 0, norm, 1.0) if d is not None else torch.zeros_like(norm)
 
     # The norm times 2^shift lies in [0.5, 1), as far as numbers allow.
