@@ -108,7 +108,8 @@ def normal(seed: Tensor, index: Tensor, count: int) -> Tensor:
     words = _words(seed, index, count)
     pairs = []
     for first, second in ((words[..., 0], words[..., 1]), (words[..., 2], words[..., 3])):
-        radius = (log_unit(_unit(first)) * -2.0).sqrt()
+        # By float64, and so correctly rounded: torch's own root of float32 is not, on some CPUs.
+        radius = (log_unit(_unit(first)) * -2.0).double().sqrt().to(torch.float32)
         cos, sin = _cos_and_sin(second)
         pairs += [radius * cos, radius * sin]
     return _elements(torch.stack(pairs, -1), count)

@@ -56,10 +56,16 @@ def _threshold(v: Tensor, u: Tensor, eps: Tensor) -> Tensor:
     left, right = (kinks.gather(1, x[:, None])[:, 0] for x in (low, high))
     f_left, f_right = total(left), total(right)
     falls = f_left > f_right
-    t = left + torch.where(falls, (f_left - eps) / torch.where(falls, f_left - f_right, 1.0), 0.0) * (
-        right - left
-    )
+    share = torch.where(falls, (f_left - eps) / torch.where(falls, f_left - f_right, 1.0), 0.0)
+    t = left + share * (right - left)
+    # Infinite points have kinks that float64 cannot tell apart.
+    t = torch.where(total(t) > eps * (1 + 2.0**-40), right, t)
     return torch.where(total(zero[:, 0]) > eps, t, 0.0)
+
+
+def _largest(state: torch.dtype) -> float:
+    """Of a distance, so that sums of them stay finite."""
+    return torch.finfo(state).max if state == torch.float32 else 2.0**1000
 
 
 def _projected(x: Tensor, adv: Tensor, clean: Tensor, eps: Tensor, lo: float, hi: float) -> Tensor:
@@ -67,8 +73,7 @@ def _projected(x: Tensor, adv: Tensor, clean: Tensor, eps: Tensor, lo: float, hi
     box: l1-APGD for sparse adversarial attacks on image classifiers, ICML 2021, proposition 2.1)."""
     state = x.dtype
     d = x - clean
-    largest = torch.finfo(state).max if state == torch.float32 else 2.0**1000
-    v = torch.where(d.isnan(), torch.zeros_like(d), d.abs()).clamp(max=largest)
+    v = torch.where(d.isnan(), torch.zeros_like(d), d.abs()).clamp(max=_largest(state))
     u = torch.where(d > 0, number(hi, state) - clean, clean - number(lo, state))
     u = torch.where(u > 0, u, torch.zeros_like(u))
     shape = (len(x), math.prod(x.shape[1:]))
@@ -106,7 +111,7 @@ def l1_step_(
     length = step_size.double() / torch.where(count > 0, count, 1.0)
     # An infinite step is one so far that nothing but what moves is left in the ball.
     d = (adv - clean).nan_to_num(nan=0.0)
-    farthest = d.abs().double().reshape(len(adv), math.prod(adv.shape[1:]))
+    farthest = d.abs().clamp(max=_largest(state)).double().reshape(len(adv), math.prod(adv.shape[1:]))
     farthest = farthest.amax(1) if farthest.shape[1] else farthest.sum(1)
     far = 2 * (eps.double() + over_batch(farthest, adv))
     length = torch.where(length.isinf(), far, length).to(state)

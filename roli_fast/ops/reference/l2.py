@@ -46,7 +46,7 @@ def _moved(
     eps = eps.double()
     if grad is None:
         factor = _into_ball(sums(d.double() ** 2).sqrt(), eps, adv.dtype)
-        step: Tensor | float = 0.0
+        step = torch.zeros_like(adv)
     else:
         towards = direction_of(grad, std, adv.dtype, d.double())
         s = torch.where(towards.norm > 0, step_size.double(), 0.0)
@@ -57,7 +57,7 @@ def _moved(
         factor_exact = torch.where(distance > eps, eps / distance, 1.0)
         length = torch.where(far, eps, torch.where(factor == 1, s, factor_exact * s_finite))
         step = towards.times(length)
-    inside = adv + step
+    inside = torch.where(step == 0, adv, adv + step)  # without a step, -0.0 stays
     outside = clean + (factor.to(adv.dtype) * d + step)
     x = torch.where(factor == 1, inside, outside)
     x = torch.where(x.isnan(), clean, x)
