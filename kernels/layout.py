@@ -1,4 +1,8 @@
-"""How tensors of any strides reach kernels that walk over dense memory: what lies otherwise is copied."""
+"""How tensors of any strides reach kernels that walk over dense memory: what lies otherwise is copied.
+
+Where a sample's sums decide, samples have to follow each other in memory, and a program works on part of one.
+How a sample is cut depends on its own size alone: the rest of the batch does not change its bits.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,6 +17,9 @@ from torch import Tensor
 # interpreter spends its time on operations, however many elements each has.
 BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
 
+
+# Into so many parts a sample is cut at most. Every program that needs a sum of the sample adds up theirs.
+PARTS = 128
 
 # So many elements have places that 32 bits cannot hold, those of the last program's tail included.
 WIDE_FROM = 2**31 - BLOCK
@@ -31,6 +38,12 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def is_dense_by_sample(tensor: Tensor) -> bool:
+    """Whether it is dense, with one sample after the other."""
+    samples = len(tensor)
+    return is_dense(tensor) and (samples == 1 or tensor.stride(0) == tensor.numel() // samples)
+
+
 def same_layout(a: Tensor, b: Tensor) -> bool:
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(size == 1 or first == second for size, first, second in strides)
@@ -47,13 +60,24 @@ def _in_place_of(tensor: Tensor, dense: Tensor) -> Iterator[Tensor]:
     yield dense
     if dense is not tensor:
         tensor.copy_(dense)
-    elif not tensor.is_inference():  # a kernel on raw pointers leaves the version counter alone
+    else:
+        notify_autograd(tensor)
+
+
+def notify_autograd(tensor: Tensor) -> None:
+    """A kernel on raw pointers leaves the version counter alone."""
+    if not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)
 
 
 def updated(tensor: Tensor) -> AbstractContextManager[Tensor]:
     """Dense memory to read and write in place of the tensor."""
     return _in_place_of(tensor, tensor if is_dense(tensor) else tensor.contiguous())
+
+
+def updated_by_sample(tensor: Tensor) -> AbstractContextManager[Tensor]:
+    """Dense memory, one sample after the other, to read and write in place of the tensor."""
+    return _in_place_of(tensor, tensor if is_dense_by_sample(tensor) else tensor.contiguous())
 
 
 def updated_in_layout_of(like: Tensor, tensor: Tensor | None) -> AbstractContextManager[Tensor | None]:
@@ -89,8 +113,27 @@ def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:
 
 def launch(kernel: Any, like: Tensor, count: int, *arguments: Any, **constants: Any) -> None:
     """Runs the kernel over count elements on like's device, in its current stream."""
+    _launch(kernel, like, -(-count // BLOCK), *arguments, **constants, WIDE=count >= WIDE_FROM)
+
+
+def launch_by_sample(kernel: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Runs the kernel over the parts of the samples of like, which are not empty. Its first arguments are a
+    sample's elements, its parts, and how many blocks a part has."""
+    elements = like.numel() // len(like)
+    parts, blocks = cut(elements)
+    whole, wide = elements % 16 == 0, elements >= WIDE_FROM
+    arguments = (elements, parts, blocks, *arguments)
+    _launch(kernel, like, len(like) * parts, *arguments, **constants, WHOLE=whole, WIDE=wide)
+
+
+def cut(elements: int) -> tuple[int, int]:
+    """The parts of a sample, and how many blocks a part has."""
+    blocks = -(-elements // BLOCK)
+    per_part = -(-blocks // PARTS)
+    return -(-blocks // per_part), per_part
+
+
+def _launch(kernel: Any, like: Tensor, programs: int, *arguments: Any, **constants: Any) -> None:
     device = torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
     with device:
-        kernel[(-(-count // BLOCK),)](
-            *arguments, **constants, WIDE=count >= WIDE_FROM, BLOCK=BLOCK, **OPTIONS
-        )
+        kernel[(programs,)](*arguments, **constants, BLOCK=BLOCK, **OPTIONS)
