@@ -123,7 +123,7 @@ def first_of(n, elements, WHOLE: tl.constexpr):
 def block_of(number, elements, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """The places of a block within a sample, and which of them there are."""
     if WIDE:
-        number = number.to(tl.int64)
+        number = tl.cast(number, tl.int64)  # an int in the interpreter
     place = number * BLOCK + tl.arange(0, BLOCK)
     mask = place < elements
     if WHOLE:

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .direction import direction, offset, take_sums, times, total, unit, weight
+from .draws import random_start
 from .elements import block_of, clamp, first_of, image, is_active, rounded, sample_and_part, size, widened
 from .layout import (
     PARTS,
@@ -282,3 +283,15 @@ def l2_apgd_step_(
 
 def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
     _run(adv, None, None, clean, 0.0, eps, 1.0, lo, hi)
+
+
+def l2_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
+    return random_start(clean, eps, seed, lo, hi, index, laplace=False)

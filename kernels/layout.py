@@ -18,11 +18,15 @@ from torch import Tensor
 BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
 
 
+# The same for a program that has a sample for itself, with more warps.
+LARGE_BLOCK = BLOCK if triton.knobs.runtime.interpret else 4 * BLOCK
+LARGE_WARPS = 16
+
 # Into so many parts a sample is cut at most. Every program that needs a sum of the sample adds up theirs.
 PARTS = 128
 
 # So many elements have places that 32 bits cannot hold, those of the last program's tail included.
-WIDE_FROM = 2**31 - BLOCK
+WIDE_FROM = 2**31 - LARGE_BLOCK
 
 # No contraction to fma: the bits are those of the other backends.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -126,6 +130,14 @@ def launch_by_sample(kernel: Any, like: Tensor, *arguments: Any, **constants: An
     _launch(kernel, like, len(like) * parts, *arguments, **constants, WHOLE=whole, WIDE=wide)
 
 
+def launch_sample_each(kernel: Any, like: Tensor, *arguments: Any) -> None:
+    """Runs a program for each sample of like, which are not empty. Its first argument are their elements."""
+    elements = like.numel() // len(like)
+    whole, wide = elements % 16 == 0, elements >= WIDE_FROM
+    options = {"num_warps": LARGE_WARPS, "BLOCK": LARGE_BLOCK}
+    _launch(kernel, like, len(like), elements, *arguments, **options, WHOLE=whole, WIDE=wide)
+
+
 def cut(elements: int) -> tuple[int, int]:
     """The parts of a sample, and how many blocks a part has."""
     blocks = -(-elements // BLOCK)
@@ -136,4 +148,4 @@ def cut(elements: int) -> tuple[int, int]:
 def _launch(kernel: Any, like: Tensor, programs: int, *arguments: Any, **constants: Any) -> None:
     device = torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
     with device:
-        kernel[(programs,)](*arguments, **constants, BLOCK=BLOCK, **OPTIONS)
+        kernel[(programs,)](*arguments, **({"BLOCK": BLOCK} | OPTIONS | constants))
