@@ -102,3 +102,39 @@ def first_place(WIDE: tl.constexpr, BLOCK: tl.constexpr):
         return tl.program_id(0).to(tl.int64) * BLOCK
     else:
         return tl.program_id(0) * BLOCK
+
+
+@triton.jit
+def sample_and_part(parts):
+    """Of the program, where each sample has so many parts."""
+    return (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
+
+
+@triton.jit
+def first_of(n, elements, WHOLE: tl.constexpr):
+    """The place of a sample; WHOLE: samples are whole sixteens, so that accesses can be vectorised."""
+    if WHOLE:
+        return tl.multiple_of(n * elements, 16)
+    else:
+        return n * elements
+
+
+@triton.jit
+def block_of(number, elements, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """The places of a block within a sample, and which of them there are."""
+    if WIDE:
+        number = tl.cast(number, tl.int64)  # an int in the interpreter
+    place = number * BLOCK + tl.arange(0, BLOCK)
+    mask = place < elements
+    if WHOLE:
+        mask = tl.max_constancy(mask, 16)
+    return place, mask
+
+
+@triton.jit
+def is_active(active, n):
+    """Whether a sample is, by (mask, stride)."""
+    if active[0] is None:
+        return True
+    else:
+        return tl.load(active[0] + n * active[1]) != 0

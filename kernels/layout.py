@@ -1,7 +1,12 @@
-"""How tensors of any strides reach kernels that walk over dense memory: what lies otherwise is copied."""
+"""How tensors of any strides reach kernels that walk over dense memory: what lies otherwise is copied.
+
+Where a sample's sums decide, samples have to follow each other in memory, and a program works on part of one.
+How a sample is cut depends on its own size alone: the rest of the batch does not change its bits.
+"""
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,8 +18,15 @@ from torch import Tensor
 BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
 
 
+# The same for a program that has a sample for itself, with more warps.
+LARGE_BLOCK = BLOCK if triton.knobs.runtime.interpret else 4 * BLOCK
+LARGE_WARPS = 16
+
+# Into so many parts a sample is cut at most. Every program that needs a sum of the sample adds up theirs.
+PARTS = 128
+
 # So many elements have places that 32 bits cannot hold, those of the last program's tail included.
-WIDE_FROM = 2**31 - BLOCK
+WIDE_FROM = 2**31 - LARGE_BLOCK
 
 # No contraction to fma: the bits are those of the other backends.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
@@ -30,6 +42,12 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def is_dense_by_sample(tensor: Tensor) -> bool:
+    """Whether it is dense, with one sample after the other."""
+    samples = len(tensor)
+    return is_dense(tensor) and (samples == 1 or tensor.stride(0) == tensor.numel() // samples)
+
+
 def same_layout(a: Tensor, b: Tensor) -> bool:
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(size == 1 or first == second for size, first, second in strides)
@@ -41,39 +59,53 @@ def in_layout_of(like: Tensor, tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def updated(tensor: Tensor) -> Iterator[Tensor]:
-    """Dense memory to read and write in place of the tensor."""
-    if is_dense(tensor):
-        yield tensor
-        _notify_autograd(tensor)
-    else:
-        dense = tensor.contiguous()
-        yield dense
+def _in_place_of(tensor: Tensor, dense: Tensor) -> Iterator[Tensor]:
+    """dense, to be written; the tensor then has what was written, and autograd knows."""
+    yield dense
+    if dense is not tensor:
         tensor.copy_(dense)
-
-
-@contextlib.contextmanager
-def written(tensor: Tensor | None, like: Tensor) -> Iterator[Tensor | None]:
-    """Memory in the layout of like to write in place of the tensor."""
-    if tensor is None:
-        yield None
-    elif same_layout(like, tensor):
-        yield tensor
-        _notify_autograd(tensor)
     else:
-        dense = torch.empty_like(like, dtype=tensor.dtype)
-        yield dense
-        tensor.copy_(dense)
+        notify_autograd(tensor)
 
 
-def _notify_autograd(tensor: Tensor) -> None:
+def notify_autograd(tensor: Tensor) -> None:
     """A kernel on raw pointers leaves the version counter alone."""
     if not tensor.is_inference():
         torch.autograd.graph.increment_version(tensor)
 
 
+def updated(tensor: Tensor) -> AbstractContextManager[Tensor]:
+    """Dense memory to read and write in place of the tensor."""
+    return _in_place_of(tensor, tensor if is_dense(tensor) else tensor.contiguous())
+
+
+def updated_by_sample(tensor: Tensor) -> AbstractContextManager[Tensor]:
+    """Dense memory, one sample after the other, to read and write in place of the tensor."""
+    return _in_place_of(tensor, tensor if is_dense_by_sample(tensor) else tensor.contiguous())
+
+
+def updated_in_layout_of(like: Tensor, tensor: Tensor | None) -> AbstractContextManager[Tensor | None]:
+    """Memory in the layout of like to read and write in place of the tensor, if there is one."""
+    if tensor is None:
+        return contextlib.nullcontext()
+    return _in_place_of(tensor, in_layout_of(like, tensor))
+
+
+def written(tensor: Tensor | None, like: Tensor) -> AbstractContextManager[Tensor | None]:
+    """Memory in the layout of like to write in place of the tensor, if there is one."""
+    if tensor is None:
+        return contextlib.nullcontext()
+    fits = same_layout(like, tensor)
+    return _in_place_of(tensor, tensor if fits else torch.empty_like(like, dtype=tensor.dtype))
+
+
 def stride_of(vector: Tensor | None) -> int:
     return vector.stride(0) if vector is not None and vector.dim() else 0
+
+
+def sized(value: float | Tensor) -> tuple[float, Tensor | None, int]:
+    """A size as a kernel takes it: (number, tensor, stride)."""
+    return (0.0, value, stride_of(value)) if isinstance(value, Tensor) else (value, None, 0)
 
 
 def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:
@@ -85,8 +117,35 @@ def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:
 
 def launch(kernel: Any, like: Tensor, count: int, *arguments: Any, **constants: Any) -> None:
     """Runs the kernel over count elements on like's device, in its current stream."""
+    _launch(kernel, like, -(-count // BLOCK), *arguments, **constants, WIDE=count >= WIDE_FROM)
+
+
+def launch_by_sample(kernel: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:
+    """Runs the kernel over the parts of the samples of like, which are not empty. Its first arguments are a
+    sample's elements, its parts, and how many blocks a part has."""
+    elements = like.numel() // len(like)
+    parts, blocks = cut(elements)
+    whole, wide = elements % 16 == 0, elements >= WIDE_FROM
+    arguments = (elements, parts, blocks, *arguments)
+    _launch(kernel, like, len(like) * parts, *arguments, **constants, WHOLE=whole, WIDE=wide)
+
+
+def launch_sample_each(kernel: Any, like: Tensor, *arguments: Any) -> None:
+    """Runs a program for each sample of like, which are not empty. Its first argument are their elements."""
+    elements = like.numel() // len(like)
+    whole, wide = elements % 16 == 0, elements >= WIDE_FROM
+    options = {"num_warps": LARGE_WARPS, "BLOCK": LARGE_BLOCK}
+    _launch(kernel, like, len(like), elements, *arguments, **options, WHOLE=whole, WIDE=wide)
+
+
+def cut(elements: int) -> tuple[int, int]:
+    """The parts of a sample, and how many blocks a part has."""
+    blocks = -(-elements // BLOCK)
+    per_part = -(-blocks // PARTS)
+    return -(-blocks // per_part), per_part
+
+
+def _launch(kernel: Any, like: Tensor, programs: int, *arguments: Any, **constants: Any) -> None:
     device = torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
     with device:
-        kernel[(-(-count // BLOCK),)](
-            *arguments, **constants, WIDE=count >= WIDE_FROM, BLOCK=BLOCK, **OPTIONS
-        )
+        kernel[(programs,)](*arguments, **({"BLOCK": BLOCK} | OPTIONS | constants))

@@ -1,4 +1,6 @@
-"""The Linf family. a: adversarial, c: clean, g: gradient, s: step size, e: eps."""
+"""The Linf family. a: adversarial, p: previous, c: clean, g: gradient, s: step size, e: eps, m: momentum."""
+
+import itertools
 
 import torch
 import triton
@@ -6,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elements import clamp, first_place, image, philox_key, rounded, size, symmetric_uniform, widened, word
-from .layout import coordinate, in_layout_of, launch, stride_of, updated, written
+from .layout import coordinate, in_layout_of, launch, sized, stride_of, updated, updated_in_layout_of, written
 from .prepare import normalized
 
 
@@ -19,8 +21,10 @@ def _ball_and_box(x, a, c, e, lo, hi, state: tl.constexpr):
 
 
 @triton.jit
-def _step_block(place, mask, operands, step_size, eps, box, active, sample, by, PER_SAMPLE: tl.constexpr):
-    adv, grad, clean, out = operands
+def _step_block(
+    place, mask, operands, step_size, eps, momentum, box, active, sample, by, PER_SAMPLE: tl.constexpr
+):
+    adv, previous, grad, clean, out = operands
     state: tl.constexpr = adv.dtype.element_ty
     n = 0
     if PER_SAMPLE:
@@ -33,23 +37,35 @@ def _step_block(place, mask, operands, step_size, eps, box, active, sample, by, 
         s = size(step_size, n, state)
         # No product with the sign: s may be infinite where the gradient is zero.
         x = tl.where(g > 0, a + s, tl.where(g < 0, a - s, a))
-    x = _ball_and_box(x, a, c, size(eps, n, state), box[0], box[1], state)
+    e = size(eps, n, state)
+    x = _ball_and_box(x, a, c, e, box[0], box[1], state)
+    moves = True
     if active[0] is not None:
-        x = tl.where(tl.load(active[0] + n * active[1]) != 0, x, a)
+        moves = tl.load(active[0] + n * active[1]) != 0
+    if previous is not None:
+        m = size(momentum, n, state)
+        p = tl.load(previous + place, mask)
+        y = (a + (x - a) * m) + (a - p) * (1 - m)
+        y = tl.where(y == y, y, c)
+        x = _ball_and_box(y, a, c, e, box[0], box[1], state)
+        tl.store(previous + place, tl.where(moves, a, p), mask)
+    x = tl.where(moves, x, a)
     tl.store(adv + place, x, mask)
     if out is not None:
         tl.store(out + place, rounded(normalized(x, place, by), out.dtype.element_ty), mask)
 
 
 # Integers of which Triton would make a kernel more where they are 1 or a multiple of 16.
-_STEP_INTEGERS = ["count", "step_stride", "eps_stride", "active_stride", "sample_stride", "samples"]
+_SIZE_INTEGERS = ["step_stride", "eps_stride", "momentum_stride"]
+_SAMPLE_INTEGERS = ["count", "active_stride", "sample_stride", "samples"]
 _CHANNEL_INTEGERS = ["mean_stride", "std_stride", "channel_stride", "channels"]
 
 
-@triton.jit(do_not_specialize=_STEP_INTEGERS + _CHANNEL_INTEGERS)
+@triton.jit(do_not_specialize=_SIZE_INTEGERS + _SAMPLE_INTEGERS + _CHANNEL_INTEGERS)
 def step_kernel(
     count,
     adv,
+    previous,
     grad,
     clean,
     out,
@@ -59,6 +75,9 @@ def step_kernel(
     eps: tl.float64,
     epsilons,
     eps_stride,
+    momentum: tl.float64,
+    momenta,
+    momentum_stride,
     lo: tl.float64,
     hi: tl.float64,
     active,
@@ -75,10 +94,11 @@ def step_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A step, or, without grad, a projection."""
-    operands = (adv, grad, clean, out)
+    """A step, with previous one of APGD, or, without grad, a projection."""
+    operands = (adv, previous, grad, clean, out)
     step = (step_size, step_sizes, step_stride)
     ball = (eps, epsilons, eps_stride)
+    inertia = (momentum, momenta, momentum_stride)
     box = (lo, hi)
     by = (mean, mean_stride, std, std_stride, channel_stride, channels)
     sample = (sample_stride, samples)
@@ -86,9 +106,9 @@ def step_kernel(
     first = first_place(WIDE, BLOCK)
     place = first + tl.arange(0, BLOCK)
     if first + BLOCK <= count:  # without a mask, accesses are vectorised whatever the count
-        _step_block(place, None, operands, step, ball, box, mask, sample, by, PER_SAMPLE)
+        _step_block(place, None, operands, step, ball, inertia, box, mask, sample, by, PER_SAMPLE)
     else:
-        _step_block(place, place < count, operands, step, ball, box, mask, sample, by, PER_SAMPLE)
+        _step_block(place, place < count, operands, step, ball, inertia, box, mask, sample, by, PER_SAMPLE)
 
 
 @triton.jit(do_not_specialize=["samples", "elements", "eps_stride", "seed_stride", "index_stride"])
@@ -144,19 +164,16 @@ def start_kernel(
     tl.store(start + place, tl.where(c != c, float("nan"), x), mask)
 
 
-def _size(value: float | Tensor) -> tuple[float, Tensor | None, int]:
-    """A size as a kernel takes it: (number, tensor, stride)."""
-    return (0.0, value, stride_of(value)) if isinstance(value, Tensor) else (value, None, 0)
-
-
-def linf_step_(
+def _run(
     adv: Tensor,
+    previous: Tensor | None,
     grad: Tensor | None,
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
+    momentum: float | Tensor,
+    lo: float,
+    hi: float,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,
@@ -164,19 +181,23 @@ def linf_step_(
 ) -> None:
     if adv.numel() == 0:
         return
-    step, ball = _size(step_size), _size(eps)
-    with updated(adv) as state, written(out, like=state) as model_input:
+    sizes = sized(step_size), sized(eps), sized(momentum)
+    with (
+        updated(adv) as state,
+        updated_in_layout_of(state, previous) as before,
+        written(out, like=state) as model_input,
+    ):
         launch(
             step_kernel,
             state,
             state.numel(),
             state.numel(),
             state,
+            before,
             grad if grad is None else in_layout_of(state, grad),
             in_layout_of(state, clean),
             model_input,
-            *step,
-            *ball,
+            *itertools.chain(*sizes),
             lo,
             hi,
             active,
@@ -187,12 +208,47 @@ def linf_step_(
             std,
             stride_of(std),
             *coordinate(state, 1),
-            PER_SAMPLE=active is not None or step[2] != 0 or ball[2] != 0,
+            PER_SAMPLE=active is not None or any(stride != 0 for _, _, stride in sizes),
         )
 
 
+def linf_step_(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    _run(adv, None, grad, clean, step_size, eps, 1.0, lo, hi, active, out, mean, std)
+
+
+def linf_apgd_step_(
+    adv: Tensor,
+    previous: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    momentum: float | Tensor | None = 0.75,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    momentum = 0.75 if momentum is None else momentum
+    _run(adv, previous, grad, clean, step_size, eps, momentum, lo, hi, active, out, mean, std)
+
+
 def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    linf_step_(adv, None, clean, 0.0, eps, lo, hi)
+    _run(adv, None, None, clean, 0.0, eps, 1.0, lo, hi)
 
 
 def linf_start(
@@ -219,7 +275,7 @@ def linf_start(
             rows,
             len(rows),
             elements,
-            *_size(eps),
+            *sized(eps),
             lo,
             hi,
             seed,

@@ -10,13 +10,18 @@ from .layout import coordinate, in_layout_of, is_dense, launch, stride_of, writt
 
 
 @triton.jit
+def channel_at(place, channel_stride, channels):
+    return (place // channel_stride % channels).to(tl.int64)  # strides between channels may be any
+
+
+@triton.jit
 def normalized(x, place, by):
     """(x - mean) / std of the channel, by (mean, stride, std, stride, channel_stride, channels); else x."""
     mean, mean_stride, std, std_stride, channel_stride, channels = by
     if mean is None:
         return x
     else:
-        channel = (place // channel_stride % channels).to(tl.int64)  # its stride may be any
+        channel = channel_at(place, channel_stride, channels)
         return divide(x - tl.load(mean + channel * mean_stride), tl.load(std + channel * std_stride))
 
 

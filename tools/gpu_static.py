@@ -60,7 +60,8 @@ class Kernel:
         if not self.form or "Any" in self.form.values():
             return None
         once = sum(BYTES[dtype] for dtype in self.form.values())
-        return once + BYTES[self.form["adv"]] if self.name.startswith(("step", "project")) else once
+        updated = {"step": ("adv",), "project": ("adv",), "apgd_step": ("adv", "previous")}
+        return once + sum(BYTES[self.form[operand]] for operand in updated.get(self.name.split(",")[0], ()))
 
     @property
     def microseconds(self) -> float | None:
@@ -198,8 +199,16 @@ def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     yield "step", {"adv": "float64", "grad": "float64", "clean": "float64"}
     yield "step", {"adv": "float64", "grad": "float32", "clean": "uint8", "out": "bfloat16"}
     yield "project", {"adv": "float32", "clean": "float32"}
+    yield "apgd_step", {"adv": "float32", "previous": "float32", "grad": "float32", "clean": "float32"}
+    yield (
+        "apgd_step",
+        {"adv": "float64", "previous": "float64", "grad": "bfloat16", "clean": "uint8", "out": "bfloat16"},
+    )
     yield "start", {"start": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "uint8"}
+    yield "l2_sums", {"adv": "float32", "grad": "float32", "clean": "float32"}
+    yield "l2_sums", {"adv": "float64", "grad": "float64", "clean": "float64"}
+    yield "l2_step", {"adv": "float32", "grad": "float32", "clean": "float32"}
     yield "prepare", {"adv": "float32", "out": "float32"}
     yield "prepare", {"adv": "float32", "out": "bfloat16"}
     yield "prepare", {"adv": "float32", "out": "float16"}
@@ -216,7 +225,9 @@ class Variant:
 
 PLAIN = Variant()
 VARIANTS = (
-    Variant("sizes and mask per sample", ("step_sizes", "epsilons", "active"), {"PER_SAMPLE": True}),
+    Variant(
+        "sizes and mask per sample", ("step_sizes", "epsilons", "momenta", "active"), {"PER_SAMPLE": True}
+    ),
     Variant("index, eps per sample, odd samples", ("epsilons", "index"), {"WHOLE": False}),
     Variant("beyond 32 bits", (), {"WIDE": True}),
 )
@@ -249,20 +260,33 @@ def _compile_triton(source: Any, sm: int) -> tuple[dict[str, Any], str]:
 
 def _triton_source(name: str, form: dict[str, str], variant: Variant) -> Any:
     """The kernel specialised as a call of this form and variant would have it."""
-    from roli_fast.kernels import layout, linf, prepare
+    from roli_fast.kernels import direction, l2, layout, linf, prepare
     from triton.compiler import ASTSource
 
-    kernel = {"start": linf.start_kernel, "prepare": prepare.prepare_kernel}.get(name, linf.step_kernel)
+    kernel = {
+        "start": linf.start_kernel,
+        "prepare": prepare.prepare_kernel,
+        "l2_sums": direction.sums_kernel,
+        "l2_step": l2.step_kernel,
+        "l2_project": l2.step_kernel,
+        "l2_apgd_distance": l2.step_kernel,
+        "l2_apgd_step": l2.step_kernel,
+        "momentum_sums": direction.sums_kernel,
+    }.get(name, linf.step_kernel)
     state = POINTERS[form.get("adv") or form["start"]]
     pointers = {operand: POINTERS[dtype] for operand, dtype in form.items()} | {"seed": "*i64"}
+    pointers |= dict.fromkeys(("partials", "distances"), "*fp64")
     if "out" in form:
         pointers |= {"mean": state, "std": state}
     pointers |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}
-    numbers = dict.fromkeys(("step_size", "eps", "lo", "hi"), "fp64")
-    counts = ("count", "samples", "channels", "elements")
+    numbers = dict.fromkeys(("step_size", "eps", "momentum", "lo", "hi"), "fp64")
+    counts = ("count", "samples", "channels", "elements", "parts", "blocks")
     integers = [a for a in kernel.arg_names if a.endswith("stride") or a in counts]
     types = dict.fromkeys(integers, "i32") | numbers | pointers
-    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK} | variant.constants
+    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK}
+    constants |= {"PARTS": layout.PARTS, "MEASURE": name == "l2_apgd_distance", "POWER": 2}
+    constants |= {"POWER": 1} if name == "momentum_sums" else {}
+    constants |= variant.constants
 
     positions = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
     return ASTSource(

@@ -33,7 +33,13 @@ def dense(evidence, backend):
 
 
 def written(kernel):
-    by_name = {"step": ("adv", "out"), "project": ("adv",), "start": ("start",), "prepare": ("out",)}
+    by_name = {
+        "step": ("adv", "out"),
+        "project": ("adv",),
+        "apgd_step": ("adv", "previous", "out"),
+        "start": ("start",),
+        "prepare": ("out",),
+    }
     return [operand for operand in by_name[kernel["name"]] if operand in kernel["form"]]
 
 
@@ -78,10 +84,17 @@ def test_nothing_spills(evidence):
 
 
 def test_registers_leave_room_for_many_warps(evidence):
-    """At most 64: then 1024 threads fit on a multiprocessor; half as many of Triton's on float64."""
-    many = [k for k in evidence if k["registers"] > 64]
-    assert [k for k in many if k["backend"] == "cuda" or k["form"]["adv"] == "float32"] == []
-    assert [k for k in many if k["registers"] > 128] == []
+    """At most 64: then 1024 threads fit on a multiprocessor. Some more of Triton's with sizes per sample, and
+    twice as many on float64."""
+
+    def allowed(kernel):
+        if kernel["backend"] == "cuda":
+            return 64
+        if "float64" in kernel["form"].values():
+            return 128
+        return 64 if "," not in kernel["name"] else 80
+
+    assert [k for k in evidence if k["registers"] > allowed(k)] == []
 
 
 def test_bit_exact_kernels_neither_contract_nor_approximate(evidence):
@@ -147,5 +160,6 @@ def test_bytes_per_element_and_their_time(evidence):
     assert bytes_of["step", "float32", "float32", "float32"] == 4 + 4 + 2 * 4
     assert bytes_of["step", "float32", "bfloat16", "uint8", "bfloat16"] == 2 + 1 + 2 * 4 + 2
     assert bytes_of["project", "float32", "float32"] == 4 + 2 * 4
+    assert bytes_of["apgd_step", "float32", "float32", "float32", "float32"] == 4 + 4 + 2 * 4 + 2 * 4
     assert bytes_of["start", "float32", "uint8"] == 1 + 4
     assert bytes_of["prepare", "float32", "bfloat16"] == 4 + 2

@@ -53,19 +53,21 @@ def direction_of(
     """
     infinite = has_infinite(grad)
     finite = finite_part(grad, infinite)
-    exact = finite.double()
-    if std is not None:
-        exact = torch.where(infinite, exact, exact / per_channel(std.double(), grad))
 
-    def total(exponent: int) -> Tensor:
-        return sums((exact * 2.0**exponent).abs() ** power)
+    def scaled(exponent: Tensor) -> Tensor:
+        x = finite.double() * 2.0 ** exponent.double()  # before the division, which would overflow
+        return x if std is None else torch.where(infinite, x, x / per_channel(std.double(), grad))
 
-    tried = [total(exponent) for exponent in _SCALES]
+    tried = [
+        sums(scaled(torch.full_like(infinite, exponent, dtype=torch.int64)).abs() ** power)
+        for exponent in _SCALES
+    ]
     big, small = ~(tried[0] <= _CLEAR), tried[0] < 1 / _CLEAR
     exponent = torch.where(big, _SCALES[1], torch.where(small, _SCALES[2], _SCALES[0]))
     norm = torch.where(big, tried[1], torch.where(small, tried[2], tried[0])) ** (1 / power)
-    scaled = exact * 2.0 ** exponent.double()
-    along = sums(scaled * d) / torch.where(norm > 0, norm, 1.0) if d is not None else torch.zeros_like(norm)
+    along = torch.zeros_like(norm)
+    if d is not None:
+        along = sums(scaled(exponent) * d) / torch.where(norm > 0, norm, 1.0)
 
     # The norm times 2^shift lies in [0.5, 1), as far as numbers allow.
     limit = 1022 if torch.float64 in (grad.dtype, state) else 126

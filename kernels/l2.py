@@ -1,0 +1,297 @@
+"""The L2 family. a: adversarial, p: previous, c: clean, g: gradient, s: step size, e: eps, m: momentum."""
+
+import itertools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .direction import direction, offset, take_sums, times, total, unit, weight
+from .draws import random_start
+from .elements import block_of, clamp, first_of, image, is_active, rounded, sample_and_part, size, widened
+from .layout import (
+    PARTS,
+    coordinate,
+    cut,
+    in_layout_of,
+    launch_by_sample,
+    sized,
+    stride_of,
+    updated_by_sample,
+    updated_in_layout_of,
+    written,
+)
+from .prepare import channel_at, normalized
+
+
+@triton.jit
+def _distance(r, s, along):
+    """||d + s u|| of ||d|| = r, ||u|| = 1 and <d, u> = along: the three determine it."""
+    larger = tl.where(r > s, r, s)
+    by = tl.where(larger > 0, larger, 1.0)
+    square = (r / by) * (r / by) + 2 * (s / by) * (along / by) + (s / by) * (s / by)
+    square = tl.where(square < 0, 0.0, square)
+    return tl.where(r == float("inf"), r, larger * tl.sqrt(square))
+
+
+@triton.jit
+def _into_ball(distance, e):
+    """The factor that brings a point at this distance into the ball; 1 for what is inside."""
+    outside = distance > e
+    return tl.where(outside, e / tl.where(outside, distance, 1.0), 1.0)
+
+
+@triton.jit
+def _scales(partials, n, parts, grad_dtype: tl.constexpr, s, e, state: tl.constexpr, PARTS: tl.constexpr):
+    """What a sample's sums say: of its direction whether it is one of infinite elements, the power of two and
+    the weight, and the factor of d."""
+    r = tl.sqrt(total(partials, n, 0, parts, PARTS))
+    e = e.to(tl.float64)
+    if grad_dtype is None:
+        return False, 1.0, 0.0, _into_ball(r, e).to(state)
+    else:
+        infinite, power, norm, along = direction(partials, n, parts, grad_dtype, state, True, 2, PARTS)
+        s = tl.where(norm > 0, s.to(tl.float64), 0.0)
+        anywhere = e == float("inf")
+        far = (s == float("inf")) & (e != float("inf"))  # an infinite step goes to the boundary
+        s_finite = tl.where(far, 0.0, s)
+        exact = _into_ball(_distance(r, s_finite, along), e)
+        factor = tl.where(far, 0.0, tl.where(anywhere, 1.0, exact)).to(state)
+        length = tl.where(far, e, tl.where(factor == 1, s, exact * s_finite))
+        return infinite, power, weight(length, norm, state), factor
+
+
+@triton.jit
+def _in_box(x, a, c, lo, hi, state: tl.constexpr):
+    """x clamped to the box, c where it is NaN; NaN exactly where a or c is."""
+    x = tl.where(x == x, x, c)
+    x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
+    return tl.where((a != a) | (c != c), float("nan"), x)
+
+
+@triton.jit
+def _moved(a, c, grad, place, mask, scales, box, std, state: tl.constexpr):
+    """a after a step and the projection onto the ball, clamped to the box."""
+    infinite, power, by, factor = scales
+    d = offset(a, c)
+    step = tl.zeros((), state)
+    if grad is not None:
+        values, std_stride, channel_stride, channels = std
+        deviation = None
+        if values is not None:
+            deviation = tl.load(values + channel_at(place, channel_stride, channels) * std_stride)
+        g = widened(tl.load(grad + place, mask, 0.0))
+        step = times(unit(g, infinite, power, deviation, state), by)
+    x = tl.where(factor == 1, a + step, c + (factor * d + step))
+    return _in_box(x, a, c, box[0], box[1], state)
+
+
+@triton.jit
+def _with_inertia(z, a, p, c, m):
+    """APGD's next point before its projection."""
+    y = (a + (z - a) * m) + (a - p) * (1 - m)
+    return tl.where(y == y, y, c)
+
+
+_INTEGERS = ["elements", "parts", "blocks", "step_stride", "eps_stride", "momentum_stride", "active_stride"]
+_CHANNEL_INTEGERS = ["mean_stride", "std_stride", "channel_stride", "channels"]
+
+
+@triton.jit(do_not_specialize=_INTEGERS + _CHANNEL_INTEGERS)
+def step_kernel(
+    elements,
+    parts,
+    blocks,
+    partials,
+    distances,
+    adv,
+    previous,
+    grad,
+    clean,
+    out,
+    step_size: tl.float64,
+    step_sizes,
+    step_stride,
+    eps: tl.float64,
+    epsilons,
+    eps_stride,
+    momentum: tl.float64,
+    momenta,
+    momentum_stride,
+    lo: tl.float64,
+    hi: tl.float64,
+    active,
+    active_stride,
+    mean,
+    mean_stride,
+    std,
+    std_stride,
+    channel_stride,
+    channels,
+    MEASURE: tl.constexpr,
+    PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A step, with previous one of APGD, or, without grad, a projection.
+
+    MEASURE: of APGD's step, only the square of the distance from clean, before the projection.
+    """
+    state: tl.constexpr = adv.dtype.element_ty
+    n, part = sample_and_part(parts)
+    first = first_of(n, elements, WHOLE)
+    begin, end = part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))
+    moves = is_active((active, active_stride), n)
+    box = (lo, hi)
+    by = (mean, mean_stride, std, std_stride, channel_stride, channels)
+    deviations = (std, std_stride, channel_stride, channels)
+    e = size((eps, epsilons, eps_stride), n, state)
+    s = size((step_size, step_sizes, step_stride), n, state)
+    scales = _scales(partials, n, parts, None if grad is None else grad.dtype.element_ty, s, e, state, PARTS)
+    adv += first
+    clean += first
+    if grad is not None:
+        grad += first
+    if previous is not None:
+        previous += first
+        m = size((momentum, momenta, momentum_stride), n, state)
+    if MEASURE:
+        squares = tl.zeros((), tl.float64)
+        if moves:
+            for number in range(begin, end):
+                place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
+                a = tl.load(adv + place, mask, 0.0)
+                c = image(tl.load(clean + place, mask, 0), state)
+                z = _moved(a, c, grad, place, mask, scales, box, deviations, state)
+                y = _with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
+                d = tl.where(mask, offset(y, c), 0.0).to(tl.float64)
+                squares += tl.sum(d * d)
+        tl.store(distances + n * parts + part, squares)
+    else:
+        if previous is not None:
+            every = tl.arange(0, PARTS)
+            r = tl.sqrt(tl.sum(tl.load(distances + n * parts + every, every < parts, 0.0)))
+            factor = _into_ball(r, e.to(tl.float64)).to(state)
+        for number in range(begin, end):
+            place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
+            a = tl.load(adv + place, mask, 0.0)
+            x = a
+            if moves:
+                c = image(tl.load(clean + place, mask, 0), state)
+                x = _moved(a, c, grad, place, mask, scales, box, deviations, state)
+                if previous is not None:
+                    y = _with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
+                    x = tl.where(factor == 1, y, c + factor * offset(y, c))
+                    x = _in_box(x, a, c, lo, hi, state)
+                    tl.store(previous + place, a, mask)
+                tl.store(adv + place, x, mask)
+            if out is not None:
+                tl.store(out + first + place, rounded(normalized(x, place, by), out.dtype.element_ty), mask)
+
+
+def _run(
+    adv: Tensor,
+    previous: Tensor | None,
+    grad: Tensor | None,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    momentum: float | Tensor,
+    lo: float,
+    hi: float,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    if adv.numel() == 0:
+        return
+    with (
+        updated_by_sample(adv) as state,
+        updated_in_layout_of(state, previous) as before,
+        written(out, like=state) as model_input,
+    ):
+        grad = grad if grad is None else in_layout_of(state, grad)
+        clean = in_layout_of(state, clean)
+        partials = take_sums(state, state, grad, clean, active, std)
+        distances = None
+        if before is not None:
+            parts, _ = cut(state.numel() // len(state))
+            distances = torch.empty((len(state), parts), dtype=torch.float64, device=state.device)
+        for measure in (False,) if before is None else (True, False):
+            launch_by_sample(
+                step_kernel,
+                state,
+                partials,
+                distances,
+                state,
+                before,
+                grad,
+                clean,
+                model_input,
+                *itertools.chain(sized(step_size), sized(eps), sized(momentum)),
+                lo,
+                hi,
+                active,
+                stride_of(active),
+                mean,
+                stride_of(mean),
+                std,
+                stride_of(std),
+                *coordinate(state, 1),
+                MEASURE=measure,
+                PARTS=PARTS,
+            )
+
+
+def l2_step_(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    _run(adv, None, grad, clean, step_size, eps, 1.0, lo, hi, active, out, mean, std)
+
+
+def l2_apgd_step_(
+    adv: Tensor,
+    previous: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    momentum: float | Tensor | None = 0.75,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+) -> None:
+    momentum = 0.75 if momentum is None else momentum
+    _run(adv, previous, grad, clean, step_size, eps, momentum, lo, hi, active, out, mean, std)
+
+
+def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+    _run(adv, None, None, clean, 0.0, eps, 1.0, lo, hi)
+
+
+def l2_start(
+    clean: Tensor,
+    eps: float | Tensor,
+    seed: Tensor,
+    lo: float = 0.0,
+    hi: float = 1.0,
+    *,
+    index: Tensor | None = None,
+) -> Tensor:
+    return random_start(clean, eps, seed, lo, hi, index, laplace=False)
