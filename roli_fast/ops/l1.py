@@ -73,7 +73,7 @@ def l1_step_(
     op = _STEP.number
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(sparsity, Tensor):
         op = _STEP.tensor
-        step_size, eps, sparsity = sizes_as_tensors(adv, step_size, eps, sparsity)
+        step_size, eps, sparsity = sizes_as_tensors(adv, step_size, eps, share=sparsity)
     op(adv, grad, clean, step_size, eps, lo, hi, sparsity, active, out, mean, std)
 
 

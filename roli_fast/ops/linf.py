@@ -135,7 +135,7 @@ def linf_apgd_step_(
     op = _APGD_STEP.number
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(momentum, Tensor):
         op = _APGD_STEP.tensor
-        step_size, eps, momentum = sizes_as_tensors(adv, step_size, eps, momentum)
+        step_size, eps, momentum = sizes_as_tensors(adv, step_size, eps, share=momentum)
     op(adv, previous, grad, clean, step_size, eps, lo, hi, momentum, active, out, mean, std)
 
 

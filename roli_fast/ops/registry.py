@@ -112,21 +112,25 @@ def define(family: str, schema: str, *, check: Function, fake: Function, referen
     return Op(number, tensor or number)
 
 
-def sizes_as_tensors(like: Tensor, *sizes: float | Tensor) -> tuple[float | Tensor, ...]:
-    """Sizes for the ``tensor`` overload: numbers become tensors of shape (), on like's device.
+def sizes_as_tensors(
+    like: Tensor, *sizes: float | Tensor, share: float | Tensor | None = None
+) -> tuple[float | Tensor, ...]:
+    """Sizes, and a share that ends at 1, for the ``tensor`` overload: numbers become tensors of shape (), on
+    like's device.
 
-    What is no size is left as it is, for the op to refuse: in a tensor it would count as 0.
+    What is no size is left as it is, for the op to refuse: in a tensor it would count as 0, or pass.
     """
-    return tuple(_as_tensor(like, size) for size in sizes)
+    tensors = tuple(_as_tensor(like, size) for size in sizes)
+    return tensors if share is None else (*tensors, _as_tensor(like, share, most=1))
 
 
-def _as_tensor(like: Tensor, size: float | Tensor) -> float | Tensor:
+def _as_tensor(like: Tensor, size: float | Tensor, most: float = math.inf) -> float | Tensor:
     if isinstance(size, Tensor) or not isinstance(like, Tensor):
         return size
     # In this order: the abstract class takes longer to ask than the tensor to make.
     if not isinstance(size, (float, int)) and not isinstance(size, numbers.Real):
         return size
-    if not size >= 0:
+    if not 0 <= size <= most:
         return size
     # new_full raises for a number beyond the dtype's range, which is infinite to an attack.
     beyond = size > _FLOAT32_MAX and size > torch.finfo(like.dtype).max

@@ -54,10 +54,11 @@ def backend_on_cpu(request, monkeypatch):
 
 
 def every_way(request, monkeypatch):
-    """call(op, **arguments) by roli_fast.ops on a backend, or by the torch op where none is named."""
+    """call(op, **arguments) by roli_fast.ops on a backend, or by the torch op where none is named; all that
+    it computes."""
     name, device_type = request.param
     if name is None:
-        yield lambda op, **given: device.elsewhere(op.torch_op, device_type)(**given)
+        yield lambda op, **given: op.results(device.elsewhere(op.torch_op, device_type)(**given), given)
         return
     with chosen(name, device_type, monkeypatch):
         yield lambda op, **given: op(**given)

@@ -15,7 +15,7 @@ from torch import Tensor
 import roli_fast
 from roli_fast import ops
 
-from .cases import FLOATS, IMAGES, NAN, OPS, STATES, TORCH_OPS, Op, arguments, each_op
+from .cases import FLOATS, IMAGES, NAN, OPS, TORCH_OPS, Op, arguments, each_op
 
 DTYPES = (*IMAGES, torch.int8, torch.int64, torch.bool, torch.complex64)
 
@@ -57,7 +57,7 @@ class Bad:
 def bad_calls() -> Iterator[Bad]:
     for op in OPS:
         names = (*op.tensors, *op.sizes, *op.fixed, *op.options)
-        yield from bad_tensors(op, {name: ACCEPTED[name] for name in names if name in ACCEPTED})
+        yield from bad_tensors(op)
         for name in op.sizes:
             yield from bad_sizes(op, name)
         if op.box:
@@ -65,25 +65,33 @@ def bad_calls() -> Iterator[Bad]:
         for name in names:
             if name in VECTORS:
                 yield from bad_vectors(op, name, *VECTORS[name])
+        if "decay" in names:
+            yield from bad_numbers(op, "decay")
         if "mean" in names:
             yield from bad_normalizations(op)
-        if op.name == "prepare":
+        if "memory_format" in names:
             yield from bad_formats(op)
 
 
-ACCEPTED = {"adv": STATES, "grad": FLOATS, "clean": IMAGES, "out": FLOATS}
 VECTORS = {
     "active": (torch.bool, "N"),
     "index": (torch.int64, "N"),
     "seed": (torch.int64, "2"),
     "mean": (torch.float32, "C"),
     "std": (torch.float32, "C"),
+    "best_value": (torch.float32, "N"),
+    "value": (torch.float32, "N"),
 }
 
 
-def bad_tensors(op: Op, accepted: dict[str, tuple[torch.dtype, ...]]) -> Iterator[Bad]:
+def images(op: Op) -> dict[str, tuple[torch.dtype, ...]]:
+    """What has the shape of the first tensor, and the dtypes that it may have."""
+    return op.accepted() | ({"out": FLOATS} if "out" in op.options else {})
+
+
+def bad_tensors(op: Op) -> Iterator[Bad]:
     first = op.tensors[0]
-    for name, dtypes in accepted.items():
+    for name, dtypes in images(op).items():
 
         def bad(what: str, change: Callable[[Tensor], Any], got: str, name: str = name) -> Bad:
             return Bad(op, name, what, lambda given: {name: change(given[name])}, got)
@@ -92,7 +100,7 @@ def bad_tensors(op: Op, accepted: dict[str, tuple[torch.dtype, ...]]) -> Iterato
         if name != "out":
             yield bad("None", lambda x: None, "a NoneType")
         yield bad("sparse", lambda x: x.to_sparse(), "layout torch.sparse_coo")
-        for dtype in set(DTYPES) - {*dtypes}:
+        for dtype in (dtype for dtype in DTYPES if dtype not in dtypes):
             yield bad(str(dtype)[6:], lambda x, dtype=dtype: x.to(dtype), f"dtype {str(dtype)[6:]}")
         if name == first:
             yield bad("rank_0", lambda x: x[0, 0, 0, 0].clone(), "shape ()")
@@ -108,13 +116,17 @@ def bad_sizes(op: Op, name: str) -> Iterator[Bad]:
     def bad(what: str, value: Any, got: str, ours: bool = False, **others: Any) -> Bad:
         return Bad(op, name, what, lambda given: others | {name: value}, got, ours)
 
-    numbers = [("negative", -1e-30, "-1e-30"), ("infinite", -float("inf"), "-inf"), ("nan", NAN, "nan")]
-    others = [("str", "0.1", "a str"), ("None", None, "a NoneType"), ("complex", 0.1j, "a complex")]
-    for what, value, got in numbers + others:
+    for what, value, got in BAD_NUMBERS:
+        if name in op.shares and value is None:
+            continue  # the default of the overload of tensors
         yield bad(what, value, got)
         for other in op.sizes:
             if other != name:
-                yield bad(f"{what}_beside_a_tensor", value, got, ours=True, **{other: torch.tensor(0.1)})
+                beside = f"{what}_beside_{other}"
+                yield bad(beside, value, got, ours=True, **{other: torch.tensor(0.1)})
+    if name in op.shares:
+        yield bad("above_1", 1.0000001, "1.0000001")
+        yield bad("above_1_beside_a_tensor", 1.5, "1.5", ours=True, eps=torch.tensor(0.1))
     yield bad("float64", torch.tensor(0.1, dtype=torch.float64), "dtype float64")
     yield bad("int64", torch.tensor(1), "dtype int64")
     yield bad("float16", torch.full((4,), 0.1, dtype=torch.float16), "dtype float16")
@@ -123,6 +135,24 @@ def bad_sizes(op: Op, name: str) -> Iterator[Bad]:
     yield bad("column", torch.full((4, 1), 0.1), "shape (4, 1)")
     yield bad("sparse", torch.full((4,), 0.1).to_sparse(), "layout torch.sparse_coo")
     yield bad("device", torch.full((4,), 0.1, device="meta"), "device meta")
+
+
+BAD_NUMBERS: list[tuple[str, Any, str]] = [
+    ("negative", -1e-30, "-1e-30"),
+    ("infinite", -float("inf"), "-inf"),
+    ("nan", NAN, "nan"),
+    ("str", "0.1", "a str"),
+    ("None", None, "a NoneType"),
+    ("complex", 0.1j, "a complex"),
+]
+
+
+def bad_numbers(op: Op, name: str) -> Iterator[Bad]:
+    """Of what is a number on all accounts."""
+    for what, value, got in BAD_NUMBERS:
+        yield Bad(op, name, what, lambda _, value=value: {name: value}, got)
+    tensor = torch.ones(4)
+    yield Bad(op, name, "tensor", lambda _: {name: tensor}, "a Tensor")
 
 
 def bad_boxes(op: Op) -> Iterator[Bad]:
@@ -151,12 +181,11 @@ def bad_vectors(op: Op, name: str, dtype: torch.dtype, length: str) -> Iterator[
 def bad_normalizations(op: Op) -> Iterator[Bad]:
     yield Bad(op, "std", "missing", lambda _: {"std": None}, "None")
     yield Bad(op, "mean", "missing", lambda _: {"mean": None}, "None")
-    images = [name for name in (*op.tensors, *op.options) if name in ACCEPTED]
     yield Bad(
         op,
         "mean",
         "without_channels",
-        lambda given: {name: given[name][:, 0, 0, 0].clone() for name in images},
+        lambda given: {name: given[name][:, 0, 0, 0].clone() for name in images(op)},
         "shape (4,)",
     )
     if "out" in op.options:

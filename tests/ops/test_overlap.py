@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from .cases import BY_NAME, assert_same_bits
+from .cases import BY_NAME, arguments, assert_same_bits, copied, each_writing_op
 
 STEP, PROJECT = BY_NAME["linf_step_"], BY_NAME["linf_project_"]
 
@@ -153,3 +153,27 @@ def test_random_windows(backend):
             assert shared
         seen.add((bool(refusal), shared))
     assert {(False, False), (True, True)} <= seen
+
+
+@each_writing_op
+def test_every_op_refuses_shared_memory(op, call):
+    """Of each tensor that it writes with each other one of that shape, and with itself."""
+    names = [*op.tensors, *(["out"] if "out" in op.writes else [])]
+    vectors = [name for name in op.fixed if name in op.writes or name == "value"]
+
+    def assert_refused(argument, **changed):
+        given = arguments(op) | ({"out": torch.zeros(3, 3, 5, 7)} if "out" in names else {}) | changed
+        before = copied({name: v for name, v in given.items() if isinstance(v, torch.Tensor)})
+        with pytest.raises((ValueError, RuntimeError), match=rf"\b{argument}\b.*(shares memory|overlap)"):
+            call(op, **given)
+        for name, bits in before.items():
+            assert_same_bits(given[name].clone(), bits)
+
+    for group in (names, vectors):
+        shape = (3, 3, 5, 7) if group is names else (3,)
+        for written in (name for name in group if name in op.writes):
+            memory = torch.rand(6, *shape[1:])
+            assert_refused(written, **{written: memory[:1].expand(shape)})
+            for other in group:
+                if other != written:
+                    assert_refused(f"({written}|{other})", **{written: memory[:3], other: memory[2:5]})

@@ -46,7 +46,8 @@ def _words(seed: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def _elements(values: Tensor, count: int) -> Tensor:
-    return values.flatten(1)[:, :count]
+    """The first count. No slice: in a graph of any shape, its layout would hang on the remainder by 4."""
+    return values.flatten(1).index_select(1, torch.arange(count, device=values.device))
 
 
 def symmetric_uniform(seed: Tensor, index: Tensor, count: int) -> Tensor:

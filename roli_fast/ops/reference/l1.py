@@ -49,7 +49,10 @@ def _threshold(v: Tensor, u: Tensor, eps: Tensor) -> Tensor:
     zero = v.new_zeros(len(v), 1)
     kinks = torch.cat([zero, v, (v - u).clamp(min=0)], 1).sort(1)[0]
     low, high = (torch.full((len(v),), x, device=v.device) for x in (0, kinks.shape[1] - 1))
-    while (high - low > 1).any():  # total(kinks[low]) > eps >= total(kinks[high]), or low is 0
+    steps = 0  # counted by the shape: nothing synchronises, and a graph has no loop over values
+    while 1 << steps < kinks.shape[1]:
+        steps += 1
+    for _ in range(steps):  # total(kinks[low]) > eps >= total(kinks[high]), or low is 0
         middle = (low + high) // 2
         above = total(kinks.gather(1, middle[:, None])[:, 0]) > eps
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
