@@ -45,9 +45,11 @@ struct GradSums {
     dd += other.dd;
   }
 
-  // One element. g: NaN has been replaced; wide: the scales beyond the first matter.
+  // One element of a gradient with respect to the model's input; NaN counts as 0. std: by which the input was
+  // divided, where normalized. wide: the scales beyond the first matter.
   template <int kPower>
-  ROLI_FN void add_gradient(double g, double d, bool wide) {
+  ROLI_FN void add_gradient(double g, double std, bool normalized, double d, bool wide) {
+    if (is_nan(g)) return;
     if (is_infinite(g)) {
       infinite += 1;
       infinite_along += g > 0 ? d : -d;
@@ -56,7 +58,9 @@ struct GradSums {
     ROLI_UNROLL
     for (int i = 0; i < kScales; ++i) {
       if (i > 0 && !wide) break;
-      const double scaled = i == 0 ? g : g * power_of_two(scale_exponent(i));
+      double scaled =
+          i == 0 ? g : g * power_of_two(scale_exponent(i));  // before the division, which may overflow
+      if (normalized) scaled /= std;
       power[i] += kPower == 2 ? scaled * scaled : (scaled < 0 ? -scaled : scaled);
       along[i] += scaled * d;
     }

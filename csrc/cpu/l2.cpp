@@ -20,10 +20,9 @@ void add_exactly(const T* a, const T* c, const C* g, const T* std, int64_t count
   for (int64_t i = 0; i < count; ++i) {
     const auto d = static_cast<double>(offset(a[i], c[i]));
     sums.dd += d * d;
-    if (g == nullptr || is_nan(g[i])) continue;
-    auto x = static_cast<double>(g[i]);
-    if (std != nullptr && !is_infinite(x)) x /= static_cast<double>(std[i]);
-    sums.add_gradient<2>(x, d, sizeof(C) == 8);
+    if (g == nullptr) continue;
+    const double by = std == nullptr ? 1 : static_cast<double>(std[i]);
+    sums.add_gradient<2>(static_cast<double>(g[i]), by, std != nullptr, d, sizeof(C) == 8);
   }
 }
 

@@ -18,7 +18,7 @@ enum { kMomentum, kGrad };
 template <class C>
 void add_exactly(const C* grad, int64_t count, GradSums& sums) {
   for (int64_t i = 0; i < count; ++i)
-    if (!is_nan(grad[i])) sums.add_gradient<1>(static_cast<double>(grad[i]), 0, sizeof(C) == 8);
+    sums.add_gradient<1>(static_cast<double>(grad[i]), 1, false, 0, sizeof(C) == 8);
 }
 
 template <class C>

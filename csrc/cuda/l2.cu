@@ -54,8 +54,8 @@ struct L2Samples {
         const auto d = static_cast<double>(offset(x, four.c[k]));
         sums.dd += d * d;
         if (kStage == 0 && operands.has_grad())
-          sums.template add_gradient<2>(exact_gradient(four.g[k], four.std[k], normalized), d,
-                                        sizeof(C) == 8);
+          sums.template add_gradient<2>(static_cast<double>(four.g[k]), static_cast<double>(four.std[k]),
+                                        normalized, d, sizeof(C) == 8);
       }
     });
     return sums;

@@ -93,7 +93,7 @@ struct MomentumSamples {
       pairs.read_grad(parts.sample_of(block), element, g);
       ROLI_UNROLL
       for (int k = 0; k < kPack; ++k)
-        if (!is_nan(g[k])) sums.add_gradient<1>(static_cast<double>(g[k]), 0, sizeof(C) == 8);
+        sums.add_gradient<1>(static_cast<double>(g[k]), 1, false, 0, sizeof(C) == 8);
     });
     return sums;
   }

@@ -209,11 +209,4 @@ inline int64_t elements_of(Shape shape) {
   return elements;
 }
 
-// A gradient as it stands for a pixel, in float64; NaN counts as 0.
-template <class T, class C>
-ROLI_FN double exact_gradient(C g, T std, bool normalized) {
-  const auto x = static_cast<double>(is_nan(g) ? C(0) : g);
-  return normalized && !is_infinite(x) ? x / static_cast<double>(std) : x;
-}
-
 }  // namespace roli::cuda
