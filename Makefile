@@ -44,8 +44,8 @@ format: $(VENV)/dev.stamp
 	$(BIN)/clang-format -i $(C_FILES)
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest benchmarks/test_linf.py --benchmark-columns=median,iqr,rounds --benchmark-name=short
-	$(BIN)/python benchmarks/plot.py benchmarks/results/linf-*.json
+	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-columns=median,iqr,rounds --benchmark-name=short
+	$(BIN)/python benchmarks/plot.py benchmarks/results/ops-*.json
 	$(BIN)/python benchmarks/readme.py benchmarks/results/*.json
 
 # On any machine with an NVIDIA GPU, offline, with the Python and packages that are there: no .venv. It builds

@@ -1,4 +1,4 @@
-"""Draws results: ``python benchmarks/plot.py benchmarks/results/linf-*.json`` writes a PNG beside each."""
+"""Draws results: ``python benchmarks/plot.py benchmarks/results/ops-*.json`` writes a PNG beside each."""
 
 import json
 import sys

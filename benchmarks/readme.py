@@ -59,8 +59,8 @@ def _suite(path: Path) -> tuple[dict[str, Any], Path] | None:
     result = json.loads(path.read_text())
     if "parts" not in result:
         return result, path.with_suffix(".png")
-    measured = result["parts"].get("ops", {}).get("benchmarks", {}).get("test_linf")
-    return measured and (measured, path.with_name(f"{path.stem}-linf.png"))
+    measured = result["parts"].get("ops", {}).get("benchmarks", {}).get("test_ops")
+    return measured and (measured, path.with_name(f"{path.stem}-ops.png"))
 
 
 def _name(machine: dict[str, Any]) -> str:

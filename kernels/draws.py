@@ -92,7 +92,7 @@ def draw_kernel(
     blocks,
     start,
     partials,
-    uniform,
+    logarithm,
     seed,
     seed_stride,
     index,
@@ -102,7 +102,8 @@ def draw_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Fills the samples with draws; takes the sums of their magnitudes or squares, and one uniform draw each.
+    """Fills the samples with draws; takes the sums of their magnitudes or squares, and the logarithm of one
+    uniform draw for each.
 
     Philox gives four draws at a time: one call for each four elements.
     """
@@ -115,7 +116,7 @@ def draw_kernel(
     key = philox_key(seed, seed_stride)
     if part == 0:
         words, _, _, _ = _words(tl.full((), -1, tl.int64), which, key)  # a block that no element has
-        tl.store(uniform + n, _unit(words).to(tl.float64))
+        tl.store(logarithm + n, _log_unit(_unit(words)).to(tl.float64))
     norm = tl.zeros((), tl.float64)
     for number in range(part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))):
         place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
@@ -193,10 +194,10 @@ def random_start(
     parts, _ = cut(elements)
     with written(start, like=rows) as target:
         partials = torch.empty((len(rows), parts), dtype=torch.float64, device=rows.device)
-        radius = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+        radius = torch.empty(len(rows), dtype=torch.float64, device=rows.device)  # its logarithm, times n
         seeds = (seed, stride_of(seed), index, stride_of(index))
         launch_by_sample(draw_kernel, rows, target, partials, radius, *seeds, LAPLACE=laplace)
-        radius.log_().div_(elements).exp_()  # by torch: Triton's logarithm is contracted
+        radius.div_(elements).exp_()  # by torch: Triton's exponential is contracted
         launch_by_sample(
             scale_kernel,
             rows,

@@ -46,7 +46,7 @@ PARTS = {
     "ops": Part(
         tests=("tests/ops", "tests/gpu"),
         quick=("tests/ops/test_prepare.py",),
-        benchmarks=("test_linf",),
+        benchmarks=("test_ops",),
         kernels=True,
     ),
     "attacks": Part(tests=("tests/attacks", "tests/engine"), quick=("tests/engine/test_input_gradient.py",)),
