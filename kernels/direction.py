@@ -168,27 +168,17 @@ def direction(
     that norm then (0 where there is no direction), and the inner product of the direction and d."""
     infinite = total(partials, n, INFINITE, parts, PARTS)
     norm = total(partials, n, TOTAL, parts, PARTS)
-    along = tl.zeros((), tl.float64)
-    if WITH_D:
-        along = total(partials, n, ALONG, parts, PARTS)
-    exponent = tl.zeros((), tl.int64)
+    exponent, at = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
     if grad_dtype == tl.float64:
         big, small = norm > _CLEAR, norm < _UNCLEAR
-        if big:
-            exponent -= 700
-            norm = total(partials, n, TOTAL + 2, parts, PARTS)
-            if WITH_D:
-                along = total(partials, n, ALONG + 2, parts, PARTS)
-        if small:
-            exponent += 700
-            norm = total(partials, n, TOTAL + 4, parts, PARTS)
-            if WITH_D:
-                along = total(partials, n, ALONG + 4, parts, PARTS)
-    if infinite > 0:
-        exponent = tl.zeros((), tl.int64)
-        norm = infinite
-        if WITH_D:
-            along = total(partials, n, ALONG_INFINITE, parts, PARTS)
+        exponent = tl.where(infinite > 0, 0, tl.where(big, -700, tl.where(small, 700, 0)))
+        at = tl.where(big, 2, tl.where(small, 4, 0))
+        norm = total(partials, n, TOTAL + at, parts, PARTS)
+    norm = tl.where(infinite > 0, infinite, norm)
+    along = tl.zeros((), tl.float64)
+    if WITH_D:
+        row = tl.where(infinite > 0, ALONG_INFINITE, ALONG + at)
+        along = total(partials, n, row, parts, PARTS)
     if POWER == 2:
         norm = tl.sqrt(norm)
     there = norm > 0

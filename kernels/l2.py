@@ -22,7 +22,7 @@ from .layout import (
     updated_in_layout_of,
     written,
 )
-from .prepare import channel_at, normalized
+from .prepare import channel_values, standardized
 
 
 @triton.jit
@@ -71,18 +71,21 @@ def _in_box(x, a, c, lo, hi, state: tl.constexpr):
 
 
 @triton.jit
-def _moved(a, c, grad, place, mask, scales, box, std, state: tl.constexpr):
+def _gradient(grad, place, mask):
+    if grad is None:
+        return None
+    else:
+        return widened(tl.load(grad + place, mask, 0.0))
+
+
+@triton.jit
+def _moved(a, c, g, scales, box, std, state: tl.constexpr):
     """a after a step and the projection onto the ball, clamped to the box."""
     infinite, power, by, factor = scales
     d = offset(a, c)
     step = tl.zeros((), state)
-    if grad is not None:
-        values, std_stride, channel_stride, channels = std
-        deviation = None
-        if values is not None:
-            deviation = tl.load(values + channel_at(place, channel_stride, channels) * std_stride)
-        g = widened(tl.load(grad + place, mask, 0.0))
-        step = times(unit(g, infinite, power, deviation, state), by)
+    if g is not None:
+        step = times(unit(g, infinite, power, std, state), by)
     x = tl.where(factor == 1, a + step, c + (factor * d + step))
     return _in_box(x, a, c, box[0], box[1], state)
 
@@ -141,15 +144,14 @@ def step_kernel(
     """
     state: tl.constexpr = adv.dtype.element_ty
     n, part = sample_and_part(parts)
-    first = first_of(n, elements, WHOLE)
-    begin, end = part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))
     moves = is_active((active, active_stride), n)
     box = (lo, hi)
     by = (mean, mean_stride, std, std_stride, channel_stride, channels)
-    deviations = (std, std_stride, channel_stride, channels)
     e = size((eps, epsilons, eps_stride), n, state)
     s = size((step_size, step_sizes, step_stride), n, state)
     scales = _scales(partials, n, parts, None if grad is None else grad.dtype.element_ty, s, e, state, PARTS)
+    first = first_of(n, elements, WHOLE)
+    begin, end = part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))
     adv += first
     clean += first
     if grad is not None:
@@ -162,9 +164,10 @@ def step_kernel(
         if moves:
             for number in range(begin, end):
                 place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
+                _, deviation = channel_values(place, by)
                 a = tl.load(adv + place, mask, 0.0)
                 c = image(tl.load(clean + place, mask, 0), state)
-                z = _moved(a, c, grad, place, mask, scales, box, deviations, state)
+                z = _moved(a, c, _gradient(grad, place, mask), scales, box, deviation, state)
                 y = _with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
                 d = tl.where(mask, offset(y, c), 0.0).to(tl.float64)
                 squares += tl.sum(d * d)
@@ -176,11 +179,12 @@ def step_kernel(
             factor = _into_ball(r, e.to(tl.float64)).to(state)
         for number in range(begin, end):
             place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
+            average, deviation = channel_values(place, by)
             a = tl.load(adv + place, mask, 0.0)
             x = a
             if moves:
                 c = image(tl.load(clean + place, mask, 0), state)
-                x = _moved(a, c, grad, place, mask, scales, box, deviations, state)
+                x = _moved(a, c, _gradient(grad, place, mask), scales, box, deviation, state)
                 if previous is not None:
                     y = _with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
                     x = tl.where(factor == 1, y, c + factor * offset(y, c))
@@ -188,7 +192,8 @@ def step_kernel(
                     tl.store(previous + place, a, mask)
                 tl.store(adv + place, x, mask)
             if out is not None:
-                tl.store(out + first + place, rounded(normalized(x, place, by), out.dtype.element_ty), mask)
+                given = standardized(x, average, deviation)
+                tl.store(out + first + place, rounded(given, out.dtype.element_ty), mask)
 
 
 def _run(

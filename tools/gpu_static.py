@@ -33,6 +33,14 @@ FORBIDDEN = re.compile(
     re.M,
 )
 
+# What kernels read and write, by their names.
+UPDATED = {
+    **dict.fromkeys(("step", "project", "l2_step", "l2_project", "l1_step", "l1_project"), ("adv",)),
+    **dict.fromkeys(("apgd_step", "l2_apgd_step"), ("adv", "previous")),
+    "momentum": ("momentum",),
+    "scale": ("start",),
+}
+
 
 @dataclass
 class Kernel:
@@ -56,12 +64,11 @@ class Kernel:
 
     @property
     def bytes_per_element(self) -> int | None:
-        """What must move: inputs are read, outputs written, and a step's adv is both."""
+        """What must move: inputs are read, outputs written, and what is updated is both."""
         if not self.form or "Any" in self.form.values():
             return None
         once = sum(BYTES[dtype] for dtype in self.form.values())
-        updated = {"step": ("adv",), "project": ("adv",), "apgd_step": ("adv", "previous")}
-        return once + sum(BYTES[self.form[operand]] for operand in updated.get(self.name.split(",")[0], ()))
+        return once + sum(BYTES[self.form[operand]] for operand in UPDATED.get(self.name.split(",")[0], ()))
 
     @property
     def microseconds(self) -> float | None:
@@ -185,6 +192,7 @@ POINTERS = {"float32": "*fp32", "float64": "*fp64", "float16": "*fp16", "bfloat1
 
 def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     """What is compiled of Triton's kernels: the forms of the benchmarks, and every storage type."""
+    mixed = {"grad": "bfloat16", "clean": "uint8", "out": "bfloat16"}
     yield "step", {"adv": "float32", "grad": "float32", "clean": "float32"}
     yield "step", {"adv": "float32", "grad": "bfloat16", "clean": "float32"}
     yield "step", {"adv": "float32", "grad": "float16", "clean": "float32"}
@@ -200,15 +208,33 @@ def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     yield "step", {"adv": "float64", "grad": "float32", "clean": "uint8", "out": "bfloat16"}
     yield "project", {"adv": "float32", "clean": "float32"}
     yield "apgd_step", {"adv": "float32", "previous": "float32", "grad": "float32", "clean": "float32"}
-    yield (
-        "apgd_step",
-        {"adv": "float64", "previous": "float64", "grad": "bfloat16", "clean": "uint8", "out": "bfloat16"},
-    )
+    yield "apgd_step", {"adv": "float64", "previous": "float64"} | mixed
+    for name in ("l2_sums", "l2_step", "l1_step"):
+        yield name, {"adv": "float32", "grad": "float32", "clean": "float32"}
+        yield name, {"adv": "float64", "grad": "float64", "clean": "float64"}
+        yield name, {"adv": "float32"} | mixed
+    for name in ("l2_distance", "l2_apgd_step"):
+        yield name, {"adv": "float32", "previous": "float32", "grad": "float32", "clean": "float32"}
+        yield name, {"adv": "float64", "previous": "float64", "grad": "float64", "clean": "float64"}
+        yield name, {"adv": "float32", "previous": "float32"} | mixed
+    for name in ("l2_offsets", "l2_project", "l1_project"):
+        yield name, {"adv": "float32", "clean": "float32"}
+        yield name, {"adv": "float64", "clean": "uint8"}
+    for name in ("normal", "laplace"):
+        yield name, {"start": "float32"}
+        yield name, {"start": "float64"}
+    yield "scale", {"start": "float32", "clean": "float32"}
+    yield "scale", {"start": "float32", "clean": "uint8"}
+    yield "momentum_sums", {"grad": "float32"}
+    yield "momentum_sums", {"grad": "float64"}
+    yield "momentum", {"momentum": "float32", "grad": "float32"}
+    yield "momentum", {"momentum": "float32", "grad": "bfloat16"}
+    yield "momentum", {"momentum": "float64", "grad": "float64"}
+    yield "keep_best", {"best": "float32", "adv": "float32"}
+    yield "keep_best", {"best": "float64", "adv": "float64"}
+    yield "best_values", {}
     yield "start", {"start": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "uint8"}
-    yield "l2_sums", {"adv": "float32", "grad": "float32", "clean": "float32"}
-    yield "l2_sums", {"adv": "float64", "grad": "float64", "clean": "float64"}
-    yield "l2_step", {"adv": "float32", "grad": "float32", "clean": "float32"}
     yield "prepare", {"adv": "float32", "out": "float32"}
     yield "prepare", {"adv": "float32", "out": "bfloat16"}
     yield "prepare", {"adv": "float32", "out": "float16"}
@@ -226,7 +252,9 @@ class Variant:
 PLAIN = Variant()
 VARIANTS = (
     Variant(
-        "sizes and mask per sample", ("step_sizes", "epsilons", "momenta", "active"), {"PER_SAMPLE": True}
+        "sizes and mask per sample",
+        ("step_sizes", "epsilons", "momenta", "sparsities", "active"),
+        {"PER_SAMPLE": True},
     ),
     Variant("index, eps per sample, odd samples", ("epsilons", "index"), {"WHOLE": False}),
     Variant("beyond 32 bits", (), {"WIDE": True}),
@@ -236,64 +264,80 @@ VARIANTS = (
 def triton_kernels() -> Iterator[Kernel]:
     """Every form as a plain call, and the first form of each kernel in every variant."""
     seen = set()
+    kernels = _triton_functions()
     for name, form in triton_forms():
         for variant in (PLAIN,) if name in seen else (PLAIN, *VARIANTS):
-            source = _triton_source(name, form, variant)
             for sm in SMS:
-                code, ptx = _compile_triton(source, sm)
+                code, ptx = _compile_triton(*kernels[name], form, variant, sm)
                 label = f"{name}, {variant.name}" if variant.name else name
                 yield Kernel("triton", label, form, sm, **code, forbidden=forbidden_in(ptx))
         seen.add(name)
 
 
-def _compile_triton(source: Any, sm: int) -> tuple[dict[str, Any], str]:
+def _triton_functions() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """By the names of the forms: kernels, and the constants and options that tell their uses apart."""
+    from roli_fast.kernels import direction, draws, keep_best, l1, l2, layout, linf, momentum, prepare
+
+    large = {"num_warps": layout.LARGE_WARPS, "BLOCK": layout.LARGE_BLOCK}
+    return {
+        **dict.fromkeys(("step", "apgd_step", "project"), (linf.step_kernel, {})),
+        "start": (linf.start_kernel, {}),
+        "prepare": (prepare.prepare_kernel, {}),
+        **dict.fromkeys(("l2_sums", "l2_offsets"), (direction.sums_kernel, {"POWER": 2})),
+        "l2_distance": (l2.step_kernel, {"MEASURE": True}),
+        **dict.fromkeys(("l2_step", "l2_apgd_step", "l2_project"), (l2.step_kernel, {"MEASURE": False})),
+        **dict.fromkeys(("l1_step", "l1_project"), (l1.step_kernel, large)),
+        "normal": (draws.draw_kernel, {"LAPLACE": False}),
+        "laplace": (draws.draw_kernel, {"LAPLACE": True}),
+        "scale": (draws.scale_kernel, {"LAPLACE": False}),
+        "momentum_sums": (direction.sums_kernel, {"POWER": 1}),
+        "momentum": (momentum.momentum_kernel, {}),
+        "keep_best": (keep_best.keep_kernel, {}),
+        "best_values": (keep_best.values_kernel, {}),
+    }
+
+
+def _compile_triton(
+    kernel: Any, constants: dict[str, Any], form: dict[str, str], variant: Variant, sm: int
+) -> tuple[dict[str, Any], str]:
     import triton
     from roli_fast.kernels import layout
     from triton.backends.compiler import GPUTarget
 
-    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=layout.OPTIONS)
+    source = _triton_source(kernel, constants, form, variant)
+    options = layout.OPTIONS | {k: v for k, v in constants.items() if k in layout.OPTIONS}
+    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
         ((_, code),) = read_cubin(Path(file.name))
     return code, compiled.asm["ptx"]
 
 
-def _triton_source(name: str, form: dict[str, str], variant: Variant) -> Any:
+def _triton_source(kernel: Any, constants: dict[str, Any], form: dict[str, str], variant: Variant) -> Any:
     """The kernel specialised as a call of this form and variant would have it."""
-    from roli_fast.kernels import direction, l2, layout, linf, prepare
+    from roli_fast.kernels import layout
     from triton.compiler import ASTSource
 
-    kernel = {
-        "start": linf.start_kernel,
-        "prepare": prepare.prepare_kernel,
-        "l2_sums": direction.sums_kernel,
-        "l2_step": l2.step_kernel,
-        "l2_project": l2.step_kernel,
-        "l2_apgd_distance": l2.step_kernel,
-        "l2_apgd_step": l2.step_kernel,
-        "momentum_sums": direction.sums_kernel,
-    }.get(name, linf.step_kernel)
-    state = POINTERS[form.get("adv") or form["start"]]
-    pointers = {operand: POINTERS[dtype] for operand, dtype in form.items()} | {"seed": "*i64"}
-    pointers |= dict.fromkeys(("partials", "distances"), "*fp64")
-    if "out" in form:
-        pointers |= {"mean": state, "std": state}
-    pointers |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}
-    numbers = dict.fromkeys(("step_size", "eps", "momentum", "lo", "hi"), "fp64")
+    state = POINTERS[next(iter(form.values()), "float32")]
+    numbers = ("step_size", "eps", "momentum", "sparsity", "decay", "lo", "hi")
+    types = {a: "fp64" for a in numbers} | {"seed": "*i64", "best_value": state, "value": state}
+    types |= dict.fromkeys(("partials", "distances", "uniform", "radius"), "*fp64")
+    types |= {operand: POINTERS[dtype] for operand, dtype in form.items()}
+    types |= dict.fromkeys(("mean", "std"), state) if "out" in form else {}
+    types |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}
     counts = ("count", "samples", "channels", "elements", "parts", "blocks")
-    integers = [a for a in kernel.arg_names if a.endswith("stride") or a in counts]
-    types = dict.fromkeys(integers, "i32") | numbers | pointers
-    constants = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK}
-    constants |= {"PARTS": layout.PARTS, "MEASURE": name == "l2_apgd_distance", "POWER": 2}
-    constants |= {"POWER": 1} if name == "momentum_sums" else {}
-    constants |= variant.constants
+    types |= {a: "i32" for a in kernel.arg_names if a.endswith("stride") or a in counts}
+    values = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK, "PARTS": layout.PARTS}
+    values |= constants | variant.constants
 
     positions = {argument: (i,) for i, argument in enumerate(kernel.arg_names)}
     return ASTSource(
         kernel,
         {argument: types.get(argument, "constexpr") for argument in positions},
-        constexprs={at: constants.get(a) for a, at in positions.items() if a not in types},  # None: no tensor
-        attrs={at: [["tt.divisibility", 16]] for a, at in positions.items() if a in pointers},
+        constexprs={at: values.get(a) for a, at in positions.items() if a not in types},  # None: no tensor
+        attrs={
+            at: [["tt.divisibility", 16]] for a, at in positions.items() if types.get(a, "").startswith("*")
+        },
     )
 
 
