@@ -7,7 +7,7 @@ import torch
 import roli_fast
 from roli_fast import ops
 
-from ..ops.cases import BY_NAME, arguments, assert_same_bits, each_op
+from ..ops.cases import BY_NAME, arguments, assert_agree, assert_same_bits, copied, each_op
 
 pytestmark = pytest.mark.gpu
 
@@ -17,6 +17,10 @@ IMAGES = (16, 3, 224, 224)
 
 def moved(given, device=DEVICE):
     return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
+
+
+def here(results):
+    return tuple(result.cpu() for result in results)
 
 
 def a_step(shape=(8, 3, 32, 32), **options):
@@ -64,15 +68,16 @@ def test_a_cpu_backend_refuses_cuda_tensors():
 
 @each_op
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_same_bits_as_the_cpu(op, gpu_backend, layout):
+def test_agrees_with_the_cpu(op, gpu_backend, layout):
     """On batches of images, with every storage type, beyond a block and a program."""
     for dtypes in op.dtypes():
         given = arguments(op, IMAGES, **dtypes)
         given |= {name: given[name].contiguous(memory_format=layout) for name in op.tensors}
         got = op(**moved(given))
+        before = copied(given)
         with roli_fast.backend("cpu"):
             expected = op(**given)
-        assert_same_bits(got.cpu(), expected)
+        assert_agree(op, here(got), expected, before)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -214,7 +219,7 @@ def test_capture_and_replay(gpu_backend):
 
 
 def test_writes_are_noticed_by_autograd(gpu_backend):
-    for op in (BY_NAME["linf_step_"], BY_NAME["linf_project_"]):
+    for op in (BY_NAME["linf_step_"], BY_NAME["linf_project_"], BY_NAME["l2_step_"]):
         given = moved(arguments(op))
         before = given["adv"]._version
         op(**given)
@@ -248,8 +253,8 @@ def test_inductor(op, gpu_backend, sizes):
     eager = {name: v.clone() if isinstance(v, torch.Tensor) else v for name, v in given.items()}
     expected = op(**eager)
     torch.compiler.reset()
-    result = torch.compile(getattr(ops, op.name), fullgraph=True)(**given)
-    assert_same_bits((given["adv"] if op.writes else result).cpu(), expected.cpu())
+    results = op.results(torch.compile(getattr(ops, op.name), fullgraph=True)(**given), given)
+    assert_same_bits(here(results), here(expected))
 
 
 def test_a_compiled_attack_in_a_graph(gpu_backend):

@@ -32,20 +32,22 @@ for op in OPS:
             for layout in LAYOUTS:
                 given = arguments(op, shape, **dtypes)
                 given |= {name: layout(given[name]) for name in op.tensors}
-                add(f"{op} {shape} {layout.__name__} {dtypes}", op(**given))
+                if op.agrees and op.state(given) == torch.float64:
+                    continue  # the order of a sum shows, as it may
+                add(f"{op} {shape} {layout.__name__} {dtypes}", *op(**given))
 
 for length in (*range(1, 70), 1023, 1025, 40_000):
     for op in OPS:
         given = arguments(op, (2, length))
         given |= {name: torch.tensor([0.01, 0.3]) for name in op.sizes}
-        add(f"{op} of length {length}", op(**given))
+        add(f"{op} of length {length}", *op(**given))
 
 for layout in LAYOUTS:
     step, by = BY_NAME["linf_step_"], arguments(BY_NAME["prepare"])
     for dtype in (*HALVES, *STATES):
         out = layout(torch.zeros(3, 3, 5, 7, dtype=dtype))
         given = copied(arguments(step)) | {"out": out, "mean": by["mean"], "std": by["std"]}
-        add(f"out {layout.__name__} {dtype}", step(**given, active=torch.tensor([True, False, True])), out)
+        add(f"out {layout.__name__} {dtype}", *step(**given, active=torch.tensor([True, False, True])))
 
 for half in HALVES:
     for state in STATES:

@@ -4,7 +4,6 @@ An op joins the suite as a row of OPS: the arguments that it takes and the formu
 """
 
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from roli_fast import ops
@@ -38,7 +38,7 @@ class Op:
     twin: a function of roli_fast.ops alone, the op of its name and an underscore on a copy.
     agrees: how far apart two backends' (first) results may be, by the exact arguments; None: not by a bit.
     scaled: grad is that at out, and with mean and std divided by std, since not its sign alone decides.
-    length: of a vector of n ones, in the norm in which sizes are lengths.
+    power: of the norm in which sizes are lengths.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Op:
     twin: bool = False
     agrees: Callable[..., Tensor] | None = None
     scaled: bool = False
-    length: Callable[[int], float] = lambda n: 1.0
+    power: float = INF
 
     def __str__(self) -> str:
         return self.name
@@ -67,6 +67,10 @@ class Op:
         if result is not None:
             return (result,)
         return tuple(arguments[name] for name in self.writes if arguments.get(name) is not None)
+
+    def length(self, n: int) -> float:
+        """Of a vector of n ones."""
+        return float(n ** (1 / self.power))
 
     @property
     def torch_op(self) -> Any:
@@ -105,9 +109,8 @@ PROJECT, START = ("adv", "clean"), ("clean",)
 SIZES = ("step_size", "eps")
 INPUT = ("active", "out", "mean", "std")
 DRAW: dict[str, Any] = {"sizes": ("eps",), "fixed": ("seed",), "options": ("index",)}
-NEAR: dict[str, Any] = {"agrees": oracle.near_pixels}
-L2: dict[str, Any] = NEAR | {"length": math.sqrt}
-L1: dict[str, Any] = NEAR | {"length": float}
+L2: dict[str, Any] = {"agrees": oracle.near_pixels, "power": 2}
+L1: dict[str, Any] = {"agrees": oracle.near_pixels, "power": 1}
 OPS = [
     Op("linf_step_", oracle.linf_step, STEP, SIZES, writes=("adv", "out"), options=INPUT),
     Op("linf_step", oracle.linf_step, STEP, SIZES, options=("active",), twin=True),
@@ -194,6 +197,9 @@ each_op = pytest.mark.parametrize("op", OPS, ids=str)
 each_torch_op = pytest.mark.parametrize("op", TORCH_OPS, ids=str)
 each_writing_op = pytest.mark.parametrize("op", [op for op in TORCH_OPS if op.writes], ids=str)
 each_box_op = pytest.mark.parametrize("op", [op for op in OPS if op.box], ids=str)
+each_ball_op = pytest.mark.parametrize("op", [op for op in TORCH_OPS if "eps" in op.sizes], ids=str)
+each_start = pytest.mark.parametrize("op", [op for op in OPS if op.draws], ids=str)
+each_twin = pytest.mark.parametrize("op", [op for op in OPS if op.twin], ids=str)
 
 
 def ops_with(argument: str) -> pytest.MarkDecorator:
@@ -218,26 +224,6 @@ def interpreted(backend: str) -> bool:
 
 def examples(backend: str, count: int = 100) -> settings:
     return settings(properties, max_examples=count // 4 if interpreted(backend) else count)
-
-
-def for_all(**strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Hypothesis' given for a test on every backend: fewer examples where each of them takes long."""
-
-    def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        def run(**fixtures: Any) -> None:
-            def check(**drawn: Any) -> None:
-                test(**fixtures, **drawn)
-
-            check.__name__ = test.__name__  # the seed of its examples
-            examples(fixtures["backend"])(given(**strategies)(check))()
-
-        parameters = inspect.signature(test).parameters.values()
-        fixtures = [parameter for parameter in parameters if parameter.name not in strategies]
-        run.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
-        run.__name__, run.__doc__ = test.__name__, test.__doc__
-        return run
-
-    return decorate
 
 
 def arguments(
@@ -299,6 +285,44 @@ def arguments(
     return {name: tensors[name] for name in op.tensors} | {
         name: others[name] for name in (*op.sizes, *op.fixed)
     }
+
+
+def numbers(state: torch.dtype, **options: Any) -> st.SearchStrategy[float]:
+    return st.floats(allow_nan=False, width=32 if state == torch.float32 else 64, **options)
+
+
+@st.composite
+def attacks(draw: Any, op: Op, anything: bool = False) -> dict[str, Any]:
+    """A call of an op with a ball on one sample, in either state.
+
+    anything: infinite images as well.
+    """
+    state = draw(st.sampled_from(STATES))
+    value = numbers(state)
+    if not anything:  # the squares of distances between pixels are to be numbers of float64
+        value = numbers(state, min_value=-1e6, max_value=1e6).map(lambda x: x if abs(x) > 1e-100 else 0.0)
+    pixel = st.tuples(value, value, numbers(state), value)
+    pixels = torch.tensor(draw(st.lists(pixel, min_size=1, max_size=12)), dtype=state).T
+    given = dict(zip(("adv", "previous", "grad", "clean"), pixels.unsqueeze(1), strict=True))
+    # What is larger than 1e300, and not infinite, overflows in sums of float64.
+    size = numbers(state, min_value=0).map(lambda x: INF if x > 1e300 else x)
+    given |= {"step_size": draw(size), "eps": draw(size | numbers(state, min_value=0, max_value=10))}
+    given |= {name: draw(st.floats(0, 1)) for name in op.shares}
+    given |= {"seed": torch.tensor([3, 4])}
+    lo, hi = sorted([draw(numbers(state)), draw(numbers(state))])
+    given = {name: given[name] for name in (*op.tensors, *op.sizes, *op.fixed)}
+    return copied(given) | {"lo": lo, "hi": hi}
+
+
+def for_any(op: Op, backend: str, test: Callable[[dict[str, Any]], None], **options: Any) -> None:
+    """Runs the test on many attacks: fewer where each of them takes long."""
+
+    @examples(backend)
+    @given(attack=attacks(op, **options))
+    def check(attack: dict[str, Any]) -> None:
+        test(attack)
+
+    check()
 
 
 def vectors(

@@ -9,7 +9,16 @@ from roli_fast import ops
 from roli_fast.ops import reference
 
 from . import oracle
-from .cases import INF, LAYOUTS, assert_same_bits, channels_last
+from .cases import (
+    BY_NAME,
+    INF,
+    LAYOUTS,
+    assert_ideal,
+    assert_same_bits,
+    channels_last,
+    each_start,
+    interpreted,
+)
 
 # Counter, key and output of Random123's kat_vectors, philox4x32 with 10 rounds.
 KNOWN_ANSWERS = [
@@ -23,9 +32,11 @@ def seed(key, stream=0):
     return torch.tensor([key, stream])
 
 
-def draws(shape=(4, 3, 8, 8), key=1, stream=2, **options):
+def draws(shape=(4, 3, 8, 8), key=1, stream=2, op=BY_NAME["linf_start"], **options):
     """The draws themselves: a start in the unit ball around 0, without a box."""
-    return ops.linf_start(torch.zeros(shape), 1.0, seed(key, stream), -INF, INF, **options)
+    given = {"clean": torch.zeros(shape), "eps": 1.0, "seed": seed(key, stream), "lo": -INF, "hi": INF}
+    (start,) = op(**given | options)
+    return start
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN_ANSWERS)
@@ -83,28 +94,35 @@ def test_draws_differ_by_key_stream_sample_and_element(backend):
         assert (other == base).sum() <= 2
 
 
-def test_draws_belong_to_the_sample(backend):
+@each_start
+def test_draws_belong_to_the_sample(op, backend):
     """Whatever the batch, its order, the layout and the rank: the same index draws the same."""
-    whole = draws((6, 3, 4, 5))
+    whole = draws((6, 3, 4, 5), op=op)
     order = torch.tensor([4, 0, 5, 1, 3, 2])
-    assert_same_bits(draws((6, 3, 4, 5), index=order), whole[order])
-    assert_same_bits(draws((2, 3, 4, 5), index=torch.tensor([4, 5])), whole[4:])
-    assert_same_bits(draws((6, 3, 4, 5), index=torch.arange(6)), whole)
-    assert_same_bits(draws((6, 60)), whole.view(6, 60))
-    assert_same_bits(draws((6, 1, 3, 20, 1)), whole.view(6, 1, 3, 20, 1))
-    assert_same_bits(draws((6, 41)), whole.view(6, 60)[:, :41])
-    twice = draws((2, 3, 4, 5), index=torch.tensor([3, 3]))
+    assert_same_bits(draws((6, 3, 4, 5), op=op, index=order), whole[order])
+    assert_same_bits(draws((2, 3, 4, 5), op=op, index=torch.tensor([4, 5])), whole[4:])
+    assert_same_bits(draws((6, 3, 4, 5), op=op, index=torch.arange(6)), whole)
+    assert_same_bits(draws((6, 60), op=op), whole.view(6, 60))
+    assert_same_bits(draws((6, 1, 3, 20, 1), op=op), whole.view(6, 1, 3, 20, 1))
+    twice = draws((2, 3, 4, 5), op=op, index=torch.tensor([3, 3]))
     assert_same_bits(twice[0], twice[1])
     for layout in LAYOUTS:
-        clean = layout(torch.zeros(6, 3, 4, 5))
-        assert_same_bits(ops.linf_start(clean, 1.0, seed(1, 2), -INF, INF), whole)
+        assert_same_bits(draws(op=op, clean=layout(torch.zeros(6, 3, 4, 5))), whole)
 
 
-def test_draws_of_half_and_double_images_are_the_same(backend):
-    expected = draws().double()
-    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.uint8):
-        clean = torch.zeros(4, 3, 8, 8, dtype=dtype)
-        assert torch.equal(ops.linf_start(clean, 1.0, seed(1, 2), -INF, INF).double(), expected)
+def test_draws_of_more_elements_begin_alike(backend):
+    assert_same_bits(draws((6, 41)), draws((6, 60))[:, :41])
+
+
+@each_start
+def test_draws_of_half_images_are_the_same(op, backend):
+    expected = draws(op=op)
+    for dtype in (torch.float16, torch.bfloat16, torch.uint8):
+        assert_same_bits(draws(op=op, clean=torch.zeros(4, 3, 8, 8, dtype=dtype)), expected)
+    double = draws(op=op, clean=torch.zeros(4, 3, 8, 8, dtype=torch.float64))
+    torch.testing.assert_close(double, expected.double(), rtol=2e-7, atol=0)
+    if op.agrees is None:
+        assert torch.equal(double, expected.double())
 
 
 def test_the_draw_does_not_depend_on_the_image(backend):
@@ -112,13 +130,14 @@ def test_the_draw_does_not_depend_on_the_image(backend):
     assert_same_bits(ops.linf_start(clean, 0.25, seed(1, 2)), 0.5 + 0.25 * draws())
 
 
-def test_no_global_random_state(backend):
+@each_start
+def test_no_global_random_state(op, backend):
     """Nothing is drawn from torch's generators, and nothing seeds them."""
     state = torch.get_rng_state()
-    first = draws()
+    first = draws(op=op)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    assert_same_bits(draws(), first)
+    assert_same_bits(draws(op=op), first)
 
 
 def test_a_seed_from_a_generator(backend):
@@ -128,10 +147,67 @@ def test_a_seed_from_a_generator(backend):
     assert_same_bits(a, torch.from_numpy(oracle.symmetric_uniform(*pair.tolist(), range(2), 50)).float())
 
 
-def test_starts_of_large_images_continue_over_pieces(backend):
+@each_start
+def test_starts_of_large_images_continue_over_pieces(op, backend):
     """Logical elements far into a sample, where kernels work piece by piece."""
     shape = (2, 3, 150, 161)
-    expected = oracle.symmetric_uniform(1, 2, range(2), 3 * 150 * 161).reshape(shape)
+    given = {"eps": 1.0, "seed": seed(1, 2), "lo": -INF, "hi": INF}
     for layout in (lambda x: x, channels_last):
-        got = ops.linf_start(layout(torch.zeros(shape)), 1.0, seed(1, 2), -INF, INF)
-        assert numpy.array_equal(got.numpy(), expected)
+        given["clean"] = layout(torch.zeros(shape))
+        assert_ideal(op, op(**given), given)
+
+
+each_round_start = pytest.mark.parametrize("op", [BY_NAME["l2_start"], BY_NAME["l1_start"]], ids=str)
+
+
+def points(op, backend, n):
+    """Many points of the unit ball in n dimensions, (N, n), and their number. Few where each takes long."""
+    count = 400 if interpreted(backend) else 20_000
+    found = draws((count, n), op=op).double()
+    assert (found.norm(p=op.power, dim=1) <= 1 + 1e-6).all()
+    return found, count
+
+
+@each_round_start
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
+def test_radii_are_those_of_a_uniform_ball(op, backend, n):
+    """The volume within a radius grows with its n-th power."""
+    found, _ = points(op, backend, n)
+    volume = found.norm(p=op.power, dim=1) ** n
+    assert scipy.stats.kstest(volume.numpy(), "uniform").pvalue > 1e-6
+
+
+@each_round_start
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_all_coordinates_are_alike(op, backend, n):
+    """Wherever in a block of four an element draws: mean 0, the variance of the uniform ball, no pair that
+    goes together, and either sign."""
+    found, count = points(op, backend, n)
+    variance = {2: 1 / (n + 2), 1: 2 / (n + 1) / (n + 2)}[op.power]
+    assert (found.mean(0).abs() < 5 * (variance / count) ** 0.5).all()
+    spread = found.square().std() / count**0.5
+    assert ((found.square().mean(0) - variance).abs() < 5 * spread).all()
+    covariance = found.T.cov()
+    assert (covariance - covariance.diag().diag()).abs().max() < 5 * variance / count**0.5
+    assert ((found > 0).double().mean(0) - 0.5).abs().max() < 2.5 / count**0.5
+
+
+def test_directions_in_the_plane_are_uniform(backend):
+    """All angles in L2; in L1, which turned by 45 degrees is a square, all points of that."""
+    found, _ = points(BY_NAME["l2_start"], backend, 2)
+    angle = torch.atan2(found[:, 0], found[:, 1]) / numpy.pi
+    assert scipy.stats.kstest(angle.numpy(), "uniform", (-1, 2)).pvalue > 1e-6
+    found, _ = points(BY_NAME["l1_start"], backend, 2)
+    for side in (found[:, 0] + found[:, 1], found[:, 0] - found[:, 1]):
+        assert scipy.stats.kstest(side.numpy(), "uniform", (-1, 2)).pvalue > 1e-6
+
+
+def test_normal_draws_are_normal(backend):
+    """A point of the ball of very many dimensions is a normal vector, scaled."""
+    found = draws((3, 100_000), op=BY_NAME["l2_start"]).double()
+    for sample in found:
+        z = sample / sample.norm() * 100_000**0.5
+        assert scipy.stats.kstest(z.numpy(), "norm").pvalue > 1e-6
+    found = draws((3, 100_000), op=BY_NAME["l1_start"]).double()
+    for sample in found:
+        assert scipy.stats.kstest((sample / sample.abs().mean()).numpy(), "laplace").pvalue > 1e-6
