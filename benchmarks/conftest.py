@@ -11,7 +11,8 @@ from . import machine
 from .timing import Measurement
 
 RESULTS = Path(__file__).parent / "results"
-RIVALS = ("copy", "triton", "compiled", "compiled-new", "preallocated", "expression")
+PEERS = ("torchattacks", "foolbox", "art", "autoattack")
+RIVALS = ("copy", "triton", "compiled", "compiled-new", "preallocated", "expression", *PEERS, "reference")
 CASES = pytest.StashKey[list[tuple[str, str, Measurement]]]()
 
 # Beyond this many cores taken by others, a thread of ours has waited for one and the times say so.
@@ -66,7 +67,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         return
     rivals = [rival for rival in RIVALS if any(rival in measured.seconds for _, _, measured in cases)]
     terminalreporter.section("ours, and its time as a multiple of its rivals' (medians)")
-    line = ("{:<28}{:<15}{:>10}{:>9}" + "{:>15}" * len(rivals) + "{:>13}").format
+    line = ("{:<28}{:<15}{:>10}{:>9}" + "{:>13}" * len(rivals) + "{:>13}").format
     titles = (f"/ {rival}" for rival in rivals)
     terminalreporter.write_line(line("form", "size", "ours us", "iqr us", *titles, "other cores"))
     for form, size, measured in cases:
