@@ -262,11 +262,13 @@ VARIANTS = (
 
 
 def triton_kernels() -> Iterator[Kernel]:
-    """Every form as a plain call, and the first form of each kernel in every variant."""
+    """Every form as a plain call, and the first form of each kernel in every variant that it knows."""
     seen = set()
     kernels = _triton_functions()
     for name, form in triton_forms():
-        for variant in (PLAIN,) if name in seen else (PLAIN, *VARIANTS):
+        arguments = kernels[name][0].arg_names
+        known = (v for v in VARIANTS if {*v.tensors, *v.constants} & {*arguments})
+        for variant in (PLAIN,) if name in seen else (PLAIN, *known):
             for sm in SMS:
                 code, ptx = _compile_triton(*kernels[name], form, variant, sm)
                 label = f"{name}, {variant.name}" if variant.name else name
