@@ -322,7 +322,7 @@ def _triton_source(kernel: Any, constants: dict[str, Any], form: dict[str, str],
 
     state = POINTERS[next(iter(form.values()), "float32")]
     numbers = ("step_size", "eps", "momentum", "sparsity", "decay", "lo", "hi")
-    types = {a: "fp64" for a in numbers} | {"seed": "*i64", "best_value": state, "value": state}
+    types = dict.fromkeys(numbers, "fp64") | {"seed": "*i64", "best_value": state, "value": state}
     types |= dict.fromkeys(("partials", "distances", "uniform", "radius"), "*fp64")
     types |= {operand: POINTERS[dtype] for operand, dtype in form.items()}
     types |= dict.fromkeys(("mean", "std"), state) if "out" in form else {}
