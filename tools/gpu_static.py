@@ -262,11 +262,13 @@ VARIANTS = (
 
 
 def triton_kernels() -> Iterator[Kernel]:
-    """Every form as a plain call, and the first form of each kernel in every variant."""
+    """Every form as a plain call, and the first form of each kernel in every variant that it knows."""
     seen = set()
     kernels = _triton_functions()
     for name, form in triton_forms():
-        for variant in (PLAIN,) if name in seen else (PLAIN, *VARIANTS):
+        arguments = kernels[name][0].arg_names
+        known = (v for v in VARIANTS if {*v.tensors, *v.constants} & {*arguments})
+        for variant in (PLAIN,) if name in seen else (PLAIN, *known):
             for sm in SMS:
                 code, ptx = _compile_triton(*kernels[name], form, variant, sm)
                 label = f"{name}, {variant.name}" if variant.name else name
@@ -320,7 +322,7 @@ def _triton_source(kernel: Any, constants: dict[str, Any], form: dict[str, str],
 
     state = POINTERS[next(iter(form.values()), "float32")]
     numbers = ("step_size", "eps", "momentum", "sparsity", "decay", "lo", "hi")
-    types = {a: "fp64" for a in numbers} | {"seed": "*i64", "best_value": state, "value": state}
+    types = dict.fromkeys(numbers, "fp64") | {"seed": "*i64", "best_value": state, "value": state}
     types |= dict.fromkeys(("partials", "distances", "uniform", "radius"), "*fp64")
     types |= {operand: POINTERS[dtype] for operand, dtype in form.items()}
     types |= dict.fromkeys(("mean", "std"), state) if "out" in form else {}

@@ -94,7 +94,7 @@ def test_nothing_spills(evidence):
 
 
 def test_registers_leave_room_for_many_warps(evidence):
-    """At most 64: then 1024 threads fit on a multiprocessor. More of Triton's where sizes are per sample, where
+    """At most 64: then 1024 threads fit on a multiprocessor. More of Triton's with sizes per sample, where
     L2 normalises, and on float64; those of L1 have as many as 512 threads can."""
 
     def allowed(kernel):

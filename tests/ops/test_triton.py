@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import roli_fast
+from roli_fast import ops
 
 from .cases import arguments, assert_same_bits, each_op
 
@@ -25,11 +26,62 @@ def test_places_of_64_bits(op, monkeypatch):
         assert_same_bits(got, op(**arguments(op, shape)))
 
 
+TENSORS = {
+    "l2_step_": ("adv", "grad", "clean"),
+    "l2_project_": ("adv", "clean"),
+    "l2_apgd_step_": ("adv", "previous", "grad", "clean"),
+    "l2_start": ("clean",),
+    "l1_step_": ("adv", "grad", "clean"),
+    "l1_project_": ("adv", "clean"),
+    "l1_start": ("clean",),
+    "momentum_": ("momentum", "grad"),
+    "keep_best_": ("best", "adv"),
+}
+
+
+def call(name, tensors, backend, samples=slice(None)):
+    """The op on some of the samples: what it wrote, or returned."""
+    values = {}
+    if name[0] == "l":
+        values["eps"] = 0.4
+    if "step" in name:
+        values["step_size"] = 0.3
+    if "start" in name:
+        values |= {"seed": torch.tensor([5, 7]), "index": torch.arange(3)[samples]}
+    if name == "keep_best_":
+        values |= {"best_value": torch.zeros(3)[samples], "value": torch.tensor([1.0, -1.0, 1.0])[samples]}
+    given = {key: tensor[samples].clone() for key, tensor in tensors.items()}
+    device = next(iter(given.values())).device
+    given |= {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in values.items()}
+    with roli_fast.backend(backend):
+        result = getattr(ops, name)(**given)
+    return next(iter(given.values())) if result is None else result
+
+
+@pytest.mark.skipif(roli_fast.backends()["triton"].missing is not None, reason="Triton cannot run here")
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("shape", [(3, 2, 5, 33), (3, 2, 4, 40)], ids=["odd", "whole sixteens"])
+def test_samples_of_many_parts_and_parts_of_many_blocks(name, shape, monkeypatch):
+    from roli_fast.kernels import layout
+
+    monkeypatch.setattr(layout, "BLOCK", 32)
+    monkeypatch.setattr(layout, "LARGE_BLOCK", 32)
+    monkeypatch.setattr(layout, "PARTS", 4)
+    device = roli_fast.backends()["triton"].devices[0]
+    tensors = {key: torch.rand(shape, device=device) for key in TENSORS[name]}
+    got = call(name, tensors, "triton")
+    torch.testing.assert_close(got, call(name, tensors, "reference"), rtol=0, atol=2e-6)
+    assert_same_bits(call(name, tensors, "triton", slice(2, 3)), got[2:])
+    monkeypatch.setattr(layout, "WIDE_FROM", 0)
+    assert_same_bits(call(name, tensors, "triton"), got)
+
+
 def test_the_last_program_of_32_bits_ends_within_them():
     from roli_fast.kernels import layout
 
-    programs = -(-(layout.WIDE_FROM - 1) // layout.BLOCK)
-    assert programs * layout.BLOCK - 1 < 2**31
+    for block in (layout.BLOCK, layout.LARGE_BLOCK):
+        programs = -(-(layout.WIDE_FROM - 1) // block)
+        assert programs * block - 1 < 2**31
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", "0", "off", ""])
