@@ -109,10 +109,9 @@ def _ascend(
         counts += ((key >= low) & (g != 0)).to(tl.int32)
     count = tl.sum(counts.to(tl.int64)).to(tl.float64)
     length = s.to(tl.float64) / tl.where(count > 0, count, 1.0)
-    if length == float("inf"):  # so far that nothing but what moves is left in the ball
-        far = _farthest(adv, clean, elements, state, WHOLE, WIDE, BLOCK)
-        length = 2 * (e.to(tl.float64) + far.to(tl.float64))
-    by = length.to(state)
+    # Beyond that, nothing but what moves is left in the ball.
+    far = 2 * (e.to(tl.float64) + _farthest(adv, clean, elements, state, WHOLE, WIDE, BLOCK).to(tl.float64))
+    by = tl.where(length < far, length, far).to(state)
 
     for number in range(0, tl.cdiv(elements, BLOCK)):
         place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)

@@ -22,7 +22,7 @@ from .layout import (
     updated_in_layout_of,
     written,
 )
-from .prepare import channel_values, standardized
+from .prepare import channel_at, normalized
 
 
 @triton.jit
@@ -71,22 +71,21 @@ def _in_box(x, a, c, lo, hi, state: tl.constexpr):
 
 
 @triton.jit
-def _gradient(grad, place, mask):
-    if grad is None:
-        return None
-    else:
-        return widened(tl.load(grad + place, mask, 0.0))
-
-
-@triton.jit
-def _moved(a, c, g, scales, box, std, state: tl.constexpr):
-    """a after a step and the projection onto the ball, clamped to the box."""
-    infinite, power, by, factor = scales
+def _moved(a, c, grad, place, mask, scales, box, by, state: tl.constexpr):
+    """a after a step and the projection onto the ball, clamped to the box. Without a step, -0.0 stays."""
+    infinite, power, weight, factor = scales
     d = offset(a, c)
-    step = tl.zeros((), state)
-    if g is not None:
-        step = times(unit(g, infinite, power, std, state), by)
-    x = tl.where(factor == 1, a + step, c + (factor * d + step))
+    if grad is None:
+        x = tl.where(factor == 1, a, c + factor * d)
+    else:
+        _, _, std, std_stride, channel_stride, channels = by
+        g = widened(tl.load(grad + place, mask, 0.0))
+        if std is None:
+            step = times(unit(g, infinite, power, None, state), weight)
+        else:
+            deviation = tl.load(std + channel_at(place, channel_stride, channels) * std_stride)
+            step = times(unit(g, infinite, power, deviation, state), weight)
+        x = tl.where(factor == 1, tl.where(step == 0, a, a + step), c + (factor * d + step))
     return _in_box(x, a, c, box[0], box[1], state)
 
 
@@ -164,10 +163,9 @@ def step_kernel(
         if moves:
             for number in range(begin, end):
                 place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
-                _, deviation = channel_values(place, by)
                 a = tl.load(adv + place, mask, 0.0)
                 c = image(tl.load(clean + place, mask, 0), state)
-                z = _moved(a, c, _gradient(grad, place, mask), scales, box, deviation, state)
+                z = _moved(a, c, grad, place, mask, scales, box, by, state)
                 y = _with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
                 d = tl.where(mask, offset(y, c), 0.0).to(tl.float64)
                 squares += tl.sum(d * d)
@@ -179,12 +177,11 @@ def step_kernel(
             factor = _into_ball(r, e.to(tl.float64)).to(state)
         for number in range(begin, end):
             place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
-            average, deviation = channel_values(place, by)
             a = tl.load(adv + place, mask, 0.0)
             x = a
             if moves:
                 c = image(tl.load(clean + place, mask, 0), state)
-                x = _moved(a, c, _gradient(grad, place, mask), scales, box, deviation, state)
+                x = _moved(a, c, grad, place, mask, scales, box, by, state)
                 if previous is not None:
                     y = _with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
                     x = tl.where(factor == 1, y, c + factor * offset(y, c))
@@ -192,8 +189,8 @@ def step_kernel(
                     tl.store(previous + place, a, mask)
                 tl.store(adv + place, x, mask)
             if out is not None:
-                given = standardized(x, average, deviation)
-                tl.store(out + first + place, rounded(given, out.dtype.element_ty), mask)
+                given = rounded(normalized(x, place, by), out.dtype.element_ty)
+                tl.store(out + first + place, given, mask)
 
 
 def _run(

@@ -15,29 +15,14 @@ def channel_at(place, channel_stride, channels):
 
 
 @triton.jit
-def channel_values(place, by):
-    """Mean and std at a place, by (mean, stride, std, stride, channel_stride, channels)."""
+def normalized(x, place, by):
+    """(x - mean) / std of the channel, by (mean, stride, std, stride, channel_stride, channels); else x."""
     mean, mean_stride, std, std_stride, channel_stride, channels = by
-    if mean is None:
-        return None, None
-    else:
-        channel = channel_at(place, channel_stride, channels)
-        return tl.load(mean + channel * mean_stride), tl.load(std + channel * std_stride)
-
-
-@triton.jit
-def standardized(x, mean, std):
-    """(x - mean) / std where there are any, else x."""
     if mean is None:
         return x
     else:
-        return divide(x - mean, std)
-
-
-@triton.jit
-def normalized(x, place, by):
-    mean, std = channel_values(place, by)
-    return standardized(x, mean, std)
+        channel = channel_at(place, channel_stride, channels)
+        return divide(x - tl.load(mean + channel * mean_stride), tl.load(std + channel * std_stride))
 
 
 @triton.jit

@@ -323,7 +323,7 @@ def _triton_source(kernel: Any, constants: dict[str, Any], form: dict[str, str],
     state = POINTERS[next(iter(form.values()), "float32")]
     numbers = ("step_size", "eps", "momentum", "sparsity", "decay", "lo", "hi")
     types = dict.fromkeys(numbers, "fp64") | {"seed": "*i64", "best_value": state, "value": state}
-    types |= dict.fromkeys(("partials", "distances", "uniform", "radius"), "*fp64")
+    types |= dict.fromkeys(("partials", "distances", "logarithm", "radius"), "*fp64")
     types |= {operand: POINTERS[dtype] for operand, dtype in form.items()}
     types |= dict.fromkeys(("mean", "std"), state) if "out" in form else {}
     types |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}

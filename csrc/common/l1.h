@@ -25,12 +25,12 @@ ROLI_FN int64_t moving(double sparsity, int64_t elements) {
   return rounded < 1 ? 1 : rounded > elements ? elements : rounded;
 }
 
-// How far each of `count` elements moves. An infinite step is one so far that nothing but what moves is left
-// in the ball. farthest: the largest |a - c|.
+// How far each of `count` elements moves. Beyond `far`, nothing but what moves is left in the ball: an
+// infinite step is that far. farthest: the largest |a - c|.
 template <class T>
 ROLI_FN T l1_length(double s, int64_t count, double e, double farthest) {
-  const double length = s / static_cast<double>(count > 0 ? count : 1);
-  return static_cast<T>(is_infinite(length) ? 2 * (e + farthest) : length);
+  const double length = s / static_cast<double>(count > 0 ? count : 1), far = 2 * (e + farthest);
+  return static_cast<T>(length < far ? length : far);
 }
 
 // A point's distance from c, and the room that the box leaves in its direction.

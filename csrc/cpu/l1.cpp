@@ -153,8 +153,7 @@ class L1 {
     const Key<C> last = nth_largest(keys_, elements_, 8 * sizeof(C) - 1, count);
     int64_t moved = 0;
     for (int64_t i = 0; i < elements_; ++i) moved += keys_[i] >= last && keys_[i] > 0;
-    const double s = size_of<T>(op_.step_size, sample);
-    const T length = l1_length<T>(s, moved, eps, is_infinite(s) ? farthest(sample) : 0);
+    const T length = l1_length<T>(size_of<T>(op_.step_size, sample), moved, eps, farthest(sample));
     each_block(sample, [&](const auto& b, int64_t at) {
       move_block(b.adv, b.grad, keys_ + at, x_ + at, b.count, last, length);
     });

@@ -19,10 +19,12 @@ ROLI_FN uint64_t high_product(uint64_t a, uint64_t b) {
 }
 
 // n / divisor and n % divisor for 0 <= n < 2^63 (Granlund and Montgomery, Division by Invariant Integers
-// using Multiplication, PLDI 1994, figure 4.1).
+// using Multiplication, PLDI 1994, figure 4.1). For numbers of 31 bits the upper half of the multiplier is
+// enough, and a tenth of the instructions.
 struct Divider {
   int64_t divisor = 1;
   uint64_t multiplier = 1;
+  uint32_t small_multiplier = 1;
   int shift = 0;
 
   Divider() = default;
@@ -31,6 +33,7 @@ struct Divider {
     while ((static_cast<unsigned __int128>(1) << shift) < d) ++shift;
     const auto excess = (static_cast<unsigned __int128>(1) << shift) - d;
     multiplier = static_cast<uint64_t>((excess << 64) / d + 1);
+    small_multiplier = static_cast<uint32_t>((excess << 32) / d + 1);
   }
 
   ROLI_FN int64_t quotient(int64_t n) const {
@@ -38,18 +41,39 @@ struct Divider {
     return static_cast<int64_t>((high_product(multiplier, u) + u) >> shift);
   }
   ROLI_FN int64_t remainder(int64_t n) const { return n - quotient(n) * divisor; }
+
+  // The same, for n and divisor below 2^31.
+  ROLI_FN uint32_t small_quotient(uint32_t n) const {
+#ifdef __CUDA_ARCH__
+    const uint32_t high = __umulhi(small_multiplier, n);
+#else
+    const auto high = static_cast<uint32_t>((uint64_t{small_multiplier} * n) >> 32);
+#endif
+    return (high + n) >> shift;
+  }
+  ROLI_FN uint32_t small_remainder(uint32_t n) const {
+    return n - small_quotient(n) * static_cast<uint32_t>(divisor);
+  }
 };
 
 // Which index of a dimension the element at a place of dense memory has: place / stride % size.
 struct Coordinate {
   Divider stride, size;
   bool steady = true;  // the same for each aligned group of four elements
+  bool small = true;   // all places have 31 bits
 
   Coordinate() = default;
-  Coordinate(int64_t stride, int64_t size)
-      : stride(size == 1 ? 1 : stride), size(size), steady(size == 1 || stride % 4 == 0) {}
+  // count: of all elements.
+  Coordinate(int64_t stride, int64_t size, int64_t count)
+      : stride(size == 1 ? 1 : stride),
+        size(size),
+        steady(size == 1 || stride % 4 == 0),
+        small(count < (int64_t{1} << 31)) {}
 
-  ROLI_FN int64_t operator()(int64_t place) const { return size.remainder(stride.quotient(place)); }
+  ROLI_FN int64_t operator()(int64_t place) const {
+    if (small) return size.small_remainder(stride.small_quotient(static_cast<uint32_t>(place)));
+    return size.remainder(stride.quotient(place));
+  }
 };
 
 // Operands that fill their memory without gaps, all in the same order: one index serves them all.
@@ -79,8 +103,8 @@ inline bool make_dense(Dense& dense, Shape shape, const Operands& operands) {
   }
   dense.count = 1;
   for (int d = 0; d < rank; ++d) dense.count *= sizes[d];
-  dense.sample = Coordinate(strides[0], sizes[0]);
-  if (rank > 1) dense.channel = Coordinate(strides[1], sizes[1]);
+  dense.sample = Coordinate(strides[0], sizes[0], dense.count);
+  if (rank > 1) dense.channel = Coordinate(strides[1], sizes[1], dense.count);
   return reach == dense.count;
 }
 
@@ -100,6 +124,7 @@ struct Strided {
   Divider size[kMaxDims];
   int64_t stride[kMaxOperands][kMaxDims];
   Divider channels;  // by which the place in a row repeats its channels; 1 where it does not
+  bool small;        // all indices have 31 bits
 
   Strided(const Plan& plan, int operands, int64_t channels)
       : count(plan.rows * plan.length),
@@ -107,7 +132,8 @@ struct Strided {
         operands(operands),
         sample_dim(plan.sample_dim),
         channel_dim(plan.channel_dim),
-        channels(plan.channel == Channel::periodic ? channels : 1) {
+        channels(plan.channel == Channel::periodic ? channels : 1),
+        small(count < (int64_t{1} << 31)) {
     if (rank > kMaxDims) throw std::runtime_error("roli_fast: more than 2^48 elements");
     for (int d = 0; d <= plan.rank; ++d) {
       const bool row = d == plan.rank;
@@ -119,7 +145,8 @@ struct Strided {
   ROLI_FN Place operator()(int64_t index) const {
     Place place = {};
     for (int d = rank - 1; d >= 0; --d) {
-      const int64_t rest = size[d].quotient(index);
+      const int64_t rest = small ? static_cast<int64_t>(size[d].small_quotient(static_cast<uint32_t>(index)))
+                                 : size[d].quotient(index);
       const int64_t coordinate = index - rest * size[d].divisor;
       index = rest;
       if (d == rank - 1) place.channel = channels.remainder(coordinate);

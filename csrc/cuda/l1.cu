@@ -69,32 +69,8 @@ struct L1Samples {
   }
 
   ROLI_FN L1Sums gather(int64_t sample, int thread, const State& state) const {
-    L1Sums sums;
-    each_pack(thread, [&](int64_t element) {
-      Four<T, C> four;
-      if (state.phase == Phase::digits) {
-        operands.read_grad(sample, element, four);
-      } else {
-        four = operands.template read<false>(sample, element);
-      }
-      ROLI_UNROLL
-      for (int k = 0; k < kPack; ++k) {
-        if (k >= four.count) break;
-        if (state.phase == Phase::digits) {
-          const Key<C> key = key_at(four, k);
-          ROLI_UNROLL
-          for (int digit = 1; digit <= kDigits; ++digit)
-            sums.at_least[digit - 1] += key >= reaching(state, digit) ? 1 : 0;
-        } else if (state.phase == Phase::length) {
-          const Key<C> key = key_at(four, k);
-          sums.at_least[0] += key >= state.last && key > 0 ? 1 : 0;
-          sums.kept.add_element(Reach<T>{finite_magnitude(four.a[k] - four.c[k]), T(0)}, 0);
-        } else {
-          sums.kept.add_element(reach(point(four, k, state), four.c[k], lo, hi), state.threshold.t);
-        }
-      }
-    });
-    return sums;
+    return state.phase == Phase::digits ? count_digits(sample, thread, state)
+                                        : sum_kept(sample, thread, state);
   }
 
   ROLI_FN void advance(int64_t sample, const L1Sums& sums, State& state) const {
@@ -142,6 +118,49 @@ struct L1Samples {
   template <class Visit>
   ROLI_FN void each_pack(int thread, Visit&& visit) const {
     for (int64_t element = thread * kPack; element < elements; element += kThreads * kPack) visit(element);
+  }
+
+  ROLI_FN L1Sums count_digits(int64_t sample, int thread, const State& state) const {
+    uint32_t at_least[kDigits] = {};
+    Key<C> thresholds[kDigits];
+    ROLI_UNROLL
+    for (int i = 0; i < kDigits; ++i) thresholds[i] = reaching(state, i + 1);
+    each_pack(thread, [&](int64_t element) {
+      Four<T, C> four;
+      operands.read_grad(sample, element, four);
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) {
+        if (k >= four.count) break;
+        const Key<C> key = key_at(four, k);
+        ROLI_UNROLL
+        for (int i = 0; i < kDigits; ++i) at_least[i] += key >= thresholds[i];
+      }
+    });
+    L1Sums sums;
+    ROLI_UNROLL
+    for (int i = 0; i < kDigits; ++i) sums.at_least[i] = at_least[i];
+    return sums;
+  }
+
+  ROLI_FN L1Sums sum_kept(int64_t sample, int thread, const State& state) const {
+    L1Sums sums;
+    uint32_t move = 0;
+    each_pack(thread, [&](int64_t element) {
+      const auto four = operands.template read<false>(sample, element);
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) {
+        if (k >= four.count) break;
+        if (state.phase == Phase::length) {
+          const Key<C> key = key_at(four, k);
+          move += key >= state.last && key > 0;
+          sums.kept.add_element(Reach<T>{finite_magnitude(four.a[k] - four.c[k]), T(0)}, 0);
+        } else {
+          sums.kept.add_element(reach(point(four, k, state), four.c[k], lo, hi), state.threshold.t);
+        }
+      }
+    });
+    sums.at_least[0] = move;
+    return sums;
   }
 
   static ROLI_FN Key<C> reaching(const State& state, int digit) {

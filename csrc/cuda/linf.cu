@@ -216,6 +216,9 @@ struct StridedStep {
   }
 };
 
+// Blocks of four draws that a thread makes, whose key it mixes once.
+constexpr int kDraws = 4;
+
 template <class T, class Clean>
 struct StartBody {
   Memory start, clean;
@@ -225,6 +228,7 @@ struct StartBody {
   int64_t seed_stride, index_stride;
   int64_t samples, elements;  // of a sample
   Divider blocks;             // of four elements, in a sample
+  bool small;                 // whether 31 bits hold their number
 
   StartBody(const LinfStart& op, Shape shape, int64_t count)
       : start(op.start),
@@ -238,42 +242,46 @@ struct StartBody {
         index_stride(op.index_stride),
         samples(shape.sizes[0]),
         elements(count / shape.sizes[0]),
-        blocks((elements + kPack - 1) / kPack) {}
+        blocks((elements + kPack - 1) / kPack),
+        small(samples * blocks.divisor < (int64_t{1} << 31) - kDraws * kThreads) {}
 
-  int64_t threads() const { return samples * blocks.divisor; }
+  int64_t threads() const { return (samples * blocks.divisor + kDraws - 1) / kDraws; }
 
-  // The draws of the thread's block, and where it begins in its sample; false past the end.
-  ROLI_FN bool draw(int64_t block, int thread, int64_t& sample, int64_t& begin, Pack<T>& draws) const {
-    const int64_t at = block * kThreads + thread;
-    sample = blocks.quotient(at);
-    if (sample >= samples) return false;
-    const int64_t number = at - sample * blocks.divisor;
-    begin = number * kPack;
+  // Calls place(sample, element, draws) for the thread's blocks of four elements, by the first of them.
+  template <class Place>
+  ROLI_FN void draw(int64_t block, int thread, Place&& place) const {
     const PhiloxKey key = philox_key(seed[0], seed[seed_stride]);
-    const Philox4 bits = philox_block(key, index == nullptr ? sample : index[sample * index_stride], number);
-    draws = {{symmetric_uniform<T>(bits.x0), symmetric_uniform<T>(bits.x1), symmetric_uniform<T>(bits.x2),
-              symmetric_uniform<T>(bits.x3)}};
-    return true;
+    ROLI_UNROLL
+    for (int i = 0; i < kDraws; ++i) {
+      const int64_t at = (block * kDraws + i) * kThreads + thread;
+      const int64_t sample = small ? static_cast<int64_t>(blocks.small_quotient(static_cast<uint32_t>(at)))
+                                   : blocks.quotient(at);
+      if (sample >= samples) return;
+      const int64_t number = at - sample * blocks.divisor;
+      const Philox4 bits =
+          philox_block(key, index == nullptr ? sample : index[sample * index_stride], number);
+      place(sample, number * kPack,
+            Pack<T>{{symmetric_uniform<T>(bits.x0), symmetric_uniform<T>(bits.x1),
+                     symmetric_uniform<T>(bits.x2), symmetric_uniform<T>(bits.x3)}});
+    }
   }
 };
 
-// A thread draws for four elements and moves them at once: in row-major memory, samples of a multiple of
-// four.
+// Four elements at once: in row-major memory, samples of a multiple of four.
 template <class T, class Clean>
 struct DenseStart : StartBody<T, Clean> {
   using StartBody<T, Clean>::StartBody;
 
   ROLI_FN void operator()(int64_t block, int thread) const {
-    int64_t sample, begin;
-    Pack<T> x;
-    if (!this->draw(block, thread, sample, begin, x)) return;
-    const int64_t place = sample * this->elements + begin;
-    const auto c = fetch<AsValue, T, Clean>(this->clean, place);
-    const T e = this->eps(sample);
-    ROLI_UNROLL
-    for (int k = 0; k < kPack; ++k)
-      x.at[k] = linf_start(meant<AsValue, T, Clean>(c, k), x.at[k], e, this->lo, this->hi);
-    put<T>(this->start, place, x);
+    this->draw(block, thread, [&](int64_t sample, int64_t element, Pack<T> x) {
+      const int64_t place = sample * this->elements + element;
+      const auto c = fetch<AsValue, T, Clean>(this->clean, place);
+      const T e = this->eps(sample);
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k)
+        x.at[k] = linf_start(meant<AsValue, T, Clean>(c, k), x.at[k], e, this->lo, this->hi);
+      put<T>(this->start, place, x);
+    });
   }
 };
 
@@ -286,17 +294,16 @@ struct StridedStart : StartBody<T, Any> {
 
   ROLI_FN void operator()(int64_t block, int thread) const {
     enum { kStart, kClean };
-    int64_t sample, begin;
-    Pack<T> x;
-    if (!this->draw(block, thread, sample, begin, x)) return;
-    const T e = this->eps(sample);
-    ROLI_UNROLL
-    for (int k = 0; k < kPack; ++k) {
-      if (begin + k >= this->elements) return;
-      const Place place = strided(sample * this->elements + begin + k);
-      const T c = fetch_one<AsValue, T, Any>(this->clean, place.offset[kClean]);
-      put_one<T>(this->start, place.offset[kStart], linf_start(c, x.at[k], e, this->lo, this->hi));
-    }
+    this->draw(block, thread, [&](int64_t sample, int64_t element, const Pack<T>& x) {
+      const T e = this->eps(sample);
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) {
+        if (element + k >= this->elements) return;
+        const Place place = strided(sample * this->elements + element + k);
+        const T c = fetch_one<AsValue, T, Any>(this->clean, place.offset[kClean]);
+        put_one<T>(this->start, place.offset[kStart], linf_start(c, x.at[k], e, this->lo, this->hi));
+      }
+    });
   }
 };
 

@@ -112,12 +112,12 @@ def l1_step_(
     signs = _steepest(grad, std, share, state)
     count = sums(signs.abs())
     length = step_size.double() / torch.where(count > 0, count, 1.0)
-    # An infinite step is one so far that nothing but what moves is left in the ball.
+    # Beyond `far`, nothing but what moves is left in the ball: an infinite step is that far.
     d = (adv - clean).nan_to_num(nan=0.0)
     farthest = d.abs().clamp(max=_largest(state)).double().reshape(len(adv), math.prod(adv.shape[1:]))
     farthest = farthest.amax(1) if farthest.shape[1] else farthest.sum(1)
     far = 2 * (eps.double() + over_batch(farthest, adv))
-    length = torch.where(length.isinf(), far, length).to(state)
+    length = torch.where(length < far, length, far).to(state)
     moved = torch.where(signs > 0, adv + length, torch.where(signs < 0, adv - length, adv))
     projected = _projected(moved, adv, clean, eps, lo, hi)
     write_input(out, write(adv, projected, active), mean, std)
