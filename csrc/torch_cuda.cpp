@@ -39,6 +39,8 @@ Tensor empty_bytes(int64_t bytes, int32_t device) {
 }
 
 struct Cuda {
+  static void prepare_memory(const Tensor&) {}
+
   template <class Op>
   static void run(Op& op, const Call& call) {
     const int32_t index = call.device_index();

@@ -1,7 +1,8 @@
 // The torch ops, once for all devices: each admits its arguments and hands them to the kernels of a
 // device. The schemas stand in roli_fast/ops.
 //
-// Backend: run(op, call) computes a checked op whose tensors are not empty.
+// Backend: run(op, call) computes a checked op whose tensors are not empty; prepare_memory(tensor) is told of
+// new memory.
 #pragma once
 
 #include "torch_tensors.h"
@@ -164,6 +165,7 @@ Tensor start(const char* name, const Tensor& clean, const Size& eps, const Tenso
   call.refuse_gradient(clean, "clean");
 
   Tensor start = empty_like(clean, wide ? ScalarType::Double : ScalarType::Float, MemoryFormat::Preserve);
+  Backend::prepare_memory(start);
   op.start = call.state(start, "start");
   if (!call.empty()) Backend::run(op, call);
   return start;
@@ -236,6 +238,7 @@ Tensor prepare(const Tensor& adv, const OptionalTensor& mean, const OptionalTens
   call.refuse_gradient(adv, "adv");
 
   Tensor out = empty_like(adv, dtype, memory_format.value_or(MemoryFormat::Preserve));
+  Backend::prepare_memory(out);
   op.out = call.floats(out, "dtype");
   if (!call.empty()) Backend::run(op, call);
   return out;

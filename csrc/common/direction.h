@@ -15,6 +15,12 @@ ROLI_FN bool is_infinite(T x) {
   return x == std::numeric_limits<T>::infinity() || x == -std::numeric_limits<T>::infinity();
 }
 
+// |g|; NaN counts as 0.
+template <class C>
+ROLI_FN C magnitude(C g) {
+  return is_nan(g) ? C(0) : g < C(0) ? -g : g == C(0) ? C(0) : g;
+}
+
 // 2^exponent, in [-1022, 1023].
 ROLI_FN double power_of_two(int exponent) {
   return bit_cast<double>(static_cast<uint64_t>(exponent + 1023) << 52);

@@ -13,11 +13,6 @@ ROLI_FN uint64_t key_of(double magnitude) { return bit_cast<uint64_t>(magnitude)
 template <class C>
 using Key = decltype(key_of(C()));
 
-template <class C>
-ROLI_FN C magnitude(C g) {
-  return is_nan(g) ? C(0) : g < C(0) ? -g : g == C(0) ? C(0) : g;
-}
-
 // How many of a sample's elements move at least.
 ROLI_FN int64_t moving(double sparsity, int64_t elements) {
   const auto rounded =

@@ -42,20 +42,22 @@ K nth_largest(const K* keys, int64_t elements, int bits, int64_t count) {
 }
 
 template <class T>
-Kept sum_kept(const T* v, const T* u, int64_t count, double t) {
-  Kept sums;
-  Doubles totals = {}, slopes = {}, largest = {};
+Kept sum_kept(const T* __restrict v, const T* __restrict u, int64_t count, double t) {
+  Sums totals, slopes;
+  double largest[kSide] = {};
   const int64_t whole = count / kSide * kSide;
-  for (int64_t i = 0; i < whole; i += kSide) {
-    const Doubles x = widened(v + i), room = widened(u + i), rest = x - t;
-    const Doubles positive = rest > 0 ? rest : Doubles{};
-    totals += positive < room ? positive : room;
-    slopes += rest > 0 && rest < room ? Doubles{} + 1 : Doubles{};
-    largest = largest > x ? largest : x;
-  }
-  sums.total = total(totals);
-  sums.slope = total(slopes);
-  for (int i = 0; i < kSide; ++i) sums.largest = std::max(sums.largest, largest[i]);
+  for (int64_t i = 0; i < whole; i += kSide)
+    for (int j = 0; j < kSide; ++j) {
+      const auto x = static_cast<double>(v[i + j]), room = static_cast<double>(u[i + j]), rest = x - t;
+      const double positive = rest > 0 ? rest : 0;
+      totals.at[j] += positive < room ? positive : room;
+      slopes.at[j] += (rest > 0) & (rest < room) ? 1.0 : 0.0;
+      largest[j] = largest[j] > x ? largest[j] : x;
+    }
+  Kept sums;
+  sums.total = totals.total();
+  sums.slope = slopes.total();
+  for (int j = 0; j < kSide; ++j) sums.largest = sums.largest > largest[j] ? sums.largest : largest[j];
   for (int64_t i = whole; i < count; ++i) sums.add_element(Reach<T>{v[i], u[i]}, t);
   return sums;
 }

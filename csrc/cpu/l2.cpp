@@ -26,29 +26,62 @@ void add_exactly(const T* a, const T* c, const C* g, const T* std, int64_t count
   }
 }
 
-// The same, many at a time, for gradients of which float64 holds all squares; a block with an infinite one is
-// taken again.
+// Whole groups of kSide elements, of gradients whose squares float64 can hold; with an infinite one, gg is
+// not finite.
+template <class T>
+void add_groups(const T* __restrict a, const T* __restrict c, const float* __restrict g, int64_t count,
+                Sums& dd, Sums& gg, Sums& gd) {
+  for (int64_t i = 0; i < count; i += kSide)
+    for (int j = 0; j < kSide; ++j) {
+      const auto d = static_cast<double>(offset(a[i + j], c[i + j]));
+      const auto x = static_cast<double>(is_nan(g[i + j]) ? 0.0f : g[i + j]);
+      dd.at[j] += d * d;
+      gg.at[j] += x * x;
+      gd.at[j] += x * d;
+    }
+}
+
+template <class T>
+void add_groups(const T* __restrict a, const T* __restrict c, const float* __restrict g,
+                const T* __restrict std, int64_t count, Sums& dd, Sums& gg, Sums& gd) {
+  for (int64_t i = 0; i < count; i += kSide)
+    for (int j = 0; j < kSide; ++j) {
+      const auto d = static_cast<double>(offset(a[i + j], c[i + j]));
+      const auto x =
+          static_cast<double>(is_nan(g[i + j]) ? 0.0f : g[i + j]) / static_cast<double>(std[i + j]);
+      dd.at[j] += d * d;
+      gg.at[j] += x * x;
+      gd.at[j] += x * d;
+    }
+}
+
+template <class T>
+void add_groups(const T* __restrict a, const T* __restrict c, int64_t count, Sums& dd) {
+  for (int64_t i = 0; i < count; i += kSide)
+    for (int j = 0; j < kSide; ++j) {
+      const auto d = static_cast<double>(offset(a[i + j], c[i + j]));
+      dd.at[j] += d * d;
+    }
+}
+
+// The sums over a block; g and std may be null.
 template <class T, class C>
 void add_sums(const T* a, const T* c, const C* g, const T* std, int64_t count, GradSums& sums) {
   if constexpr (sizeof(C) == 8) {
     add_exactly(a, c, g, std, count, sums);
   } else {
-    Doubles dd = {}, gg = {}, gd = {};
     const int64_t whole = count / kSide * kSide;
-    for (int64_t i = 0; i < whole; i += kSide) {
-      const Doubles d = offsets(a + i, c + i);
-      dd += d * d;
-      if (g == nullptr) continue;
-      Doubles x = widened(g + i);
-      x = x == x ? x : Doubles{};
-      if (std != nullptr) x /= widened(std + i);
-      gg += x * x;
-      gd += x * d;
-    }
+    Sums dd, gg, gd;
+    if (g == nullptr)
+      add_groups(a, c, whole, dd);
+    else if (std == nullptr)
+      add_groups(a, c, g, whole, dd, gg, gd);
+    else
+      add_groups(a, c, g, std, whole, dd, gg, gd);
     GradSums block;
-    block.dd = total(dd);
-    block.power[0] = total(gg);
-    block.along[0] = total(gd);
+    block.dd = dd.total();
+    block.power[0] = gg.total();
+    block.along[0] = gd.total();
     if (is_infinite(block.power[0])) {
       block = {};
       add_exactly(a, c, g, std, whole, block);

@@ -21,22 +21,28 @@ void add_exactly(const C* grad, int64_t count, GradSums& sums) {
     sums.add_gradient<1>(static_cast<double>(grad[i]), 1, false, 0, sizeof(C) == 8);
 }
 
+inline void add_groups(const float* __restrict grad, int64_t count, Sums& magnitudes) {
+  for (int64_t i = 0; i < count; i += kSide)
+    for (int j = 0; j < kSide; ++j) magnitudes.at[j] += static_cast<double>(magnitude(grad[i + j]));
+}
+
 template <class C>
 void add_magnitudes(const C* grad, int64_t count, GradSums& sums) {
-  const int64_t whole = sizeof(C) == 8 ? 0 : count / kSide * kSide;
-  GradSums block;
-  Doubles magnitudes = {};
-  for (int64_t i = 0; i < whole; i += kSide) {
-    const Doubles x = widened(grad + i);
-    magnitudes += x > 0 ? x : x < 0 ? -x : Doubles{};
+  if constexpr (sizeof(C) == 8) {
+    add_exactly(grad, count, sums);
+  } else {
+    const int64_t whole = count / kSide * kSide;
+    Sums magnitudes;
+    add_groups(grad, whole, magnitudes);
+    GradSums block;
+    block.power[0] = magnitudes.total();
+    if (is_infinite(block.power[0])) {
+      block = {};
+      add_exactly(grad, whole, block);
+    }
+    add_exactly(grad + whole, count - whole, block);
+    sums.add(block);
   }
-  block.power[0] = total(magnitudes);
-  if (is_infinite(block.power[0])) {
-    block = {};
-    add_exactly(grad, whole, block);
-  }
-  add_exactly(grad + whole, count - whole, block);
-  sums.add(block);
 }
 
 template <class T, class C>

@@ -26,7 +26,6 @@ struct Normal {
       draws[i + 1] = pair.y;
     }
   }
-  static Doubles term(const Doubles& z) { return z * z; }
   static double term(double z) { return z * z; }
 };
 
@@ -35,18 +34,18 @@ struct Laplace {
   static void draw(const uint32_t* __restrict words, float* __restrict draws, int64_t count) {
     for (int64_t i = 0; i < count; ++i) draws[i] = laplace(words[i]);
   }
-  static Doubles term(const Doubles& z) { return z < 0 ? -z : z; }
   static double term(double z) { return z < 0 ? -z : z; }
 };
 
 template <class Draws>
-double norm_of(const float* draws, int64_t count) {
-  Doubles sums = {};
+double norm_of(const float* __restrict draws, int64_t count) {
+  Sums sums;
   const int64_t whole = count / kSide * kSide;
-  for (int64_t i = 0; i < whole; i += kSide) sums += Draws::term(widened(draws + i));
-  double sum = total(sums);
-  for (int64_t i = whole; i < count; ++i) sum += Draws::term(static_cast<double>(draws[i]));
-  return sum;
+  for (int64_t i = 0; i < whole; i += kSide)
+    for (int j = 0; j < kSide; ++j) sums.at[j] += Draws::term(static_cast<double>(draws[i + j]));
+  double norm = sums.total();
+  for (int64_t i = whole; i < count; ++i) norm += Draws::term(static_cast<double>(draws[i]));
+  return norm;
 }
 
 template <class Draws, class T>

@@ -9,6 +9,8 @@
 namespace roli {
 
 struct Emulated {
+  static void prepare_memory(const Tensor&) {}
+
   template <class Op>
   static void run(Op& op, const Call& call) {
     std::vector<std::unique_ptr<char[]>> memory;
