@@ -116,7 +116,9 @@ def assert_clean(code, output, at_least):
 
 def test_contract(kernels, checked):
     package, environment = kernels
-    assert_clean(*checked(*contract("ops/test_contract.py", "-s"), env=environment, cwd=package), 150)
+    values = "tests/ops/test_contract.py::test_agrees_with_the_reference"  # long, and no matter of sanitizers
+    command = contract("ops/test_contract.py", "-s", "--deselect", values)
+    assert_clean(*checked(*command, env=environment, cwd=package), 150)
 
 
 def test_guards(package, checked):
