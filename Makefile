@@ -10,12 +10,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 C_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/*/*.cpp)
 
-.PHONY: demo test test-all lint format bench gpu gpu-static wheel clean help
+.PHONY: demo test test-all lint format sanitize bench gpu gpu-static wheel clean help
 
 help:
 	@echo "make demo      train on real digits with and without attacks (sets itself up)"
 	@echo "make test      format, lint, types and tests (sets itself up)"
 	@echo "make test-all  the same, with the slow tests"
+	@echo "make sanitize  only the tests of the native code under AddressSanitizer and UBSan"
 	@echo "make bench     measure the ops; results go to benchmarks/results"
 	@echo "make gpu       all that a GPU can show, with the Python that is there; PARTS=\"ops attacks\""
 	@echo "make gpu-static  the machine code of the GPU kernels, without a GPU"
@@ -42,6 +43,9 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
+
+sanitize: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --slow tests/native/test_sanitize.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-columns=median,iqr,rounds --benchmark-name=short

@@ -1,4 +1,5 @@
-// roli_fast._C: what the native build is. The torch ops are libraries of their own.
+// roli_fast._C: what the native build is, and the ops on numpy arrays. Those on tensors are libraries of
+// their own.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "numpy_ops.h"
 
 namespace py = pybind11;
 
@@ -35,4 +37,6 @@ PYBIND11_MODULE(_C, m) {
       "cpu_capability", [] { return std::string(roli::cpu::kernels().name); },
       "The instruction set that the CPU kernels use here. Raises RuntimeError where "
       "ROLI_FAST_CPU_CAPABILITY names one that cannot run.");
+  m.def("linf_step_", &roli::numpy::linf_step_, "As roli_fast.numpy.linf_step_; all by position.");
+  m.def("linf_project_", &roli::numpy::linf_project_, "As roli_fast.numpy.linf_project_; all by position.");
 }

@@ -127,7 +127,7 @@ class Call {
 
   Parameter size(const Tensor& tensor, const char* name) const {
     require(dtype_of(tensor) == state_dtype_, name, "is not of the state's dtype");
-    same_device(tensor, name);
+    accessible(tensor, name);
     return {0, tensor.data_ptr(), per_sample_stride(tensor, name)};
   }
 
@@ -145,7 +145,7 @@ class Call {
   void* per_sample(const Tensor& tensor, const char* name, int64_t* stride) const {
     require(dtype_of(tensor) == state_dtype_ && tensor.dim() == 1, name,
             "is not of shape (N,) and the state's dtype");
-    same_device(tensor, name);
+    accessible(tensor, name);
     *stride = per_sample_stride(tensor, name);
     return tensor.data_ptr();
   }
@@ -169,7 +169,7 @@ class Call {
     if (!tensor) return {};
     require(tensor->scalar_type() == ScalarType::Bool && tensor->dim() == 1, name,
             "is not a (N,) bool tensor");
-    same_device(*tensor, name);
+    accessible(*tensor, name);
     return {static_cast<const bool*>(tensor->data_ptr()), per_sample_stride(*tensor, name)};
   }
 
@@ -177,7 +177,7 @@ class Call {
     if (!tensor) return nullptr;
     require(tensor->scalar_type() == ScalarType::Long && tensor->dim() == 1, name,
             "is not a (N,) int64 tensor");
-    same_device(*tensor, name);
+    accessible(*tensor, name);
     *stride = per_sample_stride(*tensor, name);
     return static_cast<const int64_t*>(tensor->data_ptr());
   }
@@ -185,7 +185,7 @@ class Call {
   const int64_t* seed(const Tensor& tensor, const char* name, int64_t* stride) const {
     require(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1 && tensor.size(0) == 2, name,
             "is not a (2,) int64 tensor");
-    same_device(tensor, name);
+    accessible(tensor, name);
     *stride = tensor.stride(0);
     return static_cast<const int64_t*>(tensor.data_ptr());
   }
@@ -198,7 +198,7 @@ class Call {
       const char* name = tensor == &*mean ? "mean" : "std";
       require(dtype_of(*tensor) == state_dtype_ && tensor->dim() == 1 && tensor->size(0) == sizes_[1], name,
               "is not of shape (C,) and the state's dtype");
-      same_device(*tensor, name);
+      accessible(*tensor, name);
     }
     return {mean->data_ptr(), std->data_ptr(), mean->stride(0), std->stride(0), sizes_[1]};
   }
@@ -242,16 +242,19 @@ class Call {
     bool same = static_cast<int64_t>(sizes.size()) == rank_;
     for (int64_t d = 0; d < rank_ && same; ++d) same = sizes[d] == sizes_[d];
     require(same, name, "differs in shape");
-    same_device(tensor, name);
+    accessible(tensor, name);
     const auto dtype = dtype_of(tensor);
     require(dtype.has_value(), name, "is of a dtype that is not accepted");
     return {tensor.data_ptr(), *dtype, tensor.strides().data()};
   }
 
-  // The dispatcher sends a call with tensors of several devices to the kernels of one of them.
-  void same_device(const Tensor& tensor, const char* name) const {
+  // The dispatcher sends a call with tensors of several devices to the kernels of one of them. A pointer to
+  // half an element is undefined behaviour to C++, and to a GPU an error that ends its use.
+  void accessible(const Tensor& tensor, const char* name) const {
     const Device device = device_of(tensor);
     require(device.type == device_.type && device.index == device_.index, name, "is on another device");
+    const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+    require(address % tensor.element_size() == 0, name, "is not aligned to its elements");
   }
 
   int64_t per_sample_stride(const Tensor& tensor, const char* name) const {

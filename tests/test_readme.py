@@ -8,10 +8,11 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 def test_the_examples_run_one_after_the_other(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     namespace: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["checked"].in_box.all()
     assert (namespace["adv"] - namespace["images"]).abs().max() <= 8 / 255 + 1e-6
+    assert abs(namespace["stepped"] - namespace["pixels"] / 255).max() <= 4 / 255 + 1e-6
     assert 0 <= namespace["robust"].value <= 1

@@ -36,6 +36,9 @@ def _tensor(op: str, argument: str, value: object, dtypes: tuple[torch.dtype, ..
         _refuse(op, argument, f"dtype {_names((value.dtype,))}", _names(dtypes))
     if value.layout != torch.strided:
         _refuse(op, argument, f"layout {value.layout}", "torch.strided")
+    size = value.element_size()
+    if _has_memory(value) and value.data_ptr() % size:
+        _refuse(op, argument, f"elements that are not aligned to {size} bytes", f"{argument}.clone()")
 
 
 def _like(

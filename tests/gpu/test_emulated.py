@@ -4,61 +4,33 @@ What this does not show: that nvcc compiles the arithmetic to the same bits (tes
 would change them), and how the library meets torch's device and stream (test_device.py, on a GPU).
 """
 
-import os
 import re
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-import torch
 
-import roli_fast
-
-ROOT = Path(__file__).resolve().parents[2]
+from ..package_copy import COMPILER, ROOT, compile_emulated, contract, cpu_library, package_copy
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """A folder with the package, in which the emulated CUDA kernels stand in for those of the CPU."""
-    folder = tmp_path_factory.mktemp("emulated")
-    source = Path(roli_fast.__file__).parent
-    shutil.copytree(source, folder / "roli_fast", ignore=shutil.ignore_patterns("lib", "__pycache__"))
-    shutil.copytree(ROOT / "kernels", folder / "roli_fast" / "kernels", dirs_exist_ok=True)
-    (folder / "roli_fast" / "lib").mkdir()
-    torch_root = Path(torch.__file__).parent
-    command = [
-        os.environ.get("CXX", "c++"),
-        *("-std=c++20", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
-        # A GPU refuses misaligned packs, so the emulation does.
-        *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),
-        *(f"-I{ROOT / 'csrc'}", "-isystem", f"{torch_root / 'include'}"),
-        "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        str(ROOT / "tests" / "gpu" / "emulated.cpp"),
-        *("-x", "c++", *map(str, sorted((ROOT / "csrc" / "cuda").glob("*.cu")))),
-        *("-o", str(folder / "roli_fast" / "lib" / "libroli_fast_cpu.so")),
-        *(f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder
+    package = package_copy(tmp_path_factory.mktemp("emulated"))
+    # A GPU refuses misaligned packs, so the emulation does.
+    compile_emulated(cpu_library(package), "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
+    return package
 
 
 def test_contract(package, python):
     """The suite of the ops, on the emulated kernels in the name of the backend "cpu"."""
-    output = python(
-        *("-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT, "-p", "no:cacheprovider", "-q"),
-        *("-k", "(cpu or torch.ops) and not cuda and not compile and not choice", ROOT / "tests" / "ops"),
-        env={"PYTHONPATH": str(package)},
-        cwd=package,
-    )
+    output = python(*contract(), env={"PYTHONPATH": str(package)}, cwd=package)
     assert int(re.search(r"(\d+) passed", output)[1]) > 500, output
 
 
 def test_it_is_the_emulation_that_runs(package, python):
     code = "import roli_fast.ops; print(*{l.split()[-1] for l in open('/proc/self/maps') if 'libroli' in l})"
     output = python("-c", code, env={"PYTHONPATH": str(package)}, cwd=package)
-    assert output.strip() == str(package / "roli_fast" / "lib" / "libroli_fast_cpu.so")
+    assert output.strip() == str(cpu_library(package))
 
 
 DIVISION = """
@@ -86,8 +58,7 @@ int main() {
 def test_division_by_multiplication(tmp_path):
     """For all of 63 bits, of which places beyond 2^32 are the part that no small tensor reaches."""
     (tmp_path / "division.cpp").write_text(DIVISION)
-    compiler = os.environ.get("CXX", "c++")
-    command = [compiler, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", "division.cpp", "-o", "division"]
+    command = [COMPILER, "-std=c++20", "-O1", f"-I{ROOT / 'csrc'}", "division.cpp", "-o", "division"]
     subprocess.run(command, cwd=tmp_path, check=True)
     done = subprocess.run(["./division"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -29,8 +29,7 @@ def python():
             env=environment,
             capture_output=True,
             text=True,
-            timeout=300,
-            **options,
+            **{"timeout": 300} | options,
         )
 
     return run

@@ -15,7 +15,7 @@ from torch import Tensor
 import roli_fast
 from roli_fast import ops
 
-from .cases import FLOATS, IMAGES, NAN, OPS, TORCH_OPS, Op, arguments, each_op
+from .cases import FLOATS, IMAGES, NAN, OPS, TORCH_OPS, Op, arguments, copied, each_op
 
 DTYPES = (*IMAGES, torch.int8, torch.int64, torch.bool, torch.complex64)
 
@@ -259,6 +259,27 @@ def test_refusals_of_the_torch_op(bad, capfd):
         bad.op.torch_op(**given)
     check()
     assert capfd.readouterr() == ("", "")
+
+
+def between_elements(tensor: Tensor) -> Tensor:
+    """The same values, a byte from where elements lie."""
+    memory = bytearray(1 + tensor.nbytes)
+    return torch.frombuffer(memory, dtype=tensor.dtype, offset=1).view(tensor.shape).copy_(tensor)
+
+
+@each_op
+def test_elements_that_are_not_aligned(op, backend_on_cpu):
+    """No processor reads them well, and C++ does not know them."""
+    good = Bad(op, "", "", lambda _: {}, "").call() | {name: torch.full((4,), 0.1) for name in op.sizes}
+    vectors = {name: value for name, value in good.items() if isinstance(value, Tensor)}
+    twin = op not in TORCH_OPS  # which copies adv
+    for name in vectors.keys() - {"active"} - ({"adv"} if twin else set()):
+        given = copied(good) | {name: between_elements(good[name])}
+        check = unwritten(given)
+        size = good[name].element_size()
+        with pytest.raises(ValueError, match=rf"{name}: got elements that are not aligned to {size} bytes, "):
+            op(**given)
+        check()
 
 
 @pytest.mark.parametrize("value", [numpy.float32(0.1), numpy.int64(1), Fraction(8, 255)], ids=repr)

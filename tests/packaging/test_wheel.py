@@ -12,11 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 PROBE = """
-import importlib, json, pkgutil, torch
+import importlib, json, pkgutil, sys, torch
+# An editable install would lend its own modules to those that are missing.
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in finder.__module__]
 import roli_fast
 names = [m.name for m in pkgutil.walk_packages(roli_fast.__path__, "roli_fast.") if "_C" not in m.name]
+on_numpy = None
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        if name != "roli_fast.numpy":
+            raise
+        on_numpy = str(error)
 native = roli_fast.backends()["cpu"].missing is None
 adv = torch.full((2, 3), 0.5)
 roli_fast.ops.linf_step_(adv, torch.ones(2, 3), torch.full((2, 3), 0.5), 0.25, 0.125)
@@ -24,6 +32,7 @@ built = importlib.import_module("roli_fast._C").build_config()["cuda"] if native
 print(json.dumps({
     "file": roli_fast.__file__,
     "names": names,
+    "numpy_missing": on_numpy,
     "cpu_missing": roli_fast.backends()["cpu"].missing,
     "default": [name for name, b in roli_fast.backends().items() if "cpu" in b.default_for],
     "adv": adv.unique().tolist(),
@@ -68,17 +77,18 @@ def test_the_wheel_works_outside_the_checkout(tmp_path, native):
     target = installed(tmp_path, native)
     found = probe(target, tmp_path)
     assert Path(found["file"]).is_relative_to(target)
-    expected = {"ops", "engine", "attacks", "cli.main", "kernels", "kernels.linf"}
+    expected = {"ops", "engine", "attacks", "cli.main", "kernels", "kernels.linf", "numpy"}
     assert {f"roli_fast.{name}" for name in expected} <= set(found["names"])
     assert found["adv"] == [0.625]
     assert (target / "roli_fast" / "py.typed").exists()
     if native == "1":
-        assert found["cpu_missing"] is None
+        assert found["cpu_missing"] is found["numpy_missing"] is None
         assert found["default"] == ["cpu"]
         assert found["built"] == "nvcc" or os.environ.get("ROLI_FAST_CUDA") == "0"
         assert (target / "roli_fast" / "lib" / "libroli_fast_cuda.so").exists() == (found["built"] == "nvcc")
     else:
         assert "ROLI_FAST_NATIVE=0" in found["cpu_missing"]
+        assert "ROLI_FAST_NATIVE=0" in found["numpy_missing"]
         assert found["default"] == ["reference"]
         assert not list(target.rglob("*.so"))
 
