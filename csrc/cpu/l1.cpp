@@ -42,24 +42,41 @@ K nth_largest(const K* keys, int64_t elements, int bits, int64_t count) {
 }
 
 template <class T>
-Kept sum_kept(const T* __restrict v, const T* __restrict u, int64_t count, double t) {
-  Sums totals, slopes;
-  double largest[kSide] = {};
-  const int64_t whole = count / kSide * kSide;
-  for (int64_t i = 0; i < whole; i += kSide)
+void add_groups(const T* __restrict v, const T* __restrict u, int64_t count, double t, Sums& totals,
+                int64_t (&slopes)[kSide]) {
+  for (int64_t i = 0; i < count; i += kSide)
     for (int j = 0; j < kSide; ++j) {
-      const auto x = static_cast<double>(v[i + j]), room = static_cast<double>(u[i + j]), rest = x - t;
+      const auto room = static_cast<double>(u[i + j]), rest = static_cast<double>(v[i + j]) - t;
       const double positive = rest > 0 ? rest : 0;
       totals.at[j] += positive < room ? positive : room;
-      slopes.at[j] += (rest > 0) & (rest < room) ? 1.0 : 0.0;
-      largest[j] = largest[j] > x ? largest[j] : x;
+      slopes[j] += (rest > 0) & (rest < room);
     }
+}
+
+template <class T>
+Kept sum_kept(const T* v, const T* u, int64_t count, double t) {
+  const int64_t whole = count / kSide * kSide;
+  Sums totals;
+  int64_t slopes[kSide] = {};
+  add_groups(v, u, whole, t, totals, slopes);
   Kept sums;
   sums.total = totals.total();
-  sums.slope = slopes.total();
-  for (int j = 0; j < kSide; ++j) sums.largest = sums.largest > largest[j] ? sums.largest : largest[j];
+  for (int j = 0; j < kSide; ++j) sums.slope += static_cast<double>(slopes[j]);
   for (int64_t i = whole; i < count; ++i) sums.add_element(Reach<T>{v[i], u[i]}, t);
   return sums;
+}
+
+// The largest of values that are not negative.
+template <class T>
+T largest_of(const T* __restrict values, int64_t count) {
+  T largest[kSide] = {};
+  const int64_t whole = count / kSide * kSide;
+  for (int64_t i = 0; i < whole; i += kSide)
+    for (int j = 0; j < kSide; ++j) largest[j] = largest[j] > values[i + j] ? largest[j] : values[i + j];
+  T found = largest[0];
+  for (int j = 1; j < kSide; ++j) found = found > largest[j] ? found : largest[j];
+  for (int64_t i = whole; i < count; ++i) found = found > values[i] ? found : values[i];
+  return found;
 }
 
 template <class T>
@@ -70,6 +87,11 @@ void reach_block(const T* __restrict x, const T* __restrict clean, T* __restrict
     v[i] = r.v;
     u[i] = r.u;
   }
+}
+
+template <class T>
+void distance_block(const T* __restrict adv, const T* __restrict clean, T* __restrict v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) v[i] = finite_magnitude(adv[i] - clean[i]);
 }
 
 template <class T>
@@ -121,7 +143,9 @@ class L1 {
       each_block(sample, [&](const auto& b, int64_t at) {
         reach_block(x_ + at, b.clean, v_ + at, u_ + at, b.count, lo_, hi_);
       });
-      Threshold threshold(sum_kept(v_, u_, elements_, 0), eps);
+      Kept at_zero = sum_kept(v_, u_, elements_, 0);
+      at_zero.largest = static_cast<double>(largest_of(v_, elements_));
+      Threshold threshold(at_zero, eps);
       while (!threshold.done) threshold.next(sum_kept(v_, u_, elements_, threshold.t));
       t = threshold.t;
     }
@@ -162,12 +186,8 @@ class L1 {
   }
 
   double farthest(int64_t sample) {
-    double largest = 0;
-    each_block(sample, [&](const auto& b, int64_t) {
-      for (int64_t i = 0; i < b.count; ++i)
-        largest = std::max(largest, static_cast<double>(finite_magnitude(b.adv[i] - b.clean[i])));
-    });
-    return largest;
+    each_block(sample, [&](const auto& b, int64_t at) { distance_block(b.adv, b.clean, v_ + at, b.count); });
+    return static_cast<double>(largest_of(v_, elements_));
   }
 
   const L1Step& op_;
