@@ -317,7 +317,7 @@ def attacks(draw: Any, op: Op, anything: bool = False) -> dict[str, Any]:
 def for_any(op: Op, backend: str, test: Callable[[dict[str, Any]], None], **options: Any) -> None:
     """Runs the test on many attacks: fewer where each of them takes long."""
 
-    @examples(backend)
+    @examples(backend, 60)
     @given(attack=attacks(op, **options))
     def check(attack: dict[str, Any]) -> None:
         test(attack)
