@@ -222,8 +222,8 @@ def interpreted(backend: str) -> bool:
     return backend == "triton" and not torch.cuda.is_available()
 
 
-def examples(backend: str, count: int = 100) -> settings:
-    return settings(properties, max_examples=count // 4 if interpreted(backend) else count)
+def examples(backend: str, count: int) -> settings:
+    return settings(properties, max_examples=max(1, count // 6) if interpreted(backend) else count)
 
 
 def arguments(
