@@ -21,7 +21,8 @@ def momentum_(momentum: Tensor, grad: Tensor, decay: float = 1.0) -> None:
 
     Equivalent, per sample, to ``momentum.copy_(decay * momentum + grad / grad.abs().mean())``. Two passes:
     the sum, in float64, then the update. In float32 an element has to move 12 bytes and moves 16. Backends
-    agree within two units in the last place of the result or of a summand.
+    agree within two units in the last place of the result or of a summand; of a float64 momentum, within
+    sqrt(n) more for samples of n elements.
 
     momentum: (N, ...) float32 or float64, written. Must not overlap itself or grad.
     grad: (N, ...) any float dtype. NaN counts as 0; in a sample with infinite elements these are +-1 and the

@@ -222,8 +222,8 @@ def interpreted(backend: str) -> bool:
     return backend == "triton" and not torch.cuda.is_available()
 
 
-def examples(backend: str, count: int = 100) -> settings:
-    return settings(properties, max_examples=count // 4 if interpreted(backend) else count)
+def examples(backend: str, count: int) -> settings:
+    return settings(properties, max_examples=max(1, count // 6) if interpreted(backend) else count)
 
 
 def arguments(
@@ -317,7 +317,7 @@ def attacks(draw: Any, op: Op, anything: bool = False) -> dict[str, Any]:
 def for_any(op: Op, backend: str, test: Callable[[dict[str, Any]], None], **options: Any) -> None:
     """Runs the test on many attacks: fewer where each of them takes long."""
 
-    @examples(backend)
+    @examples(backend, 60)
     @given(attack=attacks(op, **options))
     def check(attack: dict[str, Any]) -> None:
         test(attack)

@@ -28,12 +28,19 @@ def largest(*tensors: Tensor) -> Tensor:
 # Bounds within which the results of two backends agree, where not on every bit.
 
 
+def units(x, state):
+    """As many as the order of a sum may cost: two, and where the sum is no wider than the state, such as a
+    random walk of n roundings takes."""
+    wandering = math.prod(x.shape[1:]) ** 0.5 if state == torch.float64 else 0
+    return (2 + wandering) * ulp(x, state)
+
+
 def near_pixels(result, *, clean, state, adv=None, **_):
-    return 2 * ulp(largest(result, clean, clean if adv is None else adv), state)
+    return units(largest(result, clean, clean if adv is None else adv), state)
 
 
 def near_momentum(result, *, momentum, decay, state, **_):
-    return 2 * ulp(result.double().abs() + (decay * momentum).abs(), state)
+    return units(result.double().abs() + (decay * momentum).abs(), state)
 
 
 # Samples
@@ -126,7 +133,7 @@ def l2_step(adv, grad, clean, step_size, eps, lo, hi, *, state, std=None):
     parts = norm(before), step_size
     reach = (parts[0] + parts[1]) / distance
     lost = torch.finfo(state).eps * reach + 2.0**-49 * reach**2
-    slack = 4 * ulp(largest(adv, clean, x), state) + lost.nan_to_num(0, 0) * (x - clean).abs().nan_to_num(
+    slack = 2 * units(largest(adv, clean, x), state) + lost.nan_to_num(0, 0) * (x - clean).abs().nan_to_num(
         0, 0, 0
     )
     inside = ~to_boundary & (distance + 1e-6 * sum(parts) <= eps)
@@ -212,9 +219,9 @@ def l1_nearest(x, adv, clean, eps, lo, hi, state):
     nearest = torch.where(outside, clean + d.sign() * kept(high), x)
 
     # Rounding anywhere in the sample moves the threshold.
-    unit = ulp(per_sample(top(largest(x, clean, adv).clamp(max=1e300)), x), state)
-    feasible = total(0.0) + max(1, rows(x).shape[1]) * unit <= eps
-    slack = torch.where(feasible & (x == adv), 0.0, 4 * unit)
+    greatest = per_sample(top(largest(x, clean, adv).clamp(max=1e300)), x).expand(x.shape)
+    feasible = total(0.0) + max(1, rows(x).shape[1]) * ulp(greatest, state) <= eps
+    slack = torch.where(feasible & (x == adv), 0.0, 2 * units(greatest, state))
     return [(nearest.clamp(lo, hi), slack)]
 
 
@@ -228,7 +235,7 @@ def l1_start(clean, eps, seed, lo, hi, *, state, index=None):
 def momentum(momentum, grad, decay, *, state):
     kept = decay * momentum
     added = direction(grad, power=1) * math.prod(grad.shape[1:])
-    return [(kept + added, 3 * ulp(largest(kept, added), state))]
+    return [(kept + added, 2 * units(largest(kept, added), state))]
 
 
 def keep_best(best, best_value, adv, value, *, state):

@@ -114,25 +114,28 @@ def test_projection_is_idempotent(op, backend):
     for_any(op, backend, check)
 
 
+def nothing(like):
+    """A gradient of zeros of every kind."""
+    zeros = like.new_tensor([0.0, -0.0, NAN])
+    return zeros[torch.arange(like.numel()) % 3].view(like.shape)
+
+
 @each_step
-@pytest.mark.parametrize("zero", [0.0, -0.0, NAN])
-def test_without_a_gradient_a_step_is_a_projection(op, backend, zero):
+def test_without_a_gradient_a_step_is_a_projection(op, backend):
     def check(attack):
-        nothing = torch.full_like(attack["grad"], zero)
         projected = PROJECTION[op](**copied(without_step(op, attack)))
-        assert_agree(op, op(**copied(attack) | {"grad": nothing}), projected, attack)
+        assert_agree(op, op(**copied(attack) | {"grad": nothing(attack["grad"])}), projected, attack)
 
     for_any(op, backend, check)
 
 
 @each_step
-@pytest.mark.parametrize("zero", [0.0, -0.0, NAN])
-def test_feasible_samples_without_a_gradient_keep_their_bits(op, backend, zero):
+def test_feasible_samples_without_a_gradient_keep_their_bits(op, backend):
     def check(attack):
         attack["adv"] = torch.cat([attack["adv"].clamp(attack["lo"], attack["hi"]), torch.zeros(1, 2)], dim=1)
         attack["adv"][0, -1] = -0.0
         attack["clean"] = torch.cat([attack["clean"], torch.zeros(1, 2)], dim=1)
-        attack["grad"] = torch.full_like(attack["adv"], zero)
+        attack["grad"] = nothing(attack["adv"])
         attack |= {"lo": min(attack["lo"], 0.0), "hi": max(attack["hi"], 0.0)}
         distances = [abs(d) for d in fractions(attack["adv"] - attack["clean"])]
         attack["eps"] = float(2 * length(op, distances))
@@ -158,9 +161,9 @@ SCALES = {
 def test_the_scale_of_a_gradient_means_nothing(op, backend, state):
     """A full step, however small or large the numbers are: subnormal ones, too."""
     for dtype in FLOATS:
-        given = arguments(op, (2, 4, 5), state=state, grad=dtype)
+        given = arguments(op, (1, 13), state=state, grad=dtype)
         given |= dict.fromkeys({*op.sizes} - {*op.shares}, 0.5)
-        given["grad"] = (torch.arange(40).reshape(2, 4, 5) % 7 - 3).to(dtype)
+        given["grad"] = (torch.arange(13).reshape(1, 13) % 7 - 3).to(dtype)
         expected = op(**copied(given))
         assert not torch.equal(expected[0], given[op.tensors[0]])
         for exponent in SCALES[dtype]:

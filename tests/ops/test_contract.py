@@ -40,7 +40,9 @@ from .cases import (
 
 # Around the widths of vectors, of blocks and of the pieces that threads share.
 LENGTHS = (*range(1, 70), 255, 256, 257, 1023, 1024, 1025, 4099, 32767, 32768, 32769, 100_003)
-MANY = 1000  # samples or rows, where the interpreter runs one program for each
+# Where the interpreter runs a program for each sample, and each block of it.
+FEW_LENGTHS = (*range(1, 10), 31, 33, 64, 255, 257, 1023, 1024, 1025, 4099, 32_769)
+FEW_SAMPLES = (1, 2, 3, 7, 33, 130)
 RANKS = ((1,), (7,), (3, 5), (3, 2, 5), (2, 3, 5, 7), (4, 1, 1, 9), (2, 3, 2, 3, 5), (1, 1, 1, 1, 1))
 
 
@@ -63,10 +65,10 @@ def test_every_rank(op, backend):
 
 @each_op
 def test_every_length(op, backend):
-    for length in LENGTHS:
+    for length in FEW_LENGTHS if interpreted(backend) else LENGTHS:
         check(op, arguments(op, (1, length)))
-        if length < MANY or not interpreted(backend):
-            check(op, arguments(op, (length,)))
+    for samples in FEW_SAMPLES if interpreted(backend) else LENGTHS:
+        check(op, arguments(op, (samples,)))
 
 
 @each_op
@@ -495,7 +497,7 @@ def calls(draw, op):
 
 @each_op
 def test_any_call_is_the_formula(op, backend):
-    @examples(backend)
+    @examples(backend, 60)
     @given(data=st.data())
     def ideal(data):
         given, before = data.draw(calls(op))
@@ -508,7 +510,7 @@ def test_any_call_is_the_formula(op, backend):
 def test_agrees_with_the_reference(op, backend):
     """On every bit, or within the bound of the op's row."""
 
-    @examples(backend, 200)
+    @examples(backend, 4 if backend == "reference" else 200)
     @given(data=st.data())
     def agree(data):
         mine, reference = data.draw(calls(op))
