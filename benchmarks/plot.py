@@ -105,7 +105,7 @@ def _conditions(result: dict[str, Any]) -> str:
 def draw(result: dict[str, Any], picture: Path) -> Path:
     cases = result["benchmarks"]
     forms, sizes = _distinct(cases, "form"), _distinct(cases, "size")
-    bytes_of = {case["params"]["form"]: case["extra_info"]["bytes_per_element"] for case in cases}
+    bytes_of = {case["params"]["form"]: case["extra_info"]["moves"] for case in cases}
 
     figure, panels = plt.subplots(
         1,
@@ -120,7 +120,9 @@ def draw(result: dict[str, Any], picture: Path) -> Path:
         _draw_size(axes, of_size, forms)
         _dress_size(axes, size, of_size, len(forms))
     first = panels[0][0]
-    first.set_yticks(range(len(forms)), [f"{form}\n{bytes_of[form]} bytes per element" for form in forms])
+    first.set_yticks(
+        range(len(forms)), [f"{form}\nmoves {bytes_of[form]:g} bytes per element" for form in forms]
+    )
     first.set_ylim(len(forms) - 0.5, -0.5)
 
     figure.supxlabel(

@@ -125,7 +125,7 @@ def build(run: Run) -> None:
 def test(run: Run, part: Part) -> dict[str, Any]:
     paths = part.quick if run.quick else part.tests
     marked = "gpu" if run.device == "cuda" else "not gpu and not slow"
-    workers = str(min(12, os.cpu_count() or 1))
+    workers = str(os.cpu_count() or 1)
     parallel = ("-n", workers) if importlib.util.find_spec("xdist") and not run.quick else ()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")

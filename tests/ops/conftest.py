@@ -46,6 +46,15 @@ def backend(request, monkeypatch):
         yield name
 
 
+@pytest.fixture(params=[*(pytest.param((name, "cpu"), id=name) for name in names()), on_a_gpu()[0]])
+def guard(request, monkeypatch):
+    """Runs the test once on everything that checks arguments: on a GPU, the others share their check with the
+    CPU's."""
+    name, device_type = request.param
+    with chosen(name, device_type, monkeypatch):
+        yield name
+
+
 @pytest.fixture(params=names())
 def backend_on_cpu(request, monkeypatch):
     """Runs the test once on every backend that takes CPU tensors; the test makes them itself."""

@@ -234,7 +234,7 @@ def unwritten(given: dict[str, Any]) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-def test_refusals(bad, backend, capfd):
+def test_refusals(bad, guard, capfd):
     given = bad.call()
     check = unwritten(given)
     # The functional twin's errors are those of the op behind it.

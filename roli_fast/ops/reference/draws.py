@@ -124,7 +124,7 @@ def laplace(seed: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 def root(seed: Tensor, index: Tensor, n: int) -> Tensor:
-    """The n-th root of a uniform draw in (0, 1] per sample, from a block that no element has: (N,), float64."""
+    """The n-th root of a uniform draw in (0, 1] per sample, from a block of no element: (N,), float64."""
     last = torch.full((1,), -1, device=seed.device)
     log = log_unit(_unit(_blocks(seed, index, last)[:, 0, 0]))
     return (log.double() / max(1, n)).exp()
