@@ -54,8 +54,11 @@ def length(op, values):
 
 def units(op, result, given):
     """Per element, what rounding may cost: one unit in the last place of the result or clean in Linf; in the
-    others the bound of the row, two of the largest of adv, clean and the result."""
+    others the bound of the row, two of the largest of adv, clean and the result. In float64, which no wider
+    type rounds for, the step counts as well: it may lead far out, to be brought back."""
     tensors = [given[name] for name in op.tensors if name != "grad"] if op.agrees else [given["clean"]]
+    if op.agrees and result.dtype == torch.float64 and given.get("step_size", INF) < INF:
+        tensors.append(torch.full_like(result, given["step_size"]))
     unit = oracle.ulp(oracle.largest(result, *tensors), result.dtype)
     return [Fraction(u) for u in ((2 if op.agrees else 1) * unit).flatten().tolist()]
 
