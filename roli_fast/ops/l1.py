@@ -2,8 +2,8 @@
 
 The projection is that onto the intersection of ball and box, and exact: the threshold is the root of a
 piecewise linear function, found to float64's precision. Backends agree within two units in the last place of
-the largest of ``|adv|``, ``|clean|`` and the result; of a float64 state, within sqrt(n) more for samples of
-n elements.
+the largest of ``|adv|``, ``|clean|`` and the result; of a float64 state, within sqrt(n) units of the
+sample's largest more, for samples of n elements.
 """
 
 from functools import partial

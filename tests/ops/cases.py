@@ -110,7 +110,7 @@ SIZES = ("step_size", "eps")
 INPUT = ("active", "out", "mean", "std")
 DRAW: dict[str, Any] = {"sizes": ("eps",), "fixed": ("seed",), "options": ("index",)}
 L2: dict[str, Any] = {"agrees": oracle.near_pixels, "power": 2}
-L1: dict[str, Any] = {"agrees": oracle.near_pixels, "power": 1}
+L1: dict[str, Any] = {"agrees": oracle.near_sample, "power": 1}
 OPS = [
     Op("linf_step_", oracle.linf_step, STEP, SIZES, writes=("adv", "out"), options=INPUT),
     Op("linf_step", oracle.linf_step, STEP, SIZES, options=("active",), twin=True),

@@ -39,6 +39,13 @@ def near_pixels(result, *, clean, state, adv=None, **_):
     return units(largest(result, clean, clean if adv is None else adv), state)
 
 
+def near_sample(result, *, clean, state, adv=None, **_):
+    """The same, for a sum that moves a threshold of the whole sample."""
+    magnitude = largest(result, clean, clean if adv is None else adv)
+    whole = per_sample(top(magnitude), magnitude).expand(magnitude.shape)
+    return 2 * ulp(magnitude, state) + units(whole, state) - 2 * ulp(whole, state)
+
+
 def near_momentum(result, *, momentum, decay, state, **_):
     return units(result.double().abs() + (decay * momentum).abs(), state)
 

@@ -61,8 +61,9 @@ def _threshold(v: Tensor, u: Tensor, eps: Tensor) -> Tensor:
     falls = f_left > f_right
     share = torch.where(falls, (f_left - eps) / torch.where(falls, f_left - f_right, 1.0), 0.0)
     t = left + share * (right - left)
-    # Of infinite points float64 cannot tell the kinks apart; elsewhere t is as exact as they are.
-    t = torch.where((right > eps * 2.0**40) & (total(t) > eps * (1 + 2.0**-40)), right, t)
+    # Of points very far away float64 has no t so near: the next one is in the ball, as the kink is.
+    for larger in (torch.nextafter(t, right), right):
+        t = torch.where(total(t) > eps * (1 + 2.0**-40), larger, t)
     return torch.where(total(zero[:, 0]) > eps, t, 0.0)
 
 
