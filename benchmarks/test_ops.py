@@ -139,7 +139,7 @@ SIZES = {
     "cuda": {
         "1x1x28x28": Size((1, 1, 28, 28), rounds=20, repeats=200, in_cache=True),  # the cost of a call
         "128x3x32x32": Size((128, 3, 32, 32), rounds=50),
-        "512x3x224x224": Size((512, 3, 224, 224), rounds=30),  # 308 MB each in float32
+        "512x3x224x224": Size((512, 3, 224, 224), rounds=20),  # 308 MB each in float32
     },
 }
 IN_EVERY_SIZE = {*FORMS, "project", "start", "prepare-bf16"}
@@ -154,9 +154,12 @@ def contenders(form: Form, device: str) -> tuple[str, ...]:
         rivals.append("preallocated")
     if device == "cuda" and form.op in ("linf_step_", "linf_project_"):  # the others make new tensors anyway
         rivals.append("compiled-new")
-    if form in (Form(form.op), FORMS["float32"]):
+    rivals.append("expression")
+    if form in (Form(form.op), *OTHER_OPS.values()) and form.layout != LAST:
+        rivals.append("reference")
+    if form == Form(form.op):
         rivals += baselines.PEERS.get(form.op, {})
-    return ("ours", *(["triton"] if device == "cuda" else []), *rivals, "expression", "reference", "copy")
+    return ("ours", *(["triton"] if device == "cuda" else []), *rivals, "copy")
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -295,7 +298,7 @@ def check_same_result(
             reach = torch.linalg.vector_norm((first - clean).flatten(1), power, dim=1).max().item()
             assert reach <= 1.001 * operands["eps"], f"{name} leaves the ball: {reach}"
             continue
-        tolerance = TOLERANCES[form.op[:2]]
+        tolerance = 2**-7 if name == "art" else TOLERANCES[form.op[:2]]  # ART clips before it projects
         relative = 2**-7 if form.op == "prepare" else 2**-12 if form.op == "momentum_" else 0
         torch.testing.assert_close(first, ours, rtol=relative, atol=tolerance, msg=explain)
         if out is not None:

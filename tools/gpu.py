@@ -44,7 +44,7 @@ class Part:
 
 PARTS = {
     "ops": Part(
-        tests=("tests/ops", "tests/gpu"),
+        tests=("tests/gpu", "tests/ops"),
         quick=("tests/ops/test_prepare.py",),
         benchmarks=("test_ops",),
         kernels=True,

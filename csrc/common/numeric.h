@@ -96,6 +96,11 @@ ROLI_FN To convert(bfloat16 x) {
 
 template <class To>
 ROLI_FN To convert(float16 x) {
+#if defined(__CUDA_ARCH__)
+  float exact;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(exact) : "h"(x.bits));
+  return static_cast<To>(exact);
+#endif
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
   const uint32_t normal = magnitude + 0x38000000u;

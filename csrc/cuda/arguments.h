@@ -39,17 +39,20 @@ struct Normalizer {
     return normalize(a, mean[channel * mean_stride], std[channel * std_stride]);
   }
 
-  // 1 where there is no normalisation.
-  ROLI_FN T std_of(int64_t channel) const { return mean == nullptr ? T(1) : std[channel * std_stride]; }
-
   // The pack at a place of dense memory.
   ROLI_FN void operator()(Pack<T>& a, const Coordinate& coordinate, int64_t place) const {
     if (mean == nullptr) return;
-    int64_t channel = 0;
-    ROLI_UNROLL
-    for (int k = 0; k < kPack; ++k) {
-      if (k == 0 || !coordinate.steady) channel = coordinate(place + k);
-      a.at[k] = (*this)(a.at[k], channel);
+    int64_t channel = coordinate(place);
+    if (coordinate.steady) {
+      const T m = mean[channel * mean_stride], s = std[channel * std_stride];
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) a.at[k] = normalize(a.at[k], m, s);
+    } else {
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) {
+        a.at[k] = (*this)(a.at[k], channel);
+        channel = coordinate.next(channel, place + k);
+      }
     }
   }
 };

@@ -74,6 +74,12 @@ struct Coordinate {
     if (small) return size.small_remainder(stride.small_quotient(static_cast<uint32_t>(place)));
     return size.remainder(stride.quotient(place));
   }
+
+  // Of the place behind one with this coordinate.
+  ROLI_FN int64_t next(int64_t coordinate, int64_t place) const {
+    if (stride.divisor != 1) return (*this)(place + 1);
+    return coordinate + 1 == size.divisor ? 0 : coordinate + 1;
+  }
 };
 
 // Operands that fill their memory without gaps, all in the same order: one index serves them all.

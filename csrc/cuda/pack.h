@@ -108,12 +108,12 @@ struct AsValue {
 struct AsDirection {
   template <class T, class S>
   static ROLI_FN T of(S x) {
-    if constexpr (std::is_same_v<S, T>)
-      return x;
-    else if constexpr (std::is_same_v<S, uint8_t>)  // admitted nowhere as a direction
+    if constexpr (std::is_same_v<S, uint8_t>)  // admitted nowhere as a direction
       return T(0);
+    else if constexpr (sizeof(S) <= sizeof(T))
+      return convert<T>(x);
     else
-      return sign<T>(x);
+      return sign<T>(x);  // of a float64 that float32 may not hold
   }
 };
 

@@ -9,7 +9,7 @@ namespace roli::cuda {
 // T: of the state; C: in which gradients are looked at.
 template <class T, class C>
 struct Four {
-  T a[kPack], c[kPack], p[kPack], std[kPack];
+  T a[kPack], c[kPack], p[kPack], std[kPack] = {};
   C g[kPack];
   int count = kPack;
 };
@@ -39,13 +39,14 @@ struct DenseOperands {
   ROLI_FN void read_grad(int64_t sample, int64_t element, Four<T, C>& four) const {
     const int64_t place = sample * samples.elements + element;
     const auto g = fetch<AsValue, C, Grad>(grad, place);
-    int64_t channel = 0;
+    ROLI_UNROLL
+    for (int k = 0; k < kPack; ++k) four.g[k] = meant<AsValue, C, Grad>(g, k);
+    if (normalizer.mean == nullptr) return;
+    int64_t channel = samples.channel(place);
     ROLI_UNROLL
     for (int k = 0; k < kPack; ++k) {
-      if (normalizer.mean != nullptr && (k == 0 || !samples.channel.steady))
-        channel = samples.channel(place + k);
-      four.std[k] = normalizer.std_of(channel);
-      four.g[k] = meant<AsValue, C, Grad>(g, k);
+      four.std[k] = normalizer.std[channel * normalizer.std_stride];
+      if (!samples.channel.steady) channel = samples.channel.next(channel, place + k);
     }
   }
 
@@ -128,7 +129,7 @@ struct StridedOperands {
       if (k >= four.count) break;
       const Place place = samples(sample, element + k);
       four.g[k] = fetch_one<AsValue, C, Any>(grad, place.offset[Step::kGrad]);
-      four.std[k] = normalizer.std_of(place.channel);
+      if (normalizer.mean != nullptr) four.std[k] = normalizer.std[place.channel * normalizer.std_stride];
     }
   }
 
@@ -145,7 +146,7 @@ struct StridedOperands {
       if constexpr (kPrevious) four.p[k] = fetch_one<AsValue, T, T>(previous, place.offset[Step::kPrevious]);
       if (!has_grad()) continue;
       four.g[k] = fetch_one<AsValue, C, Any>(grad, place.offset[Step::kGrad]);
-      four.std[k] = normalizer.std_of(place.channel);
+      if (normalizer.mean != nullptr) four.std[k] = normalizer.std[place.channel * normalizer.std_stride];
     }
     return four;
   }
