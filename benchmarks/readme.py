@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,38 @@ RIVALS = {
     "compiled-new": "`torch.compile`, new tensor",
     "preallocated": "expression, preallocated",
     "expression": "expression",
+    "torchattacks": "torchattacks'",
+    "foolbox": "foolbox's",
+    "art": "ART's",
+    "autoattack": "autoattack's",
 }
+Cases = dict[tuple[str, str, str], dict[str, Any]]  # by form, size and contender
 
 
 def table(path: Path) -> str:
-    """The step's time per form and size, and as a multiple of its rivals'."""
+    """The step in its forms and sizes, and all ops on the largest, as multiples of their rivals' times."""
     found = _suite(path)
     assert found is not None
     result, picture = found
     machine, commit = result["machine_info"], result["commit_info"]
-    cases = {
+    cases: Cases = {
         (case["params"]["form"], case["params"]["size"], case["params"]["contender"]): case
         for case in result["benchmarks"]
-        if case["extra_info"]["op"] == "linf_step_"
     }
-    rivals = [rival for rival in RIVALS if any(contender == rival for _, _, contender in cases)]
-    lines = [
-        f"| form, size | step | {' | '.join(f'/ {RIVALS[rival]}' for rival in rivals)} |",
-        "|---|---" + "|---" * len(rivals) + "|",
-    ]
-    for (form, size, contender), case in cases.items():
-        if contender == "ours":
-            cells = [f"{form}, {size}", _duration(case["stats"]["median"])]
-            cells += [_multiple(case, cases[form, size, rival]) for rival in rivals]
-            lines.append(f"| {' | '.join(cells)} |")
+    steps = {key: case for key, case in cases.items() if case["extra_info"]["op"] == "linf_step_"}
+    largest = list(dict.fromkeys(size for _, size, _ in cases))[-1]
+    others = {key: case for key, case in cases.items() if key not in steps and key[1] == largest}
     source = path.relative_to(README.parent).as_posix()
     return "\n".join(
         [
-            f"The fused step against its rivals, on {_name(machine)}, torch {machine['versions']['torch']}, "
-            f"commit {commit['id'][:10]}: medians of interleaved rounds; below 1 the step is faster.",
+            f"The Linf step against its rivals, on {_name(machine)}, torch {machine['versions']['torch']}, "
+            f"commit {commit['id'][:10]}: medians of interleaved rounds; below 1 ours is faster.",
             "",
-            *lines,
+            *_rows(steps, lambda form, size, _: f"{form}, {size}"),
+            "",
+            f"All other ops, {largest}. Bytes: that an element must move, and that it moves.",
+            "",
+            *_rows(others, _op_and_bytes),
             "",
             f"![The same as a picture]({picture.relative_to(README.parent).as_posix()})",
             "",
@@ -53,8 +55,27 @@ def table(path: Path) -> str:
     )
 
 
+def _op_and_bytes(form: str, size: str, case: dict[str, Any]) -> str:
+    about = case["extra_info"]
+    return f"{form} (`{about['op']}`, {about['must_move']:g} and {about['moves']:g} bytes)"
+
+
+def _rows(cases: Cases, name: Callable[[str, str, dict[str, Any]], str]) -> list[str]:
+    rivals = [rival for rival in RIVALS if any(contender == rival for _, _, contender in cases)]
+    lines = [
+        f"| | ours | {' | '.join(f'/ {RIVALS[rival]}' for rival in rivals)} |",
+        "|---|---" + "|---" * len(rivals) + "|",
+    ]
+    for (form, size, contender), case in cases.items():
+        if contender == "ours":
+            cells = [name(form, size, case), _duration(case["stats"]["median"])]
+            cells += [_multiple(case, cases.get((form, size, rival))) for rival in rivals]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _suite(path: Path) -> tuple[dict[str, Any], Path] | None:
-    """The results of the Linf suite in a file of `make bench` or `make gpu`, and their picture; None where a
+    """The results of the ops in a file of `make bench` or `make gpu`, and their picture; None where a
     run has not got so far."""
     result = json.loads(path.read_text())
     if "parts" not in result:
@@ -69,9 +90,9 @@ def _name(machine: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}"
 
 
-def _multiple(ours: dict[str, Any], rival: dict[str, Any]) -> str:
-    """The median over rounds of our time by the rival's."""
-    return f"{1 / rival['extra_info']['ratio_to_ours']['median']:.2f}"
+def _multiple(ours: dict[str, Any], rival: dict[str, Any] | None) -> str:
+    """The median over rounds of our time by the rival's; nothing where it was not measured."""
+    return "" if rival is None else f"{1 / rival['extra_info']['ratio_to_ours']['median']:.2f}"
 
 
 def _duration(seconds: float) -> str:

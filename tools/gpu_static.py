@@ -131,12 +131,12 @@ def find_nvcc() -> str:
     return found
 
 
-def cuda_kernels() -> Iterator[Kernel]:
+def cuda_kernels(sms: tuple[int, ...]) -> Iterator[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-            outputs = {(sm, kind): Path(folder, f"{sm}.{kind}") for sm in SMS for kind in ("cubin", "ptx")}
+            outputs = {(sm, kind): Path(folder, f"{sm}.{kind}") for sm in sms for kind in ("cubin", "ptx")}
             _compile(source, outputs)
-            for sm in SMS:
+            for sm in sms:
                 forbidden = _forbidden_by_entry(outputs[sm, "ptx"].read_text())
                 for mangled, code in read_cubin(outputs[sm, "cubin"]):
                     name, form = _cuda_form(mangled)
@@ -162,25 +162,32 @@ def _forbidden_by_entry(ptx: str) -> dict[str, list[str]]:
 
 
 OPERANDS = {
-    "DenseStep": ("adv", "grad", "clean", "out"),
+    "DenseStep": ("adv", "grad", "clean", "out", "previous"),
     "DenseStart": ("start", "clean"),
     "DensePrepare": ("adv", "out"),
 }
 
 
 def _cuda_form(mangled: str) -> tuple[str, dict[str, str]]:
-    """kernel<DenseStep<float, bfloat16, ...>> as ("step", {"adv": "float32", "grad": "bfloat16", ...})."""
+    """kernel<DenseStep<float, bfloat16, ...>> as ("step", {"adv": "float32", "grad": "bfloat16", ...}).
+
+    One that looks at whole samples by the name of its body, without a form.
+    """
     demangled = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
     plain = re.sub(r"\(anonymous namespace\)|\w+::|::", "", demangled)
     plain = re.sub(r"Packed<\w+, (Dense\w+<[^<>]*>) ?>", r"\1", plain)
     plain = re.sub(r"OneByOne<\w+, Dense(\w+)<(\w+)[^<>]*> ?>", r"OneByOne\1<\2>", plain)
-    body, types = re.findall(r"kernel<(\w+)<([^<>]*)> ?>", plain)[0]
+    body, types = next(iter(re.findall(r" kernel<(\w+)<([^<>]*)> ?>", plain)), ("", ""))
+    if not body:
+        return re.findall(r"kernel<(.*)>\(", plain)[0].replace(" >", ">"), {}
     c_names = {"float": "float32", "double": "float64", "unsigned char": "uint8"}
     dtypes = [c_names.get(name, name) for name in types.split(", ")]
     if body not in OPERANDS:
         return f"{re.sub(r'(?<!^)(?=[A-Z])', ' ', body).lower()}, {dtypes[0]}", {}
     form = {o: dtype for o, dtype in zip(OPERANDS[body], dtypes, strict=True) if dtype != "None"}
     name = body.removeprefix("Dense").lower()
+    if "previous" in form:
+        return "apgd_step", form
     return ("project" if name == "step" and "grad" not in form else name), form
 
 
@@ -261,7 +268,7 @@ VARIANTS = (
 )
 
 
-def triton_kernels() -> Iterator[Kernel]:
+def triton_kernels(sms: tuple[int, ...]) -> Iterator[Kernel]:
     """Every form as a plain call, and the first form of each kernel in every variant that it knows."""
     seen = set()
     kernels = _triton_functions()
@@ -269,7 +276,7 @@ def triton_kernels() -> Iterator[Kernel]:
         arguments = kernels[name][0].arg_names
         known = (v for v in VARIANTS if {*v.tensors, *v.constants} & {*arguments})
         for variant in (PLAIN,) if name in seen else (PLAIN, *known):
-            for sm in SMS:
+            for sm in sms:
                 code, ptx = _compile_triton(*kernels[name], form, variant, sm)
                 label = f"{name}, {variant.name}" if variant.name else name
                 yield Kernel("triton", label, form, sm, **code, forbidden=forbidden_in(ptx))
@@ -368,8 +375,9 @@ def print_table(kernels: list[Kernel]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="What can be proved about the GPU kernels without a GPU.")
     parser.add_argument("--json", action="store_true", help="print the evidence as JSON")
+    parser.add_argument("--sm", type=int, nargs="*", choices=SMS, default=SMS, help="default: all of these")
     arguments = parser.parse_args()
-    evidence = [*cuda_kernels(), *triton_kernels()]
+    evidence = [*cuda_kernels(tuple(arguments.sm)), *triton_kernels(tuple(arguments.sm))]
     if arguments.json:
         print(json.dumps([k.as_dict() for k in evidence]))
     else:

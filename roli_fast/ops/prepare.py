@@ -30,7 +30,8 @@ def prepare(
 ) -> Tensor:
     """The model's input, made in one pass: normalised in adv's precision, then cast and laid out.
 
-    Equivalent to ``((adv - mean[:, None, None]) / std[:, None, None]).to(dtype, memory_format=...)``.
+    Equivalent to ``((adv - mean[:, None, None]) / std[:, None, None]).to(dtype, memory_format=...)``. From
+    float32 an element has to move 4 bytes and those of dtype, and does.
 
     adv: (N, C, ...) float32 or float64.
     mean, std: (C,) of adv's dtype, or None for no normalisation.

@@ -31,9 +31,12 @@ def runtime(library):
 
 # libstdc++ with it: the sanitizer looks for what throws exceptions when it is loaded.
 RUNTIMES = [runtime("libasan.so"), runtime("libstdc++.so.6")]
-pytestmark = pytest.mark.skipif(
-    not all(library.is_absolute() for library in RUNTIMES), reason=f"{COMPILER} has no libasan.so"
-)
+pytestmark = [
+    pytest.mark.slow,  # two minutes of the fifteen that all tests may take
+    pytest.mark.skipif(
+        not all(library.is_absolute() for library in RUNTIMES), reason=f"{COMPILER} has no libasan.so"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +92,7 @@ def emulated(tmp_path_factory):
     return package
 
 
-def instruction_sets():
-    """The others have the same source: what is found in them alone comes from the compiler's vectors."""
-    widest = [capability for capability in CAPABILITIES if runs_here(capability)][-1]
-    for name in (*CAPABILITIES, "emulated CUDA"):
-        yield pytest.param(name, marks=() if name == widest else pytest.mark.slow)
-
-
-@pytest.fixture(params=instruction_sets())
+@pytest.fixture(params=[*CAPABILITIES, "emulated CUDA"])
 def kernels(request):
     """A package whose kernels are checked, and the environment that chooses them."""
     if request.param == "emulated CUDA":

@@ -89,3 +89,22 @@ def call(request, monkeypatch):
 def call_on_cpu(request, monkeypatch):
     """The same with CPU tensors alone; the test makes them itself."""
     yield from every_way(request, monkeypatch)
+
+
+# Triton's interpreter takes minutes for what the contract says of all layouts and lengths. Without the slow
+# tests, it shows what it computes: any call, on every dtype, against the reference.
+SHOWN_BY_THE_INTERPRETER = (
+    "test_agrees_with_the_reference",
+    "test_every_combination_of_dtypes",
+    "test_inactive_samples_keep_their_bits",
+    "test_nothing_to_do",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        interpreted = parameters and ("triton", "cpu") in parameters.params.values()
+        shown = item.path.name != "test_contract.py" or item.originalname in SHOWN_BY_THE_INTERPRETER
+        if interpreted and not shown:
+            item.add_marker(pytest.mark.slow)

@@ -209,7 +209,8 @@ def test_opcheck_of_other_dtypes_and_layouts(op):
 
 
 def split(overload, given):
-    """Positional and keyword arguments, as opcheck wants them."""
-    schema = overload._schema.arguments
-    positional = tuple(given[a.name] for a in schema if not a.kwarg_only and a.name in given)
-    return positional, {a.name: given[a.name] for a in schema if a.kwarg_only and a.name in given}
+    """Positional and keyword arguments, as opcheck wants them: by position up to the first one missing."""
+    names = [argument.name for argument in overload._schema.arguments if not argument.kwarg_only]
+    count = next((i for i, name in enumerate(names) if name not in given), len(names))
+    positional = tuple(given[name] for name in names[:count])
+    return positional, {name: value for name, value in given.items() if name not in names[:count]}
