@@ -1,7 +1,7 @@
 """Attacks on the fused ops, and the check that decides what they reached."""
 
 from .descent import AttackResult
-from .pgd import PGD
+from .pgd import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
 from .verify import Verification, predict, verify
 
-__all__ = ["PGD", "AttackResult", "Verification", "predict", "verify"]
+__all__ = ["FGSM", "MIFGSM", "PGD", "TPGD", "AttackResult", "FeaturePGD", "Verification", "predict", "verify"]

@@ -1,16 +1,17 @@
 """The loop: gradient, step, and what is kept of it."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..engine import AttackView, InputGradient
+from ..engine import AttackView, GraphRunner, InputGradient, own_output
+from ..engine.modes import Model
 from .inputs import draw_key, to_images, to_state
-from .verify import is_fooled, predict
+from .norms import NORMS
+from .verify import predict
 
 if TYPE_CHECKING:
     from .pgd import PGD
@@ -21,16 +22,130 @@ class AttackResult:
     """What an attack reached and what it spent.
 
     adversarial: (N, ...) in the images' dtype and layout (float32 for uint8 images).
-    success: (N,) bool, by the caller's own model on ``adversarial``.
+    success: (N,) bool, by the caller's own model on ``adversarial``; None for an attack on features, which
+        have no class.
     loss: (N,) float, the caller's model's loss there, as it was increased (targeted: minus the loss).
     forwards, gradients: how many samples went forward, and backward, all calls of the model counted.
+    notes: what else a user should know, such as why no CUDA graph was used.
     """
 
     adversarial: Tensor
-    success: Tensor
+    success: Tensor | None
     loss: Tensor
     forwards: int
     gradients: int
+    notes: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """What a run starts from.
+
+    target: what the loss compares the output with; labels: what decides whether a sample is fooled.
+    seed: (2,) int64 of the random start; None for none. which: (N,) int64, the samples' indices.
+    """
+
+    clean: Tensor
+    target: Tensor
+    labels: Tensor | None
+    eps: float | Tensor
+    step_size: float | Tensor
+    seed: Tensor | None
+    which: Tensor
+
+
+class Ascent:
+    """An attack's loop on a view of a model, in functions of tensors that a graph can capture."""
+
+    def __init__(self, attack: "PGD", view: AttackView):
+        self._attack, self.view = attack, view
+        gradient = InputGradient(view, attack.objective, precision=attack.precision, eot=attack.eot)
+        self._gradient = gradient
+        self._whole_runner = GraphRunner(self._whole)
+        self._gradient_runner = GraphRunner(gradient)
+        self._generation = view.generation
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        found = (self.view.report.note, self._whole_runner.note, self._gradient_runner.note)
+        return tuple(note for note in found if note)
+
+    def whole(self, batch: Batch) -> Tensor:
+        """Where the loop ends in which every sample takes part to the end."""
+        run = self._whole_runner if self._captures() else self._whole
+        (adv,) = run(*batch)
+        return adv
+
+    def gradient(self, state: "State") -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient, loss and output where the samples are."""
+        run = self._gradient_runner if self._captures() else self._gradient
+        gradient, loss, output = run(state.x, state.target)
+        return gradient, loss, output
+
+    def output(self, images: Tensor) -> Tensor:
+        """What the view makes of images."""
+        return self._gradient.output(self.view.prepare(to_state(images)))
+
+    def _captures(self) -> bool:
+        """A copy can be captured; a callable may do anything between its kernels."""
+        if self._generation != self.view.generation:
+            self._whole_runner.clear()
+            self._gradient_runner.clear()
+            self._generation = self.view.generation
+        return self.view.is_copy
+
+    def _whole(self, *batch: Any) -> tuple[Tensor]:
+        state = self.begin(Batch(*batch))
+        for _ in range(self._attack.steps):
+            gradient, loss, output = self._gradient(state.x, state.target)
+            self.offer(state, loss, output)
+            self.step(state, gradient)
+        self.finish(state)
+        return (state.result(),)
+
+    def begin(self, batch: Batch) -> "State":
+        """The starting points of the samples."""
+        clean, target, labels, eps, step_size, seed, which = batch
+        layout = self.view.memory_format(clean)
+        if layout != torch.preserve_format:
+            clean = clean.contiguous(memory_format=layout)
+        adv = to_state(clean) if seed is None else self._attack.start(clean, eps, seed, which)
+        momentum = None if self._attack.decay is None else torch.zeros_like(adv)
+        best = Best(adv) if self._attack.iterate == "best" else None
+        return State(target, labels, clean, adv, self.view.prepare(adv), eps, step_size, momentum, best)
+
+    def offer(self, state: "State", loss: Tensor, output: Tensor) -> None:
+        """Keeps the samples' present places, of which loss and output are known, where they are the best."""
+        if state.best is not None:
+            state.best.offer(state.adv, self._attack.fooled(output, state.labels), loss)
+
+    def step(self, state: "State", gradient: Tensor) -> None:
+        mean, std = self.view.normalization(state.adv)
+        out: Tensor | None = state.x
+        if state.momentum is not None and self._attack.decay is not None:
+            if std is not None:  # the gradient with respect to pixels, whose mean counts
+                gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
+            ops.momentum_(state.momentum, gradient, self._attack.decay)
+            gradient, out, mean, std = state.momentum, None, None, None
+        share = {"sparsity": self._attack.sparsity} if self._attack.norm == "l1" else {}
+        NORMS[self._attack.norm].step_(
+            state.adv,
+            gradient,
+            state.clean,
+            state.step_size,
+            state.eps,
+            *self._attack.bounds,
+            **share,
+            out=out,
+            mean=mean,
+            std=std,
+        )
+        if out is None:
+            state.x = self.view.prepare(state.adv)
+
+    def finish(self, state: "State") -> None:
+        """Looks at the last places too."""
+        if state.best is not None:
+            self.offer(state, *self._gradient.loss(state.x, state.target))
 
 
 class Descent:
@@ -39,117 +154,127 @@ class Descent:
     def __init__(
         self,
         attack: "PGD",
-        model: Callable[[Tensor], Tensor],
-        view: AttackView,
+        model: Model,
+        ascent: Ascent,
         images: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         index: Tensor | None,
     ):
-        self.attack, self.model, self.view, self.images = attack, model, view, images
+        self._attack, self._model, self._ascent, self._images = attack, model, ascent, images
         # Autograd saves labels for the backward pass, and cannot save an inference tensor.
-        self.labels = labels.clone() if labels.is_inference() else labels
-        self.rows = torch.arange(len(images), device=images.device)
-        self.index = self.rows if index is None else index
-        self.gradient = InputGradient(view, attack.objective)
-        self.key = draw_key(attack.generator, images.device) if attack.random_start else None
-        # The best that the model has judged so far.
-        self.adversarial = to_images(to_state(images), images)
-        self.fooled = torch.zeros_like(self.rows, dtype=torch.bool)
-        self.losses = torch.full_like(self.rows, -torch.inf, dtype=torch.float32)
-        self.judgements = 0
+        self._labels = labels.clone() if labels is not None and labels.is_inference() else labels
+        self._rows = torch.arange(len(images), device=images.device)
+        self._index = self._rows if index is None else index
+        self._key = draw_key(attack.generator, images.device) if attack.random_start else None
+        self._forwards = self._gradients = 0
 
     def unjudged(self) -> Tensor:
-        """Adversarial images of a single descent in which every sample takes part to the end."""
-        if len(self.rows) == 0:
-            return self.adversarial
-        state = self.start(self.rows, 0)
-        return to_images(self.ascend(state).result(), self.images)
+        """Adversarial images of a single run in which every sample takes part to the end."""
+        if len(self._rows) == 0:
+            return to_images(to_state(self._images), self._images)
+        return to_images(self._run_whole(self._rows, self._view_target(), 0), self._images)
 
     def judged(self) -> AttackResult:
         """All restarts, judged by the model."""
-        if len(self.rows) > 0:
-            predict(self.model, self.adversarial[:1])  # a model that cannot be asked says so before the work
-        rows = self.rows
-        for restart in range(self.attack.restarts):
+        verdict = _Verdict(self._images)
+        if len(self._rows) > 0:
+            self._judge_target = self._target_by_the_model()
+        rows = self._rows
+        target = self._view_target() if len(rows) > 0 else None
+        for restart in range(self._attack.restarts):
             if len(rows) == 0:
                 break
-            state = self.ascend(self.start(rows, restart))
-            if len(state.rows) > 0:
-                self.judge(state.rows, state.result())
-            if self.attack.early_stop:
-                rows = (~self.fooled).nonzero().flatten()
-        forwards = self.gradient.forwards + self.judgements
-        return AttackResult(self.adversarial, self.fooled, self.losses, forwards, self.gradient.gradients)
+            assert target is not None
+            if self._attack.early_stop:
+                self._run_stopping(rows, target[rows], restart, verdict)
+                rows = (~verdict.fooled).nonzero().flatten()
+            else:
+                self._judge(rows, self._run_whole(rows, target, restart), verdict)
+        success = None if self._attack.label_free else verdict.fooled
+        spent = self._forwards, self._gradients
+        return AttackResult(verdict.adversarial, success, verdict.loss, *spent, self._ascent.notes)
 
-    def start(self, rows: Tensor, restart: int) -> "_State":
-        layout = self.view.memory_format(self.images)
-        clean = self.images[rows] if len(rows) < len(self.images) else self.images
-        if layout != torch.preserve_format:
-            clean = clean.contiguous(memory_format=layout)
-        eps = self.size(self.attack.eps, rows, clean)
-        step_size = self.size(self.attack.step_size, rows, clean)
-        if self.key is None:
-            adv = to_state(clean)
-        else:
-            seed = torch.cat([self.key, torch.full_like(self.key, restart)])
-            adv = ops.linf_start(clean, eps, seed, *self.attack.bounds, index=self.index[rows])
-        best = _Best(adv) if self.attack.iterate == "best" else None
-        return _State(rows, self.labels[rows], clean, adv, self.view.prepare(adv), eps, step_size, best)
+    def _target_by_the_model(self) -> Tensor:
+        """What the model's own loss compares with; a model that cannot be asked says so before the work."""
+        if self._attack.compares_with_clean:
+            return self._clean_target(self._ask(self._images))
+        self._ask(self._images[:1])
+        assert self._labels is not None
+        return self._labels
 
-    def size(self, size: float | Tensor, rows: Tensor, clean: Tensor) -> float | Tensor:
+    def _view_target(self) -> Tensor:
+        """The same as the view sees it."""
+        if not self._attack.compares_with_clean:
+            assert self._labels is not None
+            return self._labels
+        return self._clean_target(self._ascent.output(self._images))
+
+    def _clean_target(self, output: Tensor) -> Tensor:
+        """By the output for the clean images, which says the classes too where no labels do."""
+        self._forwards += len(output)
+        if self._labels is None and not self._attack.label_free:
+            self._labels = output.argmax(dim=1)
+        return self._attack.target(output)
+
+    def _batch(self, rows: Tensor, target: Tensor, restart: int) -> Batch:
+        every = len(rows) == len(self._images)
+        clean = self._images if every else self._images[rows]
+        labels = self._labels if self._labels is None or every else self._labels[rows]
+        eps = self._size(self._attack.eps, rows, clean)
+        step_size = self._size(self._attack.step_size, rows, clean)
+        seed = None if self._key is None else torch.cat([self._key, torch.full_like(self._key, restart)])
+        return Batch(clean, target, labels, eps, step_size, seed, self._index[rows])
+
+    def _size(self, size: float | Tensor, rows: Tensor, clean: Tensor) -> float | Tensor:
         if not isinstance(size, Tensor):
             return size
         size = size.to(clean.device, torch.float64 if clean.dtype == torch.float64 else torch.float32)
-        return _take_size(size, rows)
+        return _taken(size, rows)
 
-    def ascend(self, state: "_State") -> "_State":
-        for _ in range(self.attack.steps):
-            gradient, loss, logits = self.gradient(state.x, state.labels)
-            if state.best is not None:
-                fooled = is_fooled(logits, state.labels, self.attack.targeted)
-                state.best.offer(state.adv, fooled, loss)
-                if self.attack.early_stop:
-                    stays = ~self.confirmed(state, fooled)
-                    if not stays.all():
-                        state, gradient = state.take(stays), gradient[stays]
-                    if len(state.rows) == 0:
-                        return state
-            mean, std = self.view.normalization(state.adv)
-            ops.linf_step_(
-                state.adv,
-                gradient,
-                state.clean,
-                state.step_size,
-                state.eps,
-                *self.attack.bounds,
-                out=state.x,
-                mean=mean,
-                std=std,
-            )
-        if state.best is not None:
-            loss, logits = self.gradient.loss(state.x, state.labels)
-            state.best.offer(state.adv, is_fooled(logits, state.labels, self.attack.targeted), loss)
-        return state
+    def _run_whole(self, rows: Tensor, target: Tensor, restart: int) -> Tensor:
+        adv = self._ascent.whole(self._batch(rows, target, restart))
+        self._spend(len(rows), self._attack.steps)
+        if self._attack.iterate == "best":
+            self._forwards += len(rows) * self._attack.eot
+        return adv
 
-    def confirmed(self, state: "_State", fooled: Tensor) -> Tensor:
-        """Which of the samples that the view calls fooled the model itself calls so."""
-        if fooled.any():
-            fooled = fooled.clone()
-            fooled[fooled.clone()] = self.judge(state.rows[fooled], state.adv[fooled])
-        return fooled
+    def _run_stopping(self, rows: Tensor, target: Tensor, restart: int, verdict: "_Verdict") -> None:
+        """A run that samples leave once the model itself is fooled; the rest are judged in the end."""
+        state = self._ascent.begin(self._batch(rows, target, restart))
+        for _ in range(self._attack.steps):
+            gradient, loss, output = self._ascent.gradient(state)
+            self._spend(len(rows), 1)
+            self._ascent.offer(state, loss, output)
+            leaves = self._attack.fooled(output, state.labels)
+            if leaves.any():
+                leaves[leaves.clone()] = self._judge(rows[leaves], state.adv[leaves], verdict)
+                stays = ~leaves
+                rows, state, gradient = rows[stays], state.take(stays), gradient[stays]
+                if len(rows) == 0:
+                    return
+            self._ascent.step(state, gradient)
+        self._ascent.finish(state)
+        self._forwards += len(rows) * self._attack.eot
+        self._judge(rows, state.result(), verdict)
 
-    def judge(self, rows: Tensor, adv: Tensor) -> Tensor:
-        """Asks the model about these states of these samples, and keeps them where they beat the best."""
-        images = to_images(adv, self.images[rows])
-        labels = self.labels[rows]
-        logits = predict(self.model, images)
-        loss = self.attack.objective(logits.float(), labels)
-        fooled = is_fooled(logits, labels, self.attack.targeted)
-        self.judgements += len(rows)
-        better = beats(fooled, loss, self.fooled[rows], self.losses[rows])
-        self.adversarial[rows[better]] = images[better]
-        self.fooled[rows[better]] = fooled[better]
-        self.losses[rows[better]] = loss[better]
+    def _spend(self, samples: int, gradients: int) -> None:
+        self._forwards += samples * gradients * self._attack.eot
+        self._gradients += samples * gradients * self._attack.eot
+
+    def _ask(self, images: Tensor) -> Tensor:
+        """The model's own output."""
+        ask = own_output if self._attack.label_free else predict
+        return ask(self._model, images, self._attack.output)
+
+    def _judge(self, rows: Tensor, adv: Tensor, verdict: "_Verdict") -> Tensor:
+        """Asks the model about these states of these samples: (n,) bool, which fool it."""
+        images = to_images(adv, self._images[rows])
+        output = self._ask(images)
+        self._forwards += len(rows)
+        loss = self._attack.objective(output.float(), self._judge_target[rows])
+        labels = None if self._labels is None else self._labels[rows]
+        fooled = self._attack.fooled(output, labels)
+        verdict.offer(rows, images, fooled, loss)
         return fooled
 
 
@@ -158,7 +283,22 @@ def beats(fooled: Tensor, loss: Tensor, best_fooled: Tensor, best_loss: Tensor) 
     return (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss))
 
 
-class _Best:
+class _Verdict:
+    """The best images of a batch that the model has judged so far."""
+
+    def __init__(self, images: Tensor):
+        self.adversarial = to_images(to_state(images), images)
+        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.loss = torch.full((len(images),), -torch.inf, device=images.device)
+
+    def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, loss: Tensor) -> None:
+        better = beats(fooled, loss, self.fooled[rows], self.loss[rows])
+        self.adversarial[rows[better]] = images[better]
+        self.fooled[rows[better]] = fooled[better]
+        self.loss[rows[better]] = loss[better].to(self.loss)
+
+
+class Best:
     """The best iterate of each sample, by what the view says of it."""
 
     def __init__(self, adv: Tensor):
@@ -168,51 +308,55 @@ class _Best:
 
     def offer(self, adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
         better = beats(fooled, loss, self.fooled, self.loss)
-        self.adv[better] = adv[better]
+        wins = better.to(adv.dtype)
+        ops.keep_best_(self.adv, torch.zeros_like(wins), adv, wins)  # moves the winners alone
         self.fooled = torch.where(better, fooled, self.fooled)
         self.loss = torch.where(better, loss.to(self.loss), self.loss)
 
-    def take(self, stays: Tensor) -> "_Best":
-        taken = _Best(self.adv[stays])
+    def take(self, stays: Tensor) -> "Best":
+        taken = Best(self.adv[stays])
         taken.fooled, taken.loss = self.fooled[stays], self.loss[stays]
         return taken
 
 
 @dataclasses.dataclass
-class _State:
-    """The samples that still take part in a restart."""
+class State:
+    """Where the samples of a run are."""
 
-    rows: Tensor  # (n,) which of the batch they are
-    labels: Tensor
+    target: Tensor
+    labels: Tensor | None
     clean: Tensor
     adv: Tensor
     x: Tensor  # adv as the view eats it
     eps: float | Tensor
     step_size: float | Tensor
-    best: _Best | None
+    momentum: Tensor | None
+    best: Best | None
 
-    def take(self, stays: Tensor) -> "_State":
-        return _State(
-            self.rows[stays],
-            self.labels[stays],
-            _take(self.clean, stays),
-            _take(self.adv, stays),
-            _take(self.x, stays),
-            _take_size(self.eps, stays),
-            _take_size(self.step_size, stays),
-            self.best.take(stays) if self.best is not None else None,
+    def take(self, stays: Tensor) -> "State":
+        """Those of the samples that stay."""
+        return State(
+            self.target[stays],
+            None if self.labels is None else self.labels[stays],
+            _images_taken(self.clean, stays),
+            _images_taken(self.adv, stays),
+            _images_taken(self.x, stays),
+            _taken(self.eps, stays),
+            _taken(self.step_size, stays),
+            None if self.momentum is None else _images_taken(self.momentum, stays),
+            None if self.best is None else self.best.take(stays),
         )
 
     def result(self) -> Tensor:
-        return self.best.adv if self.best is not None else self.adv
+        return self.adv if self.best is None else self.best.adv
 
 
-def _take(images: Tensor, stays: Tensor) -> Tensor:
+def _images_taken(images: Tensor, stays: Tensor) -> Tensor:
     """images[stays], laid out as images are."""
     if images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last):
         return images[stays].contiguous(memory_format=torch.channels_last)
     return images[stays]
 
 
-def _take_size(size: float | Tensor, stays: Tensor) -> float | Tensor:
+def _taken(size: float | Tensor, stays: Tensor) -> float | Tensor:
     return size[stays] if isinstance(size, Tensor) and size.dim() else size

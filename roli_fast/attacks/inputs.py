@@ -38,6 +38,26 @@ def check_count(argument: str, value: object) -> None:
         refuse(argument, repr(value), "an integer >= 1")
 
 
+def check_decay(argument: str, value: object) -> None:
+    accepted = "a number >= 0"
+    if not isinstance(value, numbers.Real):
+        refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
+    elif not 0 <= float(value) < math.inf:
+        refuse(argument, value, accepted)
+
+
+def check_share(argument: str, value: object) -> None:
+    """A share of elements."""
+    accepted = "a number above 0 and up to 1, or a float tensor of such"
+    if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.dim() > 1:
+            refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
+    elif not isinstance(value, numbers.Real):
+        refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
+    elif not 0 < float(value) <= 1:
+        refuse(argument, value, accepted)
+
+
 def check_bounds(bounds: tuple[float, float]) -> None:
     accepted = "two numbers (lo, hi) with lo < hi"
     if not isinstance(bounds, (tuple, list)) or not all(isinstance(b, numbers.Real) for b in bounds):
@@ -55,7 +75,9 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
         refuse("generator", f"one on {generator.device}", f"one on the images' device, {device}")
 
 
-def check_inputs(images: Tensor, labels: Tensor, index: Tensor | None, **sizes: float | Tensor) -> None:
+def check_inputs(
+    images: Tensor, labels: Tensor | None, index: Tensor | None, **sizes: float | Tensor
+) -> None:
     """Metadata of one call. ``sizes`` are its eps and step size."""
     if not isinstance(images, Tensor):
         refuse("images", f"a {type(images).__name__}", "a tensor", TypeError)
@@ -93,13 +115,14 @@ def _check_label_range(smallest: float, largest: float, classes: int | None) -> 
         refuse("labels", f"values in [{smallest:.0f}, {largest:.0f}]", accepted)
 
 
-def check_values(images: Tensor, labels: Tensor, bounds: tuple[float, float], classes: int | None) -> None:
+def check_values(
+    images: Tensor, labels: Tensor | None, bounds: tuple[float, float], classes: int | None
+) -> None:
     """Values of one call, with one synchronisation."""
     if images.numel() == 0:
         return
-    lo, hi, smallest, largest = torch.stack(
-        [v.double() for v in (images.min(), images.max(), labels.min(), labels.max())]
-    ).tolist()
+    extremes = [*images.aminmax(), *(labels.aminmax() if labels is not None else ())]
+    lo, hi, *extreme_labels = torch.stack([v.double() for v in extremes]).tolist()
     if images.dtype == torch.uint8:
         lo, hi = lo / 255, hi / 255
     if lo != lo:
@@ -113,7 +136,8 @@ def check_values(images: Tensor, labels: Tensor, bounds: tuple[float, float], cl
             f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
             "model = roli_fast.models.Normalized(model, mean, std)",
         )
-    _check_label_range(smallest, largest, classes)
+    if extreme_labels:
+        _check_label_range(extreme_labels[0], extreme_labels[1], classes)
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:

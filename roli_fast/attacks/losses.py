@@ -1,7 +1,8 @@
-"""Losses that an attack increases: float logits (N, classes) and labels (N,) to (N,)."""
+"""Losses that an attack increases: float logits (N, classes) and a target to (N,)."""
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,58 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-_LOSSES: dict[str, Loss] = {"ce": cross_entropy}
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The largest other logit minus the label's (Carlini and Wagner 2017): positive where fooled."""
+    return _largest_other(logits, labels) - _of(logits, labels)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, eq. 6): the margin over the distance between the
+    largest and the third largest logit, so that the logits' scale means nothing. At least 3 classes."""
+    _require_classes("dlr", logits, 3)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _SAME)
+
+
+def targeted_dlr(logits: Tensor, pairs: Tensor) -> Tensor:
+    """DLR towards a target (Croce and Hein 2020, eq. 7); pairs: (N, 2) int64, label and target. At least 4
+    classes."""
+    _require_classes("targeted dlr", logits, 4)
+    top = logits.topk(4, dim=1).values
+    spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return (_of(logits, pairs[:, 1]) - _of(logits, pairs[:, 0])) / (spread + _SAME)
+
+
+def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """KL(probabilities || softmax(logits)), both (N, classes) (TRADES; Zhang et al. 2019, eq. 3)."""
+    return F.kl_div(F.log_softmax(logits, dim=1), probabilities, reduction="none").sum(dim=1)
+
+
+def feature_distance(features: Tensor, clean: Tensor) -> Tensor:
+    """Squared Euclidean distance between features (N, ...)."""
+    return (features - clean).flatten(1).square().sum(dim=1)
+
+
+_SAME = 1e-12  # where logits are equal, as in the authors' implementation
+
+
+def _of(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.gather(1, labels[:, None])[:, 0]
+
+
+def _largest_other(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+
+
+def _require_classes(loss: str, logits: Tensor, least: int) -> None:
+    if logits.shape[1] < least:
+        raise ValueError(
+            f"loss: got {loss!r} for a model of {logits.shape[1]} classes, accepted: {least} or more; "
+            "'ce' and 'margin' take any number"
+        )
+
+
+_LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def get_loss(loss: str | Loss) -> Loss:

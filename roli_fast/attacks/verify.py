@@ -1,15 +1,14 @@
 """What an attack reached, decided by the model itself and plain torch."""
 
 import dataclasses
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..engine import class_logits
+from ..engine import Output, class_logits
+from ..engine.modes import Model
 from .inputs import check_bounds, check_choice, check_inputs, check_labels, check_size, refuse
-
-NORMS = ("linf",)
+from .norms import NORMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +30,14 @@ class Verification:
     success: Tensor
 
 
-def predict(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def predict(model: Model, images: Tensor, output: Output = None) -> Tensor:
     """The model's logits (N, classes) for these images, in eval mode; the model is left as it was.
+
+    output: where they are in what the model returns, see :func:`roli_fast.engine.select`.
 
     Raises ValueError where they are not (N, classes), and where one is NaN: no class can be read off.
     """
-    logits = class_logits(model, images)
+    logits = class_logits(model, images, output)
     broken = logits.isnan().any(dim=1)
     if broken.any():
         raise ValueError(f"model: its logits are NaN for samples {broken.nonzero().flatten().tolist()[:8]}")
@@ -50,7 +51,7 @@ def is_fooled(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
 
 @torch.no_grad()
 def verify(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     clean: Tensor,
     adv: Tensor,
     labels: Tensor,
@@ -59,6 +60,7 @@ def verify(
     bounds: tuple[float, float] = (0.0, 1.0),
     *,
     targeted: bool = False,
+    output: Output = None,
 ) -> Verification:
     """Checks adversarial images, whoever made them.
 
@@ -66,11 +68,12 @@ def verify(
     clean: (N, ...) any float dtype, or uint8 for v / 255.
     adv: (N, ...) any float dtype; what the model is asked about.
     labels: (N,) int64; with ``targeted``, the targets.
-    norm: "linf".
-    eps: a number, or (N,); in pixel units.
+    norm: "linf", "l2" or "l1".
+    eps: a number, or (N,); in pixel units, measured in the norm.
     bounds: the box.
+    output: where the logits are in what the model returns, see :func:`roli_fast.engine.select`.
     """
-    check_choice("norm", norm, NORMS)
+    check_choice("norm", norm, tuple(NORMS))
     check_size("eps", eps)
     check_bounds(bounds)
     check_inputs(clean, labels, None, eps=eps)
@@ -82,24 +85,25 @@ def verify(
     state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
     image = clean.to(state) / 255 if clean.dtype == torch.uint8 else clean.to(state)
     flat, flat_image = (x.reshape(len(x), -1) for x in (adv.to(state), image))
-    moved = (flat.double() - flat_image.double()).abs()
+    measure = NORMS[norm].distance
+    distance = measure(flat.double() - flat_image.double())
     magnitude = torch.maximum(flat.abs(), flat_image.abs())
     ulp = torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf)).double() - magnitude.double()
-    eps = torch.as_tensor(eps, dtype=torch.float64, device=adv.device).reshape(-1, 1)
+    eps = torch.as_tensor(eps, dtype=torch.float64, device=adv.device)
     lo, hi = torch.tensor(bounds, dtype=state).tolist()  # as a kernel sees them
 
     finite = flat.isfinite().all(dim=1)
     in_box = ((flat >= lo) & (flat <= hi)).all(dim=1)
-    in_ball = (moved <= eps + ulp).all(dim=1)
+    in_ball = distance <= eps + measure(ulp)  # NaN is in no ball
     # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
     asked = torch.where(finite.reshape(-1, *[1] * (adv.dim() - 1)), adv, image.to(adv.dtype))
-    logits = predict(model, asked)
+    logits = predict(model, asked, output)
     check_labels(labels, logits.shape[1])
     return Verification(
         finite=finite,
         in_box=in_box,
         in_ball=in_ball,
-        distance=moved.amax(dim=1),
+        distance=distance,
         prediction=logits.argmax(dim=1),
         success=finite & in_box & in_ball & is_fooled(logits, labels, targeted),
     )

@@ -1,6 +1,8 @@
 """The model as the inner loop of an attack needs it."""
 
 import dataclasses
+import math
+import sys
 import weakref
 from collections.abc import Callable
 
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
-from .modes import class_logits, eval_mode
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from .modes import Model, eval_mode, own_output
+from .outputs import Output, check_output, select
+from .precision import get_precision
 
 _CONFIRM_SAMPLES = 4
 
@@ -27,11 +29,14 @@ class ViewReport:
 
     folded: the BatchNorms that were folded, each with the layer that took it up.
     left: those that were not, each with the reason.
+    moved: how far the first batch's output moved, relative to its largest element, by all that was done;
+        None before there was one.
     note: what else a user should know; None if there is nothing.
     """
 
     folded: dict[str, str] = dataclasses.field(default_factory=dict)
     left: dict[str, str] = dataclasses.field(default_factory=dict)
+    moved: float | None = None
     note: str | None = None
 
 
@@ -39,26 +44,39 @@ class AttackView:
     """A frozen copy of a model in eval mode, at the precision and layout in which its gradient with
     respect to the input is cheap. The model itself is never changed.
 
-    Parameters need no gradient, BatchNorm is folded into the layer before it, weights are cast once and
-    laid out channels-last. A :class:`roli_fast.models.Normalized` model hands its mean and std to
-    :meth:`prepare`, which normalises at the state's precision before it casts. The first batch confirms
-    the copy against the model; :attr:`report` says what was done. What cannot be copied, and a callable
-    that is no module, runs as it is.
+    Parameters need no gradient, BatchNorm is folded into the layer before it, parametrizations (and so LoRA
+    written as one) are materialised, weights are cast once and laid out channels-last. A
+    :class:`roli_fast.models.Normalized` model hands its mean and std to :meth:`prepare`, which normalises at
+    the state's precision before it casts. The first batch confirms the copy against the model; :attr:`report`
+    says what was done. What cannot be copied, and a callable that is no module, runs as it is.
 
-    model: maps inputs (N, ...) to logits (N, classes).
-    precision: "fp32" (float64 where the model is float64), or "bf16".
+    model: maps inputs (N, ...) to logits (N, classes), or to something in which ``output`` finds a tensor
+        (N, ...). Wrappers of DistributedDataParallel, DataParallel and torch.compile are taken off.
+    precision: "fp32" (float64 where the model is float64), "tf32", "bf16" or "fp16".
     fold: whether BatchNorm is folded where that is proven to be exact.
+    output: see :func:`roli_fast.engine.select`.
 
-    Raises ValueError for an unknown precision, and for another than "fp32" where there is no copy to cast.
+    Raises ValueError for an unknown precision, for a half precision where there is no copy to cast, and for
+    a model that FSDP has sharded.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], *, precision: str = "fp32", fold: bool = True):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision: got {precision!r}, accepted: {', '.join(PRECISIONS)}")
-        self._precision, self._fold = precision, fold
-        self._held: Callable[[Tensor], Tensor] | None = unwrap(model)
-        self._model: Callable[[], Callable | None] = lambda: self._held
+    def __init__(self, model: Model, *, precision: str = "fp32", fold: bool = True, output: Output = None):
+        check_output(output)
+        self._precision, self._fold, self._output = get_precision(precision), fold, output
+        self._held: Model | None = unwrap(model)
+        self._model: Callable[[], Model | None] = lambda: self._held
+        self._generation = 0
         self._build(fold)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether a copy computes, and not the model itself."""
+        return self._copy is not None
+
+    @property
+    def generation(self) -> int:
+        """Grows when the view is made anew, in other memory."""
+        return self._generation
 
     def hold_weakly(self) -> None:
         """No longer keeps the model alive: for a cache that is keyed by it."""
@@ -67,8 +85,11 @@ class AttackView:
 
     def _build(self, fold: bool) -> None:
         model = self._model()
+        self._generation += 1
         self.report = ViewReport()
-        self.classes: int | None = None  # known once the first batch has confirmed the view
+        self.output_shape: torch.Size | None = (
+            None  # of a sample, known once the first batch has confirmed it
+        )
         self._copy: FrozenCopy | None = None
         self._normalized = _is_normalized(model)
         if not isinstance(model, nn.Module):
@@ -84,25 +105,30 @@ class AttackView:
 
     def _run_as_it_is(self, reason: str) -> None:
         self.report.note = f"{reason}: it runs as it is"
-        if self._precision != "fp32":
-            raise ValueError(f"precision: got {self._precision!r}, accepted: fp32, since {reason}")
+        if self._precision.is_half:
+            raise ValueError(f"precision: got {self._precision.name!r}, accepted: fp32, tf32, since {reason}")
 
     def _inner(self, model: nn.Module) -> nn.Module:
         """What is copied: a normalisation is done by the kernels."""
         return model.model if self._normalized and isinstance(model, Normalized) else model
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes the output has; None before the first batch, and where it is no logits."""
+        return self.output_shape[0] if self.output_shape is not None and len(self.output_shape) == 1 else None
+
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits of prepared inputs (N, ...)."""
+        """Output of prepared inputs (N, ...)."""
         if self._copy is not None:
-            return self._copy.run(x)
+            return select(self._copy.run(x), self._output)
         model = self._model()
         assert model is not None
         with eval_mode(model):
-            return model(x)
+            return select(model(x), self._output)
 
     def prepare(self, adv: Tensor) -> Tensor:
         """The input for a state adv (N, ...): normalised, cast, and laid out."""
-        if self.classes is None:
+        if self.output_shape is None:
             self.confirm(adv)
         return self._input(adv)
 
@@ -140,55 +166,68 @@ class AttackView:
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:
-        """Compares the view's logits for the first few images with the model's, gives up what makes them
+        """Compares the view's output for the first few images with the model's, gives up what makes them
         differ, and casts to the precision. The first :meth:`prepare` does so.
 
-        Raises ValueError where the model's output is not (N, classes), and where nothing but the model
-        itself gives its logits but another precision is asked for.
+        Raises ValueError where the model's output is not (N, ...), where nothing but the model itself gives
+        its output but a half precision is asked for, and where that precision's range does not hold it.
         """
         model, adv = self._model(), adv[:_CONFIRM_SAMPLES]
         assert model is not None
-        expected = class_logits(model, _at_its_precision(model, adv))
+        expected = own_output(model, _at_its_precision(model, adv), self._output)
+        largest = expected.abs().max().item()
         if self._copy is not None:
-            self._make_faithful(adv, expected)
-        if self._copy is not None and self._precision != "fp32":
+            self._make_faithful(adv, expected, largest)
+        if self._copy is not None and self._precision.is_half:
             assert isinstance(model, nn.Module)
-            self._copy.cast_to(PRECISIONS[self._precision], self._inner(model))
-        self.classes = expected.shape[1]
+            self._copy.cast_to(self._precision.dtype, self._inner(model))
+            self.report.moved = self._moved(adv, expected) / (largest or 1)
+            if math.isfinite(largest) and not math.isfinite(self.report.moved):
+                raise ValueError(
+                    f"precision: got {self._precision.name!r}, whose range this model leaves, "
+                    "accepted: fp32, tf32, bf16"
+                )
+        self.output_shape = expected.shape[1:]
 
-    def _make_faithful(self, adv: Tensor, expected: Tensor) -> None:
-        """Leaves a copy that gives the expected logits, or none."""
+    def _make_faithful(self, adv: Tensor, expected: Tensor, largest: float) -> None:
+        """Leaves a copy that gives the expected output, or none."""
         assert self._copy is not None
-        tolerance = _TOLERANCE[expected.dtype] * expected.abs().max().item()
+        tolerance = _TOLERANCE[expected.dtype] * largest
         moved = self._moved(adv, expected)
+        self.report.moved = moved / (largest or 1)
         if moved <= tolerance:
             return
         if self._copy.folded:
             folded = self._copy.folded
             self._build(fold=False)
-            if self._copy is not None and self._moved(adv, expected) <= tolerance:
-                reason = f"folding it moved the first batch's logits by {moved:.2g}"
+            if self._copy is not None and (unfolded := self._moved(adv, expected)) <= tolerance:
+                reason = f"folding it moved the first batch's output by {moved:.2g}"
                 self.report.left = dict.fromkeys(folded, reason)
+                self.report.moved = unfolded / (largest or 1)
                 return
         self._copy = None
         self.report = ViewReport()
-        self._run_as_it_is(f"a copy's logits differ from the model's by {moved:.2g} (is its output random?)")
+        self._run_as_it_is(f"a copy's output differs from the model's by {moved:.2g} (is it random?)")
 
     def _moved(self, adv: Tensor, expected: Tensor) -> float:
-        """How far the copy's logits are from the expected ones."""
+        """How far the copy's output is from the expected one."""
         assert self._copy is not None
-        try:
-            logits = self._copy.run(self._input(adv))
-        except RuntimeError:  # such as a view() of features, which wants them contiguous
-            if not self._copy.channels_last:
-                raise
-            self._copy.give_up_channels_last()
-            logits = self._copy.run(self._input(adv))
-        return (logits.to(expected.dtype) - expected).abs().max().item()
+        with self._precision.arithmetic():
+            try:
+                output = self(self._input(adv))
+            except RuntimeError:  # such as a view() of features, which wants them contiguous
+                if not self._copy.channels_last:
+                    raise
+                self._copy.give_up_channels_last()
+                output = self(self._input(adv))
+        return (output.to(expected.dtype) - expected).abs().max().item()
 
 
-def unwrap(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper."""
+def unwrap(model: Model) -> Model:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper.
+
+    Raises ValueError for a model whose parameters are sharded.
+    """
     while isinstance(model, nn.Module):
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -196,7 +235,20 @@ def unwrap(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             model = model._orig_mod
         else:
             break
+    if isinstance(model, nn.Module):
+        _refuse_shards(model)
     return model
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and nothing is sharded without it
+    if fsdp is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)):
+            raise ValueError(
+                f"model: {name or 'it'} is sharded by FSDP, accepted: a model whose parameters are whole"
+            )
 
 
 def _is_normalized(model: object) -> bool:
@@ -204,6 +256,6 @@ def _is_normalized(model: object) -> bool:
     return type(model) is Normalized and not (model._forward_hooks or model._forward_pre_hooks)
 
 
-def _at_its_precision(model: nn.Module | Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def _at_its_precision(model: nn.Module | Model, images: Tensor) -> Tensor:
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     return images.to(next((p.dtype for p in parameters if p.is_floating_point()), images.dtype))

@@ -1,11 +1,13 @@
-"""BatchNorm folded into the convolution before it: exact up to rounding, since an attack runs in eval mode.
+"""BatchNorm folded into the convolution or linear layer before it: exact up to rounding, since an attack runs
+in eval mode.
 
-Only what tracing proves is folded: the convolution's output goes to the BatchNorm and nowhere else, both
-are called once, nothing is hooked in between and the weights are shared with nobody.
+Only what tracing proves is folded: the layer's output goes to the BatchNorm and nowhere else, both are called
+once, nothing is hooked in between and the weights are shared with nobody.
 """
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,17 +16,17 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Exact types: a subclass may do something else with its weights.
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """A convolution and the BatchNorm that follows it, by their names in the model."""
+    """A layer and the BatchNorm that follows it, by their names in the model."""
 
-    convolution: str
+    layer: str
     norm: str
 
 
@@ -70,7 +72,7 @@ def find_folds(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
         return [], dict.fromkeys(norms, f"the model cannot be traced: {str(error).splitlines()[0]}")
     folds, left = [], {}
     for name, norm in norms.items():
-        found = _convolution_before(norm, trace)
+        found = _layer_before(norm, trace)
         if isinstance(found, fx.Node):
             folds.append(Fold(str(found.target), name))
         else:
@@ -85,8 +87,8 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def _convolution_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:
-    """The convolution that may take the BatchNorm up, or the reason why none may."""
+def _layer_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:
+    """The layer that may take the BatchNorm up, or the reason why none may."""
     if type(norm) not in _NORMS:
         return f"{type(norm).__name__} is not a plain BatchNorm"
     if norm.running_mean is None or norm.running_var is None:
@@ -96,15 +98,15 @@ def _convolution_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:
         return f"it is called {len(calls)} times"
     before = calls[0].args[0] if calls[0].args else None
     if not isinstance(before, fx.Node) or before.op != "call_module":
-        return "it does not follow a convolution"
-    convolution = trace.module(before)
-    if type(convolution) not in _CONVOLUTIONS:
-        return f"it follows a {type(convolution).__name__}"
-    if len(before.users) != 1 or len(trace.calls(convolution)) != 1:
+        return "it does not follow a layer"
+    layer = trace.module(before)
+    if type(layer) not in _LAYERS:
+        return f"it follows a {type(layer).__name__}"
+    if len(before.users) != 1 or len(trace.calls(layer)) != 1:
         return f"{before.target} is used elsewhere too"
-    if _hooked(convolution) or _hooked(norm):
+    if _hooked(layer) or _hooked(norm):
         return f"a hook stands between {before.target} and it"
-    if trace.shared & {id(p) for p in (*convolution.parameters(), *norm.parameters())}:
+    if trace.shared & {id(p) for p in (*layer.parameters(), *norm.parameters())}:
         return f"parameters of {before.target} or its own are shared"
     return before
 
@@ -125,18 +127,46 @@ def without_norm(norm: nn.Module) -> nn.Module:
     return _Activation(norm) if isinstance(norm, BatchNormAct2d) else nn.Identity()
 
 
-@torch.no_grad()
-def folded_weights(convolution: Convolution, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does what both do, in float64."""
-    mean, var = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = (var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = -mean.double()
-    if convolution.bias is not None:
-        bias = bias + convolution.bias.double()
-    bias = bias * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    weight = convolution.weight.double()
-    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias
+class FoldedLayers:
+    """Layers that have taken up the BatchNorms behind them, and follow the model's.
+
+    layers: (layer of the copy, which gets a bias if it has none; that layer and its BatchNorm in the model).
+    """
+
+    def __init__(self, layers: list[tuple[Layer, Layer, _BatchNorm]]):
+        self._layers = layers
+        for layer, _, _ in layers:
+            if layer.bias is None:
+                layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
+
+    def parameters(self) -> list[Tensor]:
+        """What :meth:`take_over` writes."""
+        return [t for layer, _, _ in self._layers for t in layer.parameters()]
+
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """weight * scale and (bias - mean) * scale + beta, where scale = gamma / sqrt(var + eps)."""
+        if not self._layers:
+            return
+        norms = [norm for _, _, norm in self._layers]
+        variances = _wide([norm.running_var for norm in norms])
+        zeros = list(torch._foreach_mul(variances, 0.0))
+        ones = list(torch._foreach_add(zeros, 1.0))
+        scale = torch._foreach_add(variances, [norm.eps for norm in norms])
+        torch._foreach_rsqrt_(scale)
+        torch._foreach_mul_(scale, _wide([norm.weight for norm in norms], ones))
+        shift = torch._foreach_mul(_wide([norm.running_mean for norm in norms]), -1.0)
+        torch._foreach_add_(shift, _wide([source.bias for _, source, _ in self._layers], zeros))
+        torch._foreach_mul_(shift, scale)
+        torch._foreach_add_(shift, _wide([norm.bias for norm in norms], zeros))
+        torch._foreach_copy_([cast(Tensor, layer.bias) for layer, _, _ in self._layers], shift)
+        for (layer, source, _), factor in zip(self._layers, scale, strict=True):
+            weight = source.weight.to(factor.dtype)
+            torch.mul(weight, factor.reshape(-1, *[1] * (weight.dim() - 1)), out=layer.weight)
+
+
+def _wide(tensors: Sequence[Tensor | None], missing: Sequence[Tensor | None] | None = None) -> list[Tensor]:
+    """In float32, or float64 where they are; what a module does not have is taken from ``missing``."""
+    pairs = zip(tensors, missing or tensors, strict=True)
+    present = [cast(Tensor, m if t is None else t) for t, m in pairs]
+    return [t if t.dtype == torch.float64 else t.float() for t in present]

@@ -1,39 +1,55 @@
 """A copy of a module for inference, and how it follows the module's weights."""
 
+import contextlib
 import copy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
-from .folding import Convolution, find_folds, folded_weights, without_norm
+from .folding import FoldedLayers, Layer, find_folds, without_norm
+from .modes import eval_mode
 
 
 class FrozenCopy:
-    """A copy in eval mode, float32 (float64 where the model is), whose parameters need no gradient and
-    whose BatchNorms are folded where ``fold`` allows and :func:`find_folds` proves it.
+    """A copy in eval mode, float32 (float64 where the model is), whose parameters need no gradient, whose
+    parametrizations are materialised, and whose BatchNorms are folded where ``fold`` allows and
+    :func:`find_folds` proves it.
 
     run: the copy.
+    dtype: of its input; None where it has no parameters, which takes any.
     channels_last: whether it is laid out so, and wants its input so.
-    folded, left: the BatchNorms that were folded, with the convolution that took each up, and those that were
-        not, with the reason.
+    folded, left: the BatchNorms that were folded, with the layer that took each up, and those that were not,
+        with the reason.
     """
 
     def __init__(self, model: nn.Module, fold: bool):
-        with torch.inference_mode(False):
+        parametrized = _parametrized(model)
+        # Computed in eval mode: spectral normalisation iterates in train mode when it is asked.
+        self._while_read = eval_mode if parametrized else contextlib.nullcontext
+        with torch.inference_mode(False), torch.no_grad(), self._while_read(model):
             self.run = copy.deepcopy(model).eval().requires_grad_(False)
-            self.run.to(torch.float64 if _dtype(model) == torch.float64 else torch.float32)
+            for module, tensors in _parametrized(self.run).values():
+                for name in tensors:
+                    parametrize.remove_parametrizations(module, name)
+            given = _dtype(model)
+            self.dtype = given and (torch.float64 if given == torch.float64 else torch.float32)
+            self.run.requires_grad_(False).to(self.dtype)
         folds, self.left = find_folds(self.run) if fold else ([], {})
-        self.folded = {f.norm: f.convolution for f in folds}
-        self._folds: list[tuple[Convolution, Convolution, _BatchNorm]] = []
+        self.folded = {f.norm: f.layer for f in folds}
+        self._folds = FoldedLayers(
+            [
+                (
+                    cast(Layer, self.run.get_submodule(f.layer)),
+                    cast(Layer, model.get_submodule(f.layer)),
+                    cast(_BatchNorm, model.get_submodule(f.norm)),
+                )
+                for f in folds
+            ]
+        )
         for f in folds:
-            convolution = cast(Convolution, self.run.get_submodule(f.convolution))
-            if convolution.bias is None:
-                bias = convolution.weight.new_zeros(len(convolution.weight))
-                convolution.bias = nn.Parameter(bias, requires_grad=False)
-            source = cast(Convolution, model.get_submodule(f.convolution))
-            self._folds.append((convolution, source, cast(_BatchNorm, model.get_submodule(f.norm))))
             self.run.set_submodule(f.norm, without_norm(self.run.get_submodule(f.norm)))
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.run.modules())
         if self.channels_last:
@@ -47,16 +63,12 @@ class FrozenCopy:
     def _lay_out(self, layout: torch.memory_format) -> None:
         cast(Any, self.run).to(memory_format=layout)  # unknown to the type stubs of torch 2.10
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """That of its parameters; None where it has none."""
-        return _dtype(self.run)
-
     def cast_to(self, dtype: torch.dtype, model: nn.Module) -> None:
         """Casts the weights. A BatchNorm that could not be folded stays in float32: its statistics span
         more than half precision holds, and torch normalises half-precision inputs with float32 ones."""
         norms = [m for m in self.run.modules() if isinstance(m, _BatchNorm)]
         self.run.to(dtype)
+        self.dtype = dtype
         for norm in norms:
             norm.float()
         self.take_over(model)
@@ -64,16 +76,25 @@ class FrozenCopy:
     @torch.no_grad()
     def take_over(self, model: nn.Module) -> None:
         """Copies the model's parameters and buffers as they are now, without reallocating."""
-        folded = {id(t) for convolution, _, _ in self._folds for t in convolution.parameters()}
-        source = _tensors(model)
-        pairs = [(t, source[name].detach()) for name, t in _tensors(self.run).items() if id(t) not in folded]
-        if pairs:
-            own, current = zip(*pairs, strict=True)
-            torch._foreach_copy_(own, current)
-        for convolution, source_convolution, norm in self._folds:
-            weight, bias = folded_weights(source_convolution, norm)
-            convolution.weight.copy_(weight)
-            cast(Tensor, convolution.bias).copy_(bias)
+        folded = {id(t) for t in self._folds.parameters()}
+        with self._while_read(model):
+            source = _tensors(model)
+            for prefix, (module, tensors) in _parametrized(model).items():
+                source |= {prefix + name: getattr(module, name) for name in tensors}
+            pairs = [(t, source[name]) for name, t in _tensors(self.run).items() if id(t) not in folded]
+            if pairs:
+                own, current = zip(*pairs, strict=True)
+                torch._foreach_copy_(own, current)
+            self._folds.take_over()
+
+
+def _parametrized(model: nn.Module) -> dict[str, tuple[nn.Module, list[str]]]:
+    """The modules with parametrized tensors, by prefix, and those tensors' names."""
+    return {
+        f"{name}." if name else "": (module, list(cast(nn.ModuleDict, module.parametrizations)))
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
+    }
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -1,58 +1,106 @@
 """The gradient of a loss with respect to the input, and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .modes import gradients
+from .precision import get_precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Of the loss's slope at the output of a sample, in half precision: far from both ends of float16, with room
+# for what the layers before it multiply or average.
+_LARGEST_SLOPE = 128.0
 
 
 class InputGradient:
     """Loss per sample and its gradient with respect to prepared inputs.
 
     No other gradient is computed or written. Works for callers under no_grad, inference_mode and
-    autocast. Counts what it spends, in samples.
+    autocast, whose settings it leaves alone; float32 products are exact ("fp32") or TF32 ("tf32") inside.
 
-    view: maps prepared inputs (N, ...) to logits (N, classes), an :class:`AttackView` as a rule.
-    loss: maps float logits (N, classes) and labels (N,) to (N,); the direction is that of its increase.
+    view: maps prepared inputs (N, ...) to an output (N, ...), an :class:`AttackView` as a rule.
+    loss: maps the output, in float32 or float64, and the target to (N,); the direction is that of its
+        increase.
+    precision: of the view.
+    eot: how many calls of the view are averaged, for outputs that are random (Athalye et al. 2018,
+        Synthesizing Robust Adversarial Examples, expectation over transformation).
     """
 
-    def __init__(self, view: Callable[[Tensor], Tensor], loss: Loss):
-        self._view, self._loss = view, loss
-        self.forwards = 0
-        self.gradients = 0
+    def __init__(
+        self, view: Callable[[Tensor], Tensor], loss: Loss, *, precision: str = "fp32", eot: int = 1
+    ):
+        self._view, self._loss, self._eot = view, loss, eot
+        self._precision = get_precision(precision)
 
-    def __call__(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """gradient (N, ...) in x's dtype, loss (N,) and logits (N, classes), all detached."""
-        with gradients():
+    def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gradient (N, ...) in x's dtype, loss (N,) and output (N, ...), all detached.
+
+        In fp16 the gradient of each sample is multiplied by a positive number that keeps it in float16's
+        range: its direction is what an attack needs.
+        """
+        with gradients(), self._precision.arithmetic():
             x = x.detach().requires_grad_()
-            logits, loss = self._evaluate(x, labels)
-            gradient = (
-                torch.autograd.grad(loss.sum(), x, allow_unused=True)[0] if loss.requires_grad else None
-            )
-        self.gradients += len(x)
+            calls = [self._once(x, target) for _ in range(self._eot)]
+        every_gradient, losses, outputs = zip(*calls, strict=True)
+        return _mean(every_gradient), _mean(losses), _mean(outputs)
+
+    def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """loss (N,) and output (N, ...), without the gradient."""
+        with gradients(), torch.no_grad(), self._precision.arithmetic():
+            outputs = [_widened(self._view(x)) for _ in range(self._eot)]
+            losses = [self._per_sample(output, target) for output in outputs]
+        return _mean(losses), _mean(outputs)
+
+    def output(self, x: Tensor) -> Tensor:
+        """The output (N, ...) alone."""
+        with gradients(), torch.no_grad(), self._precision.arithmetic():
+            return _mean([_widened(self._view(x)) for _ in range(self._eot)])
+
+    def _once(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        returned = self._view(x)
+        output = _widened(returned)
+        if self._precision.scales_loss and returned.requires_grad:
+            # In two parts, between which the slope is brought into range.
+            output = output.detach().requires_grad_()
+            loss = self._per_sample(output, target)
+            slope = _slope(loss, output)
+            gradient = None if slope is None else _slope(returned, x, _in_range(slope).to(returned.dtype))
+        else:
+            loss = self._per_sample(output, target)
+            gradient = _slope(loss, x)
         if gradient is None:
             raise ValueError("model: its output has no gradient with respect to the input")
-        return gradient, loss.detach(), logits.detach()
+        return gradient, loss.detach(), output.detach()
 
-    def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """loss (N,) and logits (N, classes), without the gradient."""
-        with gradients(), torch.no_grad():
-            logits, loss = self._evaluate(x, labels)
-        return loss, logits
-
-    def _evaluate(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._view(x)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        self.forwards += len(x)
-        loss = self._loss(logits, labels)
-        if loss.shape != labels.shape:
+    def _per_sample(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = self._loss(output, target)
+        if loss.shape != output.shape[:1]:
             raise ValueError(
                 f"loss: it returned shape {tuple(loss.shape)}, accepted: one number per sample, "
-                f"{tuple(labels.shape)} (reduction='none')"
+                f"{tuple(output.shape[:1])} (reduction='none')"
             )
-        return logits, loss
+        return loss
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)
+
+
+def _widened(output: Tensor) -> Tensor:
+    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+
+
+def _slope(of: Tensor, at: Tensor, weights: Tensor | None = None) -> Tensor | None:
+    if not of.requires_grad:
+        return None
+    weights = torch.ones_like(of) if weights is None else weights
+    return torch.autograd.grad(of, at, weights, allow_unused=True)[0]
+
+
+def _in_range(slope: Tensor) -> Tensor:
+    """Each sample's slope, with its largest element at _LARGEST_SLOPE; a zero one stays zero."""
+    largest = slope.flatten(1).abs().amax(1).reshape(-1, *[1] * (slope.dim() - 1))
+    return torch.where(largest > 0, slope / largest * _LARGEST_SLOPE, slope)

@@ -2,9 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .outputs import Output, select
+
+Model = Callable[[Tensor], Any]
 
 
 @contextlib.contextmanager
@@ -32,19 +37,33 @@ def gradients() -> Iterator[None]:
 
 
 @torch.no_grad()
-def class_logits(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
+    """The model's own output (N, ...) for these images, in eval mode; the model is left as it was.
+
+    Raises ValueError where it is no float tensor with one row per image.
+    """
+    with eval_mode(model):
+        found = select(model(images), output)
+    if found.dim() == 0 or len(found) != len(images) or not found.is_floating_point():
+        raise ValueError(
+            f"model: its output for {len(images)} images is {_description(found)}, accepted: floats (N, ...)"
+        )
+    return found
+
+
+def class_logits(model: Model, images: Tensor, output: Output = None) -> Tensor:
     """The model's own logits (N, classes) for these images, in eval mode; the model is left as it was.
 
     Raises ValueError where the output is anything else.
     """
-    with eval_mode(model):
-        logits = model(images)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    else:
-        got = "" if logits.is_floating_point() else f"of dtype {logits.dtype}"
-    if got:
+    logits = own_output(model, images, output)
+    if logits.dim() != 2:
         raise ValueError(
-            f"model: its output for {len(images)} images is {got}, accepted: float logits (N, classes)"
+            f"model: its output for {len(images)} images is {_description(logits)}, "
+            "accepted: float logits (N, classes)"
         )
     return logits
+
+
+def _description(output: Tensor) -> str:
+    return f"of dtype {output.dtype} and shape {tuple(output.shape)}"

@@ -1,7 +1,7 @@
 """Accuracy on clean and on attacked images, with intervals."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..attacks import PGD, predict, verify
 from ..attacks.inputs import check_inputs, check_labels, to_images, to_state
+from ..engine import Output
+from ..engine.modes import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +61,33 @@ def difference(a: Accuracy, b: Accuracy, confidence: float = 0.95) -> Difference
 
 
 def evaluate(
-    model: Callable[[Tensor], Tensor],
+    model: Model,
     batches: Iterable[tuple[Tensor, Tensor]],
     attack: PGD | None = None,
+    *,
+    output: Output = None,
 ) -> Accuracy:
     """The model's accuracy in eval mode; under an attack, the images that are right and stay so.
 
     model: maps images (N, ...) to logits (N, classes); left as it was.
     batches: (images, labels) in a fixed order, which gives each sample its index.
     attack: None for clean accuracy.
+    output: where the logits are in what the model returns; an attack brings its own.
 
-    Raises ValueError for a targeted attack, and RuntimeError where an attack left the ball or the box:
-    nothing could then be said of the model.
+    Raises ValueError for an attack that is targeted or on features, and RuntimeError where an attack left the
+    ball or the box: nothing could then be said of the model.
     """
-    if attack is not None and attack.targeted:
-        raise ValueError("attack: got a targeted one, accepted: one against the labels")
+    if attack is not None and (attack.targeted or attack.label_free):
+        kind = "a targeted one" if attack.targeted else f"{type(attack).__name__}, which has no success"
+        raise ValueError(f"attack: got {kind}, accepted: one against the labels")
+    output = attack.output if attack is not None else output
     if attack is not None and any(isinstance(s, Tensor) and s.dim() for s in (attack.eps, attack.step_size)):
         raise ValueError("attack: got an eps or step size per sample of a batch, accepted: one for all")
     seen: list[Tensor] = []
     total = 0
     for images, labels in batches:
         check_inputs(images, labels, None)
-        logits = predict(model, to_images(to_state(images), images))
+        logits = predict(model, to_images(to_state(images), images), output)
         check_labels(labels, logits.shape[1])
         right = logits.argmax(dim=1) == labels
         if attack is not None and right.any():
@@ -94,12 +101,12 @@ def evaluate(
     return Accuracy(torch.cat(seen))
 
 
-def _withstood(
-    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, attack: PGD, index: Tensor
-) -> Tensor:
+def _withstood(model: Model, images: Tensor, labels: Tensor, attack: PGD, index: Tensor) -> Tensor:
     """(N,) bool: where the attack has no verified success."""
     adversarial = attack.run(model, images, labels, index=index).adversarial
-    checked = verify(model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds)
+    checked = verify(
+        model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds, output=attack.output
+    )
     if not (checked.finite & checked.in_box & checked.in_ball).all():
         raise RuntimeError(f"{attack!r} returned images outside its ball or box")
     return ~checked.success

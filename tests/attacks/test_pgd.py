@@ -362,7 +362,7 @@ def test_an_empty_batch(convnet):
         ({"bounds": (1, 0)}, r"bounds: got \(1, 0\), accepted: two numbers"),
         ({"iterate": "first"}, "iterate: got 'first', accepted: last, best"),
         ({"early_stop": True}, "early_stop: got True with iterate='last'"),
-        ({"precision": "fp8"}, "precision: got 'fp8', accepted: fp32, bf16"),
+        ({"precision": "fp8"}, "precision: got 'fp8', accepted: fp32, tf32, bf16, fp16"),
     ],
 )
 def test_bad_settings(options, message):
@@ -442,7 +442,9 @@ def test_out_of_range_labels_are_noticed_on_a_known_model(convnet, batch):
 
 
 def test_a_model_without_logits(batch):
-    with pytest.raises(ValueError, match=r"model: its output for 4 images is shape \(4, 3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"model: got an output of shape \(N, 3, 8, 8\), accepted: float logits"
+    ):
         PGD()(nn.Identity(), *batch)
 
 

@@ -158,14 +158,20 @@ def test_what_is_not_proven_is_left_and_reported(make, left, randomize_norms):
 
 
 def test_the_first_batch_can_veto_a_fold(monkeypatch, convnet, batch):
-    from roli_fast.engine import frozen_copy
+    from roli_fast.engine.folding import FoldedLayers
 
-    exact = frozen_copy.folded_weights
-    monkeypatch.setattr(frozen_copy, "folded_weights", lambda c, n: tuple(t + 0.1 for t in exact(c, n)))
+    exact = FoldedLayers.take_over
+
+    def inexact(folds):
+        exact(folds)
+        for tensor in folds.parameters():
+            tensor.data.add_(0.1)
+
+    monkeypatch.setattr(FoldedLayers, "take_over", inexact)
     view = AttackView(convnet)
     torch.testing.assert_close(through(view, batch[0]), logits(convnet, batch[0]), rtol=1e-4, atol=1e-5)
     assert not view.report.folded
-    assert "moved the first batch's logits" in view.report.left["1"]
+    assert "moved the first batch's output" in view.report.left["1"]
 
 
 def test_fold_can_be_declined(convnet, batch):
@@ -277,7 +283,7 @@ def test_a_model_that_no_copy_stands_for_runs_as_it_is(batch):
     model = Counting()
     view = AttackView(model)
     torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]))
-    assert "logits differ" in view.report.note
+    assert "output differs" in view.report.note
     with pytest.raises(ValueError, match="precision: got 'bf16'"):
         AttackView(model, precision="bf16").prepare(batch[0])
 
@@ -367,23 +373,28 @@ def test_a_plain_callable_runs_as_it_is(batch):
 @pytest.mark.parametrize(
     ("output", "got"),
     [
-        (lambda x: x, r"shape \(4, 3, 8, 8\)"),
-        (lambda x: x.flatten(1)[:2], r"shape \(2, 192\)"),
-        (lambda x: (x.flatten(1),), "a tuple"),
+        (
+            lambda x: x.flatten(1)[:2],
+            r"its output for 4 images is of dtype torch.float32 and shape \(2, 192\)",
+        ),
+        (lambda x: x.sum(), r"its output for 4 images is of dtype torch.float32 and shape \(\)"),
+        (lambda x: x.flatten(1).argmax(1), "its output for 4 images is of dtype torch.int64"),
+        (lambda x: (x.flatten(1),), r"got a tuple for output=None.* such as output=0"),
+        (lambda x: {"logits": x.flatten(1)}, r"got a dict for output=None.* such as output='logits'"),
     ],
 )
-def test_an_output_that_is_not_logits_is_refused(output, got):
-    with pytest.raises(ValueError, match=rf"model: its output for 4 images is {got}, accepted: float logits"):
+def test_an_output_without_a_row_per_image_is_refused(output, got):
+    with pytest.raises(ValueError, match=f"model: {got}"):
         AttackView(output).prepare(torch.rand(4, 3, 8, 8))
 
 
 def test_an_unknown_precision_is_refused(convnet):
-    with pytest.raises(ValueError, match="precision: got 'fp8', accepted: fp32, bf16"):
+    with pytest.raises(ValueError, match="precision: got 'fp8', accepted: fp32, tf32, bf16, fp16"):
         AttackView(convnet, precision="fp8")
 
 
 def test_a_model_that_was_refused_is_refused_again():
-    view = AttackView(nn.Identity())
+    view = AttackView(nn.Flatten(0))
     for _ in range(2):
         with pytest.raises(ValueError, match="model: its output"):
             view.prepare(torch.rand(4, 3, 8, 8))

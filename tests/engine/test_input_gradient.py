@@ -48,14 +48,6 @@ def test_no_other_gradient_is_written(problem):
     assert x.grad is None
 
 
-def test_counts_samples(problem):
-    model, x, labels = problem
-    gradient = InputGradient(model, cross_entropy)
-    gradient(x, labels)
-    gradient.loss(x[:2], labels[:2])
-    assert (gradient.forwards, gradient.gradients) == (7, 5)
-
-
 @pytest.mark.parametrize(
     "model", [lambda x: x.detach() @ torch.ones(7, 4), lambda x: torch.ones(5, 4, requires_grad=True)]
 )

@@ -1,0 +1,159 @@
+"""A function of tensors, captured as a CUDA graph when it is called again."""
+
+import collections
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+# How many kinds of calls are remembered as having come once.
+_REMEMBERED = 256
+
+
+class Recording:
+    """A function with inputs and outputs that stay where they are in memory. This one runs it anew each time;
+    :class:`CudaRecording` replays what its kernels did.
+
+    Constants among the inputs stay as they were.
+    """
+
+    def __init__(self, function: Function, inputs: Sequence[Any]):
+        self._inputs = [i.clone() if isinstance(i, Tensor) else i for i in inputs]
+        self._outputs = self._record(function)
+
+    def _record(self, function: Function) -> tuple[Tensor, ...]:
+        outputs = tuple(output.clone() for output in function(*self._inputs))
+        self._run: Callable[[], object] = lambda: torch._foreach_copy_(outputs, function(*self._inputs))
+        return outputs
+
+    def replay(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Outputs for inputs of the same kind; they belong to the caller."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(given, non_blocking=True)
+        self._run()
+        return tuple(output.clone() for output in self._outputs)
+
+
+class CudaRecording(Recording):
+    """A captured CUDA graph."""
+
+    def _record(self, function: Function) -> tuple[Tensor, ...]:
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function(*self._inputs)  # what only a first call on a stream does, such as choosing algorithms
+        torch.cuda.current_stream().wait_stream(stream)
+        # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = function(*self._inputs)
+        self._run, self._done = graph.replay, torch.cuda.Event()
+        return outputs
+
+    def replay(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+        torch.cuda.current_stream().wait_event(self._done)  # the last replay may be another stream's
+        outputs = super().replay(inputs)
+        self._done.record()
+        return outputs
+
+
+class GraphRunner:
+    """Calls a function of tensors and constants; from the second call of a kind on, as a CUDA graph.
+
+    Calls are of a kind where tensors agree in shape, strides, dtype and device, and constants in value.
+    The first of a kind runs eagerly, the second runs eagerly, is recorded, and confirms the recording.
+    Where recording fails, :attr:`note` says why, a warning says so once, and calls go on eagerly.
+
+    function: takes tensors, numbers and other hashable constants, returns a tuple of tensors. What it reads
+        besides stays where it is in memory; what it writes besides is nobody's business.
+    limit: how many recordings are kept; the least recently used is dropped.
+    recording: what records; default CUDA graphs on CUDA tensors, and nothing elsewhere.
+    """
+
+    def __init__(
+        self, function: Function, *, limit: int = 4, recording: Callable[..., Recording] | None = None
+    ):
+        self._function, self._limit, self._recording = function, limit, recording
+        self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
+        self._once: collections.OrderedDict[Hashable, None] = collections.OrderedDict()
+        self.note: str | None = None
+
+    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
+        kind = tuple(_kind(i) for i in inputs)
+        recording = self._recordings.get(kind)
+        if recording is not None:
+            self._recordings.move_to_end(kind)
+            return recording.replay(inputs)
+        outputs = self._function(*inputs)
+        if kind in self._once:
+            self._record(kind, inputs, outputs)
+        elif self.note is None and self._recorder(inputs) is not None:
+            self._once[kind] = None
+            if len(self._once) > _REMEMBERED:
+                self._once.popitem(last=False)
+        return outputs
+
+    def clear(self) -> None:
+        """Forgets all recordings, and frees their memory."""
+        self._recordings.clear()
+        self._once.clear()
+
+    def _recorder(self, inputs: Sequence[Any]) -> Callable[..., Recording] | None:
+        if self._recording is not None:
+            return self._recording
+        on_cuda = any(isinstance(i, Tensor) and i.is_cuda for i in inputs)
+        return CudaRecording if on_cuda and not torch.cuda.is_current_stream_capturing() else None
+
+    def _record(self, kind: Hashable, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        recorder = self._recorder(inputs)
+        if recorder is None:
+            return
+        del self._once[kind]
+        while len(self._recordings) >= self._limit:
+            self._recordings.popitem(last=False)
+        try:
+            recording = recorder(self._function, inputs)
+            wrong = _difference(recording.replay(inputs), outputs)
+        except Exception as error:  # whatever a model does that a graph cannot
+            self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            return
+        if wrong is None:
+            self._recordings[kind] = recording
+        else:
+            self._give_up(wrong)
+
+    def _give_up(self, reason: str) -> None:
+        self.clear()
+        self.note = f"runs without a CUDA graph: {reason}"
+        warnings.warn(f"roli_fast: the attack {self.note}", stacklevel=2)
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return type(value), value
+
+
+# Kernels whose sums have no fixed order move some elements a little; a graph that computes something else,
+# most of them a lot.
+_MOST_THAT_DIFFER = 0.25
+_NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def _difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
+    """How a recording's outputs differ from those that they should be; None where they do not."""
+    for got, expected in zip(replayed, outputs, strict=True):
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            return "a replay's output has another shape or dtype"
+        if expected.numel() == 0:
+            continue
+        near = torch.isclose(got, expected, rtol=_NEAR.get(expected.dtype, 0), atol=0, equal_nan=True)
+        share = 1 - near.double().mean().item()
+        if share > _MOST_THAT_DIFFER:
+            return f"a replay's output differs from the eager one in {share:.0%} of its elements"
+    return None

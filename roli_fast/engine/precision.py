@@ -1,0 +1,70 @@
+"""What "fp32", "tf32", "bf16" and "fp16" mean for a gradient."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """dtype: of weights and inputs; float32 stands for float64 where the model is float64.
+    products: how float32 products are computed inside the call: "ieee" exactly, "tf32" on tensor cores that
+        keep ten bits; None leaves the caller's setting, which does not concern these dtypes.
+    scales_loss: whether gradients leave the dtype's range without a loss scale.
+    """
+
+    name: str
+    dtype: torch.dtype
+    products: str | None = None
+    scales_loss: bool = False
+
+    @property
+    def is_half(self) -> bool:
+        return self.dtype != torch.float32
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Torch's settings for this precision, and the caller's again afterwards."""
+        if self.products is None:
+            yield
+            return
+        before = [(place, place.fp32_precision) for place in _products()]
+        try:
+            for place, _ in before:
+                place.fp32_precision = self.products
+            yield
+        finally:
+            for place, setting in before:
+                place.fp32_precision = setting
+
+
+def _products() -> tuple[Any, ...]:
+    """Where torch is told how to multiply float32. cuDNN's convolutions use TF32 unless told not to."""
+    backends: Any = torch.backends
+    return (
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    )
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("fp32", torch.float32, products="ieee"),
+        Precision("tf32", torch.float32, products="tf32"),
+        Precision("bf16", torch.bfloat16),
+        Precision("fp16", torch.float16, scales_loss=True),
+    )
+}
+
+
+def get_precision(name: str) -> Precision:
+    if name not in PRECISIONS:
+        raise ValueError(f"precision: got {name!r}, accepted: {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
