@@ -61,9 +61,19 @@ struct Step {
   }
 };
 
-struct LinfStep : Step {};
-struct L2Step : Step {};
-struct L1Step : Step {};
+// Each family's, and the names of the ops that they are.
+struct LinfStep : Step {
+  static constexpr const char *kStep = "linf_step_", *kApgdStep = "linf_apgd_step_",
+                              *kProject = "linf_project_";
+};
+
+struct L2Step : Step {
+  static constexpr const char *kStep = "l2_step_", *kApgdStep = "l2_apgd_step_", *kProject = "l2_project_";
+};
+
+struct L1Step : Step {
+  static constexpr const char *kStep = "l1_step_", *kProject = "l1_project_";
+};
 
 // A random point of a ball.
 struct Start {
@@ -80,11 +90,20 @@ struct Start {
   PlanOptions options() const { return {.per_sample = true, .logical_order = true}; }
 };
 
-struct LinfStart : Start {};
-struct L2Start : Start {};
-struct L1Start : Start {};
+struct LinfStart : Start {
+  static constexpr const char* kStart = "linf_start";
+};
+
+struct L2Start : Start {
+  static constexpr const char* kStart = "l2_start";
+};
+
+struct L1Start : Start {
+  static constexpr const char* kStart = "l1_start";
+};
 
 struct Prepare {
+  static constexpr const char* kName = "prepare";
   Plan plan;
   Array out, adv;
   Normalization normalization;
@@ -94,6 +113,7 @@ struct Prepare {
 };
 
 struct Momentum {
+  static constexpr const char* kName = "momentum_";
   Plan plan;
   Array momentum, grad;
   double decay = 1;
@@ -103,6 +123,7 @@ struct Momentum {
 };
 
 struct KeepBest {
+  static constexpr const char* kName = "keep_best_";
   Plan plan;
   Array best, adv;
   void* best_value = nullptr;  // of best's dtype
