@@ -112,8 +112,8 @@ Tensor start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo
   call.set_state_dtype(wide ? DType::f64 : DType::f32);
   op.eps = call.size(eps, "eps");
   op.box = call.box(lo, hi);
-  op.seed = call.seed(seed, "seed", &op.seed_stride);
-  op.index = call.index(index, "index", &op.index_stride);
+  op.seed.data = call.seed(seed, "seed", &op.seed.stride);
+  op.seed.index = call.index(index, "index", &op.seed.index_stride);
   call.refuse_gradient(clean, "clean");
 
   Tensor start = empty_like(clean, wide ? ScalarType::Double : ScalarType::Float, MemoryFormat::Preserve);
