@@ -67,10 +67,4 @@ ROLI_FN T linf_start(T c, T u, T e, T lo, T hi) {
   return nan_as(clamp(c + e * u, lo, hi), c, c);
 }
 
-// What the model eats.
-template <class T>
-ROLI_FN T normalize(T a, T mean, T std) {
-  return (a - mean) / std;
-}
-
 }  // namespace roli

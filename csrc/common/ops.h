@@ -39,6 +39,12 @@ struct Normalization {
   int64_t channels = 0;
 };
 
+// What the model eats.
+template <class T>
+ROLI_FN T normalize(T a, T mean, T std) {
+  return (a - mean) / std;
+}
+
 struct Box {
   double lo = 0, hi = 1;
 };

@@ -209,14 +209,14 @@ enum class Grad { values, signs };
 template <class T, class C, Grad kGrad>
 class StepBlocks {
  public:
-  // A block's elements, where what is no operand is null.
+  // The elements of a block; null where there is no such operand.
   struct Values {
     const Block& block;
-    T* __restrict adv;
-    const T* __restrict clean;
-    const C* __restrict grad;
-    T* __restrict previous;
     int64_t count, sample;
+    T* __restrict adv = nullptr;
+    const T* __restrict clean = nullptr;
+    const C* __restrict grad = nullptr;
+    T* __restrict previous = nullptr;
   };
 
   explicit StepBlocks(const Step& op)
@@ -261,7 +261,7 @@ class StepBlocks {
   }
 
   Values load_values(const Block& block) {
-    Values values = {block, nullptr, nullptr, nullptr, nullptr, block.count, block.chunk.sample};
+    Values values = {block, block.count, block.chunk.sample};
     values.adv = load_to_change(op_.adv, Step::kAdv, block, adv_);
     values.clean = load(op_.clean, Step::kClean, block, clean_);
     if (op_.has_grad()) values.grad = load_grad(block);

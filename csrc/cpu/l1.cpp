@@ -4,7 +4,6 @@
 #include "../common/l1.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 

@@ -2,7 +2,6 @@
 #include "../common/l2.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 

@@ -1,10 +1,8 @@
 // Accumulated gradients, compiled once per instruction set (ROLI_ISA).
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 
-#include "../common/direction.h"
 #include "isa.h"
 
 namespace roli::cpu::ROLI_ISA {

@@ -118,7 +118,7 @@ template <bool kApgd, class Operands>
 void run_on(const L2Step& op, const Operands& operands, Shape shape, const Context& context) {
   using Body = L2Samples<Operands, kApgd>;
   const Parts parts(elements_of(shape), shape.sizes[0], Body::kStages, context);
-  launch_samples(Body(op, operands, parts), parts.blocks(), context.stream);
+  launch_samples(Body(op, operands, parts), context.stream);
 }
 
 }  // namespace

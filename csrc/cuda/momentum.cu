@@ -97,7 +97,7 @@ struct MomentumSamples {
 template <class Pairs>
 void run_on(const Momentum& op, const Pairs& pairs, Shape shape, const Context& context) {
   const Parts parts(elements_of(shape), shape.sizes[0], 1, context);
-  launch_samples(MomentumSamples<Pairs>(op, pairs, parts), parts.blocks(), context.stream);
+  launch_samples(MomentumSamples<Pairs>(op, pairs, parts), context.stream);
 }
 
 }  // namespace

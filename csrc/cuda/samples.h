@@ -17,16 +17,15 @@ inline int64_t parts_of(int64_t elements) { return (elements + kPart - 1) / kPar
 
 // The sums of parts between kernels.
 struct Parts {
-  int64_t elements = 0;  // of a sample
-  int64_t count = 0;     // of a sample's parts
-  int64_t samples = 0;
-  GradSums* sums = nullptr;  // (stages, samples, count)
+  int64_t elements;  // of a sample
+  int64_t count;     // of a sample's parts
+  int64_t samples;
+  GradSums* sums;  // (stages, samples, count)
 
-  Parts() = default;
   Parts(int64_t elements, int64_t samples, int stages, const Context& context)
       : elements(elements), count(parts_of(elements)), samples(samples) {
-    sums =
-        static_cast<GradSums*>(context.allocate(stages * blocks() * static_cast<int64_t>(sizeof(GradSums))));
+    const auto bytes = static_cast<int64_t>(sizeof(GradSums)) * stages * blocks();
+    sums = static_cast<GradSums*>(context.allocate(bytes));
   }
 
   int64_t blocks() const { return samples * count; }
@@ -124,9 +123,9 @@ __global__ void __launch_bounds__(kThreads, Body::kBlocks) rounds_kernel(const _
 }
 
 template <int kStage = 0, class Body>
-void launch_samples(const Body& body, int64_t blocks, Stream stream) {
-  launch_blocks(sample_kernel<Body, kStage>, body, blocks, stream);
-  if constexpr (kStage < Body::kStages) launch_samples<kStage + 1>(body, blocks, stream);
+void launch_samples(const Body& body, Stream stream) {
+  launch_blocks(sample_kernel<Body, kStage>, body, body.parts.blocks(), stream);
+  if constexpr (kStage < Body::kStages) launch_samples<kStage + 1>(body, stream);
 }
 
 template <class Body>
@@ -144,8 +143,8 @@ auto sum_on_host(Gather&& gather) {
 }
 
 template <int kStage = 0, class Body>
-void launch_samples(const Body& body, int64_t blocks, Stream stream) {
-  for (int64_t block = 0; block < blocks; ++block) {
+void launch_samples(const Body& body, Stream stream) {
+  for (int64_t block = 0; block < body.parts.blocks(); ++block) {
     SampleState state = {};
     for (int earlier = 0; earlier < kStage; ++earlier) {
       const auto sums = sum_on_host([&](int thread) { return body.parts.load(earlier, block, thread); });
@@ -158,7 +157,7 @@ void launch_samples(const Body& body, int64_t blocks, Stream stream) {
                         return body.template gather<kStage>(block, thread, state);
                       }));
   }
-  if constexpr (kStage < Body::kStages) launch_samples<kStage + 1>(body, blocks, stream);
+  if constexpr (kStage < Body::kStages) launch_samples<kStage + 1>(body, stream);
 }
 
 template <class Body>

@@ -224,7 +224,7 @@ struct StartSamples {
 template <class Draws, class Points>
 void run_on(const Start& op, const Points& points, Shape shape, const Context& context) {
   const Parts parts(elements_of(shape), shape.sizes[0], 1, context);
-  launch_samples(StartSamples<Draws, Points>(op, points, parts), parts.blocks(), context.stream);
+  launch_samples(StartSamples<Draws, Points>(op, points, parts), context.stream);
 }
 
 template <class Draws, class T>

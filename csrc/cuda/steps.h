@@ -26,7 +26,7 @@ struct DenseOperands : StepMemory {
   DenseOperands(const Step& op, const DenseSamples& samples)
       : StepMemory(op), samples(samples), normalizer(op.normalization) {}
 
-  // The gradients alone, by which std they are divided.
+  // Gradients alone, and by which std they are to be divided.
   ROLI_FN void read_grad(int64_t sample, int64_t element, Four<T, C>& four) const {
     const int64_t place = samples.place(sample, element);
     const auto g = fetch<AsValue, C, Grad>(grad, place);
