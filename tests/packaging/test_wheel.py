@@ -78,7 +78,6 @@ def probe(target: Path, tmp_path: Path) -> dict:
         pytest.param(
             "1", os.environ.get("ROLI_FAST_CUDA", ""), marks=pytest.mark.slow, id="cuda where it can"
         ),
-        pytest.param("1", "0", id="cpu"),
         pytest.param("0", "0", id="no compiler"),
     ],
 )
