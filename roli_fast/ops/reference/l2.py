@@ -71,12 +71,12 @@ def l2_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
     moved = _moved(adv, pixels(clean, adv.dtype), grad, step_size, eps, lo, hi, std)
@@ -84,7 +84,7 @@ def l2_step_(
 
 
 @torch.no_grad()
-def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
     eps = size(eps, adv, adv.dtype)
     adv.copy_(_moved(adv, pixels(clean, adv.dtype), None, eps, eps, lo, hi, None))
 
@@ -97,16 +97,16 @@ def l2_apgd_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    momentum: float | Tensor,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
-    m = size(0.75 if momentum is None else momentum, adv, adv.dtype)
+    m = size(momentum, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
     z = _moved(adv, clean, grad, step_size, eps, lo, hi, std)
     y = (adv + (z - adv) * m) + (adv - previous) * (1 - m)
@@ -127,10 +127,9 @@ def l2_start(
     clean: Tensor,
     eps: float | Tensor,
     seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    lo: float,
+    hi: float,
+    index: Tensor | None,
 ) -> Tensor:
     index = torch.arange(len(clean), device=clean.device) if index is None else index
     z = draws.normal(seed, index, math.prod(clean.shape[1:])).reshape(clean.shape)

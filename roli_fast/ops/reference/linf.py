@@ -27,12 +27,12 @@ def linf_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
@@ -48,16 +48,16 @@ def linf_apgd_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    momentum: float | Tensor,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
-    m = size(0.75 if momentum is None else momentum, adv, adv.dtype)
+    m = size(momentum, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
     z = _linf_clamp(_moved(adv, grad, step_size), clean, eps, lo, hi)
     y = (adv + (z - adv) * m) + (adv - previous) * (1 - m)
@@ -70,7 +70,7 @@ def linf_apgd_step_(
 
 
 @torch.no_grad()
-def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
     clean = pixels(clean, adv.dtype)
     adv.copy_(_linf_clamp(adv, clean, size(eps, adv, adv.dtype), lo, hi, adv, clean))
 
@@ -80,10 +80,9 @@ def linf_start(
     clean: Tensor,
     eps: float | Tensor,
     seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    lo: float,
+    hi: float,
+    index: Tensor | None,
 ) -> Tensor:
     start = torch.empty_like(clean, dtype=state_dtype(clean))
     eps = size(eps, clean, start.dtype)
