@@ -89,6 +89,14 @@ def philox_key(seed, seed_stride):
 
 
 @triton.jit
+def philox(block, sample, key):
+    """Four words of 32 bits: a block of a sample's draws."""
+    return tl.philox_impl(
+        word(block, 0), word(block, 32), word(sample, 0), word(sample, 32), key[0], key[1], n_rounds=10
+    )
+
+
+@triton.jit
 def symmetric_uniform(bits, state: tl.constexpr):
     """24 of the bits to an odd multiple of 2^-24 in (-1, 1)."""
     odd = ((bits >> 8) * 2 + 1).to(tl.int32) - 16777216

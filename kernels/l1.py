@@ -4,7 +4,7 @@ direction of d, e: eps, t: the threshold of the projection.
 A program has a sample for itself and goes over it many times: everything but the last pass is a search.
 """
 
-import itertools
+from functools import partial
 
 import triton
 import triton.language as tl
@@ -17,7 +17,7 @@ from .layout import (
     in_layout_of,
     launch_sample_each,
     sized,
-    stride_of,
+    strided,
     updated_by_sample,
     written,
 )
@@ -263,20 +263,21 @@ def _projected(a, c, t, box, state: tl.constexpr):
     return tl.where((a != a) | (c != c), float("nan"), x)
 
 
-def _run(
+def l1_step_(
     adv: Tensor,
-    grad: Tensor | None,
     clean: Tensor,
-    step_size: float | Tensor,
     eps: float | Tensor,
-    sparsity: float | Tensor,
     lo: float,
     hi: float,
+    grad: Tensor | None = None,
+    step_size: float | Tensor = 0.0,
+    sparsity: float | Tensor = 1.0,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> None:
+    """A step, or, without grad, a projection."""
     if adv.numel() == 0:
         return
     with updated_by_sample(adv) as state, written(out, like=state) as model_input:
@@ -287,48 +288,13 @@ def _run(
             grad if grad is None else in_layout_of(state, grad),
             in_layout_of(state, clean),
             model_input,
-            *itertools.chain(sized(step_size), sized(eps), sized(sparsity)),
+            *sized(step_size, eps, sparsity),
             lo,
             hi,
-            active,
-            stride_of(active),
-            mean,
-            stride_of(mean),
-            std,
-            stride_of(std),
+            *strided(active, mean, std),
             *coordinate(state, 1),
         )
 
 
-def l1_step_(
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    sparsity: float | Tensor | None = 0.05,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    sparsity = 0.05 if sparsity is None else sparsity
-    _run(adv, grad, clean, step_size, eps, sparsity, lo, hi, active, out, mean, std)
-
-
-def l1_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    _run(adv, None, clean, 0.0, eps, 1.0, lo, hi)
-
-
-def l1_start(
-    clean: Tensor,
-    eps: float | Tensor,
-    seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
-) -> Tensor:
-    return random_start(clean, eps, seed, lo, hi, index, laplace=True)
+l1_project_ = l1_step_
+l1_start = partial(random_start, laplace=True)

@@ -1,6 +1,6 @@
 """The L2 family. a: adversarial, p: previous, c: clean, g: gradient, s: step size, e: eps, m: momentum."""
 
-import itertools
+from functools import partial
 
 import torch
 import triton
@@ -17,7 +17,7 @@ from .layout import (
     in_layout_of,
     launch_by_sample,
     sized,
-    stride_of,
+    strided,
     updated_by_sample,
     updated_in_layout_of,
     written,
@@ -193,21 +193,22 @@ def step_kernel(
                 tl.store(out + first + place, given, mask)
 
 
-def _run(
+def l2_step_(
     adv: Tensor,
-    previous: Tensor | None,
-    grad: Tensor | None,
     clean: Tensor,
-    step_size: float | Tensor,
     eps: float | Tensor,
-    momentum: float | Tensor,
     lo: float,
     hi: float,
+    previous: Tensor | None = None,
+    grad: Tensor | None = None,
+    step_size: float | Tensor = 0.0,
+    momentum: float | Tensor = 1.0,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> None:
+    """A step, with previous one of APGD, or, without grad, a projection."""
     if adv.numel() == 0:
         return
     with (
@@ -233,67 +234,15 @@ def _run(
                 grad,
                 clean,
                 model_input,
-                *itertools.chain(sized(step_size), sized(eps), sized(momentum)),
+                *sized(step_size, eps, momentum),
                 lo,
                 hi,
-                active,
-                stride_of(active),
-                mean,
-                stride_of(mean),
-                std,
-                stride_of(std),
+                *strided(active, mean, std),
                 *coordinate(state, 1),
                 MEASURE=measure,
                 PARTS=PARTS,
             )
 
 
-def l2_step_(
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    _run(adv, None, grad, clean, step_size, eps, 1.0, lo, hi, active, out, mean, std)
-
-
-def l2_apgd_step_(
-    adv: Tensor,
-    previous: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    momentum = 0.75 if momentum is None else momentum
-    _run(adv, previous, grad, clean, step_size, eps, momentum, lo, hi, active, out, mean, std)
-
-
-def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    _run(adv, None, None, clean, 0.0, eps, 1.0, lo, hi)
-
-
-def l2_start(
-    clean: Tensor,
-    eps: float | Tensor,
-    seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
-) -> Tensor:
-    return random_start(clean, eps, seed, lo, hi, index, laplace=False)
+l2_apgd_step_ = l2_project_ = l2_step_
+l2_start = partial(random_start, laplace=False)
