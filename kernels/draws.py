@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elements import block_of, clamp, first_of, image, philox, philox_key, sample_and_part, size
+from .elements import block_of, first_of, image, in_box, philox, philox_key, sample_and_part, size
 from .layout import PARTS, cut, launch_by_sample, sized, start_like, strided, written
 
 _ANGLE = tl.constexpr(math.pi / 4 * 2.0**-24)
@@ -162,9 +162,7 @@ def scale_kernel(
         c = image(tl.load(clean + first + place, mask), state)
         z = tl.load(start + first + place, mask)
         x = c + tl.where(z == 0, z, z * weight)
-        x = tl.where(x == x, x, c)
-        x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
-        tl.store(start + first + place, tl.where(c != c, float("nan"), x), mask)
+        tl.store(start + first + place, in_box(x, c, c, lo, hi, state), mask)
 
 
 def random_start(

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .draws import random_start
-from .elements import block_of, clamp, divide, first_of, image, is_active, rounded, size, widened
+from .elements import block_of, clamp, divide, first_of, image, in_box, is_active, rounded, size, widened
 from .layout import (
     coordinate,
     in_layout_of,
@@ -258,9 +258,7 @@ def _projected(a, c, t, box, state: tl.constexpr):
     rest = tl.where(v - t > 0, v - t, 0.0)
     delta = tl.where(rest < u, rest, u).to(state)
     x = tl.where(t > 0, tl.where(up, c + delta, c - delta), a)
-    x = tl.where(x == x, x, c)
-    x = clamp(x, tl.full((), box[0], state), tl.full((), box[1], state))
-    return tl.where((a != a) | (c != c), float("nan"), x)
+    return in_box(x, a, c, box[0], box[1], state)
 
 
 def l1_step_(

@@ -9,7 +9,18 @@ from torch import Tensor
 
 from .direction import direction, offset, take_sums, times, total, unit, weight
 from .draws import random_start
-from .elements import block_of, clamp, first_of, image, is_active, rounded, sample_and_part, size, widened
+from .elements import (
+    block_of,
+    first_of,
+    image,
+    in_box,
+    is_active,
+    rounded,
+    sample_and_part,
+    size,
+    widened,
+    with_inertia,
+)
 from .layout import (
     PARTS,
     coordinate,
@@ -63,14 +74,6 @@ def _scales(partials, n, parts, grad_dtype: tl.constexpr, s, e, state: tl.conste
 
 
 @triton.jit
-def _in_box(x, a, c, lo, hi, state: tl.constexpr):
-    """x clamped to the box, c where it is NaN; NaN exactly where a or c is."""
-    x = tl.where(x == x, x, c)
-    x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
-    return tl.where((a != a) | (c != c), float("nan"), x)
-
-
-@triton.jit
 def _moved(a, c, grad, place, mask, scales, box, by, state: tl.constexpr):
     """a after a step and the projection onto the ball, clamped to the box. Without a step, -0.0 stays."""
     infinite, power, weight, factor = scales
@@ -86,14 +89,7 @@ def _moved(a, c, grad, place, mask, scales, box, by, state: tl.constexpr):
             deviation = tl.load(std + channel_at(place, channel_stride, channels) * std_stride)
             step = times(unit(g, infinite, power, deviation, state), weight)
         x = tl.where(factor == 1, tl.where(step == 0, a, a + step), c + (factor * d + step))
-    return _in_box(x, a, c, box[0], box[1], state)
-
-
-@triton.jit
-def _with_inertia(z, a, p, c, m):
-    """APGD's next point before its projection."""
-    y = (a + (z - a) * m) + (a - p) * (1 - m)
-    return tl.where(y == y, y, c)
+    return in_box(x, a, c, box[0], box[1], state)
 
 
 _INTEGERS = ["elements", "parts", "blocks", "step_stride", "eps_stride", "momentum_stride", "active_stride"]
@@ -166,7 +162,7 @@ def step_kernel(
                 a = tl.load(adv + place, mask, 0.0)
                 c = image(tl.load(clean + place, mask, 0), state)
                 z = _moved(a, c, grad, place, mask, scales, box, by, state)
-                y = _with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
+                y = with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
                 d = tl.where(mask, offset(y, c), 0.0).to(tl.float64)
                 squares += tl.sum(d * d)
         tl.store(distances + n * parts + part, squares)
@@ -183,9 +179,9 @@ def step_kernel(
                 c = image(tl.load(clean + place, mask, 0), state)
                 x = _moved(a, c, grad, place, mask, scales, box, by, state)
                 if previous is not None:
-                    y = _with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
+                    y = with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
                     x = tl.where(factor == 1, y, c + factor * offset(y, c))
-                    x = _in_box(x, a, c, lo, hi, state)
+                    x = in_box(x, a, c, lo, hi, state)
                     tl.store(previous + place, a, mask)
                 tl.store(adv + place, x, mask)
             if out is not None:

@@ -105,19 +105,19 @@ def written(tensor: Tensor | None, like: Tensor) -> AbstractContextManager[Tenso
     return _in_place_of(tensor, tensor if fits else torch.empty_like(like, dtype=tensor.dtype))
 
 
-def stride_of(vector: Tensor | None) -> int:
+def _stride_of(vector: Tensor | None) -> int:
     return vector.stride(0) if vector is not None and vector.dim() else 0
 
 
 def strided(*vectors: Tensor | None) -> tuple[Tensor | int | None, ...]:
     """Vectors as a kernel takes them: (tensor, stride) of each."""
-    return tuple(argument for vector in vectors for argument in (vector, stride_of(vector)))
+    return tuple(itertools.chain(*((vector, _stride_of(vector)) for vector in vectors)))
 
 
-def sized(*values: float | Tensor) -> tuple[float | Tensor | int | None, ...]:
+def sized(*sizes: float | Tensor) -> tuple[float | Tensor | int | None, ...]:
     """Sizes as a kernel takes them: (number, tensor, stride) of each."""
-    sizes = [(0.0, x, stride_of(x)) if isinstance(x, Tensor) else (x, None, 0) for x in values]
-    return tuple(itertools.chain(*sizes))
+    split = ((0.0, x, _stride_of(x)) if isinstance(x, Tensor) else (x, None, 0) for x in sizes)
+    return tuple(itertools.chain(*split))
 
 
 def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:

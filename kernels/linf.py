@@ -4,7 +4,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elements import clamp, first_place, image, philox, philox_key, rounded, size, symmetric_uniform, widened
+from .elements import (
+    clamp,
+    first_place,
+    image,
+    philox,
+    philox_key,
+    rounded,
+    size,
+    symmetric_uniform,
+    widened,
+    with_inertia,
+)
 from .layout import (
     coordinate,
     in_layout_of,
@@ -52,9 +63,7 @@ def _step_block(
     if previous is not None:
         m = size(momentum, n, state)
         p = tl.load(previous + place, mask)
-        y = (a + (x - a) * m) + (a - p) * (1 - m)
-        y = tl.where(y == y, y, c)
-        x = _ball_and_box(y, a, c, e, box[0], box[1], state)
+        x = _ball_and_box(with_inertia(x, a, p, c, m), a, c, e, box[0], box[1], state)
         tl.store(previous + place, tl.where(moves, a, p), mask)
     x = tl.where(moves, x, a)
     tl.store(adv + place, x, mask)

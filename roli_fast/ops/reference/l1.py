@@ -8,8 +8,7 @@ from torch import Tensor
 from . import draws
 from .l2 import scaled_start
 from .shared import (
-    clamp_to_box,
-    nan_where,
+    in_box,
     number,
     over_batch,
     per_channel,
@@ -87,8 +86,7 @@ def _projected(x: Tensor, adv: Tensor, clean: Tensor, eps: Tensor, lo: float, hi
     delta = torch.minimum((v.double() - t).clamp(min=0), u.double()).to(state)
     moved = torch.where(d > 0, clean + delta, clean - delta)
     x = torch.where(t > 0, moved, x)
-    x = torch.where(x.isnan(), clean, x)
-    return nan_where(clamp_to_box(x, lo, hi), adv, clean)
+    return in_box(x, adv, clean, lo, hi)
 
 
 @torch.no_grad()
@@ -138,6 +136,5 @@ def l1_start(
     hi: float,
     index: Tensor | None,
 ) -> Tensor:
-    index = torch.arange(len(clean), device=clean.device) if index is None else index
-    z = draws.laplace(seed, index, math.prod(clean.shape[1:])).reshape(clean.shape)
+    z = draws.laplace(seed, index, clean)
     return scaled_start(clean, eps, z, sums(z.double().abs()), seed, index, lo, hi)

@@ -1,14 +1,12 @@
 """The L2 family."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..checks import state_dtype
 from . import draws
 from .direction import direction_of
-from .shared import clamp_to_box, nan_where, over_batch, pixels, size, sums, write, write_input
+from .shared import advance, in_box, over_batch, pixels, size, sums, with_inertia, write, write_input
 
 
 def offset(adv: Tensor, clean: Tensor) -> Tensor:
@@ -59,9 +57,7 @@ def _moved(
         step = towards.times(length)
     inside = torch.where(step == 0, adv, adv + step)  # without a step, -0.0 stays
     outside = clean + (factor.to(adv.dtype) * d + step)
-    x = torch.where(factor == 1, inside, outside)
-    x = torch.where(x.isnan(), clean, x)
-    return nan_where(clamp_to_box(x, lo, hi), adv, clean)
+    return in_box(torch.where(factor == 1, inside, outside), adv, clean, lo, hi)
 
 
 @torch.no_grad()
@@ -106,20 +102,14 @@ def l2_apgd_step_(
     std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
-    m = size(momentum, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
     z = _moved(adv, clean, grad, step_size, eps, lo, hi, std)
-    y = (adv + (z - adv) * m) + (adv - previous) * (1 - m)
-    y = torch.where(y.isnan(), clean, y)
+    y = with_inertia(z, adv, previous, clean, size(momentum, adv, adv.dtype))
     d = offset(y, clean)
     factor = _into_ball(sums(d.double() ** 2).sqrt(), eps.double(), adv.dtype)
     x = torch.where(factor == 1, y, clean + factor.to(adv.dtype) * d)
-    x = torch.where(x.isnan(), clean, x)
-    x = nan_where(clamp_to_box(x, lo, hi), adv, clean)
-    before = adv.clone()
-    now = write(adv, x, active)
-    write(previous, before, active)
-    write_input(out, now, mean, std)
+    x = in_box(x, adv, clean, lo, hi)
+    write_input(out, advance(adv, previous, x, active), mean, std)
 
 
 @torch.no_grad()
@@ -131,8 +121,7 @@ def l2_start(
     hi: float,
     index: Tensor | None,
 ) -> Tensor:
-    index = torch.arange(len(clean), device=clean.device) if index is None else index
-    z = draws.normal(seed, index, math.prod(clean.shape[1:])).reshape(clean.shape)
+    z = draws.normal(seed, index, clean)
     return scaled_start(clean, eps, z, sums(z.double() ** 2).sqrt(), seed, index, lo, hi)
 
 
@@ -142,7 +131,7 @@ def scaled_start(
     z: Tensor,
     norm: Tensor,
     seed: Tensor,
-    index: Tensor,
+    index: Tensor | None,
     lo: float,
     hi: float,
 ) -> Tensor:
@@ -151,10 +140,9 @@ def scaled_start(
     start = torch.empty_like(clean, dtype=state_dtype(clean))
     eps = size(eps, clean, start.dtype)
     clean = pixels(clean, start.dtype)
-    radius = over_batch(draws.root(seed, index, math.prod(clean.shape[1:])), clean) * eps.double()
+    radius = over_batch(draws.root(seed, index, clean), clean) * eps.double()
     z = z.to(start.dtype)
     weight = torch.where(norm > 0, radius / torch.where(norm > 0, norm, 1.0), 0.0).to(start.dtype)
     x = clean + torch.where(z == 0, z, z * weight)
-    x = torch.where(x.isnan(), clean, x)
-    start.copy_(nan_where(clamp_to_box(x, lo, hi), clean))
+    start.copy_(in_box(x, clean, clean, lo, hi))
     return start
