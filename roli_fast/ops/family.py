@@ -13,16 +13,14 @@ _INPUT = "Tensor? active=None, Tensor(c!)? out=None, Tensor? mean=None, Tensor? 
 
 
 def define_step(family: str, share: str = "", check: Function = checks.step) -> Op:
-    """share: the schema of a size of the family's own."""
-    share = share and f"{share}, "
-    schema = f"{family}_step_(Tensor(a!) adv, {_STEP}, {share}{_INPUT}) -> ()"
-    return define(family, schema, check=check)
+    """share: the schema of a size of the family's own, which check knows."""
+    arguments = ", ".join(filter(None, ("Tensor(a!) adv", _STEP, share, _INPUT)))
+    return define(family, f"{family}_step_({arguments}) -> ()", check=check)
 
 
 def define_apgd_step(family: str) -> Op:
-    written = "Tensor(a!) adv, Tensor(b!) previous"
-    schema = f"{family}_apgd_step_({written}, {_STEP}, Size momentum=0.75, {_INPUT}) -> ()"
-    return define(family, schema, check=checks.apgd_step)
+    arguments = f"Tensor(a!) adv, Tensor(b!) previous, {_STEP}, Size momentum=0.75, {_INPUT}"
+    return define(family, f"{family}_apgd_step_({arguments}) -> ()", check=checks.apgd_step)
 
 
 def define_project(family: str) -> Op:

@@ -70,6 +70,20 @@ def _as_tensor(like: Tensor, size: float | Tensor, most: float) -> float | Tenso
     return like.new_full((), math.inf if beyond else float(size))
 
 
+def _overload(check: Function, implementations: dict[str, Function]) -> Function:
+    """Runs the implementation of the backend that is chosen for the first argument's device."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return implementations[chosen(args[0])](*args, **kwargs)
+        except Exception:
+            # The native guard has refused, with nothing written. The check says it in full.
+            check(*args, **kwargs)
+            raise
+
+    return call
+
+
 def _no_result(**_: Any) -> None:
     """The fake of an op that only writes to its arguments."""
 
@@ -143,23 +157,8 @@ def define(family: str, schema: str, *, check: Function, fake: Function = _no_re
         native, by_triton = (
             getattr(getattr(getattr(torch.ops, library.ns), name), which) for library in (_NATIVE, _TRITON)
         )
-        implementations = {
-            "cpu": native,
-            "cuda": native,
-            "triton": by_triton,
-            "reference": in_python["reference"],
-        }
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            """Runs the implementation of the backend that is chosen for the first argument's device."""
-            try:
-                return implementations[chosen(args[0])](*args, **kwargs)
-            except Exception:
-                # The native guard has refused, with nothing written. The check says it in full.
-                check(name, **complete(args, kwargs))
-                raise
-
-        return call
+        by_backend = {"cpu": native, "cuda": native, "triton": by_triton, "reference": in_python["reference"]}
+        return _overload(checked(_no_result), by_backend)
 
     # The tensor overload first: torch tries them in this order, and would turn a tensor of shape () into
     # a number.
