@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARTS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# One thread each: workers that share the cores would wait for each other in every parallel loop.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 C_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/*/*.cpp)
@@ -28,10 +30,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/roli-fast demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest --slow
+	$(PYTEST) --slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -45,7 +47,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/clang-format -i $(C_FILES)
 
 sanitize: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --slow tests/native/test_sanitize.py
+	$(PYTEST) --slow tests/native/test_sanitize.py
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest benchmarks/test_ops.py --benchmark-columns=median,iqr,rounds --benchmark-name=short

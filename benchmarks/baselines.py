@@ -23,6 +23,10 @@ def _normalized(adv: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
     return adv if mean is None else (adv - mean) / std
 
 
+def _input(adv: Tensor, out: Tensor | None, mean: Tensor | None, std: Tensor | None) -> Tensor | None:
+    return None if out is None else _normalized(adv, mean, std).to(out.dtype)
+
+
 def linf_step(
     adv: Tensor,
     grad: Tensor,
@@ -41,36 +45,12 @@ def linf_step(
     # The sign leaves half precision before it is scaled: a step size rounded to bf16 is another step.
     moved = adv + step_size * grad.sign().to(adv.dtype)
     moved = moved.clamp(clean - eps, clean + eps).clamp(lo, hi)
-    return moved, None if out is None else _normalized(moved, mean, std).to(out.dtype)
-
-
-def linf_step_(
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: Size,
-    eps: Size,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    """The expression written into adv and out."""
-    moved, model_input = linf_step(adv, grad, clean, step_size, eps, lo, hi, out=out, mean=mean, std=std)
-    adv.copy_(moved)
-    if out is not None:
-        out.copy_(model_input)
+    return moved, _input(moved, out, mean, std)
 
 
 def linf_project(adv: Tensor, clean: Tensor, eps: Size, lo: float = 0.0, hi: float = 1.0) -> Tensor:
     clean = _pixels(clean)
     return adv.clamp(clean - eps, clean + eps).clamp(lo, hi)
-
-
-def linf_project_(adv: Tensor, clean: Tensor, eps: Size, lo: float = 0.0, hi: float = 1.0) -> None:
-    adv.copy_(linf_project(adv, clean, eps, lo, hi))
 
 
 def linf_start(clean: Tensor, eps: Size, seed: Tensor, lo: float = 0.0, hi: float = 1.0) -> Tensor:
@@ -113,14 +93,7 @@ def l2_step(
     """grad is that at out, so that it is divided by std."""
     grad = grad.to(adv.dtype) if std is None else grad / std
     moved = l2_project(adv + step_size * grad / _norms(grad, 2).clamp(min=1e-12), clean, eps, lo, hi)
-    return moved, None if out is None else _normalized(moved, mean, std).to(out.dtype)
-
-
-def l2_step_(adv: Tensor, *arguments: Any, out: Tensor | None = None, **by: Any) -> None:
-    moved, model_input = l2_step(adv, *arguments, out=out, **by)
-    adv.copy_(moved)
-    if out is not None:
-        out.copy_(model_input)
+    return moved, _input(moved, out, mean, std)
 
 
 def linf_apgd_step(
@@ -211,6 +184,18 @@ def _written(function: Callable[..., Tensor]) -> Callable[..., None]:
     return write
 
 
+def _written_with_input(
+    function: Callable[..., tuple[Tensor, Tensor | None]],
+) -> Callable[..., None]:
+    def write(adv: Tensor, *arguments: Any, out: Tensor | None = None, **by: Any) -> None:
+        moved, model_input = function(adv, *arguments, out=out, **by)
+        adv.copy_(moved)
+        if out is not None:
+            out.copy_(model_input)
+
+    return write
+
+
 def _advanced(function: Callable[..., Tensor]) -> Callable[..., None]:
     def write(adv: Tensor, previous: Tensor, *arguments: Any) -> None:
         moved = function(adv, previous, *arguments)
@@ -225,10 +210,10 @@ def keep_best_(best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor) -> 
     best_value.copy_(torch.maximum(best_value, value))
 
 
-l2_project_ = _written(l2_project)
-l1_step_, l1_project_ = _written(l1_step), _written(l1_project)
-linf_apgd_step_, l2_apgd_step_ = _advanced(linf_apgd_step), _advanced(l2_apgd_step)
-momentum_ = _written(momentum)
+linf_step_, l2_step_ = map(_written_with_input, (linf_step, l2_step))
+linf_project_, l2_project_, l1_project_ = map(_written, (linf_project, l2_project, l1_project))
+linf_apgd_step_, l2_apgd_step_ = map(_advanced, (linf_apgd_step, l2_apgd_step))
+l1_step_, momentum_ = map(_written, (l1_step, momentum))
 
 
 # The peers' own

@@ -293,7 +293,7 @@ inline void run(LinfStep& op, const Call& call) {
 inline void linf_step_(py::handle adv, py::handle grad, py::handle clean, py::handle step_size,
                        py::handle eps, py::handle lo, py::handle hi, py::handle active, py::handle out,
                        py::handle mean, py::handle std) {
-  Call call("linf_step_");
+  Call call(LinfStep::kStep);
   Operand advs, grads, cleans, outs;
   LinfStep op;
   call.state(adv, "adv", advs);
@@ -325,7 +325,7 @@ inline void linf_step_(py::handle adv, py::handle grad, py::handle clean, py::ha
 }
 
 inline void linf_project_(py::handle adv, py::handle clean, py::handle eps, py::handle lo, py::handle hi) {
-  Call call("linf_project_");
+  Call call(LinfStep::kProject);
   Operand advs, cleans;
   LinfStep op;
   call.state(adv, "adv", advs);

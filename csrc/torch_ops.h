@@ -46,10 +46,10 @@ inline void admit_step(Call& call, Step& op, const Tensor& adv, const Tensor* pr
 }
 
 template <class Backend, class Op, class Size>
-void step(const char* name, const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
-          const Size& eps, double lo, double hi, const OptionalTensor& active, const OptionalTensor& out,
+void step(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size, const Size& eps,
+          double lo, double hi, const OptionalTensor& active, const OptionalTensor& out,
           const OptionalTensor& mean, const OptionalTensor& std) {
-  Call call(name, adv, "adv");
+  Call call(Op::kStep, adv, "adv");
   Op op;
   op.adv = call.state(adv, "adv");
   op.step_size = call.size(step_size, "step_size");
@@ -58,26 +58,12 @@ void step(const char* name, const Tensor& adv, const Tensor& grad, const Tensor&
   if (!call.empty()) Backend::run(op, call);
 }
 
-template <class Backend, class Size>
-void linf_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
-                const Size& eps, double lo, double hi, const OptionalTensor& active,
-                const OptionalTensor& out, const OptionalTensor& mean, const OptionalTensor& std) {
-  step<Backend, LinfStep>("linf_step_", adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std);
-}
-
-template <class Backend, class Size>
-void l2_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
-              const Size& eps, double lo, double hi, const OptionalTensor& active, const OptionalTensor& out,
-              const OptionalTensor& mean, const OptionalTensor& std) {
-  step<Backend, L2Step>("l2_step_", adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std);
-}
-
 // Share: a size with a default; as a tensor it may be absent, and has it then.
 template <class Backend, class Size, class Share>
-void l1_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
-              const Size& eps, double lo, double hi, const Share& sparsity, const OptionalTensor& active,
-              const OptionalTensor& out, const OptionalTensor& mean, const OptionalTensor& std) {
-  Call call("l1_step_", adv, "adv");
+void l1_step(const Tensor& adv, const Tensor& grad, const Tensor& clean, const Size& step_size,
+             const Size& eps, double lo, double hi, const Share& sparsity, const OptionalTensor& active,
+             const OptionalTensor& out, const OptionalTensor& mean, const OptionalTensor& std) {
+  Call call(L1Step::kStep, adv, "adv");
   L1Step op;
   op.adv = call.state(adv, "adv");
   op.step_size = call.size(step_size, "step_size");
@@ -88,11 +74,11 @@ void l1_step_(const Tensor& adv, const Tensor& grad, const Tensor& clean, const 
 }
 
 template <class Backend, class Op, class Size, class Share>
-void apgd_step(const char* name, const Tensor& adv, const Tensor& previous, const Tensor& grad,
-               const Tensor& clean, const Size& step_size, const Size& eps, double lo, double hi,
-               const Share& momentum, const OptionalTensor& active, const OptionalTensor& out,
-               const OptionalTensor& mean, const OptionalTensor& std) {
-  Call call(name, adv, "adv");
+void apgd_step(const Tensor& adv, const Tensor& previous, const Tensor& grad, const Tensor& clean,
+               const Size& step_size, const Size& eps, double lo, double hi, const Share& momentum,
+               const OptionalTensor& active, const OptionalTensor& out, const OptionalTensor& mean,
+               const OptionalTensor& std) {
+  Call call(Op::kApgdStep, adv, "adv");
   Op op;
   op.adv = call.state(adv, "adv");
   op.step_size = call.size(step_size, "step_size");
@@ -102,28 +88,9 @@ void apgd_step(const char* name, const Tensor& adv, const Tensor& previous, cons
   if (!call.empty()) Backend::run(op, call);
 }
 
-template <class Backend, class Size, class Share>
-void linf_apgd_step_(const Tensor& adv, const Tensor& previous, const Tensor& grad, const Tensor& clean,
-                     const Size& step_size, const Size& eps, double lo, double hi, const Share& momentum,
-                     const OptionalTensor& active, const OptionalTensor& out, const OptionalTensor& mean,
-                     const OptionalTensor& std) {
-  apgd_step<Backend, LinfStep>("linf_apgd_step_", adv, previous, grad, clean, step_size, eps, lo, hi,
-                               momentum, active, out, mean, std);
-}
-
-template <class Backend, class Size, class Share>
-void l2_apgd_step_(const Tensor& adv, const Tensor& previous, const Tensor& grad, const Tensor& clean,
-                   const Size& step_size, const Size& eps, double lo, double hi, const Share& momentum,
-                   const OptionalTensor& active, const OptionalTensor& out, const OptionalTensor& mean,
-                   const OptionalTensor& std) {
-  apgd_step<Backend, L2Step>("l2_apgd_step_", adv, previous, grad, clean, step_size, eps, lo, hi, momentum,
-                             active, out, mean, std);
-}
-
 template <class Backend, class Op, class Size>
-void project(const char* name, const Tensor& adv, const Tensor& clean, const Size& eps, double lo,
-             double hi) {
-  Call call(name, adv, "adv");
+void project(const Tensor& adv, const Tensor& clean, const Size& eps, double lo, double hi) {
+  Call call(Op::kProject, adv, "adv");
   Op op;
   op.adv = call.state(adv, "adv");
   op.clean = call.image(clean, "clean");
@@ -135,33 +102,18 @@ void project(const char* name, const Tensor& adv, const Tensor& clean, const Siz
   if (!call.empty()) Backend::run(op, call);
 }
 
-template <class Backend, class Size>
-void linf_project_(const Tensor& adv, const Tensor& clean, const Size& eps, double lo, double hi) {
-  project<Backend, LinfStep>("linf_project_", adv, clean, eps, lo, hi);
-}
-
-template <class Backend, class Size>
-void l2_project_(const Tensor& adv, const Tensor& clean, const Size& eps, double lo, double hi) {
-  project<Backend, L2Step>("l2_project_", adv, clean, eps, lo, hi);
-}
-
-template <class Backend, class Size>
-void l1_project_(const Tensor& adv, const Tensor& clean, const Size& eps, double lo, double hi) {
-  project<Backend, L1Step>("l1_project_", adv, clean, eps, lo, hi);
-}
-
 template <class Backend, class Op, class Size>
-Tensor start(const char* name, const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
+Tensor start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
              const OptionalTensor& index) {
-  Call call(name, clean, "clean");
+  Call call(Op::kStart, clean, "clean");
   Op op;
   op.clean = call.image(clean, "clean");
   const bool wide = op.clean.dtype == DType::f64;
   call.set_state_dtype(wide ? DType::f64 : DType::f32);
   op.eps = call.size(eps, "eps");
   op.box = call.box(lo, hi);
-  op.seed = call.seed(seed, "seed", &op.seed_stride);
-  op.index = call.index(index, "index", &op.index_stride);
+  op.seed.data = call.seed(seed, "seed", &op.seed.stride);
+  op.seed.index = call.index(index, "index", &op.seed.index_stride);
   call.refuse_gradient(clean, "clean");
 
   Tensor start = empty_like(clean, wide ? ScalarType::Double : ScalarType::Float, MemoryFormat::Preserve);
@@ -171,27 +123,9 @@ Tensor start(const char* name, const Tensor& clean, const Size& eps, const Tenso
   return start;
 }
 
-template <class Backend, class Size>
-Tensor linf_start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
-                  const OptionalTensor& index) {
-  return start<Backend, LinfStart>("linf_start", clean, eps, seed, lo, hi, index);
-}
-
-template <class Backend, class Size>
-Tensor l2_start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
-                const OptionalTensor& index) {
-  return start<Backend, L2Start>("l2_start", clean, eps, seed, lo, hi, index);
-}
-
-template <class Backend, class Size>
-Tensor l1_start(const Tensor& clean, const Size& eps, const Tensor& seed, double lo, double hi,
-                const OptionalTensor& index) {
-  return start<Backend, L1Start>("l1_start", clean, eps, seed, lo, hi, index);
-}
-
 template <class Backend>
-void momentum_(const Tensor& momentum, const Tensor& grad, double decay) {
-  Call call("momentum_", momentum, "momentum");
+void momentum(const Tensor& momentum, const Tensor& grad, double decay) {
+  Call call(Momentum::kName, momentum, "momentum");
   Momentum op;
   op.momentum = call.state(momentum, "momentum");
   op.grad = call.floats(grad, "grad");
@@ -204,9 +138,9 @@ void momentum_(const Tensor& momentum, const Tensor& grad, double decay) {
 }
 
 template <class Backend>
-void keep_best_(const Tensor& best, const Tensor& best_value, const Tensor& adv, const Tensor& value,
-                const OptionalTensor& active) {
-  Call call("keep_best_", best, "best");
+void keep_best(const Tensor& best, const Tensor& best_value, const Tensor& adv, const Tensor& value,
+               const OptionalTensor& active) {
+  Call call(KeepBest::kName, best, "best");
   KeepBest op;
   op.best = call.state(best, "best");
   op.adv = call.state(adv, "adv");
@@ -227,7 +161,7 @@ void keep_best_(const Tensor& best, const Tensor& best_value, const Tensor& adv,
 template <class Backend>
 Tensor prepare(const Tensor& adv, const OptionalTensor& mean, const OptionalTensor& std, ScalarType dtype,
                std::optional<MemoryFormat> memory_format) {
-  Call call("prepare", adv, "adv");
+  Call call(Prepare::kName, adv, "adv");
   Prepare op;
   op.adv = call.state(adv, "adv");
   op.normalization = call.normalization(mean, std);
@@ -244,33 +178,59 @@ Tensor prepare(const Tensor& adv, const OptionalTensor& mean, const OptionalTens
   return out;
 }
 
+using Library = torch::stable::detail::StableLibrary;
+using Boxed = void (*)(StableIValue* stack, uint64_t inputs, uint64_t outputs);
+
+// An op with sizes: as numbers, and in an overload as tensors.
+inline void register_sized(Library& m, const std::string& name, Boxed numbers, Boxed tensors) {
+  m.impl(name.c_str(), numbers);
+  m.impl((name + ".tensor").c_str(), tensors);
+}
+
+template <class Backend, class Op>
+void register_step(Library& m) {
+  register_sized(m, Op::kStep, TORCH_BOX(&(step<Backend, Op, double>)),
+                 TORCH_BOX(&(step<Backend, Op, Tensor>)));
+}
+
+template <class Backend, class Op>
+void register_apgd_step(Library& m) {
+  register_sized(m, Op::kApgdStep, TORCH_BOX(&(apgd_step<Backend, Op, double, double>)),
+                 TORCH_BOX(&(apgd_step<Backend, Op, Tensor, OptionalTensor>)));
+}
+
+template <class Backend, class Op>
+void register_project(Library& m) {
+  register_sized(m, Op::kProject, TORCH_BOX(&(project<Backend, Op, double>)),
+                 TORCH_BOX(&(project<Backend, Op, Tensor>)));
+}
+
+template <class Backend, class Op>
+void register_start(Library& m) {
+  register_sized(m, Op::kStart, TORCH_BOX(&(start<Backend, Op, double>)),
+                 TORCH_BOX(&(start<Backend, Op, Tensor>)));
+}
+
 template <class Backend>
-void register_ops(torch::stable::detail::StableLibrary& m) {
-  m.impl("linf_step_", TORCH_BOX(&(linf_step_<Backend, double>)));
-  m.impl("linf_step_.tensor", TORCH_BOX(&(linf_step_<Backend, Tensor>)));
-  m.impl("linf_apgd_step_", TORCH_BOX(&(linf_apgd_step_<Backend, double, double>)));
-  m.impl("linf_apgd_step_.tensor", TORCH_BOX(&(linf_apgd_step_<Backend, Tensor, OptionalTensor>)));
-  m.impl("linf_project_", TORCH_BOX(&(linf_project_<Backend, double>)));
-  m.impl("linf_project_.tensor", TORCH_BOX(&(linf_project_<Backend, Tensor>)));
-  m.impl("linf_start", TORCH_BOX(&(linf_start<Backend, double>)));
-  m.impl("linf_start.tensor", TORCH_BOX(&(linf_start<Backend, Tensor>)));
-  m.impl("l2_step_", TORCH_BOX(&(l2_step_<Backend, double>)));
-  m.impl("l2_step_.tensor", TORCH_BOX(&(l2_step_<Backend, Tensor>)));
-  m.impl("l2_apgd_step_", TORCH_BOX(&(l2_apgd_step_<Backend, double, double>)));
-  m.impl("l2_apgd_step_.tensor", TORCH_BOX(&(l2_apgd_step_<Backend, Tensor, OptionalTensor>)));
-  m.impl("l2_project_", TORCH_BOX(&(l2_project_<Backend, double>)));
-  m.impl("l2_project_.tensor", TORCH_BOX(&(l2_project_<Backend, Tensor>)));
-  m.impl("l2_start", TORCH_BOX(&(l2_start<Backend, double>)));
-  m.impl("l2_start.tensor", TORCH_BOX(&(l2_start<Backend, Tensor>)));
-  m.impl("l1_step_", TORCH_BOX(&(l1_step_<Backend, double, double>)));
-  m.impl("l1_step_.tensor", TORCH_BOX(&(l1_step_<Backend, Tensor, OptionalTensor>)));
-  m.impl("l1_project_", TORCH_BOX(&(l1_project_<Backend, double>)));
-  m.impl("l1_project_.tensor", TORCH_BOX(&(l1_project_<Backend, Tensor>)));
-  m.impl("l1_start", TORCH_BOX(&(l1_start<Backend, double>)));
-  m.impl("l1_start.tensor", TORCH_BOX(&(l1_start<Backend, Tensor>)));
-  m.impl("momentum_", TORCH_BOX(&momentum_<Backend>));
-  m.impl("keep_best_", TORCH_BOX(&keep_best_<Backend>));
-  m.impl("prepare", TORCH_BOX(&prepare<Backend>));
+void register_ops(Library& m) {
+  register_step<Backend, LinfStep>(m);
+  register_apgd_step<Backend, LinfStep>(m);
+  register_project<Backend, LinfStep>(m);
+  register_start<Backend, LinfStart>(m);
+
+  register_step<Backend, L2Step>(m);
+  register_apgd_step<Backend, L2Step>(m);
+  register_project<Backend, L2Step>(m);
+  register_start<Backend, L2Start>(m);
+
+  register_sized(m, L1Step::kStep, TORCH_BOX(&(l1_step<Backend, double, double>)),
+                 TORCH_BOX(&(l1_step<Backend, Tensor, OptionalTensor>)));
+  register_project<Backend, L1Step>(m);
+  register_start<Backend, L1Start>(m);
+
+  m.impl(Momentum::kName, TORCH_BOX(&momentum<Backend>));
+  m.impl(KeepBest::kName, TORCH_BOX(&keep_best<Backend>));
+  m.impl(Prepare::kName, TORCH_BOX(&prepare<Backend>));
 }
 
 }  // namespace roli

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elements import block_of, divide, first_of, image, is_active, sample_and_part, widened
-from .layout import coordinate, cut, launch_by_sample, stride_of
+from .layout import coordinate, cut, launch_by_sample, strided
 from .prepare import channel_at
 
 # The sums of a sample, one row of parts each; the last two of gradients in float64 alone, which are summed at
@@ -68,11 +68,10 @@ def total(partials, n, row, parts, PARTS: tl.constexpr):
     return tl.sum(tl.load(partials + (n * ROWS + row) * parts + part, part < parts, 0.0))
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("elements", "parts", "blocks", "active_stride", "std_stride", "channel_stride", "channels")
-    ]
-)
+_INTEGERS = ["elements", "parts", "blocks", "active_stride", "std_stride", "channel_stride", "channels"]
+
+
+@triton.jit(do_not_specialize=_INTEGERS)
 def sums_kernel(
     elements,
     parts,
@@ -232,7 +231,6 @@ def take_sums(
     """The sums of the parts of all samples, in the layout of like."""
     parts, _ = cut(like.numel() // len(like))
     partials = torch.empty((len(like), ROWS.value, parts), dtype=torch.float64, device=like.device)
-    channel = coordinate(like, 1)
     launch_by_sample(
         sums_kernel,
         like,
@@ -240,11 +238,8 @@ def take_sums(
         adv,
         grad,
         clean,
-        active,
-        stride_of(active),
-        std,
-        stride_of(std),
-        *channel,
+        *strided(active, std),
+        *coordinate(like, 1),
         POWER=power,
     )
     return partials

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elements import block_of, clamp, first_of, image, philox_key, sample_and_part, size, word
-from .layout import PARTS, cut, launch_by_sample, sized, stride_of, written
+from .elements import block_of, first_of, image, in_box, philox, philox_key, sample_and_part, size
+from .layout import PARTS, cut, launch_by_sample, sized, start_like, strided, written
 
 _ANGLE = tl.constexpr(math.pi / 4 * 2.0**-24)
 
@@ -78,13 +78,6 @@ def _laplace(words):
     return tl.where((words & 1) == 1, log, log * -1.0)
 
 
-@triton.jit
-def _words(number, which, key):
-    return tl.philox_impl(
-        word(number, 0), word(number, 32), word(which, 0), word(which, 32), key[0], key[1], n_rounds=10
-    )
-
-
 @triton.jit(do_not_specialize=["elements", "parts", "blocks", "seed_stride", "index_stride"])
 def draw_kernel(
     elements,
@@ -115,13 +108,13 @@ def draw_kernel(
         which = tl.load(index + n * index_stride)
     key = philox_key(seed, seed_stride)
     if part == 0:
-        words, _, _, _ = _words(tl.full((), -1, tl.int64), which, key)  # a block that no element has
+        words, _, _, _ = philox(tl.full((), -1, tl.int64), which, key)  # a block that no element has
         tl.store(logarithm + n, _log_unit(_unit(words)).to(tl.float64))
     norm = tl.zeros((), tl.float64)
     for number in range(part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))):
         place, mask = block_of(number, elements, WHOLE, WIDE, BLOCK)
         four = tl.cast(number, tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-        x0, x1, x2, x3 = _words(four, which + tl.zeros_like(four), key)
+        x0, x1, x2, x3 = philox(four, which + tl.zeros_like(four), key)
         if LAPLACE:
             z0, z1, z2, z3 = _laplace(x0), _laplace(x1), _laplace(x2), _laplace(x3)
         else:
@@ -169,9 +162,7 @@ def scale_kernel(
         c = image(tl.load(clean + first + place, mask), state)
         z = tl.load(start + first + place, mask)
         x = c + tl.where(z == 0, z, z * weight)
-        x = tl.where(x == x, x, c)
-        x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
-        tl.store(start + first + place, tl.where(c != c, float("nan"), x), mask)
+        tl.store(start + first + place, in_box(x, c, c, lo, hi, state), mask)
 
 
 def random_start(
@@ -185,8 +176,7 @@ def random_start(
     laplace: bool,
 ) -> Tensor:
     """In n dimensions the n-th root of a uniform number is the radius of a uniform point of the ball."""
-    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
-    start = torch.empty_like(clean, dtype=dtype)
+    start = start_like(clean)
     if clean.numel() == 0:
         return start
     rows = clean.contiguous()
@@ -195,7 +185,7 @@ def random_start(
     with written(start, like=rows) as target:
         partials = torch.empty((len(rows), parts), dtype=torch.float64, device=rows.device)
         radius = torch.empty(len(rows), dtype=torch.float64, device=rows.device)  # its logarithm, times n
-        seeds = (seed, stride_of(seed), index, stride_of(index))
+        seeds = strided(seed, index)
         launch_by_sample(draw_kernel, rows, target, partials, radius, *seeds, LAPLACE=laplace)
         radius.div_(elements).exp_()  # by torch: Triton's exponential is contracted
         launch_by_sample(

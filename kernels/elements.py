@@ -17,6 +17,21 @@ def clamp(x, low, high):
 
 
 @triton.jit
+def in_box(x, a, c, lo, hi, state: tl.constexpr):
+    """x clamped to the box, c where it is NaN; NaN exactly where a or c is."""
+    x = tl.where(x == x, x, c)
+    x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
+    return tl.where((a != a) | (c != c), float("nan"), x)
+
+
+@triton.jit
+def with_inertia(z, a, p, c, m):
+    """APGD's next point before its projection. z: where the step alone leads, p: the previous a."""
+    y = (a + (z - a) * m) + (a - p) * (1 - m)
+    return tl.where(y == y, y, c)
+
+
+@triton.jit
 def size(given, sample, state: tl.constexpr):
     """A step size or eps, given as (number, tensor, stride), of an int64 sample. NaN and negative ones in a
     tensor count as 0."""
@@ -86,6 +101,14 @@ def philox_key(seed, seed_stride):
         word(stream, 0), word(stream, 32), zero, zero, word(key, 0), word(key, 32), n_rounds=10
     )
     return k0, k1
+
+
+@triton.jit
+def philox(block, sample, key):
+    """Four words of 32 bits: a block of a sample's draws."""
+    return tl.philox_impl(
+        word(block, 0), word(block, 32), word(sample, 0), word(sample, 32), key[0], key[1], n_rounds=10
+    )
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elements import block_of, first_of, is_active, sample_and_part
-from .layout import in_layout_of, launch, launch_by_sample, notify_autograd, stride_of, updated_by_sample
+from .layout import in_layout_of, launch, launch_by_sample, notify_autograd, strided, updated_by_sample
 
 
 @triton.jit(do_not_specialize=["elements", "parts", "blocks", "best_stride", "value_stride", "active_stride"])
@@ -59,12 +59,10 @@ def values_kernel(
     tl.store(best_value + n * best_stride, new, mask & (new > old))
 
 
-def keep_best_(
-    best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor, active: Tensor | None = None
-) -> None:
+def keep_best_(best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor, active: Tensor | None) -> None:
     if len(best) == 0:
         return
-    values = (best_value, stride_of(best_value), value, stride_of(value), active, stride_of(active))
+    values = strided(best_value, value, active)
     if best.numel() > 0:
         with updated_by_sample(best) as state:
             launch_by_sample(keep_kernel, state, state, in_layout_of(state, adv), *values)

@@ -4,20 +4,20 @@ direction of d, e: eps, t: the threshold of the projection.
 A program has a sample for itself and goes over it many times: everything but the last pass is a search.
 """
 
-import itertools
+from functools import partial
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .draws import random_start
-from .elements import block_of, clamp, divide, first_of, image, is_active, rounded, size, widened
+from .elements import block_of, clamp, divide, first_of, image, in_box, is_active, rounded, size, widened
 from .layout import (
     coordinate,
     in_layout_of,
     launch_sample_each,
     sized,
-    stride_of,
+    strided,
     updated_by_sample,
     written,
 )
@@ -258,25 +258,24 @@ def _projected(a, c, t, box, state: tl.constexpr):
     rest = tl.where(v - t > 0, v - t, 0.0)
     delta = tl.where(rest < u, rest, u).to(state)
     x = tl.where(t > 0, tl.where(up, c + delta, c - delta), a)
-    x = tl.where(x == x, x, c)
-    x = clamp(x, tl.full((), box[0], state), tl.full((), box[1], state))
-    return tl.where((a != a) | (c != c), float("nan"), x)
+    return in_box(x, a, c, box[0], box[1], state)
 
 
-def _run(
+def l1_step_(
     adv: Tensor,
-    grad: Tensor | None,
     clean: Tensor,
-    step_size: float | Tensor,
     eps: float | Tensor,
-    sparsity: float | Tensor,
     lo: float,
     hi: float,
+    grad: Tensor | None = None,
+    step_size: float | Tensor = 0.0,
+    sparsity: float | Tensor = 1.0,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> None:
+    """A step, or, without grad, a projection."""
     if adv.numel() == 0:
         return
     with updated_by_sample(adv) as state, written(out, like=state) as model_input:
@@ -287,48 +286,13 @@ def _run(
             grad if grad is None else in_layout_of(state, grad),
             in_layout_of(state, clean),
             model_input,
-            *itertools.chain(sized(step_size), sized(eps), sized(sparsity)),
+            *sized(step_size, eps, sparsity),
             lo,
             hi,
-            active,
-            stride_of(active),
-            mean,
-            stride_of(mean),
-            std,
-            stride_of(std),
+            *strided(active, mean, std),
             *coordinate(state, 1),
         )
 
 
-def l1_step_(
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    sparsity: float | Tensor | None = 0.05,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    sparsity = 0.05 if sparsity is None else sparsity
-    _run(adv, grad, clean, step_size, eps, sparsity, lo, hi, active, out, mean, std)
-
-
-def l1_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    _run(adv, None, clean, 0.0, eps, 1.0, lo, hi)
-
-
-def l1_start(
-    clean: Tensor,
-    eps: float | Tensor,
-    seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
-) -> Tensor:
-    return random_start(clean, eps, seed, lo, hi, index, laplace=True)
+l1_project_ = l1_step_
+l1_start = partial(random_start, laplace=True)

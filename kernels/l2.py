@@ -1,6 +1,6 @@
 """The L2 family. a: adversarial, p: previous, c: clean, g: gradient, s: step size, e: eps, m: momentum."""
 
-import itertools
+from functools import partial
 
 import torch
 import triton
@@ -9,7 +9,18 @@ from torch import Tensor
 
 from .direction import direction, offset, take_sums, times, total, unit, weight
 from .draws import random_start
-from .elements import block_of, clamp, first_of, image, is_active, rounded, sample_and_part, size, widened
+from .elements import (
+    block_of,
+    first_of,
+    image,
+    in_box,
+    is_active,
+    rounded,
+    sample_and_part,
+    size,
+    widened,
+    with_inertia,
+)
 from .layout import (
     PARTS,
     coordinate,
@@ -17,7 +28,7 @@ from .layout import (
     in_layout_of,
     launch_by_sample,
     sized,
-    stride_of,
+    strided,
     updated_by_sample,
     updated_in_layout_of,
     written,
@@ -63,14 +74,6 @@ def _scales(partials, n, parts, grad_dtype: tl.constexpr, s, e, state: tl.conste
 
 
 @triton.jit
-def _in_box(x, a, c, lo, hi, state: tl.constexpr):
-    """x clamped to the box, c where it is NaN; NaN exactly where a or c is."""
-    x = tl.where(x == x, x, c)
-    x = clamp(x, tl.full((), lo, state), tl.full((), hi, state))
-    return tl.where((a != a) | (c != c), float("nan"), x)
-
-
-@triton.jit
 def _moved(a, c, grad, place, mask, scales, box, by, state: tl.constexpr):
     """a after a step and the projection onto the ball, clamped to the box. Without a step, -0.0 stays."""
     infinite, power, weight, factor = scales
@@ -86,14 +89,7 @@ def _moved(a, c, grad, place, mask, scales, box, by, state: tl.constexpr):
             deviation = tl.load(std + channel_at(place, channel_stride, channels) * std_stride)
             step = times(unit(g, infinite, power, deviation, state), weight)
         x = tl.where(factor == 1, tl.where(step == 0, a, a + step), c + (factor * d + step))
-    return _in_box(x, a, c, box[0], box[1], state)
-
-
-@triton.jit
-def _with_inertia(z, a, p, c, m):
-    """APGD's next point before its projection."""
-    y = (a + (z - a) * m) + (a - p) * (1 - m)
-    return tl.where(y == y, y, c)
+    return in_box(x, a, c, box[0], box[1], state)
 
 
 _INTEGERS = ["elements", "parts", "blocks", "step_stride", "eps_stride", "momentum_stride", "active_stride"]
@@ -166,7 +162,7 @@ def step_kernel(
                 a = tl.load(adv + place, mask, 0.0)
                 c = image(tl.load(clean + place, mask, 0), state)
                 z = _moved(a, c, grad, place, mask, scales, box, by, state)
-                y = _with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
+                y = with_inertia(z, a, tl.load(previous + place, mask, 0.0), c, m)
                 d = tl.where(mask, offset(y, c), 0.0).to(tl.float64)
                 squares += tl.sum(d * d)
         tl.store(distances + n * parts + part, squares)
@@ -183,9 +179,9 @@ def step_kernel(
                 c = image(tl.load(clean + place, mask, 0), state)
                 x = _moved(a, c, grad, place, mask, scales, box, by, state)
                 if previous is not None:
-                    y = _with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
+                    y = with_inertia(x, a, tl.load(previous + place, mask, 0.0), c, m)
                     x = tl.where(factor == 1, y, c + factor * offset(y, c))
-                    x = _in_box(x, a, c, lo, hi, state)
+                    x = in_box(x, a, c, lo, hi, state)
                     tl.store(previous + place, a, mask)
                 tl.store(adv + place, x, mask)
             if out is not None:
@@ -193,21 +189,22 @@ def step_kernel(
                 tl.store(out + first + place, given, mask)
 
 
-def _run(
+def l2_step_(
     adv: Tensor,
-    previous: Tensor | None,
-    grad: Tensor | None,
     clean: Tensor,
-    step_size: float | Tensor,
     eps: float | Tensor,
-    momentum: float | Tensor,
     lo: float,
     hi: float,
+    previous: Tensor | None = None,
+    grad: Tensor | None = None,
+    step_size: float | Tensor = 0.0,
+    momentum: float | Tensor = 1.0,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> None:
+    """A step, with previous one of APGD, or, without grad, a projection."""
     if adv.numel() == 0:
         return
     with (
@@ -233,67 +230,15 @@ def _run(
                 grad,
                 clean,
                 model_input,
-                *itertools.chain(sized(step_size), sized(eps), sized(momentum)),
+                *sized(step_size, eps, momentum),
                 lo,
                 hi,
-                active,
-                stride_of(active),
-                mean,
-                stride_of(mean),
-                std,
-                stride_of(std),
+                *strided(active, mean, std),
                 *coordinate(state, 1),
                 MEASURE=measure,
                 PARTS=PARTS,
             )
 
 
-def l2_step_(
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    _run(adv, None, grad, clean, step_size, eps, 1.0, lo, hi, active, out, mean, std)
-
-
-def l2_apgd_step_(
-    adv: Tensor,
-    previous: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    momentum = 0.75 if momentum is None else momentum
-    _run(adv, previous, grad, clean, step_size, eps, momentum, lo, hi, active, out, mean, std)
-
-
-def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    _run(adv, None, None, clean, 0.0, eps, 1.0, lo, hi)
-
-
-def l2_start(
-    clean: Tensor,
-    eps: float | Tensor,
-    seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
-) -> Tensor:
-    return random_start(clean, eps, seed, lo, hi, index, laplace=False)
+l2_apgd_step_ = l2_project_ = l2_step_
+l2_start = partial(random_start, laplace=False)

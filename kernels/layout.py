@@ -5,6 +5,7 @@ How a sample is cut depends on its own size alone: the rest of the batch does no
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,7 +17,6 @@ from torch import Tensor
 # Elements of a program: 8 per thread with four warps, so that bfloat16 is read in 128 bits as well. The
 # interpreter spends its time on operations, however many elements each has.
 BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
-
 
 # The same for a program that has a sample for itself, with more warps.
 LARGE_BLOCK = BLOCK if triton.knobs.runtime.interpret else 4 * BLOCK
@@ -56,6 +56,12 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
 def in_layout_of(like: Tensor, tensor: Tensor) -> Tensor:
     """The tensor, copied where its elements lie in another order than those of like, which is dense."""
     return tensor if same_layout(like, tensor) else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def start_like(clean: Tensor) -> Tensor:
+    """Memory for a random start: the state of an attack on clean."""
+    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    return torch.empty_like(clean, dtype=dtype)
 
 
 @contextlib.contextmanager
@@ -99,13 +105,19 @@ def written(tensor: Tensor | None, like: Tensor) -> AbstractContextManager[Tenso
     return _in_place_of(tensor, tensor if fits else torch.empty_like(like, dtype=tensor.dtype))
 
 
-def stride_of(vector: Tensor | None) -> int:
+def _stride_of(vector: Tensor | None) -> int:
     return vector.stride(0) if vector is not None and vector.dim() else 0
 
 
-def sized(value: float | Tensor) -> tuple[float, Tensor | None, int]:
-    """A size as a kernel takes it: (number, tensor, stride)."""
-    return (0.0, value, stride_of(value)) if isinstance(value, Tensor) else (value, None, 0)
+def strided(*vectors: Tensor | None) -> tuple[Tensor | int | None, ...]:
+    """Vectors as a kernel takes them: (tensor, stride) of each."""
+    return tuple(itertools.chain(*((vector, _stride_of(vector)) for vector in vectors)))
+
+
+def sized(*sizes: float | Tensor) -> tuple[float | Tensor | int | None, ...]:
+    """Sizes as a kernel takes them: (number, tensor, stride) of each."""
+    split = ((0.0, x, _stride_of(x)) if isinstance(x, Tensor) else (x, None, 0) for x in sizes)
+    return tuple(itertools.chain(*split))
 
 
 def coordinate(tensor: Tensor, dim: int) -> tuple[int, int]:

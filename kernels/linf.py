@@ -1,14 +1,32 @@
 """The Linf family. a: adversarial, p: previous, c: clean, g: gradient, s: step size, e: eps, m: momentum."""
 
-import itertools
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elements import clamp, first_place, image, philox_key, rounded, size, symmetric_uniform, widened, word
-from .layout import coordinate, in_layout_of, launch, sized, stride_of, updated, updated_in_layout_of, written
+from .elements import (
+    clamp,
+    first_place,
+    image,
+    philox,
+    philox_key,
+    rounded,
+    size,
+    symmetric_uniform,
+    widened,
+    with_inertia,
+)
+from .layout import (
+    coordinate,
+    in_layout_of,
+    launch,
+    sized,
+    start_like,
+    strided,
+    updated,
+    updated_in_layout_of,
+    written,
+)
 from .prepare import normalized
 
 
@@ -45,9 +63,7 @@ def _step_block(
     if previous is not None:
         m = size(momentum, n, state)
         p = tl.load(previous + place, mask)
-        y = (a + (x - a) * m) + (a - p) * (1 - m)
-        y = tl.where(y == y, y, c)
-        x = _ball_and_box(y, a, c, e, box[0], box[1], state)
+        x = _ball_and_box(with_inertia(x, a, p, c, m), a, c, e, box[0], box[1], state)
         tl.store(previous + place, tl.where(moves, a, p), mask)
     x = tl.where(moves, x, a)
     tl.store(adv + place, x, mask)
@@ -143,10 +159,7 @@ def start_kernel(
     number, which = (four % fours).to(tl.int64), (four // fours).to(tl.int64)
     if index is not None:
         which = tl.load(index + which * index_stride, which < samples)
-    k0, k1 = philox_key(seed, seed_stride)
-    x0, x1, x2, x3 = tl.philox_impl(
-        word(number, 0), word(number, 32), word(which, 0), word(which, 32), k0, k1, n_rounds=10
-    )
+    x0, x1, x2, x3 = philox(number, which, philox_key(seed, seed_stride))
     bits = tl.join(tl.join(x0, x2), tl.join(x1, x3)).reshape(BLOCK)  # x0, x1, x2, x3 of each four
 
     padded = first + tl.arange(0, BLOCK)
@@ -164,24 +177,25 @@ def start_kernel(
     tl.store(start + place, tl.where(c != c, float("nan"), x), mask)
 
 
-def _run(
+def linf_step_(
     adv: Tensor,
-    previous: Tensor | None,
-    grad: Tensor | None,
     clean: Tensor,
-    step_size: float | Tensor,
     eps: float | Tensor,
-    momentum: float | Tensor,
     lo: float,
     hi: float,
+    previous: Tensor | None = None,
+    grad: Tensor | None = None,
+    step_size: float | Tensor = 0.0,
+    momentum: float | Tensor = 1.0,
     active: Tensor | None = None,
     out: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> None:
+    """A step, with previous one of APGD, or, without grad, a projection."""
     if adv.numel() == 0:
         return
-    sizes = sized(step_size), sized(eps), sized(momentum)
+    sizes = sized(step_size, eps, momentum)
     with (
         updated(adv) as state,
         updated_in_layout_of(state, previous) as before,
@@ -197,71 +211,24 @@ def _run(
             grad if grad is None else in_layout_of(state, grad),
             in_layout_of(state, clean),
             model_input,
-            *itertools.chain(*sizes),
+            *sizes,
             lo,
             hi,
-            active,
-            stride_of(active),
+            *strided(active),
             *coordinate(state, 0),
-            mean,
-            stride_of(mean),
-            std,
-            stride_of(std),
+            *strided(mean, std),
             *coordinate(state, 1),
-            PER_SAMPLE=active is not None or any(stride != 0 for _, _, stride in sizes),
+            PER_SAMPLE=active is not None or any(sizes[2::3]),  # strides
         )
 
 
-def linf_step_(
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    _run(adv, None, grad, clean, step_size, eps, 1.0, lo, hi, active, out, mean, std)
-
-
-def linf_apgd_step_(
-    adv: Tensor,
-    previous: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
-    momentum = 0.75 if momentum is None else momentum
-    _run(adv, previous, grad, clean, step_size, eps, momentum, lo, hi, active, out, mean, std)
-
-
-def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    _run(adv, None, None, clean, 0.0, eps, 1.0, lo, hi)
+linf_apgd_step_ = linf_project_ = linf_step_
 
 
 def linf_start(
-    clean: Tensor,
-    eps: float | Tensor,
-    seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    clean: Tensor, eps: float | Tensor, seed: Tensor, lo: float, hi: float, index: Tensor | None
 ) -> Tensor:
-    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
-    start = torch.empty_like(clean, dtype=dtype)
+    start = start_like(clean)
     if clean.numel() == 0:
         return start
     rows = clean.contiguous()
@@ -278,10 +245,7 @@ def linf_start(
             *sized(eps),
             lo,
             hi,
-            seed,
-            stride_of(seed),
-            index,
-            stride_of(index),
+            *strided(seed, index),
             WHOLE=elements % 4 == 0,
         )
     return start

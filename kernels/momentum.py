@@ -40,7 +40,7 @@ def momentum_kernel(
         tl.store(momentum + first + place, kept * m + step, mask)
 
 
-def momentum_(momentum: Tensor, grad: Tensor, decay: float = 1.0) -> None:
+def momentum_(momentum: Tensor, grad: Tensor, decay: float) -> None:
     if momentum.numel() == 0:
         return
     with updated_by_sample(momentum) as state:

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elements import divide, first_place, rounded
-from .layout import coordinate, in_layout_of, is_dense, launch, stride_of, written
+from .layout import coordinate, in_layout_of, is_dense, launch, strided, written
 
 
 @triton.jit
@@ -58,9 +58,8 @@ def prepare(
     adv: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    *,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format | None = None,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format | None,
 ) -> Tensor:
     out = torch.empty_like(adv, dtype=dtype, memory_format=memory_format)
     if adv.numel() == 0:
@@ -74,10 +73,7 @@ def prepare(
             adv.numel(),
             target,
             adv,
-            mean,
-            stride_of(mean),
-            std,
-            stride_of(std),
+            *strided(mean, std),
             *coordinate(adv, 1),
         )
     return out

@@ -3,17 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "macros.h"
 #include "numeric.h"
 
 namespace roli {
-
-template <class T>
-ROLI_FN bool is_infinite(T x) {
-  return x == std::numeric_limits<T>::infinity() || x == -std::numeric_limits<T>::infinity();
-}
 
 // |g|; NaN counts as 0.
 template <class C>

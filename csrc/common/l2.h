@@ -61,15 +61,7 @@ ROLI_FN T l2_moved(T a, T c, T step, bool inside, T keep) {
 // x in the box; NaN exactly where a or c is.
 template <class T>
 ROLI_FN T into_box(T x, T a, T c, T lo, T hi) {
-  x = clamp(x, lo, hi);
-  return is_nan(a) || is_nan(c) ? std::numeric_limits<T>::quiet_NaN() : x;
-}
-
-// APGD's point between a, z (where the step alone leads) and the old direction. p: the previous a.
-template <class T>
-ROLI_FN T with_momentum(T a, T z, T p, T c, T momentum) {
-  const T y = (a + (z - a) * momentum) + (a - p) * (T(1) - momentum);
-  return is_nan(y) ? c : y;
+  return nan_as(clamp(x, lo, hi), a, c);
 }
 
 }  // namespace roli

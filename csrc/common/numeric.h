@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "macros.h"
 
@@ -150,6 +151,11 @@ ROLI_FN T sign(float16 g) {
 template <class T>
 ROLI_FN bool is_nan(T x) {
   return x != x;
+}
+
+template <class T>
+ROLI_FN bool is_infinite(T x) {
+  return x == std::numeric_limits<T>::infinity() || x == -std::numeric_limits<T>::infinity();
 }
 
 }  // namespace roli

@@ -3,16 +3,32 @@
 
 #include <cstdint>
 
+#include "macros.h"
 #include "numeric.h"
+#include "philox.h"
 #include "plan.h"
 
 namespace roli {
+
+// A size that reaches a kernel in a tensor cannot be refused without a synchronisation: NaN and
+// negative values count as 0.
+template <class T>
+ROLI_FN T valid_size(T size) {
+  return size > T(0) ? size : T(0);
+}
 
 // A number, or a tensor of adv's dtype: stride 0 for shape (), its stride for shape (N,).
 struct Parameter {
   double value = 0;
   const void* data = nullptr;
   int64_t stride = 0;
+
+  // A sample's. T: adv's type.
+  template <class T>
+  ROLI_FN T of(int64_t sample) const {
+    if (data == nullptr) return static_cast<T>(value);
+    return valid_size(static_cast<const T*>(data)[sample * stride]);
+  }
 };
 
 // mean and std per channel, in adv's dtype; null where there is no normalisation.
@@ -23,6 +39,12 @@ struct Normalization {
   int64_t channels = 0;
 };
 
+// What the model eats.
+template <class T>
+ROLI_FN T normalize(T a, T mean, T std) {
+  return (a - mean) / std;
+}
+
 struct Box {
   double lo = 0, hi = 1;
 };
@@ -31,6 +53,8 @@ struct Box {
 struct Mask {
   const bool* data = nullptr;
   int64_t stride = 0;
+
+  ROLI_FN bool has(int64_t sample) const { return data == nullptr || data[sample * stride]; }
 };
 
 // A step of any family; without grad a projection, with previous APGD's.
@@ -48,7 +72,7 @@ struct Step {
 
   // Where operands stand in a plan: adv, clean and grad first, then those that are there.
   static constexpr int kAdv = 0, kClean = 1, kGrad = 2, kPrevious = 3;
-  int out_at() const { return has_previous() ? 4 : 3; }
+  static constexpr int out_at(bool with_previous) { return with_previous ? 4 : 3; }
   Operands operands() const {
     if (has_previous()) return {{&adv, &clean, &grad, &previous, &out}, 4 + has_out()};
     return {{&adv, &clean, &grad, &out}, 2 + has_grad() + has_out()};
@@ -61,9 +85,32 @@ struct Step {
   }
 };
 
-struct LinfStep : Step {};
-struct L2Step : Step {};
-struct L1Step : Step {};
+// Each family's, and the names of the ops that they are.
+struct LinfStep : Step {
+  static constexpr const char *kStep = "linf_step_", *kApgdStep = "linf_apgd_step_",
+                              *kProject = "linf_project_";
+};
+
+struct L2Step : Step {
+  static constexpr const char *kStep = "l2_step_", *kApgdStep = "l2_apgd_step_", *kProject = "l2_project_";
+};
+
+struct L1Step : Step {
+  static constexpr const char *kStep = "l1_step_", *kProject = "l1_project_";
+};
+
+// What random points are drawn from.
+struct Seed {
+  const int64_t* data = nullptr;  // key and stream
+  int64_t stride = 0;
+  const int64_t* index = nullptr;  // of the samples; null: their positions in the batch
+  int64_t index_stride = 0;
+
+  ROLI_FN PhiloxKey key() const { return philox_key(data[0], data[stride]); }
+  ROLI_FN int64_t index_of(int64_t sample) const {
+    return index == nullptr ? sample : index[sample * index_stride];
+  }
+};
 
 // A random point of a ball.
 struct Start {
@@ -71,20 +118,26 @@ struct Start {
   Array start, clean;
   Parameter eps;
   Box box;
-  const int64_t* seed = nullptr;  // key and stream
-  int64_t seed_stride = 0;
-  const int64_t* index = nullptr;  // null: the position in the batch
-  int64_t index_stride = 0;
+  Seed seed;
 
   Operands operands() const { return {{&start, &clean}, 2}; }
   PlanOptions options() const { return {.per_sample = true, .logical_order = true}; }
 };
 
-struct LinfStart : Start {};
-struct L2Start : Start {};
-struct L1Start : Start {};
+struct LinfStart : Start {
+  static constexpr const char* kStart = "linf_start";
+};
+
+struct L2Start : Start {
+  static constexpr const char* kStart = "l2_start";
+};
+
+struct L1Start : Start {
+  static constexpr const char* kStart = "l1_start";
+};
 
 struct Prepare {
+  static constexpr const char* kName = "prepare";
   Plan plan;
   Array out, adv;
   Normalization normalization;
@@ -94,6 +147,7 @@ struct Prepare {
 };
 
 struct Momentum {
+  static constexpr const char* kName = "momentum_";
   Plan plan;
   Array momentum, grad;
   double decay = 1;
@@ -103,6 +157,7 @@ struct Momentum {
 };
 
 struct KeepBest {
+  static constexpr const char* kName = "keep_best_";
   Plan plan;
   Array best, adv;
   void* best_value = nullptr;  // of best's dtype

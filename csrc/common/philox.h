@@ -17,14 +17,18 @@ struct PhiloxKey {
   uint32_t k0, k1;
 };
 
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;  // multipliers
+constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;  // that the key grows by
+constexpr int kPhiloxRounds = 10;
+
 ROLI_FN Philox4 philox(Philox4 counter, PhiloxKey key) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * counter.x0;
-    const uint64_t p1 = uint64_t{0xCD9E8D57u} * counter.x2;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t p0 = uint64_t{kPhiloxM0} * counter.x0;
+    const uint64_t p1 = uint64_t{kPhiloxM1} * counter.x2;
     counter = {static_cast<uint32_t>(p1 >> 32) ^ counter.x1 ^ key.k0, static_cast<uint32_t>(p1),
                static_cast<uint32_t>(p0 >> 32) ^ counter.x3 ^ key.k1, static_cast<uint32_t>(p0)};
-    key.k0 += 0x9E3779B9u;
-    key.k1 += 0xBB67AE85u;
+    key.k0 += kPhiloxW0;
+    key.k1 += kPhiloxW1;
   }
   return counter;
 }

@@ -65,57 +65,72 @@ struct Plan {
 // 128 KiB of float32: small enough to share evenly, long enough that starting a chunk costs nothing.
 constexpr int64_t kMaxChunk = 1 << 15;
 
-// In the order of these strides; null keeps the logical order.
-inline void plan_in_order(Plan& plan, const int64_t* strides, Shape shape, const Operands& operands,
-                          const PlanOptions& options) {
-  const auto [rank, sizes] = shape;
-  const auto [arrays, count] = operands;
+// Dimensions in an order, the innermost first, merged where all operands allow it.
+struct MergedDims {
+  int count = 0;
+  int sample_at = -1, channel_at = -1;
+  int64_t size[kMaxRank], stride[kMaxOperands][kMaxRank];
+};
+
+// The dimensions of more than one index, the innermost last, by these strides; null keeps the logical order.
+// Returns how many there are.
+inline int order_dims(int* order, const int64_t* strides, Shape shape, const PlanOptions& options) {
   // By insertion: stable, and cheaper than a library's sort for the handful that there are.
-  int order[kMaxRank], kept = 0;
-  for (int d = 0; d < rank; ++d) {
-    if (sizes[d] == 1) continue;
+  int kept = 0;
+  for (int d = 0; d < shape.rank; ++d) {
+    if (shape.sizes[d] == 1) continue;
     int at = kept++;
     for (; strides && at > 0 && order[at - 1] != options.sample_dim && strides[order[at - 1]] < strides[d];
          --at)
       order[at] = order[at - 1];
     order[at] = d;
   }
+  return kept;
+}
 
-  // From the innermost dimension outwards; entry 0 is the row.
-  int64_t size[kMaxRank], stride[kMaxOperands][kMaxRank];
-  int merged = 0, sample_at = -1, channel_at = -1;
+inline void merge_dims(MergedDims& merged, const int* order, int kept, Shape shape, const Operands& operands,
+                       const PlanOptions& options) {
   for (int i = kept - 1; i >= 0; --i) {
-    const int d = order[i];
+    const int d = order[i], last = merged.count - 1;
     const bool is_sample = options.per_sample && d == options.sample_dim;
     const bool is_channel = options.per_channel && d == options.sample_dim + 1;
     // Onto an innermost channel others may be merged: the row then repeats its channels.
-    bool merge = merged > 0 && !is_sample && !is_channel && (channel_at != merged - 1 || merged == 1);
-    for (int k = 0; k < count && merge; ++k)
-      merge = arrays[k]->strides[d] == stride[k][merged - 1] * size[merged - 1];
+    bool merge = last >= 0 && !is_sample && !is_channel && (merged.channel_at != last || last == 0);
+    for (int k = 0; k < operands.count && merge; ++k)
+      merge = operands.arrays[k]->strides[d] == merged.stride[k][last] * merged.size[last];
     if (merge) {
-      size[merged - 1] *= sizes[d];
+      merged.size[last] *= shape.sizes[d];
       continue;
     }
-    if (is_sample) sample_at = merged;
-    if (is_channel) channel_at = merged;
-    size[merged] = sizes[d];
-    for (int k = 0; k < count; ++k) stride[k][merged] = arrays[k]->strides[d];
-    ++merged;
+    if (is_sample) merged.sample_at = merged.count;
+    if (is_channel) merged.channel_at = merged.count;
+    merged.size[merged.count] = shape.sizes[d];
+    for (int k = 0; k < operands.count; ++k) merged.stride[k][merged.count] = operands.arrays[k]->strides[d];
+    ++merged.count;
   }
+}
+
+// In the order of these strides; null keeps the logical order.
+inline void plan_in_order(Plan& plan, const int64_t* strides, Shape shape, const Operands& operands,
+                          const PlanOptions& options) {
+  int order[kMaxRank];
+  const int kept = order_dims(order, strides, shape, options);
+  MergedDims merged;
+  merge_dims(merged, order, kept, shape, operands, options);
 
   plan.length = plan.rows = 1;
   plan.rank = 0;
   plan.sample_dim = plan.channel_dim = -1;
-  plan.channel = channel_at == 0 ? Channel::periodic : Channel::constant;
-  const bool has_row = merged > 0 && sample_at != 0;
-  for (int k = 0; k < count; ++k) plan.row_stride[k] = has_row ? stride[k][0] : 1;
-  if (has_row) plan.length = size[0];
-  for (int i = merged - 1; i >= (has_row ? 1 : 0); --i, ++plan.rank) {
-    if (i == sample_at) plan.sample_dim = plan.rank;
-    if (i == channel_at) plan.channel_dim = plan.rank;
-    plan.size[plan.rank] = size[i];
-    for (int k = 0; k < count; ++k) plan.stride[k][plan.rank] = stride[k][i];
-    plan.rows *= size[i];
+  plan.channel = merged.channel_at == 0 ? Channel::periodic : Channel::constant;
+  const bool has_row = merged.count > 0 && merged.sample_at != 0;
+  for (int k = 0; k < operands.count; ++k) plan.row_stride[k] = has_row ? merged.stride[k][0] : 1;
+  if (has_row) plan.length = merged.size[0];
+  for (int i = merged.count - 1; i >= (has_row ? 1 : 0); --i, ++plan.rank) {
+    if (i == merged.sample_at) plan.sample_dim = plan.rank;
+    if (i == merged.channel_at) plan.channel_dim = plan.rank;
+    plan.size[plan.rank] = merged.size[i];
+    for (int k = 0; k < operands.count; ++k) plan.stride[k][plan.rank] = merged.stride[k][i];
+    plan.rows *= merged.size[i];
   }
   plan.chunk = std::max<int64_t>(1, std::min(plan.length, kMaxChunk));
   plan.chunks_per_row = (plan.length + plan.chunk - 1) / plan.chunk;

@@ -6,7 +6,6 @@
 
 #include "l2.h"
 #include "ops.h"
-#include "philox.h"
 
 namespace roli {
 
@@ -20,8 +19,7 @@ struct SampleState {
 // A sample's value of a size.
 template <class T>
 ROLI_FN double size_of(const Parameter& parameter, int64_t sample) {
-  if (parameter.data == nullptr) return static_cast<double>(static_cast<T>(parameter.value));
-  return static_cast<double>(valid_size(static_cast<const T*>(parameter.data)[sample * parameter.stride]));
+  return static_cast<double>(parameter.of<T>(sample));
 }
 
 // How often sums are taken.
@@ -64,21 +62,10 @@ struct MomentumRule {
 template <class T, int kPower>
 struct StartRule {
   Parameter eps;
-  const int64_t *seed, *index;
-  int64_t seed_stride, index_stride, elements;
+  Seed seed;
+  int64_t elements;
 
-  StartRule(const Start& op, int64_t elements)
-      : eps(op.eps),
-        seed(op.seed),
-        index(op.index),
-        seed_stride(op.seed_stride),
-        index_stride(op.index_stride),
-        elements(elements) {}
-
-  ROLI_FN PhiloxKey key() const { return philox_key(seed[0], seed[seed_stride]); }
-  ROLI_FN int64_t index_of(int64_t sample) const {
-    return index == nullptr ? sample : index[sample * index_stride];
-  }
+  StartRule(const Start& op, int64_t elements) : eps(op.eps), seed(op.seed), elements(elements) {}
 
   // exp(x) for x in [-17, 0]: 2^k times a Taylor series on half an octave to either side, without a library.
   static ROLI_FN double exponential(double x) {
@@ -91,7 +78,7 @@ struct StartRule {
 
   // In n dimensions the n-th root of a uniform number is the radius of a uniform point of the ball.
   ROLI_FN void advance(int, int64_t sample, const GradSums& sums, SampleState& state) const {
-    const float u = unit_uniform(philox_block(key(), index_of(sample), kRadiusBlock).x0);
+    const float u = unit_uniform(philox_block(seed.key(), seed.index_of(sample), kRadiusBlock).x0);
     const double root = exponential(static_cast<double>(log_unit(u)) / static_cast<double>(elements));
     state.towards.norm = kPower == 2 ? square_root(sums.dd) : sums.dd;
     state.movement.length = root * size_of<T>(eps, sample);

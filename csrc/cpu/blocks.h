@@ -102,17 +102,52 @@ static inline void store(const Array& array, int64_t offset, int64_t stride, int
   });
 }
 
-static inline bool has(const Mask& mask, int64_t sample) {
-  return mask.data == nullptr || mask.data[sample * mask.stride];
+// `count` elements of a chunk of a plan, from its element `begin` on.
+struct Block {
+  const Plan& plan;
+  const Chunk& chunk;
+  int64_t begin, count;
+
+  int64_t stride(int operand) const { return plan.row_stride[operand]; }
+  int64_t offset(int operand) const { return chunk.offset[operand] + begin * stride(operand); }
+  int64_t position() const { return chunk.begin + begin; }  // of the first element in its row
+};
+
+// Calls visit(block) for the blocks of the chunks [first, last), as for_each_chunk does for the chunks.
+template <class Visit>
+static inline void for_each_block(const Plan& plan, int operands, int64_t first, int64_t last, Visit&& visit,
+                                  int64_t sample = 0) {
+  const auto blocks = [&](const Chunk& chunk) {
+    for (int64_t begin = 0; begin < chunk.count; begin += kBlock)
+      visit(Block{plan, chunk, begin, std::min(kBlock, chunk.count - begin)});
+  };
+  for_each_chunk(plan, operands, first, last, blocks, sample);
+}
+
+// operand: where the array stands in the plan.
+template <class T>
+static ROLI_FN const T* load(const Array& array, int operand, const Block& block, T* buffer) {
+  return load(array, block.offset(operand), block.stride(operand), block.count, buffer);
 }
 
 template <class T>
-static inline T value(const Parameter& parameter, int64_t sample) {
-  if (parameter.data == nullptr) return static_cast<T>(parameter.value);
-  return valid_size(static_cast<const T*>(parameter.data)[sample * parameter.stride]);
+static ROLI_FN void store(const Array& array, int operand, const Block& block, const T* values) {
+  store(array, block.offset(operand), block.stride(operand), block.count, values);
 }
 
-// (block - mean) / std. Where the channel changes from element to element, mean and std are laid out
+// Values that may be changed, in place or in buffer; store_changed puts back what is in buffer.
+template <class T>
+static ROLI_FN T* load_to_change(const Array& array, int operand, const Block& block, T* buffer) {
+  return const_cast<T*>(load(array, operand, block, buffer));
+}
+
+template <class T>
+static ROLI_FN void store_changed(const Array& array, int operand, const Block& block, const T* values,
+                                  const T* buffer) {
+  if (values == buffer) store(array, operand, block, values);
+}
+
+// (value - mean) / std. Where the channel changes from element to element, mean and std are laid out
 // once as rows that repeat it, long enough to be read from any phase.
 template <class T>
 struct Normalizer {
@@ -135,36 +170,29 @@ struct Normalizer {
   T std(int64_t channel) const { return static_cast<const T*>(by.std)[channel * by.std_stride]; }
 
   // std of a block's elements, or null where there is none.
-  const T* stds_of(int64_t count, int64_t position, int64_t channel, T* buffer) const {
+  const T* stds_of(const Block& block, T* buffer) const {
     if (by.mean == nullptr) return nullptr;
-    if (periodic) return stds.get() + position % by.channels;
-    const T s = std(channel);
-    for (int64_t i = 0; i < count; ++i) buffer[i] = s;
+    if (periodic) return stds.get() + block.position() % by.channels;
+    const T s = std(block.chunk.channel);
+    for (int64_t i = 0; i < block.count; ++i) buffer[i] = s;
     return buffer;
   }
 
-  // position: of the block's first element in its row.
-  const T* operator()(const T* __restrict block, int64_t count, int64_t position, int64_t channel,
-                      T* __restrict buffer) const {
-    if (by.mean == nullptr) return block;
+  // The model's input, of values as they are without a normalization.
+  const T* operator()(const T* __restrict values, const Block& block, T* __restrict buffer) const {
+    if (by.mean == nullptr) return values;
+    const int64_t count = block.count;
     if (periodic) {
-      const T* __restrict m = means.get() + position % by.channels;
-      const T* __restrict s = stds.get() + position % by.channels;
-      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(block[i], m[i], s[i]);
+      const T* __restrict m = means.get() + block.position() % by.channels;
+      const T* __restrict s = stds.get() + block.position() % by.channels;
+      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(values[i], m[i], s[i]);
     } else {
-      const T m = mean(channel), s = std(channel);
-      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(block[i], m, s);
+      const T m = mean(block.chunk.channel), s = std(block.chunk.channel);
+      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(values[i], m, s);
     }
     return buffer;
   }
 };
-
-// Calls visit(begin, count) for the blocks of a chunk.
-template <class Visit>
-static inline void for_each_block(const Chunk& chunk, Visit&& visit) {
-  for (int64_t begin = 0; begin < chunk.count; begin += kBlock)
-    visit(begin, std::min(kBlock, chunk.count - begin));
-}
 
 // Calls run with values of two types: of the state, and in which a gradient is scaled.
 template <class Run>
@@ -181,12 +209,14 @@ enum class Grad { values, signs };
 template <class T, class C, Grad kGrad>
 class StepBlocks {
  public:
-  struct Block {
-    T* __restrict adv;
-    const T* __restrict clean;
-    const C* __restrict grad;
-    T* __restrict previous;
-    int64_t count, sample, position, channel;  // position: of the first element in its row
+  // The elements of a block; null where there is no such operand.
+  struct Values {
+    const Block& block;
+    int64_t count, sample;
+    T* __restrict adv = nullptr;
+    const T* __restrict clean = nullptr;
+    const C* __restrict grad = nullptr;
+    T* __restrict previous = nullptr;
   };
 
   explicit StepBlocks(const Step& op)
@@ -197,77 +227,53 @@ class StepBlocks {
 
   const Normalizer<T>& normalizer() const { return normalizer_; }
 
-  // Calls visit(block) for what lies in the chunks.
+  // Calls visit(values) for what lies in the chunks.
   template <class Visit>
   void read(int64_t sample, int64_t first, int64_t last, Visit&& visit) {
-    walk(sample, first, last,
-         [&](const Chunk& chunk, int64_t begin, int64_t count) { visit(load_block(chunk, begin, count)); });
+    walk(sample, first, last, [&](const Block& block) { visit(load_values(block)); });
   }
 
-  // Keeps what visit(block) does to adv and previous, where the sample is active, and writes out.
+  // Keeps what visit(values) does to adv and previous, where the sample is active, and writes out.
   template <class Visit>
   void write(int64_t sample, int64_t first, int64_t last, Visit&& visit) {
-    walk(sample, first, last, [&](const Chunk& chunk, int64_t begin, int64_t count) {
-      const bool active = has(op_.active, chunk.sample);
-      if (!active && !op_.has_out()) return;
+    walk(sample, first, last, [&](const Block& block) {
       const T* adv;
-      if (active) {
-        const Block block = load_block(chunk, begin, count);
-        visit(block);
-        keep(op_.adv, Step::kAdv, block.adv, adv_, chunk, begin, count);
+      if (op_.active.has(block.chunk.sample)) {
+        const Values values = load_values(block);
+        visit(values);
+        store_changed(op_.adv, Step::kAdv, block, values.adv, adv_);
         if (op_.has_previous())
-          keep(op_.previous, Step::kPrevious, block.previous, previous_, chunk, begin, count);
-        adv = block.adv;
+          store_changed(op_.previous, Step::kPrevious, block, values.previous, previous_);
+        adv = values.adv;
       } else {
-        adv = load_of(op_.adv, Step::kAdv, chunk, begin, count, adv_);
+        if (!op_.has_out()) return;
+        adv = load(op_.adv, Step::kAdv, block, adv_);
       }
-      if (!op_.has_out()) return;
-      const int at = op_.out_at();
-      const T* input = normalizer_(adv, count, chunk.begin + begin, chunk.channel, input_);
-      store(op_.out, offset(at, chunk, begin), plan_.row_stride[at], count, input);
+      if (op_.has_out())
+        store(op_.out, Step::out_at(op_.has_previous()), block, normalizer_(adv, block, input_));
     });
   }
 
  private:
   template <class Visit>
   void walk(int64_t sample, int64_t first, int64_t last, Visit&& visit) {
-    const auto blocks = [&](const Chunk& chunk) {
-      for_each_block(chunk, [&](int64_t begin, int64_t count) { visit(chunk, begin, count); });
-    };
-    for_each_chunk(plan_, operands_, first, last, blocks, sample);
+    for_each_block(plan_, operands_, first, last, visit, sample);
   }
 
-  int64_t offset(int operand, const Chunk& chunk, int64_t begin) const {
-    return chunk.offset[operand] + begin * plan_.row_stride[operand];
+  Values load_values(const Block& block) {
+    Values values = {block, block.count, block.chunk.sample};
+    values.adv = load_to_change(op_.adv, Step::kAdv, block, adv_);
+    values.clean = load(op_.clean, Step::kClean, block, clean_);
+    if (op_.has_grad()) values.grad = load_grad(block);
+    if (op_.has_previous()) values.previous = load_to_change(op_.previous, Step::kPrevious, block, previous_);
+    return values;
   }
 
-  template <class S>
-  const S* load_of(const Array& array, int operand, const Chunk& chunk, int64_t begin, int64_t count,
-                   S* buffer) const {
-    return load(array, offset(operand, chunk, begin), plan_.row_stride[operand], count, buffer);
-  }
-
-  Block load_block(const Chunk& chunk, int64_t begin, int64_t count) {
-    Block block = {nullptr,      nullptr, nullptr, nullptr, count, chunk.sample, chunk.begin + begin,
-                   chunk.channel};
-    // Where they lie as wanted, the block is the memory itself.
-    block.adv = const_cast<T*>(load_of(op_.adv, Step::kAdv, chunk, begin, count, adv_));
-    block.clean = load_of(op_.clean, Step::kClean, chunk, begin, count, clean_);
-    if (op_.has_grad()) {
-      if constexpr (kGrad == Grad::signs)
-        block.grad = load_sign(op_.grad, offset(Step::kGrad, chunk, begin), plan_.row_stride[Step::kGrad],
-                               count, grad_);
-      else
-        block.grad = load_of(op_.grad, Step::kGrad, chunk, begin, count, grad_);
-    }
-    if (op_.has_previous())
-      block.previous = const_cast<T*>(load_of(op_.previous, Step::kPrevious, chunk, begin, count, previous_));
-    return block;
-  }
-
-  void keep(const Array& array, int operand, const T* block, const T* buffer, const Chunk& chunk,
-            int64_t begin, int64_t count) const {
-    if (block == buffer) store(array, offset(operand, chunk, begin), plan_.row_stride[operand], count, block);
+  const C* load_grad(const Block& block) {
+    if constexpr (kGrad == Grad::signs)
+      return load_sign(op_.grad, block.offset(Step::kGrad), block.stride(Step::kGrad), block.count, grad_);
+    else
+      return load(op_.grad, Step::kGrad, block, grad_);
   }
 
   const Step& op_;

@@ -33,17 +33,17 @@ constexpr int64_t kWords = kBlock + 4 + 4 * kLanes;
 // lane counts until the end.
 static inline void draw_blocks(PhiloxKey key, int64_t sample, int64_t first, int64_t blocks,
                                uint32_t* words) {
-  uint32_t k0[10], k1[10];
-  for (int round = 0; round < 10; ++round) {
-    k0[round] = key.k0 + 0x9E3779B9u * static_cast<uint32_t>(round);
-    k1[round] = key.k1 + 0xBB67AE85u * static_cast<uint32_t>(round);
+  uint32_t k0[kPhiloxRounds], k1[kPhiloxRounds];
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    k0[round] = key.k0 + kPhiloxW0 * static_cast<uint32_t>(round);
+    k1[round] = key.k1 + kPhiloxW1 * static_cast<uint32_t>(round);
   }
-  const Lanes zero = {}, low = zero + 0xffffffffu, m0 = zero + 0xD2511F53u, m1 = zero + 0xCD9E8D57u;
+  const Lanes zero = {}, low = zero + 0xffffffffu, m0 = zero + kPhiloxM0, m1 = zero + kPhiloxM1;
   Lanes number = zero;
   for (int lane = 0; lane < kLanes; ++lane) number[lane] = static_cast<uint64_t>(first + lane);
   for (int64_t i = 0; i < blocks; i += kLanes, number += kLanes) {
     Lanes x0 = number, x1 = number >> 32, x2 = zero + low_word(sample), x3 = zero + high_word(sample);
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < kPhiloxRounds; ++round) {
       const Lanes p0 = multiply_words(x0, m0), p1 = multiply_words(x2, m1);
       x0 = (p1 >> 32) ^ x1 ^ k0[round];
       x2 = (p0 >> 32) ^ x3 ^ k1[round];

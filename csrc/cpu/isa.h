@@ -11,12 +11,12 @@ namespace roli::cpu::ROLI_ISA {
 
 void linf_step_chunks(const LinfStep&, int64_t first, int64_t last);
 void linf_start_chunks(const LinfStart&, int64_t first, int64_t last);
-void prepared_chunks(const Prepare&, int64_t first, int64_t last);
 extern const SampleKernel<L2Step> l2_step;
 extern const SampleKernel<L2Start> l2_start;
+void l1_step_sample(const L1Step&, int64_t sample, const Scratch&);
 extern const SampleKernel<L1Start> l1_start;
 extern const SampleKernel<Momentum> momentum;
-void l1_step(const L1Step&, int64_t sample, const Scratch&);
-void keep_best(const KeepBest&, int64_t first_sample, int64_t last_sample);
+void keep_best_samples(const KeepBest&, int64_t first, int64_t last);
+void prepare_chunks(const Prepare&, int64_t first, int64_t last);
 
 }  // namespace roli::cpu::ROLI_ISA

@@ -31,20 +31,20 @@ struct Kernels {
   const char* name;
   void (*linf_step)(const LinfStep&, int64_t first, int64_t last);
   void (*linf_start)(const LinfStart&, int64_t first, int64_t last);
-  void (*prepare)(const Prepare&, int64_t first, int64_t last);
   const SampleKernel<L2Step>* l2_step;
   const SampleKernel<L2Start>* l2_start;
+  void (*l1_step)(const L1Step&, int64_t sample, const Scratch&);
   const SampleKernel<L1Start>* l1_start;
   const SampleKernel<Momentum>* momentum;
-  void (*l1_step)(const L1Step&, int64_t sample, const Scratch&);
   void (*keep_best)(const KeepBest&, int64_t first_sample, int64_t last_sample);
+  void (*prepare)(const Prepare&, int64_t first, int64_t last);
 };
 
 // The widest instruction set that was built and that this processor has, or the one that
 // ROLI_FAST_CPU_CAPABILITY names. Throws std::runtime_error where that one cannot run.
 const Kernels& kernels();
 
-// Those that were built, narrowest first, ended by a null name.
+// Those that were built, narrowest first, ended by null.
 extern const Kernels* const built[];
 
 }  // namespace roli::cpu

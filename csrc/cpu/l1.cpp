@@ -4,7 +4,6 @@
 #include "../common/l1.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 
@@ -113,7 +112,7 @@ template <class T, class C>
 void move_block(const T* __restrict adv, const C* __restrict grad, const Key<C>* __restrict keys,
                 T* __restrict x, int64_t count, Key<C> last, T length) {
   for (int64_t i = 0; i < count; ++i) {
-    const T there = grad[i] > C(0) ? adv[i] + length : grad[i] < C(0) ? adv[i] - length : adv[i];
+    const T there = signed_step(adv[i], grad[i], length);
     x[i] = keys[i] >= last ? there : adv[i];
   }
 }
@@ -135,7 +134,7 @@ class L1 {
   void run(int64_t sample) {
     const double eps = size_of<T>(op_.eps, sample);
     double t = 0;
-    if (has(op_.active, sample)) {
+    if (op_.active.has(sample)) {
       if (op_.has_grad())
         move(sample, eps);
       else
@@ -171,8 +170,7 @@ class L1 {
   void move(int64_t sample, double eps) {
     alignas(64) T std[kBlock];
     each_block(sample, [&](const auto& b, int64_t at) {
-      key_block(b.grad, blocks_.normalizer().stds_of(b.count, b.position, b.channel, std), keys_ + at,
-                b.count);
+      key_block(b.grad, blocks_.normalizer().stds_of(b.block, std), keys_ + at, b.count);
     });
     const double sparsity = size_of<T>(op_.sparsity, sample);
     const int64_t count = moving(sparsity, elements_);
@@ -200,7 +198,7 @@ class L1 {
 
 }  // namespace
 
-void l1_step(const L1Step& op, int64_t sample, const Scratch& scratch) {
+void l1_step_sample(const L1Step& op, int64_t sample, const Scratch& scratch) {
   with_types(op.adv, op.grad, [&](auto t, auto c) { L1<decltype(t), decltype(c)>(op, scratch).run(sample); });
 }
 

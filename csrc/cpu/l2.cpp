@@ -2,7 +2,6 @@
 #include "../common/l2.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 
@@ -175,11 +174,11 @@ class L2 {
   }
 
  private:
-  using Block = typename StepBlocks<T, C, Grad::values>::Block;
+  using Values = typename StepBlocks<T, C, Grad::values>::Values;
 
-  const T* stds(const Block& b) { return blocks_.normalizer().stds_of(b.count, b.position, b.channel, std_); }
+  const T* stds(const Values& b) { return blocks_.normalizer().stds_of(b.block, std_); }
 
-  void find_step(const Block& b, const SampleState& state) {
+  void find_step(const Values& b, const SampleState& state) {
     const Unit<T, C> unit(state.towards);
     const T weight = weight_of<T>(state.towards, state.movement.length);
     const T* std = state.towards.infinite ? nullptr : stds(b);
@@ -190,11 +189,11 @@ class L2 {
   }
 
   // APGD's point, before it is brought back into the ball.
-  void find_point(const Block& b, const SampleState& state) {
+  void find_point(const Values& b, const SampleState& state) {
     find_step(b, state);
     move_block(b.adv, step_, b.clean, z_, b.count, state.movement.inside, static_cast<T>(state.movement.keep),
                lo_, hi_);
-    momentum_block(b.adv, z_, b.previous, b.clean, point_, b.count, value<T>(op_.momentum, b.sample));
+    momentum_block(b.adv, z_, b.previous, b.clean, point_, b.count, op_.momentum.of<T>(b.sample));
   }
 
   const L2Step& op_;

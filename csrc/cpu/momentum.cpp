@@ -1,10 +1,8 @@
-// Accumulated gradients and the best iterates, compiled once per instruction set (ROLI_ISA).
+// Accumulated gradients, compiled once per instruction set (ROLI_ISA).
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <type_traits>
 
-#include "../common/direction.h"
 #include "isa.h"
 
 namespace roli::cpu::ROLI_ISA {
@@ -53,60 +51,28 @@ void accumulate_block(T* __restrict momentum, const C* __restrict grad, int64_t 
 
 template <class T, class C>
 void accumulate(const Momentum& op, int64_t sample, int64_t first, int64_t last, const SampleState& state) {
-  const Plan& plan = op.plan;
   const Unit<T, C> unit(state.towards);
   const T weight = weight_of<T>(state.towards, state.movement.length), decay = static_cast<T>(op.decay);
   alignas(64) T momentum_buffer[kBlock];
   alignas(64) C grad_buffer[kBlock];
-  const auto chunk = [&](const Chunk& chunk) {
-    for_each_block(chunk, [&](int64_t begin, int64_t count) {
-      const int64_t stride = plan.row_stride[kMomentum];
-      const int64_t at = chunk.offset[kMomentum] + begin * stride;
-      T* momentum = const_cast<T*>(load(op.momentum, at, stride, count, momentum_buffer));
-      const C* grad = load(op.grad, chunk.offset[kGrad] + begin * plan.row_stride[kGrad],
-                           plan.row_stride[kGrad], count, grad_buffer);
-      accumulate_block(momentum, grad, count, unit, weight, decay);
-      if (momentum == momentum_buffer) store(op.momentum, at, stride, count, momentum);
-    });
+  const auto add = [&](const Block& block) {
+    T* momentum = load_to_change(op.momentum, kMomentum, block, momentum_buffer);
+    const C* grad = load(op.grad, kGrad, block, grad_buffer);
+    accumulate_block(momentum, grad, block.count, unit, weight, decay);
+    store_changed(op.momentum, kMomentum, block, momentum, momentum_buffer);
   };
-  for_each_chunk(plan, 2, first, last, chunk, sample);
+  for_each_block(op.plan, 2, first, last, add, sample);
 }
 
 template <class C>
 void gather(const Momentum& op, int64_t sample, int64_t first, int64_t last, GradSums* of_chunks) {
-  const Plan& plan = op.plan;
   alignas(64) C buffer[kBlock];
   for (int64_t i = first; i < last; ++i) {
     GradSums& sums = of_chunks[i - first] = {};
-    const auto chunk = [&](const Chunk& chunk) {
-      for_each_block(chunk, [&](int64_t begin, int64_t count) {
-        const int64_t at = chunk.offset[kGrad] + begin * plan.row_stride[kGrad];
-        add_magnitudes(load(op.grad, at, plan.row_stride[kGrad], count, buffer), count, sums);
-      });
+    const auto add = [&](const Block& block) {
+      add_magnitudes(load(op.grad, kGrad, block, buffer), block.count, sums);
     };
-    for_each_chunk(plan, 2, i, i + 1, chunk, sample);
-  }
-}
-
-template <class T>
-void keep_best_samples(const KeepBest& op, int64_t first, int64_t last) {
-  enum { kBest, kAdv };
-  const Plan& plan = op.plan;
-  alignas(64) T buffer[kBlock];
-  for (int64_t sample = first; sample < last; ++sample) {
-    T& best_value = static_cast<T*>(op.best_value)[sample * op.best_value_stride];
-    const T value = static_cast<const T*>(op.value)[sample * op.value_stride];
-    if (!has(op.active, sample) || !(value > best_value)) continue;
-    best_value = value;
-    const auto chunk = [&](const Chunk& chunk) {
-      for_each_block(chunk, [&](int64_t begin, int64_t count) {
-        const T* adv = load(op.adv, chunk.offset[kAdv] + begin * plan.row_stride[kAdv], plan.row_stride[kAdv],
-                            count, buffer);
-        const int64_t stride = plan.row_stride[kBest];
-        store(op.best, chunk.offset[kBest] + begin * stride, stride, count, adv);
-      });
-    };
-    for_each_chunk(plan, 2, 0, plan.chunks(), chunk, sample);
+    for_each_block(op.plan, 2, i, i + 1, add, sample);
   }
 }
 
@@ -129,9 +95,5 @@ const SampleKernel<Momentum> momentum = {
       });
     },
 };
-
-void keep_best(const KeepBest& op, int64_t first, int64_t last) {
-  with_state_type(op.best.dtype, [&](auto tag) { keep_best_samples<decltype(tag)>(op, first, last); });
-}
 
 }  // namespace roli::cpu::ROLI_ISA

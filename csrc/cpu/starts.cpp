@@ -1,5 +1,4 @@
-// Random points of L2 and L1 balls, compiled once per instruction set (ROLI_ISA). The draws are put where the
-// points will be: scaling them there costs less than drawing them twice.
+// Random points of balls, compiled once per instruction set (ROLI_ISA).
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -15,6 +14,38 @@ namespace {
 #include "sums.h"
 
 enum { kStart, kClean };
+
+// Linf: element by element.
+
+template <class T>
+void linf_block(const T* __restrict clean, const uint32_t* __restrict words, T* __restrict start,
+                int64_t count, T eps, T lo, T hi) {
+  for (int64_t i = 0; i < count; ++i)
+    start[i] = linf_start(clean[i], symmetric_uniform<T>(words[i]), eps, lo, hi);
+}
+
+template <class T>
+void linf_chunks(const LinfStart& op, int64_t first, int64_t last) {
+  const Plan& plan = op.plan;
+  const PhiloxKey key = op.seed.key();
+  const T lo = static_cast<T>(op.box.lo), hi = static_cast<T>(op.box.hi);
+  const int64_t samples = plan.sample_dim < 0 ? 1 : plan.size[plan.sample_dim];
+  const int64_t rows_per_sample = plan.rows / samples;
+  alignas(64) T clean_buffer[kBlock], start_buffer[kBlock];
+  alignas(64) uint32_t word_buffer[kWords];
+  for_each_block(plan, 2, first, last, [&](const Block& block) {
+    const int64_t sample = block.chunk.sample;
+    const int64_t logical = block.chunk.row % rows_per_sample * plan.length + block.position();
+    const T* clean = load(op.clean, kClean, block, clean_buffer);
+    const uint32_t* words = draw_words(key, op.seed.index_of(sample), logical, block.count, word_buffer);
+    T* start = block.stride(kStart) == 1 ? elements<T>(op.start, block.offset(kStart)) : start_buffer;
+    linf_block(clean, words, start, block.count, op.eps.of<T>(sample), lo, hi);
+    store_changed(op.start, kStart, block, start, start_buffer);
+  });
+}
+
+// L2 and L1: the draws are put where the points will be, since scaling them there costs less than drawing
+// them twice.
 
 // Of whole blocks of four words; the draws that lie before or behind are not used.
 struct Normal {
@@ -50,26 +81,22 @@ double norm_of(const float* __restrict draws, int64_t count) {
 
 template <class Draws, class T>
 void draw_chunks(const Start& op, int64_t sample, int64_t first, int64_t last, GradSums* of_chunks) {
-  const Plan& plan = op.plan;
-  const PhiloxKey key = philox_key(op.seed[0], op.seed[op.seed_stride]);
-  const int64_t index = op.index == nullptr ? sample : op.index[sample * op.index_stride];
+  const PhiloxKey key = op.seed.key();
+  const int64_t index = op.seed.index_of(sample);
   alignas(64) uint32_t words[kWords];
   alignas(64) float draws[kWords];
   alignas(64) T widened_draws[kBlock];
   for (int64_t i = first; i < last; ++i) {
     GradSums& sums = of_chunks[i - first] = {};
-    const auto chunk = [&](const Chunk& chunk) {
-      const int64_t logical = chunk.row * plan.length + chunk.begin;
-      for_each_block(chunk, [&](int64_t begin, int64_t count) {
-        const int64_t skip = draw_words(key, index, logical + begin, count, words) - words;
-        Draws::draw(words, draws, (skip + count + 3) / 4 * 4);
-        sums.dd += norm_of<Draws>(draws + skip, count);
-        for (int64_t i = 0; i < count; ++i) widened_draws[i] = static_cast<T>(draws[skip + i]);
-        const int64_t stride = plan.row_stride[kStart];
-        store(op.start, chunk.offset[kStart] + begin * stride, stride, count, widened_draws);
-      });
+    const auto draw = [&](const Block& block) {
+      const int64_t logical = block.chunk.row * op.plan.length + block.position();
+      const int64_t skip = draw_words(key, index, logical, block.count, words) - words;
+      Draws::draw(words, draws, (skip + block.count + 3) / 4 * 4);
+      sums.dd += norm_of<Draws>(draws + skip, block.count);
+      for (int64_t k = 0; k < block.count; ++k) widened_draws[k] = static_cast<T>(draws[skip + k]);
+      store(op.start, kStart, block, widened_draws);
     };
-    for_each_chunk(plan, 2, i, i + 1, chunk, sample);
+    for_each_block(op.plan, 2, i, i + 1, draw, sample);
   }
 }
 
@@ -80,22 +107,16 @@ void place_block(const T* __restrict clean, T* __restrict start, int64_t count, 
 
 template <class T>
 void place_chunks(const Start& op, int64_t sample, int64_t first, int64_t last, const SampleState& state) {
-  const Plan& plan = op.plan;
   const T weight = weight_of<T>(state.towards, state.movement.length);
   const T lo = static_cast<T>(op.box.lo), hi = static_cast<T>(op.box.hi);
   alignas(64) T clean_buffer[kBlock], start_buffer[kBlock];
-  const auto chunk = [&](const Chunk& chunk) {
-    for_each_block(chunk, [&](int64_t begin, int64_t count) {
-      const int64_t stride = plan.row_stride[kStart];
-      const int64_t at = chunk.offset[kStart] + begin * stride;
-      T* start = const_cast<T*>(load(op.start, at, stride, count, start_buffer));
-      const T* clean = load(op.clean, chunk.offset[kClean] + begin * plan.row_stride[kClean],
-                            plan.row_stride[kClean], count, clean_buffer);
-      place_block(clean, start, count, weight, lo, hi);
-      if (start == start_buffer) store(op.start, at, stride, count, start);
-    });
+  const auto place = [&](const Block& block) {
+    T* start = load_to_change(op.start, kStart, block, start_buffer);
+    const T* clean = load(op.clean, kClean, block, clean_buffer);
+    place_block(clean, start, block.count, weight, lo, hi);
+    store_changed(op.start, kStart, block, start, start_buffer);
   };
-  for_each_chunk(plan, 2, first, last, chunk, sample);
+  for_each_block(op.plan, 2, first, last, place, sample);
 }
 
 template <class Op, class Draws>
@@ -118,6 +139,10 @@ constexpr SampleKernel<Op> start_kernel = {
 };
 
 }  // namespace
+
+void linf_start_chunks(const LinfStart& op, int64_t first, int64_t last) {
+  with_state_type(op.start.dtype, [&](auto tag) { linf_chunks<decltype(tag)>(op, first, last); });
+}
 
 const SampleKernel<L2Start> l2_start = start_kernel<L2Start, Normal>;
 const SampleKernel<L1Start> l1_start = start_kernel<L1Start, Laplace>;

@@ -23,6 +23,18 @@ struct Size {
   }
 };
 
+// The operands of a step, some of which may be absent.
+struct StepMemory {
+  Memory adv, clean, grad, previous, out;
+
+  explicit StepMemory(const Step& op)
+      : adv(op.adv), clean(op.clean), grad(op.grad), previous(op.previous), out(op.out) {}
+
+  ROLI_FN bool has_grad() const { return grad.data != nullptr; }
+  ROLI_FN bool has_previous() const { return previous.data != nullptr; }
+  ROLI_FN bool has_out() const { return out.data != nullptr; }
+};
+
 template <class T>
 struct Normalizer {
   const T *mean, *std;
@@ -56,10 +68,5 @@ struct Normalizer {
     }
   }
 };
-
-// A (N,) mask.
-ROLI_FN bool has(const Mask& mask, int64_t sample) {
-  return mask.data == nullptr || mask.data[sample * mask.stride];
-}
 
 }  // namespace roli::cuda

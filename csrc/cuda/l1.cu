@@ -60,7 +60,7 @@ struct L1Samples {
 
   ROLI_FN State begin(int64_t sample) const {
     State state;
-    state.done = !has(active, sample);
+    state.done = !active.has(sample);
     if (!operands.has_grad()) return state;
     state.phase = Phase::digits;
     state.count = moving(static_cast<double>(sparsity(sample)), elements);
@@ -99,8 +99,8 @@ struct L1Samples {
   }
 
   ROLI_FN void apply(int64_t sample, int thread, const State& state) const {
-    const bool moves = has(active, sample);
-    if (!moves && operands.out.data == nullptr) return;
+    const bool moves = active.has(sample);
+    if (!moves && !operands.has_out()) return;
     each_pack(thread, [&](int64_t element) {
       if (!moves) return operands.template write_input<false>(sample, element);
       auto four = operands.template read<false>(sample, element);
@@ -176,8 +176,7 @@ struct L1Samples {
   ROLI_FN T point(const Four<T, C>& four, int k, const State& state) const {
     const T a = four.a[k];
     if (!operands.has_grad() || key_at(four, k) < state.last) return a;
-    const T length = static_cast<T>(state.length);
-    return four.g[k] > C(0) ? a + length : four.g[k] < C(0) ? a - length : a;
+    return signed_step(a, four.g[k], static_cast<T>(state.length));
   }
 };
 

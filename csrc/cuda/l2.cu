@@ -12,7 +12,6 @@ struct L2Samples {
   static constexpr int kBlocks = kApgd || Operands::kWide ? 2 : 4, kStages = kApgd ? 2 : 1;
   using T = typename Operands::State;
   using C = typename Operands::Gradient;
-  using State = SampleState;
   Parts parts;
   Operands operands;
   L2Rule<T, C> rule;
@@ -29,19 +28,11 @@ struct L2Samples {
         hi(static_cast<T>(op.box.hi)),
         active(op.active) {}
 
-  ROLI_FN GradSums load(int stage, int64_t block, int thread) const {
-    return parts.load(stage, block, thread);
-  }
-  ROLI_FN void keep(int stage, int64_t block, const GradSums& sums) const { parts.keep(stage, block, sums); }
-  ROLI_FN void advance(int stage, int64_t block, const GradSums& sums, State& state) const {
-    rule.advance(stage, parts.sample_of(block), sums, state);
-  }
-
   template <int kStage>
-  ROLI_FN GradSums gather(int64_t block, int thread, const State& state) const {
+  ROLI_FN GradSums gather(int64_t block, int thread, const SampleState& state) const {
     GradSums sums;
     const int64_t sample = parts.sample_of(block);
-    if (!has(active, sample)) return sums;
+    if (!active.has(sample)) return sums;
     const bool normalized = operands.normalizer.mean != nullptr;
     const Step step(*this, sample, state);
     parts.each_pack(block, thread, [&](int64_t element) {
@@ -61,10 +52,10 @@ struct L2Samples {
     return sums;
   }
 
-  ROLI_FN void apply(int64_t block, int thread, const State& state) const {
+  ROLI_FN void apply(int64_t block, int thread, const SampleState& state) const {
     const int64_t sample = parts.sample_of(block);
-    if (!has(active, sample)) {
-      if (operands.out.data != nullptr)
+    if (!active.has(sample)) {
+      if (operands.has_out())
         parts.each_pack(block, thread,
                         [&](int64_t element) { operands.template write_input<kApgd>(sample, element); });
       return;
@@ -92,7 +83,7 @@ struct L2Samples {
     T weight, keep, back_keep, momentum, lo, hi;
     bool inside, back_inside, normalized, has_grad;
 
-    ROLI_FN Step(const L2Samples& body, int64_t sample, const State& state)
+    ROLI_FN Step(const L2Samples& body, int64_t sample, const SampleState& state)
         : unit(state.towards),
           weight(weight_of<T>(state.towards, state.movement.length)),
           keep(static_cast<T>(state.movement.keep)),
@@ -127,7 +118,7 @@ template <bool kApgd, class Operands>
 void run_on(const L2Step& op, const Operands& operands, Shape shape, const Context& context) {
   using Body = L2Samples<Operands, kApgd>;
   const Parts parts(elements_of(shape), shape.sizes[0], Body::kStages, context);
-  launch_samples(Body(op, operands, parts), parts.blocks(), context.stream);
+  launch_samples(Body(op, operands, parts), context.stream);
 }
 
 }  // namespace

@@ -36,13 +36,18 @@ inline void check_launch() {
     throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error));
 }
 
+// Starts so many blocks of a kernel on the body.
+template <class Body>
+void launch_blocks(void (*kernel)(Body), const Body& body, int64_t blocks, Stream stream) {
+  static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
+  kernel<<<static_cast<unsigned int>(blocks), kThreads, 0, stream>>>(body);
+  check_launch();
+}
+
 // Runs the body on at least so many threads, in the stream.
 template <class Body>
 void launch(const Body& body, int64_t threads, Stream stream) {
-  static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
-  const auto blocks = static_cast<unsigned int>(blocks_for(threads));
-  kernel<Body><<<blocks, kThreads, 0, stream>>>(body);
-  check_launch();
+  launch_blocks(kernel<Body>, body, blocks_for(threads), stream);
 }
 
 #else

@@ -16,28 +16,19 @@ struct Four {
 
 // Grad, Clean: storage types.
 template <class T, class C, class Grad, class Clean>
-struct DenseOperands {
+struct DenseOperands : StepMemory {
   using State = T;
   using Gradient = C;
   static constexpr bool kWide = sizeof(C) == 8;
   DenseSamples samples;
-  Memory adv, clean, grad, previous, out;
   Normalizer<T> normalizer;
 
   DenseOperands(const Step& op, const DenseSamples& samples)
-      : samples(samples),
-        adv(op.adv),
-        clean(op.clean),
-        grad(op.grad),
-        previous(op.previous),
-        out(op.out),
-        normalizer(op.normalization) {}
+      : StepMemory(op), samples(samples), normalizer(op.normalization) {}
 
-  ROLI_FN bool has_grad() const { return grad.data != nullptr; }
-
-  // The gradients alone, by which std they are divided.
+  // Gradients alone, and by which std they are to be divided.
   ROLI_FN void read_grad(int64_t sample, int64_t element, Four<T, C>& four) const {
-    const int64_t place = sample * samples.elements + element;
+    const int64_t place = samples.place(sample, element);
     const auto g = fetch<AsValue, C, Grad>(grad, place);
     ROLI_UNROLL
     for (int k = 0; k < kPack; ++k) four.g[k] = meant<AsValue, C, Grad>(g, k);
@@ -53,7 +44,7 @@ struct DenseOperands {
   template <bool kPrevious>
   ROLI_FN Four<T, C> read(int64_t sample, int64_t element) const {
     Four<T, C> four;
-    const int64_t place = sample * samples.elements + element;
+    const int64_t place = samples.place(sample, element);
     const auto a = fetch<AsValue, T, T>(adv, place);
     const auto c = fetch<AsValue, T, Clean>(clean, place);
     Pack<T> p = {};
@@ -71,7 +62,7 @@ struct DenseOperands {
   // The new a, and p where there is one.
   template <bool kPrevious>
   ROLI_FN void write(int64_t sample, int64_t element, const Four<T, C>& four) const {
-    const int64_t place = sample * samples.elements + element;
+    const int64_t place = samples.place(sample, element);
     put<T>(adv, place, pack(four.a));
     if constexpr (kPrevious) put<T>(previous, place, pack(four.p));
     write_out(place, pack(four.a));
@@ -80,7 +71,7 @@ struct DenseOperands {
   // The model's input of what stays as it is.
   template <bool kPrevious>
   ROLI_FN void write_input(int64_t sample, int64_t element) const {
-    const int64_t place = sample * samples.elements + element;
+    const int64_t place = samples.place(sample, element);
     write_out(place, fetch<AsValue, T, T>(adv, place));
   }
 
@@ -93,7 +84,7 @@ struct DenseOperands {
   }
 
   ROLI_FN void write_out(int64_t place, Pack<T> a) const {
-    if (out.data == nullptr) return;
+    if (!has_out()) return;
     normalizer(a, samples.channel, place);
     put<Any>(out, place, a);
   }
@@ -101,29 +92,20 @@ struct DenseOperands {
 
 // In any layout, one by one.
 template <class T, class C>
-struct StridedOperands {
+struct StridedOperands : StepMemory {
   using State = T;
   using Gradient = C;
   static constexpr bool kWide = sizeof(C) == 8;
   StridedSamples samples;
-  int64_t elements;
-  Memory adv, clean, grad, previous, out;
   Normalizer<T> normalizer;
 
   explicit StridedOperands(const Step& op)
-      : samples(op.plan, op.operands().count, op.normalization.channels),
-        elements(op.plan.elements()),
-        adv(op.adv),
-        clean(op.clean),
-        grad(op.grad),
-        previous(op.previous),
-        out(op.out),
+      : StepMemory(op),
+        samples(op.plan, op.operands().count, op.normalization.channels),
         normalizer(op.normalization) {}
 
-  ROLI_FN bool has_grad() const { return grad.data != nullptr; }
-
   ROLI_FN void read_grad(int64_t sample, int64_t element, Four<T, C>& four) const {
-    four.count = count(element);
+    four.count = samples.count(element);
     ROLI_UNROLL
     for (int k = 0; k < kPack; ++k) {
       if (k >= four.count) break;
@@ -136,7 +118,7 @@ struct StridedOperands {
   template <bool kPrevious>
   ROLI_FN Four<T, C> read(int64_t sample, int64_t element) const {
     Four<T, C> four;
-    four.count = count(element);
+    four.count = samples.count(element);
     ROLI_UNROLL
     for (int k = 0; k < kPack; ++k) {
       if (k >= four.count) break;
@@ -165,21 +147,17 @@ struct StridedOperands {
 
   template <bool kPrevious>
   ROLI_FN void write_input(int64_t sample, int64_t element) const {
-    for (int k = 0; k < count(element); ++k) {
+    for (int k = 0; k < samples.count(element); ++k) {
       const Place place = samples(sample, element + k);
       write_out<kPrevious>(place, fetch_one<AsValue, T, T>(adv, place.offset[Step::kAdv]));
     }
   }
 
  private:
-  ROLI_FN int count(int64_t element) const {
-    return elements - element < kPack ? static_cast<int>(elements - element) : kPack;
-  }
-
   template <bool kPrevious>
   ROLI_FN void write_out(const Place& place, T a) const {
-    if (out.data == nullptr) return;
-    put_one<Any>(out, place.offset[kPrevious ? 4 : 3], normalizer(a, place.channel));
+    if (!has_out()) return;
+    put_one<Any>(out, place.offset[Step::out_at(kPrevious)], normalizer(a, place.channel));
   }
 };
 
@@ -201,13 +179,6 @@ void with_operands(Op& op, Shape shape, Run&& run) {
   if (wide) return run(StridedOperands<double, double>(op));
   if (wide_grad) return run(StridedOperands<float, double>(op));
   run(StridedOperands<float, float>(op));
-}
-
-// Of a sample.
-inline int64_t elements_of(Shape shape) {
-  int64_t elements = 1;
-  for (int d = 1; d < shape.rank; ++d) elements *= shape.sizes[d];
-  return elements;
 }
 
 }  // namespace roli::cuda

@@ -1,7 +1,8 @@
 """The contract's checks, one for all backends: metadata and numbers, never a tensor's values.
 
 An error names the op and the argument, what came and what is accepted. The native guard
-(``csrc/torch_tensors.h``) refuses the same calls, and then these functions say why.
+(``csrc/torch_tensors.h``) refuses the same calls, and then these functions say why. They take all arguments
+of an op by name, behind the op's own.
 """
 
 import numbers
@@ -69,6 +70,11 @@ def _vector(
 def _batch(op: str, argument: str, value: Tensor) -> None:
     if value.dim() == 0:
         _refuse(op, argument, "shape ()", "(N, ...), N samples")
+
+
+def _state(op: str, argument: str, value: Tensor) -> None:
+    _tensor(op, argument, value, STATE_DTYPES)
+    _batch(op, argument, value)
 
 
 def _number(op: str, argument: str, value: object, accepted: str) -> Any:
@@ -207,18 +213,17 @@ def step(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
     *,
     previous: Tensor | None = None,
 ) -> None:
     """The arguments of every ``*_step_``; previous: of APGD's."""
-    _tensor(op, "adv", adv, STATE_DTYPES)
-    _batch(op, "adv", adv)
+    _state(op, "adv", adv)
     _like(op, "grad", grad, FLOAT_DTYPES, "adv", adv)
     _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
     _size(op, "step_size", step_size, adv, adv.dtype)
@@ -238,58 +243,24 @@ def step(
         _written(op, "out", out, grad=grad, clean=clean)
 
 
-def apgd_step(
-    op: str,
-    adv: Tensor,
-    previous: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
+def apgd_step(op: str, adv: Tensor, previous: Tensor, momentum: float | Tensor, **others: Any) -> None:
     """The arguments of every ``*_apgd_step_``."""
-    _tensor(op, "adv", adv, STATE_DTYPES)
-    _batch(op, "adv", adv)
+    _state(op, "adv", adv)
     _like(op, "previous", previous, (adv.dtype,), "adv", adv)
-    if momentum is not None:
-        _share(op, "momentum", momentum, adv, adv.dtype)
-    step(op, adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std, previous=previous)
+    _share(op, "momentum", momentum, adv, adv.dtype)
+    step(op, adv, previous=previous, **others)
 
 
-def l1_step(
-    op: str,
-    adv: Tensor,
-    grad: Tensor,
-    clean: Tensor,
-    step_size: float | Tensor,
-    eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    sparsity: float | Tensor | None = 0.05,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-) -> None:
+def l1_step(op: str, adv: Tensor, sparsity: float | Tensor, **others: Any) -> None:
     """The arguments of ``l1_step_``."""
-    _tensor(op, "adv", adv, STATE_DTYPES)
-    _batch(op, "adv", adv)
-    if sparsity is not None:
-        _share(op, "sparsity", sparsity, adv, adv.dtype)
-    step(op, adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std)
+    _state(op, "adv", adv)
+    _share(op, "sparsity", sparsity, adv, adv.dtype)
+    step(op, adv, **others)
 
 
-def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float = 1.0) -> None:
+def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float) -> None:
     """The arguments of ``momentum_``."""
-    _tensor(op, "momentum", momentum, STATE_DTYPES)
-    _batch(op, "momentum", momentum)
+    _state(op, "momentum", momentum)
     _like(op, "grad", grad, FLOAT_DTYPES, "momentum", momentum)
     if not _number(op, "decay", decay, "a number >= 0") >= 0:
         _refuse(op, "decay", decay, "a number >= 0")
@@ -297,16 +268,10 @@ def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float = 1.0) -> Non
 
 
 def keep_best(
-    op: str,
-    best: Tensor,
-    best_value: Tensor,
-    adv: Tensor,
-    value: Tensor,
-    active: Tensor | None = None,
+    op: str, best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor, active: Tensor | None
 ) -> None:
     """The arguments of ``keep_best_``."""
-    _tensor(op, "best", best, STATE_DTYPES)
-    _batch(op, "best", best)
+    _state(op, "best", best)
     _like(op, "adv", adv, (best.dtype,), "best", best)
     for name, vector in (("best_value", best_value), ("value", value)):
         _vector(op, name, vector, best.dtype, best.shape[0], "(N,)", best)
@@ -316,12 +281,9 @@ def keep_best(
     _written(op, "best_value", best_value, value=value)
 
 
-def project(
-    op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0
-) -> None:
+def project(op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
     """The arguments of every ``*_project_``."""
-    _tensor(op, "adv", adv, STATE_DTYPES)
-    _batch(op, "adv", adv)
+    _state(op, "adv", adv)
     _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
     _size(op, "eps", eps, adv, adv.dtype)
     _box(op, lo, hi)
@@ -338,10 +300,9 @@ def start(
     clean: Tensor,
     eps: float | Tensor,
     seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    lo: float,
+    hi: float,
+    index: Tensor | None,
 ) -> None:
     """The arguments of every ``*_start``."""
     _tensor(op, "clean", clean, IMAGE_DTYPES)
@@ -359,13 +320,11 @@ def prepare(
     adv: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    *,
-    dtype: Any = torch.float32,
-    memory_format: torch.memory_format | None = None,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format | None,
 ) -> None:
     """The arguments of ``prepare``."""
-    _tensor(op, "adv", adv, STATE_DTYPES)
-    _batch(op, "adv", adv)
+    _state(op, "adv", adv)
     _normalization(op, adv, mean, std)
     if dtype not in FLOAT_DTYPES:
         _refuse(op, "dtype", dtype, _names(FLOAT_DTYPES))

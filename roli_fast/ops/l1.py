@@ -6,40 +6,14 @@ the largest of ``|adv|``, ``|clean|`` and the result; of a float64 state, within
 sample's largest more, for samples of n elements.
 """
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
-from . import checks, reference
-from .registry import define, sizes_as_tensors
+from . import checks
+from .family import define_project, define_start, define_step, on_a_copy
 
-_STEP = define(
-    "l1",
-    "l1_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
-    "float hi=1.0, Size sparsity=0.05, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, "
-    "Tensor? std=None) -> ()",
-    check=partial(checks.l1_step, "l1_step_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.l1_step_,
-)
-
-_PROJECT = define(
-    "l1",
-    "l1_project_(Tensor(a!) adv, Tensor clean, Size eps, float lo=0.0, float hi=1.0) -> ()",
-    check=partial(checks.project, "l1_project_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.l1_project_,
-)
-
-_START = define(
-    "l1",
-    "l1_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, "
-    "Tensor? index=None) -> Tensor",
-    check=partial(checks.start, "l1_start"),
-    fake=lambda clean, *args, **kwargs: torch.empty_like(clean, dtype=checks.state_dtype(clean)),
-    reference=reference.l1_start,
-)
+_STEP = define_step("l1", share="Size sparsity=0.05", check=checks.l1_step)
+_PROJECT = define_project("l1")
+_START = define_start("l1")
 
 
 def l1_step_(
@@ -76,10 +50,7 @@ def l1_step_(
     out: as in :func:`linf_step_`. With mean and std, grad is the gradient at out and is divided by std.
     The rest as in :func:`linf_step_`.
     """
-    op = _STEP.number
-    if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(sparsity, Tensor):
-        op = _STEP.tensor
-        step_size, eps, sparsity = sizes_as_tensors(adv, step_size, eps, share=sparsity)
+    op, step_size, eps, sparsity = _STEP.of_sizes(adv, step_size, eps, sparsity)
     op(adv, grad, clean, step_size, eps, lo, hi, sparsity, active, out, mean, std)
 
 
@@ -96,9 +67,7 @@ def l1_step(
     active: Tensor | None = None,
 ) -> Tensor:
     """:func:`l1_step_` on a copy of adv, which is returned; adv may require a gradient."""
-    stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
-    l1_step_(stepped, grad, clean, step_size, eps, lo, hi, sparsity=sparsity, active=active)
-    return stepped
+    return on_a_copy(l1_step_, adv, grad, clean, step_size, eps, lo, hi, sparsity=sparsity, active=active)
 
 
 def l1_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:

@@ -9,49 +9,14 @@ their sums differ in the last bits of float64, and these rarely reach a float32 
 do reach: within sqrt(n) units more for samples of n elements.
 """
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
-from . import checks, reference
-from .registry import define, sizes_as_tensors
+from .family import define_apgd_step, define_project, define_start, define_step, on_a_copy
 
-_STEP = define(
-    "l2",
-    "l2_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
-    "float hi=1.0, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
-    check=partial(checks.step, "l2_step_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.l2_step_,
-)
-
-_APGD_STEP = define(
-    "l2",
-    "l2_apgd_step_(Tensor(a!) adv, Tensor(b!) previous, Tensor grad, Tensor clean, Size step_size, "
-    "Size eps, float lo=0.0, float hi=1.0, Size momentum=0.75, Tensor? active=None, Tensor(c!)? out=None, "
-    "Tensor? mean=None, Tensor? std=None) -> ()",
-    check=partial(checks.apgd_step, "l2_apgd_step_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.l2_apgd_step_,
-)
-
-_PROJECT = define(
-    "l2",
-    "l2_project_(Tensor(a!) adv, Tensor clean, Size eps, float lo=0.0, float hi=1.0) -> ()",
-    check=partial(checks.project, "l2_project_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.l2_project_,
-)
-
-_START = define(
-    "l2",
-    "l2_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, "
-    "Tensor? index=None) -> Tensor",
-    check=partial(checks.start, "l2_start"),
-    fake=lambda clean, *args, **kwargs: torch.empty_like(clean, dtype=checks.state_dtype(clean)),
-    reference=reference.l2_start,
-)
+_STEP = define_step("l2")
+_APGD_STEP = define_apgd_step("l2")
+_PROJECT = define_project("l2")
+_START = define_start("l2")
 
 
 def l2_step_(
@@ -80,10 +45,7 @@ def l2_step_(
     out: as in :func:`linf_step_`. With mean and std, grad is the gradient at out and is divided by std.
     The rest as in :func:`linf_step_`.
     """
-    op = _STEP.number
-    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
-        op = _STEP.tensor
-        step_size, eps = sizes_as_tensors(adv, step_size, eps)
+    op, step_size, eps = _STEP.of_sizes(adv, step_size, eps)
     op(adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std)
 
 
@@ -99,9 +61,7 @@ def l2_step(
     active: Tensor | None = None,
 ) -> Tensor:
     """:func:`l2_step_` on a copy of adv, which is returned; adv may require a gradient."""
-    stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
-    l2_step_(stepped, grad, clean, step_size, eps, lo, hi, active=active)
-    return stepped
+    return on_a_copy(l2_step_, adv, grad, clean, step_size, eps, lo, hi, active=active)
 
 
 def l2_apgd_step_(
@@ -129,10 +89,7 @@ def l2_apgd_step_(
 
     Arguments as in :func:`l2_step_` and :func:`linf_apgd_step_`.
     """
-    op = _APGD_STEP.number
-    if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(momentum, Tensor):
-        op = _APGD_STEP.tensor
-        step_size, eps, momentum = sizes_as_tensors(adv, step_size, eps, share=momentum)
+    op, step_size, eps, momentum = _APGD_STEP.of_sizes(adv, step_size, eps, momentum)
     op(adv, previous, grad, clean, step_size, eps, lo, hi, momentum, active, out, mean, std)
 
 

@@ -1,49 +1,13 @@
 """The Linf family."""
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
-from . import checks, reference
-from .registry import define, sizes_as_tensors
+from .family import define_apgd_step, define_project, define_start, define_step, on_a_copy
 
-_STEP = define(
-    "linf",
-    "linf_step_(Tensor(a!) adv, Tensor grad, Tensor clean, Size step_size, Size eps, float lo=0.0, "
-    "float hi=1.0, Tensor? active=None, Tensor(b!)? out=None, Tensor? mean=None, Tensor? std=None) -> ()",
-    check=partial(checks.step, "linf_step_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.linf_step_,
-)
-
-_PROJECT = define(
-    "linf",
-    "linf_project_(Tensor(a!) adv, Tensor clean, Size eps, float lo=0.0, float hi=1.0) -> ()",
-    check=partial(checks.project, "linf_project_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.linf_project_,
-)
-
-_START = define(
-    "linf",
-    "linf_start(Tensor clean, Size eps, Tensor seed, float lo=0.0, float hi=1.0, *, "
-    "Tensor? index=None) -> Tensor",
-    check=partial(checks.start, "linf_start"),
-    fake=lambda clean, *args, **kwargs: torch.empty_like(clean, dtype=checks.state_dtype(clean)),
-    reference=reference.linf_start,
-)
-
-
-_APGD_STEP = define(
-    "linf",
-    "linf_apgd_step_(Tensor(a!) adv, Tensor(b!) previous, Tensor grad, Tensor clean, Size step_size, "
-    "Size eps, float lo=0.0, float hi=1.0, Size momentum=0.75, Tensor? active=None, Tensor(c!)? out=None, "
-    "Tensor? mean=None, Tensor? std=None) -> ()",
-    check=partial(checks.apgd_step, "linf_apgd_step_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.linf_apgd_step_,
-)
+_STEP = define_step("linf")
+_APGD_STEP = define_apgd_step("linf")
+_PROJECT = define_project("linf")
+_START = define_start("linf")
 
 
 def linf_step_(
@@ -80,8 +44,7 @@ def linf_step_(
     """
     op = _STEP.number
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
-        op = _STEP.tensor
-        step_size, eps = sizes_as_tensors(adv, step_size, eps)
+        op, step_size, eps = _STEP.of_sizes(adv, step_size, eps)
     if active is None and out is None and mean is None and std is None:  # each argument costs time
         op(adv, grad, clean, step_size, eps, lo, hi)
     else:  # by position: torch 2.10's compiler refuses a keyword `out` that is not contiguous
@@ -100,9 +63,7 @@ def linf_step(
     active: Tensor | None = None,
 ) -> Tensor:
     """:func:`linf_step_` on a copy of adv, which is returned; adv may require a gradient."""
-    stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
-    linf_step_(stepped, grad, clean, step_size, eps, lo, hi, active=active)
-    return stepped
+    return on_a_copy(linf_step_, adv, grad, clean, step_size, eps, lo, hi, active=active)
 
 
 def linf_apgd_step_(
@@ -134,10 +95,7 @@ def linf_apgd_step_(
     active: (N,) bool; of the other samples, adv and previous keep their bits.
     The rest as in :func:`linf_step_`.
     """
-    op = _APGD_STEP.number
-    if isinstance(step_size, Tensor) or isinstance(eps, Tensor) or isinstance(momentum, Tensor):
-        op = _APGD_STEP.tensor
-        step_size, eps, momentum = sizes_as_tensors(adv, step_size, eps, share=momentum)
+    op, step_size, eps, momentum = _APGD_STEP.of_sizes(adv, step_size, eps, momentum)
     op(adv, previous, grad, clean, step_size, eps, lo, hi, momentum, active, out, mean, std)
 
 

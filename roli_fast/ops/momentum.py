@@ -1,18 +1,14 @@
 """Accumulated gradients."""
 
-from functools import partial
-
 from torch import Tensor
 
-from . import checks, reference
+from . import checks
 from .registry import define
 
 _MOMENTUM = define(
     "momentum",
     "momentum_(Tensor(a!) momentum, Tensor grad, float decay=1.0) -> ()",
-    check=partial(checks.momentum, "momentum_"),
-    fake=lambda *args, **kwargs: None,
-    reference=reference.momentum_,
+    check=checks.momentum,
 )
 
 

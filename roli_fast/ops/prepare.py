@@ -1,22 +1,19 @@
 """What the model eats."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from . import checks, reference
+from . import checks
 from .registry import define
 
 _PREPARE = define(
     "prepare",
     "prepare(Tensor adv, Tensor? mean, Tensor? std, *, ScalarType dtype=float, "
     "MemoryFormat? memory_format=None) -> Tensor",
-    check=partial(checks.prepare, "prepare"),
-    fake=lambda adv, mean, std, *, dtype=torch.float32, memory_format=None: torch.empty_like(
+    check=checks.prepare,
+    fake=lambda adv, dtype, memory_format, **_: torch.empty_like(
         adv, dtype=dtype, memory_format=memory_format
     ),
-    reference=reference.prepare,
 )
 
 

@@ -1,5 +1,5 @@
-"""How an op comes into being: its schema stands once, in the file of its family, and :func:`define`
-makes of it a torch op with a fake, a check and one implementation per backend.
+"""How an op comes into being: its schema stands once, in the file of its family or in ``family.py`` for all
+of them, and :func:`define` makes of it a torch op with a fake, a check and one implementation per backend.
 
 ``torch.ops.roli_fast.NAME`` is the default choice of each device. ``torch.ops.roli_fast_native.NAME``
 are the compiled kernels, ``torch.ops.roli_fast_triton.NAME`` Triton's, whatever the default is. All have an
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import reference
 from .choice import backends, chosen, default_of
 
 _DEFAULT = torch.library.Library("roli_fast", "DEF")
@@ -30,10 +31,43 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """An op's overloads: sizes as numbers, or as tensors."""
+    """An op's overloads: sizes as numbers, or as tensors.
+
+    most: the largest number that each size may be.
+    """
 
     number: Function
     tensor: Function
+    most: tuple[float, ...]
+
+    def of_sizes(self, like: Tensor, *sizes: float | Tensor) -> tuple[Any, ...]:
+        """The overload that takes these sizes, and these as it takes them.
+
+        Where one is a tensor, numbers become tensors of shape (), on like's device. What is no size is left
+        as it is, for the op to refuse: in a tensor it would count as 0, or pass. So would None, which stands
+        for a default there.
+        """
+        tensors = none = False
+        for size in sizes:  # any() takes twice as long, which shows in a call of three microseconds
+            tensors |= isinstance(size, Tensor)
+            none |= size is None
+        if none or not tensors:
+            return self.number, *sizes
+        by_most = zip(sizes, self.most, strict=True)
+        return self.tensor, *(_as_tensor(like, size, most) for size, most in by_most)
+
+
+def _as_tensor(like: Tensor, size: float | Tensor, most: float) -> float | Tensor:
+    if isinstance(size, Tensor) or not isinstance(like, Tensor):
+        return size
+    # In this order: the abstract class takes longer to ask than the tensor to make.
+    if not isinstance(size, (float, int)) and not isinstance(size, numbers.Real):
+        return size
+    if not 0 <= size <= most:
+        return size
+    # new_full raises for a number beyond the dtype's range, which is infinite to an attack.
+    beyond = size > _FLOAT32_MAX and size > torch.finfo(like.dtype).max
+    return like.new_full((), math.inf if beyond else float(size))
 
 
 def _overload(check: Function, implementations: dict[str, Function]) -> Function:
@@ -50,88 +84,84 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
     return call
 
 
+def _no_result(**_: Any) -> None:
+    """The fake of an op that only writes to its arguments."""
+
+
 def _with_sizes(schema: str, size: str) -> str:
     if size == "Tensor":
         schema = re.sub(r"Size (\w+)=[\d.]+", r"Tensor? \1=None", schema)
     return schema.replace("Size", size)
 
 
-def define(family: str, schema: str, *, check: Function, fake: Function, reference: Function) -> Op:
-    """Registers an op with all its overloads and backends.
+def _default(argument: Any) -> Any:
+    """In a schema, a dtype is a number, and the one default that an op has for a dtype is float."""
+    return torch.float32 if argument.name == "dtype" else argument.default_value
 
-    family: the file of ``kernels`` in which Triton's implementation has the op's name.
+
+def define(family: str, schema: str, *, check: Function, fake: Function = _no_result) -> Op:
+    """Registers an op with all its overloads and backends. The reference is the function of the op's name in
+    ``reference``, Triton's implementation that in ``kernels/FAMILY.py``.
+
     schema: a torch schema without the name space; ``Size`` stands for a number or a tensor. One with a
-        default is optional as a tensor.
-    check: takes the op's arguments and raises for those that the contract does not accept.
-    fake: the op on metadata alone; returns None for an op that only writes to its arguments.
-    reference: the op in plain torch; its formula is the op's definition.
+        default is a share, which ends at 1, and as a tensor optional.
+    check: raises for arguments that the contract does not accept; the op's name comes before them.
+    fake: the op on metadata alone.
+
+    What is in Python takes all of the op's arguments, by name. Their defaults stand in the schema alone.
     """
     name = schema[: schema.index("(")]
+    parsed = torch._C.parse_schema(_with_sizes(schema, "float")).arguments
+    names = [argument.name for argument in parsed]
+    defaults = {argument.name: _default(argument) for argument in parsed if argument.has_default_value()}
+    sizes = re.findall(r"Size (\w+)(=?)", schema)
+    shares = [size for size, optional in sizes if optional]
 
-    def checked_fake(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return fake(*args, **kwargs)
-
-    def checked_reference(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
-        return reference(*args, **kwargs)
-
-    def checked_triton(*args: Any, **kwargs: Any) -> Any:
-        check(*args, **kwargs)
+    def triton(**given: Any) -> Any:
         # When first called: importing Triton takes longer than importing the rest.
-        return getattr(importlib.import_module(f"roli_fast.kernels.{family}"), name)(*args, **kwargs)
-
-    in_python = {"triton": checked_triton, "reference": checked_reference}
+        return getattr(importlib.import_module(f"roli_fast.kernels.{family}"), name)(**given)
 
     def overload(full_name: str, size: str) -> Function:
+        none_is_default = shares if size == "Tensor" else []
+
+        def complete(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+            given = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+            for share in none_is_default:
+                if given[share] is None:
+                    given[share] = defaults[share]
+            return given
+
+        def checked(implementation: Function) -> Function:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                given = complete(args, kwargs)
+                check(name, **given)
+                return implementation(**given)
+
+            return call
+
+        in_python = {"triton": checked(triton), "reference": checked(getattr(reference, name))}
         for library in (_DEFAULT, _NATIVE, _TRITON):
             library.define(full_name + _with_sizes(schema[len(name) :], size))
-            torch.library.register_fake(f"{library.ns}::{full_name}", checked_fake, lib=library)
+            torch.library.register_fake(f"{library.ns}::{full_name}", checked(fake), lib=library)
             # No autograd node, not even one that warns: results never require a gradient.
             library.impl(full_name, torch.library.fallthrough_kernel, "Autograd")
         for device in backends()["triton"].devices:
-            _TRITON.impl(full_name, checked_triton, device.upper())
-        _DEFAULT.impl(full_name, checked_reference, "CompositeExplicitAutograd")
+            _TRITON.impl(full_name, in_python["triton"], device.upper())
+        _DEFAULT.impl(full_name, in_python["reference"], "CompositeExplicitAutograd")
         for device in ("cpu", "cuda"):
-            if (
-                default := default_of(device)
-            ) in in_python:  # in place of native kernels, where there are any
+            default = default_of(device)
+            if default in in_python:  # in place of native kernels, where there are any
                 _DEFAULT.impl(full_name, in_python[default], device.upper())
+
         which = "tensor" if size == "Tensor" else "default"
-        native, triton = (
+        native, by_triton = (
             getattr(getattr(getattr(torch.ops, library.ns), name), which) for library in (_NATIVE, _TRITON)
         )
-        return _overload(
-            check, {"cpu": native, "cuda": native, "triton": triton, "reference": checked_reference}
-        )
+        by_backend = {"cpu": native, "cuda": native, "triton": by_triton, "reference": in_python["reference"]}
+        return _overload(checked(_no_result), by_backend)
 
     # The tensor overload first: torch tries them in this order, and would turn a tensor of shape () into
     # a number.
-    tensor = overload(f"{name}.tensor", "Tensor") if "Size" in schema else None
+    tensor = overload(f"{name}.tensor", "Tensor") if sizes else None
     number = overload(name, "float")
-    return Op(number, tensor or number)
-
-
-def sizes_as_tensors(
-    like: Tensor, *sizes: float | Tensor, share: float | Tensor | None = None
-) -> tuple[float | Tensor, ...]:
-    """Sizes, and a share that ends at 1, for the ``tensor`` overload: numbers become tensors of shape (), on
-    like's device.
-
-    What is no size is left as it is, for the op to refuse: in a tensor it would count as 0, or pass.
-    """
-    tensors = tuple(_as_tensor(like, size) for size in sizes)
-    return tensors if share is None else (*tensors, _as_tensor(like, share, most=1))
-
-
-def _as_tensor(like: Tensor, size: float | Tensor, most: float = math.inf) -> float | Tensor:
-    if isinstance(size, Tensor) or not isinstance(like, Tensor):
-        return size
-    # In this order: the abstract class takes longer to ask than the tensor to make.
-    if not isinstance(size, (float, int)) and not isinstance(size, numbers.Real):
-        return size
-    if not 0 <= size <= most:
-        return size
-    # new_full raises for a number beyond the dtype's range, which is infinite to an attack.
-    beyond = size > _FLOAT32_MAX and size > torch.finfo(like.dtype).max
-    return like.new_full((), math.inf if beyond else float(size))
+    return Op(number, tensor or number, tuple(1.0 if optional else math.inf for _, optional in sizes))

@@ -91,21 +91,35 @@ def call_on_cpu(request, monkeypatch):
     yield from every_way(request, monkeypatch)
 
 
-# Triton's interpreter takes minutes for what the contract says of all layouts and lengths. Without the slow
-# tests, it shows what it computes: any call, on every dtype, against the reference.
-SHOWN_BY_THE_INTERPRETER = (
-    "test_agrees_with_the_reference",
-    "test_every_combination_of_dtypes",
-    "test_inactive_samples_keep_their_bits",
-    "test_nothing_to_do",
-)
+# Triton's interpreter takes minutes for what the contract says of all layouts and lengths, and for a million
+# draws. Without the slow tests, it shows what it computes: any call, on every dtype, against the reference.
+SHOWN_BY_THE_INTERPRETER = {
+    "test_contract.py": (
+        "test_agrees_with_the_reference",
+        "test_every_combination_of_dtypes",
+        "test_inactive_samples_keep_their_bits",
+        "test_nothing_to_do",
+    ),
+    "test_random_start.py": (
+        "test_draws_are_philox_of_seed_index_and_element",
+        "test_draws_belong_to_the_sample",
+        "test_draws_of_more_elements_begin_alike",
+    ),
+    "test_compile.py": ("test_fullgraph_of_the_torch_op", "test_inductor"),
+}
+
+
+def _is_interpreted(item):
+    parameters = getattr(item, "callspec", None)
+    # "triton", or with the device beside it; other parameters may be tensors, which compare by element.
+    return any(
+        isinstance(value, (str, tuple)) and value in ("triton", ("triton", "cpu"))
+        for value in (parameters.params.values() if parameters else ())
+    )
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        parameters = getattr(item, "callspec", None)
-        values = parameters.params.values() if parameters else ()
-        interpreted = any(isinstance(value, tuple) and value == ("triton", "cpu") for value in values)
-        shown = item.path.name != "test_contract.py" or item.originalname in SHOWN_BY_THE_INTERPRETER
-        if interpreted and not shown:
+        shown = SHOWN_BY_THE_INTERPRETER.get(item.path.name)
+        if shown is not None and item.originalname not in shown and _is_interpreted(item):
             item.add_marker(pytest.mark.slow)

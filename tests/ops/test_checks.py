@@ -117,9 +117,8 @@ def bad_sizes(op: Op, name: str) -> Iterator[Bad]:
         return Bad(op, name, what, lambda given: others | {name: value}, got, ours)
 
     for what, value, got in BAD_NUMBERS:
-        if name in op.shares and value is None:
-            continue  # the default of the overload of tensors
-        yield bad(what, value, got)
+        # In torch's overload of tensors, None stands for a share's default.
+        yield bad(what, value, got, ours=name in op.shares and value is None)
         for other in op.sizes:
             if other != name:
                 beside = f"{what}_beside_{other}"

@@ -448,6 +448,26 @@ def test_the_torch_op_is_the_same_op(op):
         assert_same_bits(op.results(op.torch_op(**given), given), expected)
 
 
+@each_torch_op
+@pytest.mark.parametrize(
+    ("namespace", "backend"),
+    [("roli_fast", "reference"), ("roli_fast_native", "cpu"), ("roli_fast_triton", "triton")],
+)
+def test_defaults_are_those_of_the_schema(op, namespace, backend):
+    """Among sizes in tensors too, of which a schema cannot give one."""
+    if not roli_fast.backends()[backend].runs_on("cpu"):
+        pytest.skip(f"{backend} does not run on CPU tensors")
+    torch_op = getattr(getattr(torch.ops, namespace), op.name)
+    defaults = {a.name: a.default_value for a in torch_op.default._schema.arguments if a.has_default_value()}
+    defaults |= {"dtype": torch.float32} if "dtype" in defaults else {}  # a number in the schema
+    given = {name: value for name, value in arguments(op).items() if name not in defaults}
+    given |= {"active": torch.arange(3) == 1} if "active" in op.options else {}
+    for convert in (float, torch.tensor):
+        short = copied(given) | {name: convert(given[name]) for name in op.sizes if name in given}
+        full = defaults | copied(short) | {name: convert(defaults[name]) for name in op.shares}
+        assert_same_bits(op.results(torch_op(**short), short), op.results(torch_op(**full), full))
+
+
 # Backends
 
 

@@ -50,9 +50,9 @@ def source(to: Path) -> Path:
     return to
 
 
-def installed(tmp_path: Path, native: str) -> Path:
+def installed(tmp_path: Path, **switches: str) -> Path:
     """The folder into which a wheel built from the sources was installed."""
-    environment = {**os.environ, "ROLI_FAST_NATIVE": native, "TORCH_CUDA_ARCH_LIST": "9.0"}
+    environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "9.0", **switches}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (tmp_path / "source").mkdir()
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "dist")]
@@ -72,9 +72,17 @@ def probe(target: Path, tmp_path: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("native", ["1", "0"])
-def test_the_wheel_works_outside_the_checkout(tmp_path, native):
-    target = installed(tmp_path, native)
+@pytest.mark.parametrize(
+    ("native", "cuda"),
+    [
+        pytest.param(
+            "1", os.environ.get("ROLI_FAST_CUDA", ""), marks=pytest.mark.slow, id="cuda where it can"
+        ),
+        pytest.param("0", "0", id="no compiler"),
+    ],
+)
+def test_the_wheel_works_outside_the_checkout(tmp_path, native, cuda):
+    target = installed(tmp_path, ROLI_FAST_NATIVE=native, ROLI_FAST_CUDA=cuda)
     found = probe(target, tmp_path)
     assert Path(found["file"]).is_relative_to(target)
     expected = {"ops", "engine", "attacks", "cli.main", "kernels", "kernels.linf", "numpy"}
@@ -84,7 +92,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path, native):
     if native == "1":
         assert found["cpu_missing"] is found["numpy_missing"] is None
         assert found["default"] == ["cpu"]
-        assert found["built"] == "nvcc" or os.environ.get("ROLI_FAST_CUDA") == "0"
+        assert found["built"] == "nvcc" or cuda == "0"
         assert (target / "roli_fast" / "lib" / "libroli_fast_cuda.so").exists() == (found["built"] == "nvcc")
     else:
         assert "ROLI_FAST_NATIVE=0" in found["cpu_missing"]

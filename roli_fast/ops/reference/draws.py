@@ -1,5 +1,9 @@
 """Random numbers: pure functions of (seed, sample index, logical element), with the same bits on all
-backends."""
+backends.
+
+seed: (2,) int64, a key and a stream. index: (N,) int64, which sample each one is; None for 0 .. N - 1.
+like: (N, ...), for whose elements the draws are.
+"""
 
 import math
 
@@ -26,11 +30,9 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
     return c0, c1, c2, c3
 
 
-def _blocks(seed: Tensor, index: Tensor, numbers: Tensor) -> Tensor:
-    """Blocks of four words of the samples: (N, len(numbers), 4).
-
-    seed: (2,) int64, a key and a stream; index: (N,) int64; numbers: of the blocks, int64.
-    """
+def _blocks(seed: Tensor, index: Tensor | None, like: Tensor, numbers: Tensor) -> Tensor:
+    """The blocks of these numbers (int64), of four words each, of every sample: (N, len(numbers), 4)."""
+    index = torch.arange(len(like), device=like.device) if index is None else index
     zero = torch.zeros_like(seed[0])
     key, stream = ((x & _WORD, (x >> 32) & _WORD) for x in seed.unbind())
     mixed = philox((*stream, zero, zero), key)
@@ -40,20 +42,28 @@ def _blocks(seed: Tensor, index: Tensor, numbers: Tensor) -> Tensor:
     return torch.stack(philox(counter, (mixed[0], mixed[1])), dim=-1)
 
 
-def _words(seed: Tensor, index: Tensor, count: int) -> Tensor:
-    """The words of elements 0 .. 4 ceil(count / 4) - 1 of the samples, four to a block: (N, ., 4)."""
-    return _blocks(seed, index, torch.arange(-(-count // 4), device=seed.device))
+def _count(like: Tensor) -> int:
+    """The elements of a sample."""
+    return math.prod(like.shape[1:])
 
 
-def _elements(values: Tensor, count: int) -> Tensor:
-    """The first count. No slice: in a graph of any shape, its layout would hang on the remainder by 4."""
-    return values.flatten(1).index_select(1, torch.arange(count, device=values.device))
+def _words(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
+    """A word for each element of a sample, four to a block, of which the last may have some too many:
+    (N, blocks, 4)."""
+    return _blocks(seed, index, like, torch.arange(-(-_count(like) // 4), device=seed.device))
 
 
-def symmetric_uniform(seed: Tensor, index: Tensor, count: int) -> Tensor:
-    """The draws in (-1, 1) of elements 0 .. count - 1 of the samples: (N, count), float32."""
-    odd = (_words(seed, index, count) >> 8) * 2 + 1 - 2**24
-    return _elements(odd.to(torch.float32) * 2.0**-24, count)
+def _elements(values: Tensor, like: Tensor) -> Tensor:
+    """What the words gave, in the shape of like. No slice: in a graph of any shape, its layout would hang on
+    the remainder by 4."""
+    elements = torch.arange(_count(like), device=values.device)
+    return values.flatten(1).index_select(1, elements).reshape(like.shape)
+
+
+def symmetric_uniform(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
+    """Draws in (-1, 1): like's shape, float32."""
+    odd = (_words(seed, index, like) >> 8) * 2 + 1 - 2**24
+    return _elements(odd.to(torch.float32) * 2.0**-24, like)
 
 
 def _unit(words: Tensor) -> Tensor:
@@ -104,27 +114,29 @@ def _cos_and_sin(words: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where((quadrant == 1) | (quadrant == 2), -c, c), torch.where(quadrant >= 2, -s, s)
 
 
-def normal(seed: Tensor, index: Tensor, count: int) -> Tensor:
-    """Standard normal draws (Box and Muller 1958), two from each pair of words: (N, count), float32."""
-    words = _words(seed, index, count)
+def normal(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
+    """Standard normal draws (Box and Muller 1958), two from each pair of words: like's shape,
+    float32."""
+    words = _words(seed, index, like)
     pairs = []
     for first, second in ((words[..., 0], words[..., 1]), (words[..., 2], words[..., 3])):
         # By float64, and so correctly rounded: torch's own root of float32 is not, on some CPUs.
         radius = (log_unit(_unit(first)) * -2.0).double().sqrt().to(torch.float32)
         cos, sin = _cos_and_sin(second)
         pairs += [radius * cos, radius * sin]
-    return _elements(torch.stack(pairs, -1), count)
+    return _elements(torch.stack(pairs, -1), like)
 
 
-def laplace(seed: Tensor, index: Tensor, count: int) -> Tensor:
-    """Exponential draws of random sign (the lowest bit): (N, count), float32."""
-    words = _words(seed, index, count)
+def laplace(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
+    """Exponential draws of random sign (the lowest bit): like's shape, float32."""
+    words = _words(seed, index, like)
     size = -log_unit(_unit(words))
-    return _elements(torch.where((words & 1) == 1, -size, size), count)
+    return _elements(torch.where((words & 1) == 1, -size, size), like)
 
 
-def root(seed: Tensor, index: Tensor, n: int) -> Tensor:
-    """The n-th root of a uniform draw in (0, 1] per sample, from a block of no element: (N,), float64."""
+def root(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
+    """The n-th root of a uniform draw in (0, 1] for each sample of n elements, from a block of none: (N,),
+    float64."""
     last = torch.full((1,), -1, device=seed.device)
-    log = log_unit(_unit(_blocks(seed, index, last)[:, 0, 0]))
-    return (log.double() / max(1, n)).exp()
+    log = log_unit(_unit(_blocks(seed, index, like, last)[:, 0, 0]))
+    return (log.double() / max(1, _count(like))).exp()

@@ -7,9 +7,7 @@ from .shared import over_batch
 
 
 @torch.no_grad()
-def keep_best_(
-    best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor, active: Tensor | None = None
-) -> None:
+def keep_best_(best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor, active: Tensor | None) -> None:
     better = value > best_value
     if active is not None:
         better = better & active

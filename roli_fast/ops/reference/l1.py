@@ -8,8 +8,7 @@ from torch import Tensor
 from . import draws
 from .l2 import scaled_start
 from .shared import (
-    clamp_to_box,
-    nan_where,
+    in_box,
     number,
     over_batch,
     per_channel,
@@ -87,8 +86,7 @@ def _projected(x: Tensor, adv: Tensor, clean: Tensor, eps: Tensor, lo: float, hi
     delta = torch.minimum((v.double() - t).clamp(min=0), u.double()).to(state)
     moved = torch.where(d > 0, clean + delta, clean - delta)
     x = torch.where(t > 0, moved, x)
-    x = torch.where(x.isnan(), clean, x)
-    return nan_where(clamp_to_box(x, lo, hi), adv, clean)
+    return in_box(x, adv, clean, lo, hi)
 
 
 @torch.no_grad()
@@ -98,19 +96,18 @@ def l1_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    sparsity: float | Tensor | None = 0.05,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    sparsity: float | Tensor,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     state = adv.dtype
     step_size, eps = size(step_size, adv, state), size(eps, adv, state)
     clean = pixels(clean, state)
-    share = size(0.05 if sparsity is None else sparsity, adv, state)
-    signs = _steepest(grad, std, share, state)
+    signs = _steepest(grad, std, size(sparsity, adv, state), state)
     count = sums(signs.abs())
     length = step_size.double() / torch.where(count > 0, count, 1.0)
     # Beyond `far`, nothing but what moves is left in the ball: an infinite step is that far.
@@ -125,7 +122,7 @@ def l1_step_(
 
 
 @torch.no_grad()
-def l1_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+def l1_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
     clean = pixels(clean, adv.dtype)
     adv.copy_(_projected(adv, adv, clean, size(eps, adv, adv.dtype), lo, hi))
 
@@ -135,11 +132,9 @@ def l1_start(
     clean: Tensor,
     eps: float | Tensor,
     seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    lo: float,
+    hi: float,
+    index: Tensor | None,
 ) -> Tensor:
-    index = torch.arange(len(clean), device=clean.device) if index is None else index
-    z = draws.laplace(seed, index, math.prod(clean.shape[1:])).reshape(clean.shape)
+    z = draws.laplace(seed, index, clean)
     return scaled_start(clean, eps, z, sums(z.double().abs()), seed, index, lo, hi)

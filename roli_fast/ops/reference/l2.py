@@ -1,14 +1,12 @@
 """The L2 family."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..checks import state_dtype
 from . import draws
 from .direction import direction_of
-from .shared import clamp_to_box, nan_where, over_batch, pixels, size, sums, write, write_input
+from .shared import advance, in_box, over_batch, pixels, size, sums, with_inertia, write, write_input
 
 
 def offset(adv: Tensor, clean: Tensor) -> Tensor:
@@ -59,9 +57,7 @@ def _moved(
         step = towards.times(length)
     inside = torch.where(step == 0, adv, adv + step)  # without a step, -0.0 stays
     outside = clean + (factor.to(adv.dtype) * d + step)
-    x = torch.where(factor == 1, inside, outside)
-    x = torch.where(x.isnan(), clean, x)
-    return nan_where(clamp_to_box(x, lo, hi), adv, clean)
+    return in_box(torch.where(factor == 1, inside, outside), adv, clean, lo, hi)
 
 
 @torch.no_grad()
@@ -71,12 +67,12 @@ def l2_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
     moved = _moved(adv, pixels(clean, adv.dtype), grad, step_size, eps, lo, hi, std)
@@ -84,7 +80,7 @@ def l2_step_(
 
 
 @torch.no_grad()
-def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+def l2_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
     eps = size(eps, adv, adv.dtype)
     adv.copy_(_moved(adv, pixels(clean, adv.dtype), None, eps, eps, lo, hi, None))
 
@@ -97,29 +93,23 @@ def l2_apgd_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    momentum: float | Tensor,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
-    m = size(0.75 if momentum is None else momentum, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
     z = _moved(adv, clean, grad, step_size, eps, lo, hi, std)
-    y = (adv + (z - adv) * m) + (adv - previous) * (1 - m)
-    y = torch.where(y.isnan(), clean, y)
+    y = with_inertia(z, adv, previous, clean, size(momentum, adv, adv.dtype))
     d = offset(y, clean)
     factor = _into_ball(sums(d.double() ** 2).sqrt(), eps.double(), adv.dtype)
     x = torch.where(factor == 1, y, clean + factor.to(adv.dtype) * d)
-    x = torch.where(x.isnan(), clean, x)
-    x = nan_where(clamp_to_box(x, lo, hi), adv, clean)
-    before = adv.clone()
-    now = write(adv, x, active)
-    write(previous, before, active)
-    write_input(out, now, mean, std)
+    x = in_box(x, adv, clean, lo, hi)
+    write_input(out, advance(adv, previous, x, active), mean, std)
 
 
 @torch.no_grad()
@@ -127,13 +117,11 @@ def l2_start(
     clean: Tensor,
     eps: float | Tensor,
     seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    lo: float,
+    hi: float,
+    index: Tensor | None,
 ) -> Tensor:
-    index = torch.arange(len(clean), device=clean.device) if index is None else index
-    z = draws.normal(seed, index, math.prod(clean.shape[1:])).reshape(clean.shape)
+    z = draws.normal(seed, index, clean)
     return scaled_start(clean, eps, z, sums(z.double() ** 2).sqrt(), seed, index, lo, hi)
 
 
@@ -143,7 +131,7 @@ def scaled_start(
     z: Tensor,
     norm: Tensor,
     seed: Tensor,
-    index: Tensor,
+    index: Tensor | None,
     lo: float,
     hi: float,
 ) -> Tensor:
@@ -152,10 +140,9 @@ def scaled_start(
     start = torch.empty_like(clean, dtype=state_dtype(clean))
     eps = size(eps, clean, start.dtype)
     clean = pixels(clean, start.dtype)
-    radius = over_batch(draws.root(seed, index, math.prod(clean.shape[1:])), clean) * eps.double()
+    radius = over_batch(draws.root(seed, index, clean), clean) * eps.double()
     z = z.to(start.dtype)
     weight = torch.where(norm > 0, radius / torch.where(norm > 0, norm, 1.0), 0.0).to(start.dtype)
     x = clean + torch.where(z == 0, z, z * weight)
-    x = torch.where(x.isnan(), clean, x)
-    start.copy_(nan_where(clamp_to_box(x, lo, hi), clean))
+    start.copy_(in_box(x, clean, clean, lo, hi))
     return start

@@ -1,13 +1,11 @@
 """The Linf family."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..checks import state_dtype
 from . import draws
-from .shared import clamp, clamp_to_box, nan_where, pixels, size, write, write_input
+from .shared import advance, clamp, clamp_to_box, nan_where, pixels, size, with_inertia, write, write_input
 
 
 def _linf_clamp(x: Tensor, clean: Tensor, eps: Tensor, lo: float, hi: float, *sources: Tensor) -> Tensor:
@@ -27,12 +25,12 @@ def linf_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
@@ -48,29 +46,24 @@ def linf_apgd_step_(
     clean: Tensor,
     step_size: float | Tensor,
     eps: float | Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    momentum: float | Tensor | None = 0.75,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    lo: float,
+    hi: float,
+    momentum: float | Tensor,
+    active: Tensor | None,
+    out: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
 ) -> None:
     step_size, eps = size(step_size, adv, adv.dtype), size(eps, adv, adv.dtype)
-    m = size(0.75 if momentum is None else momentum, adv, adv.dtype)
     clean = pixels(clean, adv.dtype)
     z = _linf_clamp(_moved(adv, grad, step_size), clean, eps, lo, hi)
-    y = (adv + (z - adv) * m) + (adv - previous) * (1 - m)
-    y = torch.where(y.isnan(), clean, y)
+    y = with_inertia(z, adv, previous, clean, size(momentum, adv, adv.dtype))
     x = _linf_clamp(y, clean, eps, lo, hi, adv, clean)
-    before = adv.clone()
-    now = write(adv, x, active)
-    write(previous, before, active)
-    write_input(out, now, mean, std)
+    write_input(out, advance(adv, previous, x, active), mean, std)
 
 
 @torch.no_grad()
-def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
+def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
     clean = pixels(clean, adv.dtype)
     adv.copy_(_linf_clamp(adv, clean, size(eps, adv, adv.dtype), lo, hi, adv, clean))
 
@@ -80,16 +73,14 @@ def linf_start(
     clean: Tensor,
     eps: float | Tensor,
     seed: Tensor,
-    lo: float = 0.0,
-    hi: float = 1.0,
-    *,
-    index: Tensor | None = None,
+    lo: float,
+    hi: float,
+    index: Tensor | None,
 ) -> Tensor:
     start = torch.empty_like(clean, dtype=state_dtype(clean))
     eps = size(eps, clean, start.dtype)
     clean = pixels(clean, start.dtype)
-    index = torch.arange(len(clean), device=clean.device) if index is None else index
-    u = draws.symmetric_uniform(seed, index, math.prod(clean.shape[1:])).to(start.dtype)
-    x = clamp_to_box(clean + eps * u.reshape(clean.shape), lo, hi)
+    u = draws.symmetric_uniform(seed, index, clean).to(start.dtype)
+    x = clamp_to_box(clean + eps * u, lo, hi)
     start.copy_(nan_where(x, clean))
     return start

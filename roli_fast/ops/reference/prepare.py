@@ -11,9 +11,8 @@ def prepare(
     adv: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    *,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format | None = None,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format | None,
 ) -> Tensor:
     out = torch.empty_like(adv, dtype=dtype, memory_format=memory_format)
     return out.copy_(normalized(adv, mean, std))

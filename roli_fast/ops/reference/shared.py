@@ -55,12 +55,32 @@ def nan_where(x: Tensor, *sources: Tensor) -> Tensor:
     return x
 
 
+def in_box(x: Tensor, adv: Tensor, clean: Tensor, lo: float, hi: float) -> Tensor:
+    """x clamped to the box, clean where it is NaN; NaN exactly where adv or clean is."""
+    x = torch.where(x.isnan(), clean, x)
+    return nan_where(clamp_to_box(x, lo, hi), adv, clean)
+
+
+def with_inertia(z: Tensor, adv: Tensor, previous: Tensor, clean: Tensor, momentum: Tensor) -> Tensor:
+    """APGD's next point before its projection. z: where the step alone leads."""
+    y = (adv + (z - adv) * momentum) + (adv - previous) * (1 - momentum)
+    return torch.where(y.isnan(), clean, y)
+
+
 def write(adv: Tensor, moved: Tensor, active: Tensor | None) -> Tensor:
     """Writes the active samples of moved to adv; returns all of adv as it is then."""
     if active is not None:
         moved = torch.where(over_batch(active, adv), moved, adv)
     adv.copy_(moved)
     return moved
+
+
+def advance(adv: Tensor, previous: Tensor, moved: Tensor, active: Tensor | None) -> Tensor:
+    """:func:`write`, and of the active samples to previous what adv was."""
+    before = adv.clone()
+    now = write(adv, moved, active)
+    write(previous, before, active)
+    return now
 
 
 def write_input(out: Tensor | None, adv: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
