@@ -193,6 +193,7 @@ class AttackView:
             self._copy.cast_to(self._precision.dtype, self._inner(model))
             self.report.moved = self._moved(adv, expected) / (largest or 1)
             if not math.isfinite(self.report.moved):
+                self._build(self._fold)  # as it was before the cast, for another try with other weights
                 raise ValueError(
                     f"precision: got {self._precision.name!r}, whose range this model leaves, "
                     "accepted: fp32, tf32, bf16"
