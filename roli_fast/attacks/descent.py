@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..engine import AttackView, GraphRunner, InputGradient, own_output
+from ..engine import AttackView, GraphRunner, InputGradient, own_output, widened
 from ..engine.modes import Model
 from .inputs import draw_key, to_images, to_state
 from .norms import NORMS
@@ -178,7 +178,7 @@ class Descent:
         """All restarts, judged by the model."""
         verdict = _Verdict(self._images)
         if len(self._rows) > 0:
-            self._judge_target = self._target_by_the_model()
+            self._judge_target = self._target_by_the_model(verdict.adversarial)
         rows = self._rows
         target = self._view_target() if len(rows) > 0 else None
         for restart in range(self._attack.restarts):
@@ -194,11 +194,12 @@ class Descent:
         spent = self._forwards, self._gradients
         return AttackResult(verdict.adversarial, success, verdict.loss, *spent, self._ascent.notes)
 
-    def _target_by_the_model(self) -> Tensor:
-        """What the model's own loss compares with; a model that cannot be asked says so before the work."""
+    def _target_by_the_model(self, images: Tensor) -> Tensor:
+        """What the model's own loss compares with, by the clean images as the model is asked about them; a
+        model that cannot be asked says so before the work."""
         if self._attack.compares_with_clean:
-            return self._clean_target(self._ask(self._images))
-        self._ask(self._images[:1])
+            return self._clean_target(self._ask(images))
+        self._ask(images[:1])
         assert self._labels is not None
         return self._labels
 
@@ -271,7 +272,7 @@ class Descent:
         images = to_images(adv, self._images[rows])
         output = self._ask(images)
         self._forwards += len(rows)
-        loss = self._attack.objective(output.float(), self._judge_target[rows])
+        loss = self._attack.objective(widened(output), self._judge_target[rows])
         labels = None if self._labels is None else self._labels[rows]
         fooled = self._attack.fooled(output, labels)
         verdict.offer(rows, images, fooled, loss)
@@ -283,13 +284,18 @@ def beats(fooled: Tensor, loss: Tensor, best_fooled: Tensor, best_loss: Tensor) 
     return (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss))
 
 
+def _lowest(state: Tensor, samples: int) -> Tensor:
+    """A loss (N,) that any other beats, as exact as the state."""
+    return torch.full((samples,), -torch.inf, dtype=state.dtype, device=state.device)
+
+
 class _Verdict:
     """The best images of a batch that the model has judged so far."""
 
     def __init__(self, images: Tensor):
         self.adversarial = to_images(to_state(images), images)
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.loss = torch.full((len(images),), -torch.inf, device=images.device)
+        self.loss = _lowest(to_state(images[:0]), len(images))
 
     def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, loss: Tensor) -> None:
         better = beats(fooled, loss, self.fooled[rows], self.loss[rows])
@@ -304,7 +310,7 @@ class Best:
     def __init__(self, adv: Tensor):
         self.adv = adv.clone()
         self.fooled = torch.zeros(len(adv), dtype=torch.bool, device=adv.device)
-        self.loss = torch.full((len(adv),), -torch.inf, device=adv.device)
+        self.loss = _lowest(adv, len(adv))
 
     def offer(self, adv: Tensor, fooled: Tensor, loss: Tensor) -> None:
         better = beats(fooled, loss, self.fooled, self.loss)

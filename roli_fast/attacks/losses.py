@@ -42,7 +42,7 @@ def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 def feature_distance(features: Tensor, clean: Tensor) -> Tensor:
     """Squared Euclidean distance between features (N, ...)."""
-    return (features - clean).flatten(1).square().sum(dim=1)
+    return (features - clean).reshape(len(features), -1).square().sum(dim=1)
 
 
 _SAME = 1e-12  # where logits are equal, as in the authors' implementation

@@ -12,12 +12,14 @@ from .. import ops
 @dataclasses.dataclass(frozen=True)
 class Norm:
     """start: a random point of the ball. step_: one step of steepest ascent and the projection, in place.
+    project_: the projection alone.
 
     distance: of a change (N, elements) in float64, (N,).
     """
 
     start: Callable[..., Tensor]
     step_: Callable[..., None]
+    project_: Callable[..., None]
     distance: Callable[[Tensor], Tensor]
 
 
@@ -29,7 +31,7 @@ def _of_order(order: float) -> Callable[[Tensor], Tensor]:
 
 
 NORMS = {
-    "linf": Norm(ops.linf_start, ops.linf_step_, lambda change: change.abs().amax(dim=1)),
-    "l2": Norm(ops.l2_start, ops.l2_step_, _of_order(2)),
-    "l1": Norm(ops.l1_start, ops.l1_step_, _of_order(1)),
+    "linf": Norm(ops.linf_start, ops.linf_step_, ops.linf_project_, lambda change: change.abs().amax(dim=1)),
+    "l2": Norm(ops.l2_start, ops.l2_step_, ops.l2_project_, _of_order(2)),
+    "l1": Norm(ops.l1_start, ops.l1_step_, ops.l1_project_, _of_order(1)),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..engine import PRECISIONS, AttackView, Output
+from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.modes import Model
 from ..engine.outputs import check_output
 from .descent import Ascent, AttackResult, Descent
@@ -193,6 +193,8 @@ class PGD:
         """All checks, then a descent that is ready to go."""
         if labels is None and not self.compares_with_clean:
             refuse("labels", "None", "int64 (N,)", TypeError)
+        if self.label_free:
+            labels = None
         check_inputs(images, labels, index, eps=self.eps, step_size=self.step_size)
         check_generator(self.generator, images.device)
         ascent = self._ascent(model)
@@ -236,12 +238,21 @@ class MIFGSM(PGD):
         super().__init__(norm, eps, step_size, steps, **{"random_start": False, **options})
 
 
+def _refuse_what_needs_labels(options: dict[str, Any]) -> None:
+    """Options of an attack whose loss compares with the output for the clean images."""
+    if not options.get("random_start", True):
+        refuse("random_start", False, "True: at the clean image this attack's loss has no gradient")
+    if options.get("targeted", False):
+        refuse("targeted", True, "False: this attack's loss knows no labels")
+
+
 class TPGD(PGD):
     """The attack of TRADES (Zhang et al. 2019, section 4): increases the divergence of the model's
     probabilities from those for the clean image, from Gaussian noise of a thousandth of the pixels' range.
 
-    Needs no labels; without them, success is another class than the clean image's. Arguments as in
-    :class:`PGD`, without loss and targeted.
+    At the clean image that divergence has no gradient: a random start is needed. Labels are not; without
+    them, success is another class than the clean image's. Arguments as in :class:`PGD`, without loss and
+    targeted.
     """
 
     compares_with_clean = True
@@ -254,18 +265,22 @@ class TPGD(PGD):
         steps: int = 10,
         **options: Any,
     ):
+        _refuse_what_needs_labels(options)
         super().__init__(norm, eps, step_size, steps, **options, loss=kl_divergence)
 
     def target(self, clean_output: Tensor) -> Tensor:
-        return clean_output.float().softmax(dim=1)
+        return widened(clean_output).softmax(dim=1)
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
         uniform = ops.linf_start(
             torch.zeros_like(clean, dtype=to_state(clean[:0]).dtype), 1.0, seed, -1, 1, index=index
         )
         lo, hi = self.bounds
-        normal = torch.erfinv(uniform) * 2**0.5
-        return to_state(clean).add_(normal, alpha=1e-3 * (hi - lo)).clamp_(lo, hi)
+        inside = 1 - torch.finfo(uniform.dtype).eps / 2  # the ends of a normal distribution are infinite
+        normal = torch.erfinv(uniform.clamp_(-inside, inside)) * 2**0.5
+        adv = to_state(clean).add_(normal, alpha=1e-3 * (hi - lo))
+        NORMS[self.norm].project_(adv, clean, eps, lo, hi)
+        return adv
 
 
 class FeaturePGD(PGD):
@@ -288,8 +303,7 @@ class FeaturePGD(PGD):
         steps: int = 10,
         **options: Any,
     ):
-        if not options.get("random_start", True):
-            refuse("random_start", False, "True: at the clean image the features' distance has no gradient")
+        _refuse_what_needs_labels(options)
         if options.get("early_stop", False):
             refuse("early_stop", True, "False: features have no class that could be fooled")
         super().__init__(norm, eps, step_size, steps, **options, loss=feature_distance)

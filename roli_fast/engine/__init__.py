@@ -2,7 +2,7 @@
 
 from .attack_view import AttackView, ViewReport
 from .graphs import GraphRunner
-from .input_gradient import InputGradient
+from .input_gradient import InputGradient, widened
 from .modes import class_logits, eval_mode, own_output
 from .outputs import Output, select
 from .precision import PRECISIONS
@@ -18,4 +18,5 @@ __all__ = [
     "eval_mode",
     "own_output",
     "select",
+    "widened",
 ]

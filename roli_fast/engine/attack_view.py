@@ -5,6 +5,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +106,19 @@ class AttackView:
 
     def _run_as_it_is(self, reason: str) -> None:
         self.report.note = f"{reason}: it runs as it is"
+        self._refuse_half()
+
+    def _refuse_half(self) -> None:
         if self._precision.is_half:
-            raise ValueError(f"precision: got {self._precision.name!r}, accepted: fp32, tf32, since {reason}")
+            raise ValueError(
+                f"precision: got {self._precision.name!r}, accepted: fp32, tf32, since {self.report.note}"
+            )
 
     def _inner(self, model: nn.Module) -> nn.Module:
         """What is copied: a normalisation is done by the kernels."""
-        return model.model if self._normalized and isinstance(model, Normalized) else model
+        if not (self._normalized and isinstance(model, Normalized)):
+            return model
+        return cast(nn.Module, unwrap(model.model))
 
     @property
     def classes(self) -> int | None:
@@ -175,14 +183,17 @@ class AttackView:
         model, adv = self._model(), adv[:_CONFIRM_SAMPLES]
         assert model is not None
         expected = own_output(model, _at_its_precision(model, adv), self._output)
-        largest = expected.abs().max().item()
+        largest = expected.abs().nan_to_num(0, posinf=0).max().item()
         if self._copy is not None:
             self._make_faithful(adv, expected, largest)
+        else:
+            self._refuse_half()
         if self._copy is not None and self._precision.is_half:
             assert isinstance(model, nn.Module)
             self._copy.cast_to(self._precision.dtype, self._inner(model))
             self.report.moved = self._moved(adv, expected) / (largest or 1)
-            if math.isfinite(largest) and not math.isfinite(self.report.moved):
+            if not math.isfinite(self.report.moved):
+                self._build(self._fold)  # as it was before the cast, for another try with other weights
                 raise ValueError(
                     f"precision: got {self._precision.name!r}, whose range this model leaves, "
                     "accepted: fp32, tf32, bf16"
@@ -193,21 +204,32 @@ class AttackView:
         """Leaves a copy that gives the expected output, or none."""
         assert self._copy is not None
         tolerance = _TOLERANCE[expected.dtype] * largest
-        moved = self._moved(adv, expected)
+        moved, failure = self._moved_or_failed(adv, expected)
         self.report.moved = moved / (largest or 1)
         if moved <= tolerance:
             return
         if self._copy.folded:
             folded = self._copy.folded
+            reason = failure or f"folding it moved the first batch's output by {moved:.2g}"
             self._build(fold=False)
-            if self._copy is not None and (unfolded := self._moved(adv, expected)) <= tolerance:
-                reason = f"folding it moved the first batch's output by {moved:.2g}"
-                self.report.left = dict.fromkeys(folded, reason)
-                self.report.moved = unfolded / (largest or 1)
-                return
+            if self._copy is not None:
+                moved, failure = self._moved_or_failed(adv, expected)
+                if moved <= tolerance:
+                    self.report.left = dict.fromkeys(folded, reason)
+                    self.report.moved = moved / (largest or 1)
+                    return
         self._copy = None
         self.report = ViewReport()
-        self._run_as_it_is(f"a copy's output differs from the model's by {moved:.2g} (is it random?)")
+        if failure is None:
+            failure = f"a copy's output differs from the model's by {moved:.2g} (is it random?)"
+        self._run_as_it_is(failure)
+
+    def _moved_or_failed(self, adv: Tensor, expected: Tensor) -> tuple[float, str | None]:
+        """How far the copy's output is from the expected one, and how the copy failed, if it did."""
+        try:
+            return self._moved(adv, expected), None
+        except Exception as error:  # such as a dtype that the model's forward expects of its weights
+            return math.inf, f"a copy fails ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
 
     def _moved(self, adv: Tensor, expected: Tensor) -> float:
         """How far the copy's output is from the expected one."""
@@ -220,7 +242,9 @@ class AttackView:
                     raise
                 self._copy.give_up_channels_last()
                 output = self(self._input(adv))
-        return (output.to(expected.dtype) - expected).abs().max().item()
+        output = output.to(expected.dtype)
+        same = (output == expected) | (output.isnan() & expected.isnan())  # infinite ones, such as masks, too
+        return (output - expected).abs().masked_fill(same, 0).max().item()
 
 
 def unwrap(model: Model) -> Model:

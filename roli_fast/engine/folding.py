@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Exact types: a subclass may do something else with its weights.
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_RANKS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of their output, where it is folded
+_LAYERS = tuple(_RANKS)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -102,6 +103,8 @@ def _layer_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:
     layer = trace.module(before)
     if type(layer) not in _LAYERS:
         return f"it follows a {type(layer).__name__}"
+    if norm.num_features != len(cast(Tensor, layer.weight)):
+        return f"it normalises another dimension of {before.target}'s output"
     if len(before.users) != 1 or len(trace.calls(layer)) != 1:
         return f"{before.target} is used elsewhere too"
     if _hooked(layer) or _hooked(norm):
@@ -122,9 +125,25 @@ class _Activation(nn.Module):
         return self.act(self.drop(x))
 
 
-def without_norm(norm: nn.Module) -> nn.Module:
-    """What is left of a BatchNorm that has been folded."""
-    return _Activation(norm) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+class _Nothing(nn.Module):
+    """What is left of a plain norm. Tracing knows no shapes: it is here that an output of another rank shows,
+    whose channels are not where the norm looks for them (a linear layer's (N, L, C))."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.rank = _RANKS[type(layer)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != self.rank:
+            raise RuntimeError(
+                f"a BatchNorm was folded for an input of {self.rank} dimensions, not {x.dim()}"
+            )
+        return x
+
+
+def without_norm(layer: Layer, norm: nn.Module) -> nn.Module:
+    """What is left of a BatchNorm that has been folded into a layer."""
+    return _Activation(norm) if isinstance(norm, BatchNormAct2d) else _Nothing(layer)
 
 
 class FoldedLayers:

@@ -30,10 +30,9 @@ class FrozenCopy:
         # Computed in eval mode: spectral normalisation iterates in train mode when it is asked.
         self._while_read = eval_mode if parametrized else contextlib.nullcontext
         with torch.inference_mode(False), torch.no_grad(), self._while_read(model):
-            self.run = copy.deepcopy(model).eval().requires_grad_(False)
+            self.run = _copied(model).eval().requires_grad_(False)
             for module, tensors in _parametrized(self.run).values():
-                for name in tensors:
-                    parametrize.remove_parametrizations(module, name)
+                _materialize(module, tensors)
             given = _dtype(model)
             self.dtype = given and (torch.float64 if given == torch.float64 else torch.float32)
             self.run.requires_grad_(False).to(self.dtype)
@@ -50,7 +49,8 @@ class FrozenCopy:
             ]
         )
         for f in folds:
-            self.run.set_submodule(f.norm, without_norm(self.run.get_submodule(f.norm)))
+            layer, norm = self.run.get_submodule(f.layer), self.run.get_submodule(f.norm)
+            self.run.set_submodule(f.norm, without_norm(cast(Layer, layer), norm))
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.run.modules())
         if self.channels_last:
             self._lay_out(torch.channels_last)
@@ -81,9 +81,11 @@ class FrozenCopy:
             source = _tensors(model)
             for prefix, (module, tensors) in _parametrized(model).items():
                 source |= {prefix + name: getattr(module, name) for name in tensors}
-            pairs = [(t, source[name]) for name, t in _tensors(self.run).items() if id(t) not in folded]
+            pairs = {
+                id(t): (t, source[name]) for name, t in _tensors(self.run).items() if id(t) not in folded
+            }
             if pairs:
-                own, current = zip(*pairs, strict=True)
+                own, current = zip(*pairs.values(), strict=True)
                 torch._foreach_copy_(own, current)
             self._folds.take_over()
 
@@ -97,8 +99,42 @@ def _parametrized(model: nn.Module) -> dict[str, tuple[nn.Module, list[str]]]:
     }
 
 
+def _materialize(module: nn.Module, names: list[str]) -> None:
+    """Puts plain tensors where parametrized ones are. torch's own removal deletes the properties of the
+    class, which a copied module shares with the model's."""
+    values = {name: getattr(module, name) for name in names}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+
+class _Bare(nn.Module):
+    """A wrapped module without what its wrapper does; names stay the same."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, in which no part waits for other processes or spreads over devices."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            memo[id(module)] = _Bare(copy.deepcopy(module.module, memo))
+    return copy.deepcopy(model, memo)
+
+
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """By every name: which one of a tied tensor comes first may differ between a model and its copy."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _dtype(module: nn.Module) -> torch.dtype | None:
@@ -115,8 +151,11 @@ class Structure:
         self._facts: list[object] = [(t.device, t.dtype) for t in self._objects if isinstance(t, Tensor)]
         for module in model.modules():
             for name, value in vars(module).items():
-                if name.endswith("_hooks"):
+                if name.endswith("_hooks") and isinstance(value, dict):
                     self._objects.extend(value.values())
+                elif isinstance(value, Tensor):  # neither parameter nor buffer: nothing copies its changes
+                    self._objects.append(value)
+                    self._facts.append((name, None if value.is_inference() else value._version))
                 elif isinstance(value, (bool, int, float, str, tuple)):
                     self._facts.append(name if name == "training" else (name, value))
                 else:

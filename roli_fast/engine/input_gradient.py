@@ -42,7 +42,7 @@ class InputGradient:
         range: its direction is what an attack needs.
         """
         with gradients(), self._precision.arithmetic():
-            x = x.detach().requires_grad_()
+            x, target = _usable(x).detach().requires_grad_(), _usable(target)
             calls = [self._once(x, target) for _ in range(self._eot)]
         every_gradient, losses, outputs = zip(*calls, strict=True)
         return _mean(every_gradient), _mean(losses), _mean(outputs)
@@ -50,18 +50,18 @@ class InputGradient:
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """loss (N,) and output (N, ...), without the gradient."""
         with gradients(), torch.no_grad(), self._precision.arithmetic():
-            outputs = [_widened(self._view(x)) for _ in range(self._eot)]
+            outputs = [widened(self._view(x)) for _ in range(self._eot)]
             losses = [self._per_sample(output, target) for output in outputs]
         return _mean(losses), _mean(outputs)
 
     def output(self, x: Tensor) -> Tensor:
         """The output (N, ...) alone."""
         with gradients(), torch.no_grad(), self._precision.arithmetic():
-            return _mean([_widened(self._view(x)) for _ in range(self._eot)])
+            return _mean([widened(self._view(x)) for _ in range(self._eot)])
 
     def _once(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         returned = self._view(x)
-        output = _widened(returned)
+        output = widened(returned)
         if self._precision.scales_loss and returned.requires_grad:
             # In two parts, between which the slope is brought into range.
             output = output.detach().requires_grad_()
@@ -85,11 +85,17 @@ class InputGradient:
         return loss
 
 
+def _usable(tensor: Tensor) -> Tensor:
+    """Autograd cannot save an inference tensor, nor differentiate with respect to one."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(dim=0)
 
 
-def _widened(output: Tensor) -> Tensor:
+def widened(output: Tensor) -> Tensor:
+    """In float32, where it is in half precision."""
     return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
 
 
@@ -102,5 +108,5 @@ def _slope(of: Tensor, at: Tensor, weights: Tensor | None = None) -> Tensor | No
 
 def _in_range(slope: Tensor) -> Tensor:
     """Each sample's slope, with its largest element at _LARGEST_SLOPE; a zero one stays zero."""
-    largest = slope.flatten(1).abs().amax(1).reshape(-1, *[1] * (slope.dim() - 1))
+    largest = slope.reshape(len(slope), -1).abs().amax(1).reshape(-1, *[1] * (slope.dim() - 1))
     return torch.where(largest > 0, slope / largest * _LARGEST_SLOPE, slope)

@@ -14,15 +14,25 @@ Model = Callable[[Tensor], Any]
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
-    """The model in eval mode; afterwards every module is in the mode in which it was."""
-    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    """The model in eval mode, where no process waits for others; afterwards every module is in the mode in
+    which it was."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [m for m in modules if m.training]
+    # Processes ask their models at different times, and DistributedDataParallel would spread its buffers.
+    spreading = [
+        m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel) and m.broadcast_buffers
+    ]
     for module in training:
         module.training = False
+    for module in spreading:
+        module.broadcast_buffers = False
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for module in spreading:
+            module.broadcast_buffers = True
 
 
 @contextlib.contextmanager

@@ -8,18 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from roli_fast.engine import AttackView, eval_mode
+from roli_fast.engine import AttackView
 from roli_fast.models import Normalized, small_resnet
 
-
-def logits(model, images):
-    with torch.no_grad(), eval_mode(model):
-        return model(images)
-
-
-def through(view, images):
-    with torch.no_grad():
-        return view(view.prepare(images))
+from .cases import assert_same_logits, logits, through
 
 
 class TwoReaders(nn.Module):
@@ -104,21 +96,36 @@ def without_statistics() -> nn.Module:
     )
 
 
+SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+
+
+@pytest.mark.parametrize("half_trained", [False, True])
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet26d", "efficientnet_b0", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet18", {"act_layer": nn.SiLU}),
+        ("resnet26d", {}),
+        ("convnext_atto", {}),
+        ("efficientnet_b0", {}),
+        ("mobilenetv3_small_050", {}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
+        ("swin_tiny_patch4_window7_224", SWIN),
+    ],
 )
-def test_logits_of_timm_models(name, randomize_norms):
-    size = {"img_size": 64} if name.startswith("vit") else {}
-    model = timm.create_model(name, num_classes=7, **size)
+def test_logits_of_timm_models(name, options, half_trained, randomize_norms):
+    model = timm.create_model(name, num_classes=7, **options)
     model = Normalized(randomize_norms(model), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).train()
+    if half_trained:
+        model.model.eval()
     images = torch.rand(2, 3, 64, 64)
     view = AttackView(model)
-    expected = logits(model, images)
-    torch.testing.assert_close(through(view, images), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+    assert_same_logits(view, model, images)
     norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     assert len(view.report.folded) == norms  # these models hide no BatchNorm from tracing
     assert not view.report.left
     assert view.report.note is None
+    assert 0 <= view.report.moved < 1e-4
 
 
 def test_folding_is_exact_in_float64(convnet):
@@ -398,3 +405,80 @@ def test_a_model_that_was_refused_is_refused_again():
     for _ in range(2):
         with pytest.raises(ValueError, match="model: its output"):
             view.prepare(torch.rand(4, 3, 8, 8))
+
+
+# --- outputs that are no plain numbers -------------------------------------------------------------------
+
+
+class Masked(nn.Module):
+    """Leaves classes out, as continual learners do."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.net, self.value = plain(), value
+
+    def forward(self, x):
+        return torch.cat([self.net(x), torch.full((len(x), 1), self.value)], dim=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_infinite_logits_are_compared_with_infinite_ones(value, precision, batch):
+    view = AttackView(Masked(value), precision=precision)
+    view.prepare(batch[0])
+    assert view.is_copy
+    assert view.report.moved < 0.05
+
+
+def test_a_model_beyond_the_range_of_fp16_is_refused_every_time(batch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    with torch.no_grad():
+        model[1].weight.fill_(1e4)
+    view = AttackView(model, precision="fp16")
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"precision: got 'fp16', whose range .* accepted: fp32, tf32, bf16"
+        ):
+            view.prepare(batch[0])
+
+
+class Random(nn.Sequential):
+    def forward(self, x):
+        x = super().forward(x)
+        return x + torch.randn_like(x)
+
+
+def test_a_random_model_runs_as_it_is_and_never_at_half_precision(batch):
+    view = AttackView(Random(*plain()))
+    view.prepare(batch[0])
+    assert "is it random" in view.report.note
+    view = AttackView(Random(*plain()), precision="bf16")
+    for _ in range(2):  # the second time, too
+        with pytest.raises(ValueError, match="precision: got 'bf16', accepted: fp32, tf32, since"):
+            view.prepare(batch[0])
+
+
+def test_a_model_that_wants_its_weights_in_bf16_runs_as_it_is(batch):
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(192, 5)
+
+        def forward(self, x):
+            return self.net(x.flatten(1).to(torch.bfloat16))
+
+    model = Casts().bfloat16()
+    view = AttackView(model)
+    assert torch.equal(through(view, batch[0]), logits(model, batch[0]))
+    assert "a copy fails (RuntimeError: mat1 and mat2" in view.report.note
+
+
+def test_refresh_follows_a_tensor_that_is_no_buffer(batch):
+    model = nn.Sequential(*plain())
+    model.temperature = torch.ones(())
+    model.forward = lambda x: nn.Sequential.forward(model, x) * model.temperature
+    view = AttackView(model)
+    view.prepare(batch[0])
+    model.temperature.mul_(3)
+    view.refresh()
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)

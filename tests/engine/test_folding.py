@@ -1,0 +1,167 @@
+"""What is folded and what must not be, where the first batch alone cannot tell."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from roli_fast.attacks import PGD
+from roli_fast.engine import AttackView
+from roli_fast.engine.folding import find_folds
+
+from .cases import assert_same_logits, logits, through
+
+
+class Functional(nn.Module):
+    """Calls functions on its own tensors, besides a layer and its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3) / 6)
+        self.register_buffer("mean", torch.randn(4) / 5)
+        self.register_buffer("var", torch.rand(4) + 0.5)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = F.conv2d(F.relu(self.norm(self.conv(x))), self.weight)
+        x = F.batch_norm(x, self.mean, self.var, training=self.training)
+        return self.head(x.mean((2, 3)))
+
+
+class ConvByFunction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.conv.weight, self.conv.bias)
+        return self.head(self.norm(x).mean((2, 3)))
+
+
+def head_with_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5, bias=False),
+        nn.BatchNorm1d(5),
+    )  # fmt: skip
+
+
+def other_dimensions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Unflatten(2, (2, 31)), nn.Unflatten(3, (31, 1)),
+        nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(248, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "folded"),
+    [
+        (Functional, (3, 8, 8), {"norm": "conv"}),
+        (head_with_norm, (3, 8, 8), {"2": "1", "5": "4"}),
+        (other_dimensions, (3, 64), {"1": "0", "6": "5"}),
+    ],
+)
+def test_what_is_folded(make, shape, folded, randomize_norms):
+    model, images = randomize_norms(make()).train(), torch.rand(4, *shape)
+    view = AttackView(model)
+    assert_same_logits(view, model, images)
+    assert view.report.folded == folded
+    assert not view.report.left
+
+
+def test_a_layer_used_as_a_function_is_left(randomize_norms):
+    model, images = randomize_norms(ConvByFunction()), torch.rand(4, 3, 8, 8)
+    view = AttackView(model)
+    assert_same_logits(view, model, images)
+    assert view.report.left == {"norm": "it does not follow a layer"}
+
+
+def tokens(channels: int, features: int) -> nn.Module:
+    """A linear layer on (N, C, L), and a norm over its dimension 1."""
+    return nn.Sequential(
+        nn.Flatten(2), nn.Linear(64, features), nn.BatchNorm1d(channels), nn.Flatten(),
+        nn.Linear(channels * features, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("features", "reason"),
+    [(3, "folded for an input of 2 dimensions, not 3"), (7, "another dimension of 1's")],
+)
+def test_a_norm_over_another_dimension_is_left(features, reason):
+    """At first the norm does the same to all channels, and a wrong fold would pass the first batch."""
+    model, images = tokens(3, features), torch.rand(4, 3, 8, 8)
+    view = AttackView(model)
+    assert_same_logits(view, model, images)
+    assert reason in view.report.left["2"]
+    assert view.is_copy
+    with torch.no_grad():
+        model[2].running_mean.normal_()
+        model[2].weight.uniform_(0.5, 2)
+    view.refresh()
+    assert_same_logits(view, model, images)
+
+
+def test_sync_batch_norm_is_a_batch_norm(convnet, batch):
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(convnet)
+    assert isinstance(model.model[1], nn.SyncBatchNorm)
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.report.folded == {"1": "0", "4": "3"}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_any_batch_norm(affine, momentum, batch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.1, momentum=momentum, affine=affine))
+    model = nn.Sequential(*model, nn.Flatten())
+    model[1].running_var.uniform_(0.1, 3)
+    model[1].running_mean.normal_()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.report.folded == {"1": "0"}
+
+
+def test_a_dead_channel(batch):
+    """Zero variance and zero weight give numbers, as the norm itself does."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    model[1].running_var[0] = 0
+    with torch.no_grad():
+        model[1].weight[1] = 0
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+
+
+def test_a_model_in_half_precision_is_folded_in_float32(convnet, batch):
+    model = convnet.bfloat16()
+    view = AttackView(model)
+    expected = logits(model.float(), batch[0])
+    torch.testing.assert_close(through(view, batch[0]), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("make", [Functional, head_with_norm])
+def test_attack_step_refresh_attack(make, precision, randomize_norms, batch):
+    """What an attack does after an optimiser step is bit for bit what a fresh one does."""
+    model = randomize_norms(make()).train()
+    images, labels = batch
+    options = {"random_start": False, "steps": 3, "precision": precision}
+    attack = PGD(**options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    last = None
+    for _ in range(3):
+        adv = attack(model, images, labels)
+        assert torch.equal(adv, PGD(**options)(model, images, labels))
+        assert last is None or not torch.equal(adv, last)
+        last = adv
+        optimizer.zero_grad()
+        F.cross_entropy(model(adv), labels).backward()
+        optimizer.step()
+
+
+def test_a_model_without_norms_is_not_traced():
+    class Untraceable(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    assert find_folds(Untraceable()) == ([], {})

@@ -1,0 +1,349 @@
+"""Recording and replaying, with the eager stand-in for CUDA graphs."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
+from roli_fast.engine import GraphRunner
+from roli_fast.engine.graphs import Recording
+
+
+class Watched:
+    """A function that counts its calls, and what records it."""
+
+    def __init__(self, function=lambda x, factor: (x * factor, x.sum(1))):
+        self.calls, self.recorded, self.function = 0, 0, function
+
+    def __call__(self, *inputs):
+        self.calls += 1
+        return self.function(*inputs)
+
+    def recorder(self, function, inputs):
+        self.recorded += 1
+        return Recording(function, inputs)
+
+    def runner(self, **options):
+        return GraphRunner(self, recording=self.recorder, **options)
+
+
+@pytest.fixture
+def watched():
+    return Watched()
+
+
+def check(runner, x, factor=2.0):
+    product, total = runner(x, factor)
+    torch.testing.assert_close(product, x * factor)
+    torch.testing.assert_close(total, x.sum(1))
+
+
+def test_the_second_call_is_recorded_and_later_ones_are_replayed(watched):
+    runner = watched.runner()
+    for call in range(6):
+        check(runner, torch.rand(3, 4))  # other values at each call
+        assert watched.recorded == (call >= 1)
+    assert runner.note is None
+
+
+def test_kinds(watched):
+    """Shape, strides, dtype and constants tell calls apart; values of tensors do not."""
+    runner = watched.runner(limit=100)
+    kinds = [
+        lambda: (torch.rand(3, 4), 2.0),
+        lambda: (torch.rand(4, 4), 2.0),
+        lambda: (torch.rand(4, 3).T, 2.0),
+        lambda: (torch.rand(3, 4).double(), 2.0),
+        lambda: (torch.rand(3, 4), 3.0),
+        lambda: (torch.rand(3, 4), 2),
+        lambda: (torch.rand(3, 4), torch.tensor(2.0)),
+        lambda: (torch.rand(3, 4), True),
+    ]
+    for kind in kinds:
+        check(runner, *kind())
+    assert watched.recorded == 0
+    for kind in kinds * 3:
+        check(runner, *kind())
+    assert watched.recorded == len(kinds)
+    for factor in (5.0, -1.0):  # a tensor's value is followed
+        check(runner, torch.rand(3, 4), torch.tensor(factor))
+    assert watched.recorded == len(kinds)
+
+
+def test_nothing_is_a_constant_too():
+    runner = GraphRunner(lambda x, y: (x if y is None else x + y,), recording=Recording)
+    for _ in range(3):
+        assert torch.equal(runner(torch.ones(2), None)[0], torch.ones(2))
+        assert torch.equal(runner(torch.ones(2), torch.ones(2))[0], torch.full((2,), 2.0))
+
+
+def test_the_least_recently_used_is_dropped(watched):
+    runner = watched.runner(limit=2)
+
+    def use(samples):
+        before = watched.recorded
+        check(runner, torch.rand(samples, 2))
+        return watched.recorded > before
+
+    for samples in (1, 2):
+        assert [use(samples) for _ in range(3)] == [False, True, False]
+    use(1)
+    assert [use(3), use(3)] == [False, True]  # drops 2
+    assert len(runner._recordings) == 2
+    assert [use(1), use(1), use(1)] == [False] * 3
+    assert [use(2), use(2)] == [False, True]
+
+
+def test_clear_forgets_everything(watched):
+    runner = watched.runner()
+    for _ in range(3):
+        check(runner, torch.rand(3, 4))
+    runner.clear()
+    assert not runner._recordings
+    check(runner, torch.rand(3, 4))
+    assert watched.recorded == 1
+    check(runner, torch.rand(3, 4))
+    assert watched.recorded == 2
+
+
+def test_what_is_remembered_is_bounded(watched):
+    runner = watched.runner()
+    for samples in range(400):
+        runner(torch.zeros(samples, 1), 1.0)
+    assert len(runner._once) <= 256
+    assert watched.recorded == 0
+
+
+def test_results_belong_to_the_caller(watched):
+    runner = watched.runner()
+    inputs = [torch.rand(3, 4) for _ in range(5)]
+    results = [runner(x, 2.0) for x in inputs]
+    results[2][0].zero_()  # what the caller does with one, the next does not see
+    for i in (0, 1, 3, 4):
+        assert torch.equal(results[i][0], inputs[i] * 2)
+    assert len({r[0].data_ptr() for r in results}) == 5
+
+
+def test_inputs_are_not_modified():
+    def function(x):
+        x.add_(1)
+        return (x.clone(),)
+
+    runner = GraphRunner(function, recording=Recording)
+    x = torch.zeros(3)
+    runner(x)
+    runner(x)
+    before = x.clone()
+    for _ in range(3):
+        assert torch.equal(runner(x)[0], before + 1)
+        assert torch.equal(x, before)
+
+
+def test_a_recording_that_fails_is_given_up_with_one_warning():
+    def fails(function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    runner = GraphRunner(lambda x: (x * 2,), recording=fails)
+    with pytest.warns(UserWarning, match="roli_fast: the attack runs without a CUDA graph") as caught:
+        for samples in (1, 2, 1, 2, 1, 2):
+            assert torch.equal(runner(torch.ones(samples))[0], torch.full((samples,), 2.0))
+    assert len(caught) == 1
+    reason = "runs without a CUDA graph: RuntimeError: operation not permitted when stream is capturing"
+    assert runner.note == reason
+    assert not runner._once
+
+
+class Wrong(Recording):
+    """Computes something else."""
+
+    def __init__(self, function, inputs, how):
+        super().__init__(function, inputs)
+        self.how = how
+
+    def replay(self, inputs):
+        return self.how(super().replay(inputs))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda outputs: (outputs[0] * 1.1, outputs[1]), "differs from the eager one in 100%"),
+        (lambda outputs: (outputs[0] * torch.nan, outputs[1]), "differs from the eager one in 100%"),
+        (lambda outputs: (outputs[0], outputs[1].double()), "another shape or dtype"),
+        (lambda outputs: (outputs[0], outputs[1][:1]), "another shape or dtype"),
+        (lambda outputs: outputs[:1], "ValueError"),
+    ],
+)
+def test_a_recording_of_something_else_is_noticed(how, reason):
+    function = Watched()
+    runner = GraphRunner(function, recording=lambda f, inputs: Wrong(f, inputs, how))
+    x = torch.rand(8, 4)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        for _ in range(4):
+            check(runner, x)
+    assert reason in runner.note
+
+
+def test_a_little_noise_is_no_other_function():
+    """Sums whose order is free differ in the last digits, and a few signs with them."""
+
+    def noisy(outputs):
+        moved = outputs[0] * (1 + 1e-6)
+        moved[0, :2] += 1
+        return moved, outputs[1]
+
+    runner = GraphRunner(Watched(), recording=lambda f, inputs: Wrong(f, inputs, noisy))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            runner(torch.rand(8, 4), 2.0)
+    assert runner.note is None
+
+
+def test_nan_and_empty_outputs_agree():
+    runner = GraphRunner(lambda x: (x / 0 * 0, x[:0]), recording=Recording)
+    for _ in range(3):
+        assert runner(torch.ones(3))[0].isnan().all()
+    assert runner.note is None
+
+
+def test_an_error_of_the_function_is_the_callers():
+    def broken(x):
+        raise ValueError("broken")
+
+    runner = GraphRunner(broken, recording=Recording)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="broken"):
+            runner(torch.ones(2))
+    assert runner.note is None
+
+
+def test_nothing_is_recorded_on_a_cpu(watched):
+    runner = GraphRunner(watched)
+    for _ in range(4):
+        check(runner, torch.rand(3, 4))
+    assert watched.calls == 4
+    assert not runner._recordings
+
+
+# --- the attacks' loops ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Makes attacks record: a list of the replays."""
+    replays = []
+
+    class Counted(Recording):
+        def replay(self, inputs):
+            replays.append(len(inputs[0]))
+            return super().replay(inputs)
+
+    initialise = GraphRunner.__init__
+
+    def recording(self, function, **options):
+        initialise(self, function, **options | {"recording": Counted})
+
+    monkeypatch.setattr(GraphRunner, "__init__", recording)
+    return replays
+
+
+def classifier(dtype):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+    )
+    return net.to(dtype).train()
+
+
+SIZES = {"linf": (0.05, 0.01), "l2": (0.5, 0.1), "l1": (5.0, 1.0)}
+
+
+def sequence(attack_of, norm, model, optimiser_steps=True):
+    """What an attack does over batches of changing images, labels, seeds, sizes and weights."""
+    torch.manual_seed(1)
+    eps, step_size = (torch.tensor(s, dtype=torch.float64) for s in SIZES[norm])
+    attack = attack_of(norm=norm, eps=eps, step_size=step_size, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    results = []
+    for call in range(5):
+        samples = 3 if call == 3 else 6  # one batch of another size in between
+        images = torch.rand(samples, 3, 8, 8, dtype=torch.float64)
+        labels = torch.randint(0, 5, (samples,))
+        eps.mul_(0.9)
+        step_size.mul_(1.1)
+        result = attack.run(model, images, labels, index=torch.randint(0, 100, (samples,)))
+        results.append(result.adversarial)
+        assert result.notes == ()
+        if optimiser_steps:
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    return results
+
+
+@pytest.mark.parametrize("norm", SIZES)
+@pytest.mark.parametrize(
+    "attack_of",
+    [
+        lambda **o: PGD(steps=3, **o),
+        lambda **o: PGD(steps=3, restarts=2, iterate="best", targeted=True, **o),
+        lambda **o: PGD(steps=3, iterate="best", early_stop=True, loss="margin", **o),
+        lambda **o: MIFGSM(steps=3, **o),
+        lambda **o: TPGD(steps=3, iterate="best", **o),
+        lambda **o: FeaturePGD(steps=3, **o),
+        lambda **o: FGSM(**{k: v for k, v in o.items() if k != "step_size"}),
+    ],
+    ids=["pgd", "best", "early stop", "mifgsm", "tpgd", "features", "fgsm"],
+)
+def test_attacks_are_the_same_recorded(attack_of, norm, monkeypatch, request):
+    torch.manual_seed(0)
+    model = classifier(torch.float64)
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    expected = sequence(attack_of, norm, model)
+    replays = request.getfixturevalue("recorded")
+    model.load_state_dict(state)
+    model.zero_grad()
+    got = sequence(attack_of, norm, model)
+    assert len(replays) >= 2
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_other_modules_are_other_recordings(recorded):
+    """The view is made anew, in other memory, and what was recorded on the old one is forgotten."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.Tanh(), nn.Linear(5, 5)).double()
+    images, labels = torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.randint(0, 5, (6,))
+    attack = PGD(random_start=False, steps=3)
+    for _ in range(3):
+        attack(model, images, labels)
+    assert recorded
+    model[2] = nn.Sigmoid()
+    for _ in range(3):
+        assert torch.equal(
+            attack(model, images, labels), PGD(random_start=False, steps=3)(model, images, labels)
+        )
+
+
+def test_what_runs_as_it_is_is_not_recorded(recorded):
+    net = nn.Linear(192, 5)
+    for _ in range(3):
+        PGD(steps=2)(lambda x: net(x.flatten(1)), torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,)))
+    assert not recorded
+
+
+def test_a_capture_that_fails_is_noted_in_the_result(monkeypatch, convnet, batch):
+    def fails(function, inputs):
+        raise RuntimeError("no capture here")
+
+    initialise = GraphRunner.__init__
+    monkeypatch.setattr(
+        GraphRunner, "__init__", lambda self, f, **options: initialise(self, f, recording=fails)
+    )
+    attack, plain = PGD(random_start=False), None
+    with pytest.warns(UserWarning, match="no capture here") as caught:
+        for _ in range(4):
+            result = attack.run(convnet, *batch)
+            plain = result.adversarial if plain is None else plain
+            assert torch.equal(result.adversarial, plain)
+    assert len(caught) == 1
+    assert result.notes == ("runs without a CUDA graph: RuntimeError: no capture here",)
