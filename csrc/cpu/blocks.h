@@ -252,8 +252,7 @@ class StepBlocks {
         if (!op_.has_out()) return;
         adv = load(op_.adv, Step::kAdv, block, adv_);
       }
-      if (op_.has_out())
-        normalizer_.store(op_.out, Step::out_at(op_.has_previous()), block, adv);
+      if (op_.has_out()) normalizer_.store(op_.out, Step::out_at(op_.has_previous()), block, adv);
     });
   }
 
