@@ -1,13 +1,17 @@
-"""Puts measured results into the README: ``python benchmarks/readme.py benchmarks/results/*.json``."""
+"""Puts measured results into Markdown: ``python benchmarks/readme.py benchmarks/results/*.json``.
+
+The README shows a few rows of each machine, the README of the results all of them.
+"""
 
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 README = Path(__file__).parents[1] / "README.md"
+ALL_RESULTS = Path(__file__).parent / "results" / "README.md"
 RIVALS = {
     "copy": "a copy of as many bytes",
     "triton": "ours on Triton",
@@ -23,36 +27,54 @@ RIVALS = {
 Cases = dict[tuple[str, str, str], dict[str, Any]]  # by form, size and contender
 
 
-def table(path: Path) -> str:
+HIGHLIGHTS = ("float32", "bf16-out", "apgd", "l2", "l2-channels-last", "l1", "start")
+HIGHLIGHTED_RIVALS = ("copy", "compiled", "expression", "torchattacks", "autoattack")
+
+
+def all_tables(path: Path) -> str:
     """The step in its forms and sizes, and all ops on the largest, as multiples of their rivals' times."""
-    found = _suite(path)
-    assert found is not None
-    result, picture = found
-    machine, commit = result["machine_info"], result["commit_info"]
-    cases: Cases = {
-        (case["params"]["form"], case["params"]["size"], case["params"]["contender"]): case
-        for case in result["benchmarks"]
-    }
+    result, picture, cases = _suite(path)
     steps = {key: case for key, case in cases.items() if case["extra_info"]["op"] == "linf_step_"}
-    largest = list(dict.fromkeys(size for _, size, _ in cases))[-1]
-    others = {key: case for key, case in cases.items() if key not in steps and key[1] == largest}
-    source = path.relative_to(README.parent).as_posix()
+    others = {key: case for key, case in cases.items() if key not in steps and key[1] == _largest(cases)}
     return "\n".join(
         [
-            f"The Linf step against its rivals, on {_name(machine)}, torch {machine['versions']['torch']}, "
-            f"commit {commit['id'][:10]}: medians of interleaved rounds; below 1 ours is faster.",
+            f"## {_conditions(result)}",
             "",
-            *_rows(steps, lambda form, size, _: f"{form}, {size}"),
+            "The Linf step:",
             "",
-            f"All other ops, {largest}. Bytes: that an element must move, and that it moves.",
+            *_rows(steps, RIVALS, lambda form, size, _: f"{form}, {size}"),
             "",
-            *_rows(others, _op_and_bytes),
+            f"All other ops, {_largest(cases)}. Bytes: that an element must move, and that it moves.",
             "",
-            f"![The same as a picture]({picture.relative_to(README.parent).as_posix()})",
+            *_rows(others, RIVALS, _op_and_bytes),
             "",
-            f"Spread, conditions and every number: [{path.name}]({source}).",
+            f"![The same as a picture]({picture.name})",
+            "",
+            f"Spread, conditions and every number: [{path.name}]({path.name}).",
         ]
     )
+
+
+def highlights(path: Path) -> str:
+    """A few ops, on the largest batch."""
+    result, _, cases = _suite(path)
+    shown = {key: case for key, case in cases.items() if key[0] in HIGHLIGHTS and key[1] == _largest(cases)}
+    return "\n".join(
+        [
+            f"{_conditions(result)}, {_largest(cases)}:",
+            "",
+            *_rows(shown, HIGHLIGHTED_RIVALS, lambda form, _, case: f"`{case['extra_info']['op']}`, {form}"),
+        ]
+    )
+
+
+def _conditions(result: dict[str, Any]) -> str:
+    machine, commit = result["machine_info"], result["commit_info"]
+    return f"{_name(machine)}, torch {machine['versions']['torch']}, commit {commit['id'][:10]}"
+
+
+def _largest(cases: Cases) -> str:
+    return list(dict.fromkeys(size for _, size, _ in cases))[-1]
 
 
 def _op_and_bytes(form: str, size: str, case: dict[str, Any]) -> str:
@@ -60,8 +82,8 @@ def _op_and_bytes(form: str, size: str, case: dict[str, Any]) -> str:
     return f"{form} (`{about['op']}`, {about['must_move']:g} and {about['moves']:g} bytes)"
 
 
-def _rows(cases: Cases, name: Callable[[str, str, dict[str, Any]], str]) -> list[str]:
-    rivals = [rival for rival in RIVALS if any(contender == rival for _, _, contender in cases)]
+def _rows(cases: Cases, rivals: Iterable[str], name: Callable[[str, str, dict[str, Any]], str]) -> list[str]:
+    rivals = [rival for rival in rivals if any(contender == rival for _, _, contender in cases)]
     lines = [
         f"| | ours | {' | '.join(f'/ {RIVALS[rival]}' for rival in rivals)} |",
         "|---|---" + "|---" * len(rivals) + "|",
@@ -74,14 +96,26 @@ def _rows(cases: Cases, name: Callable[[str, str, dict[str, Any]], str]) -> list
     return lines
 
 
-def _suite(path: Path) -> tuple[dict[str, Any], Path] | None:
-    """The results of the ops in a file of `make bench` or `make gpu`, and their picture; None where a
-    run has not got so far."""
+def _suite(path: Path) -> tuple[dict[str, Any], Path, Cases]:
+    """The results of the ops in a file of `make bench` or `make gpu`, their picture, and their cases."""
+    result, picture = json.loads(path.read_text()), path.with_suffix(".png")
+    if "parts" in result:
+        result, picture = (
+            result["parts"]["ops"]["benchmarks"]["test_ops"],
+            path.with_name(f"{path.stem}-ops.png"),
+        )
+    cases = {
+        (case["params"]["form"], case["params"]["size"], case["params"]["contender"]): case
+        for case in result["benchmarks"]
+    }
+    return result, picture, cases
+
+
+def _has_ops(path: Path) -> bool:
+    """Whether a run got so far."""
     result = json.loads(path.read_text())
-    if "parts" not in result:
-        return result, path.with_suffix(".png")
-    measured = result["parts"].get("ops", {}).get("benchmarks", {}).get("test_ops")
-    return measured and (measured, path.with_name(f"{path.stem}-ops.png"))
+    parts = result.get("parts", {"ops": {"benchmarks": {"test_ops": True}}})
+    return bool(parts.get("ops", {}).get("benchmarks", {}).get("test_ops"))
 
 
 def _name(machine: dict[str, Any]) -> str:
@@ -99,14 +133,28 @@ def _duration(seconds: float) -> str:
     return f"{1e3 * seconds:.2f} ms" if seconds >= 1e-4 else f"{1e6 * seconds:.1f} µs"
 
 
-def with_tables(readme: str, paths: list[Path]) -> str:
-    tables = "\n\n".join(table(path) for path in paths if _suite(path) is not None)
-    return re.sub(
-        r"(<!-- speed:begin -->\n).*?(<!-- speed:end -->)", rf"\g<1>{tables}\n\g<2>", readme, flags=re.S
+INTRODUCTION = """Times of one call, medians of interleaved rounds, and as multiples of its rivals' times in
+the same run: below 1 ours is faster."""
+
+
+def with_highlights(readme: str, paths: list[Path]) -> str:
+    tables = "\n\n".join([INTRODUCTION, *map(highlights, paths)])
+    link = (
+        f"All forms, sizes and rivals: [{ALL_RESULTS.parent.name}]({ALL_RESULTS.relative_to(README.parent)})."
     )
+    return re.sub(
+        r"(<!-- speed:begin -->\n).*?(<!-- speed:end -->)",
+        lambda marks: f"{marks[1]}{tables}\n\n{link}\n{marks[2]}",
+        readme,
+        flags=re.S,
+    )
+
+
+def results(paths: list[Path]) -> str:
+    return "\n\n".join(["# Measured speed of the ops", INTRODUCTION, *map(all_tables, paths)]) + "\n"
 
 
 if __name__ == "__main__":
-    README.write_text(
-        with_tables(README.read_text(), [Path(argument).resolve() for argument in sys.argv[1:]])
-    )
+    files = [path for path in (Path(argument).resolve() for argument in sys.argv[1:]) if _has_ops(path)]
+    README.write_text(with_highlights(README.read_text(), files))
+    ALL_RESULTS.write_text(results(files))

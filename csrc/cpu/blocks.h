@@ -89,16 +89,17 @@ static inline const T* load_sign(const Array& array, int64_t offset, int64_t str
   return loaded;
 }
 
-// Rounds the block to the array's type and puts it there.
-template <class T>
-static inline void store(const Array& array, int64_t offset, int64_t stride, int64_t count, const T* block) {
+// Rounds value(i) of the block's elements to the array's type and puts them there.
+template <class Value>
+static inline void store_each(const Array& array, int64_t offset, int64_t stride, int64_t count,
+                              Value&& value) {
   with_float_type(array.dtype, [&](auto tag) {
     using D = decltype(tag);
-    D* to = elements<D>(array, offset);
+    D* __restrict to = elements<D>(array, offset);
     if (stride == 1)
-      for (int64_t i = 0; i < count; ++i) to[i] = convert<D>(block[i]);
+      for (int64_t i = 0; i < count; ++i) to[i] = convert<D>(value(i));
     else
-      for (int64_t i = 0; i < count; ++i) to[i * stride] = convert<D>(block[i]);
+      for (int64_t i = 0; i < count; ++i) to[i * stride] = convert<D>(value(i));
   });
 }
 
@@ -132,7 +133,8 @@ static ROLI_FN const T* load(const Array& array, int operand, const Block& block
 
 template <class T>
 static ROLI_FN void store(const Array& array, int operand, const Block& block, const T* values) {
-  store(array, block.offset(operand), block.stride(operand), block.count, values);
+  store_each(array, block.offset(operand), block.stride(operand), block.count,
+             [=](int64_t i) { return values[i]; });
 }
 
 // Values that may be changed, in place or in buffer; store_changed puts back what is in buffer.
@@ -178,19 +180,20 @@ struct Normalizer {
     return buffer;
   }
 
-  // The model's input, of values as they are without a normalization.
-  const T* operator()(const T* __restrict values, const Block& block, T* __restrict buffer) const {
-    if (by.mean == nullptr) return values;
-    const int64_t count = block.count;
+  // Stores the model's input: normalized, or the values as they are without a normalization. In one loop
+  // with the rounding: the divisions fill the time that memory takes.
+  void store(const Array& array, int operand, const Block& block, const T* __restrict values) const {
+    const auto put = [&](auto&& value) {
+      store_each(array, block.offset(operand), block.stride(operand), block.count, value);
+    };
+    if (by.mean == nullptr) return put([=](int64_t i) { return values[i]; });
     if (periodic) {
       const T* __restrict m = means.get() + block.position() % by.channels;
       const T* __restrict s = stds.get() + block.position() % by.channels;
-      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(values[i], m[i], s[i]);
-    } else {
-      const T m = mean(block.chunk.channel), s = std(block.chunk.channel);
-      for (int64_t i = 0; i < count; ++i) buffer[i] = normalize(values[i], m, s);
+      return put([=](int64_t i) { return normalize(values[i], m[i], s[i]); });
     }
-    return buffer;
+    const T m = mean(block.chunk.channel), s = std(block.chunk.channel);
+    put([=](int64_t i) { return normalize(values[i], m, s); });
   }
 };
 
@@ -249,8 +252,7 @@ class StepBlocks {
         if (!op_.has_out()) return;
         adv = load(op_.adv, Step::kAdv, block, adv_);
       }
-      if (op_.has_out())
-        store(op_.out, Step::out_at(op_.has_previous()), block, normalizer_(adv, block, input_));
+      if (op_.has_out()) normalizer_.store(op_.out, Step::out_at(op_.has_previous()), block, adv);
     });
   }
 
@@ -280,6 +282,6 @@ class StepBlocks {
   const Plan& plan_;
   const int operands_;
   const Normalizer<T> normalizer_;
-  alignas(64) T adv_[kBlock], clean_[kBlock], previous_[kBlock], input_[kBlock];
+  alignas(64) T adv_[kBlock], clean_[kBlock], previous_[kBlock];
   alignas(64) C grad_[kBlock];
 };

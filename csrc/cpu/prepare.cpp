@@ -14,10 +14,9 @@ template <class T>
 void prepare(const Prepare& op, int64_t first, int64_t last) {
   enum { kOut, kAdv };
   const Normalizer<T> normalizer(op.normalization, op.plan.channel);
-  alignas(64) T adv_buffer[kBlock], input_buffer[kBlock];
+  alignas(64) T buffer[kBlock];
   for_each_block(op.plan, 2, first, last, [&](const Block& block) {
-    const T* adv = load(op.adv, kAdv, block, adv_buffer);
-    store(op.out, kOut, block, normalizer(adv, block, input_buffer));
+    normalizer.store(op.out, kOut, block, load(op.adv, kAdv, block, buffer));
   });
 }
 

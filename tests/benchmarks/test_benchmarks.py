@@ -76,4 +76,5 @@ def test_the_readme_shows_the_committed_results(monkeypatch):
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     text = readme.README.read_text()
     assert results
-    assert readme.with_tables(text, results) == text
+    assert readme.with_highlights(text, results) == text
+    assert readme.results(results) == readme.ALL_RESULTS.read_text()
