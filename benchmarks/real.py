@@ -24,7 +24,9 @@ class _Block(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride) if stride > 1 else nn.Identity())
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 1, stride) if stride > 1 else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.conv2(self.conv1(x).relu()) + self.shortcut(x)).relu()
@@ -65,18 +67,22 @@ class _SmallCNN(nn.Module):
 
 def trades_mnist() -> nn.Module:
     """Linf 0.3; grey pixels in [0, 1]."""
-    return _loaded(_SmallCNN(), torch.load(SHARED / "trades_mnist_smallcnn.pt", map_location="cpu", weights_only=True))
+    return _loaded(
+        _SmallCNN(), torch.load(SHARED / "trades_mnist_smallcnn.pt", map_location="cpu", weights_only=True)
+    )
 
 
 def resnet4b_cifar10() -> nn.Module:
     """Linf 2/255; without BatchNorm."""
     weights = torch.load(SHARED / "resnet4b_cifar10.pth", map_location="cpu", weights_only=True)
     weights = weights.get("state_dict", weights)
-    return Normalized(_loaded(_ResNet4b(), weights), (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)).eval()
+    return Normalized(
+        _loaded(_ResNet4b(), weights), (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+    ).eval()
 
 
 def resnet10_tiny_imagenet(which: str = "robust") -> nn.Module:
-    """Linf 4/255 (robust), or trained without attacks (standard); with BatchNorm, 200 classes, 32 pixels a side."""
+    """Linf 4/255 ("robust"), or trained without attacks ("standard"); BatchNorm, 32x32 pixels."""
     model = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=200, channels=(32, 64, 128, 256))
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.Identity()
     weights = load_file(SHARED / f"resnet10_tin200_{which}.safetensors")
@@ -95,12 +101,12 @@ def mnist() -> tuple[Tensor, Tensor]:
 
 
 def cifar10(split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
-    """"train" or "test" images (N, 3, 32, 32), uint8, and their labels; the first of each class."""
+    """ "train" or "test" images (N, 3, 32, 32), uint8, and their labels; the first of each class."""
     return _images("cifar10-12k", split, per_class, 32)
 
 
 def tiny_imagenet(split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
-    """"train" or "val" images of 100 classes, uint8, at 32 pixels a side."""
+    """ "train" or "val" images of 100 classes, uint8, at 32 pixels a side."""
     return _images("tiny-imagenet-100", split, per_class, 32)
 
 
@@ -116,7 +122,9 @@ def _images(name: str, split: str, per_class: int | None, size: int) -> tuple[Te
     images, labels = [], []
     for label, files in enumerate(found[name] for name in sorted(found)):
         for _, content in sorted(files)[:per_class]:
-            picture = Image.open(io.BytesIO(content)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            picture = (
+                Image.open(io.BytesIO(content)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            )
             images.append(numpy.asarray(picture))
             labels.append(label)
     return torch.tensor(numpy.stack(images)).movedim(-1, 1).contiguous(), torch.tensor(labels)

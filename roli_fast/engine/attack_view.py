@@ -14,6 +14,7 @@ from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
 from .modes import Model, eval_mode, own_output
+from .on_cpu import attention
 from .outputs import Output, check_output, select
 from .precision import get_precision
 
@@ -128,7 +129,8 @@ class AttackView:
     def __call__(self, x: Tensor) -> Tensor:
         """Output of prepared inputs (N, ...)."""
         if self._copy is not None:
-            return select(self._copy.run(x), self._output)
+            with attention(x):
+                return select(self._copy.run(x), self._output)
         model = self._model()
         assert model is not None
         with eval_mode(model):
