@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from . import machine
-from .timing import Measurement
+from roli_fast.speed import machine
+from roli_fast.speed.timing import Measurement
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("torchattacks", "foolbox", "art", "autoattack")

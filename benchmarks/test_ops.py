@@ -19,9 +19,18 @@ from torch import Tensor
 
 import roli_fast
 from roli_fast import ops
+from roli_fast.speed import machine
+from roli_fast.speed.timing import (
+    Call,
+    Measurement,
+    RecordedClock,
+    interleaved,
+    launches,
+    on_the_clock,
+    on_the_gpu,
+)
 
-from . import baselines, machine
-from .timing import Call, Measurement, RecordedClock, interleaved, launches, on_the_clock, on_the_gpu
+from . import baselines
 
 # By the family: step size and eps. Points lie beyond the L2 and L1 balls, so that these have to project.
 LINF = 2 / 255, 8 / 255

@@ -213,7 +213,7 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
 
 def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
     """The JSON, and a picture of each benchmark."""
-    from benchmarks import machine
+    from roli_fast.speed import machine
 
     slug = machine.slug(run.device)
     path = folder / f"gpu-{slug}.json"

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -56,8 +55,10 @@ def _system() -> list[tuple[str, str]]:
 def _devices() -> list[tuple[str, str]]:
     import torch
 
+    from ..speed.machine import cpu_name
+
     rows = [
-        ("cpu", f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"),
+        ("cpu", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"),
         ("torch's capability", torch.backends.cpu.get_cpu_capability()),
     ]
     if not torch.cuda.is_available():
@@ -71,14 +72,6 @@ def _devices() -> list[tuple[str, str]]:
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         rows.append((f"cuda:{i}", f"{properties.name}, sm_{properties.major}{properties.minor}, {memory}"))
     return rows
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _native() -> list[tuple[str, str]]:

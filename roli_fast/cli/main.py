@@ -9,6 +9,7 @@ from .errors import UserError
 # A subcommand is a module of this package with add_arguments(parser) and run(arguments). It is imported
 # when it is asked for: doctor must run where the ops cannot be imported.
 _COMMANDS = {
+    "bench": "measure our attack against every peer that is installed, side by side",
     "demo": "train on real digits, with and without attacks, and show what it buys",
     "doctor": "say what a bug report needs: versions, devices, and which backends run",
 }

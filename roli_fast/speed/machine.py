@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _UNKNOWN_CACHE = 64 * 2**20
 
 
 @functools.cache
 def cpu_name() -> str:
-    import cpuinfo  # comes with pytest-benchmark
-
-    return cpuinfo.get_cpu_info().get("brand_raw", platform.machine())
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def cores() -> int:
@@ -31,9 +34,7 @@ def slug(device: str) -> str:
     if device == "cuda":  # said of a build that has failed, too
         name = torch.cuda.get_device_name()
     else:
-        from roli_fast import _C
-
-        name = f"{cpu_name()} {cores()} cores {_C.cpu_capability()}"
+        name = f"{cpu_name()} {cores()} cores {_native()['instruction_set'] or ''}"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
@@ -53,19 +54,21 @@ def last_level_cache(device: str) -> int:
     return max(caches().values(), default=_UNKNOWN_CACHE)
 
 
-def _memory_gib() -> float:
+def _memory_gib() -> float | None:
+    if not hasattr(os, "sysconf"):
+        return None
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 
 
 def describe(device: str) -> dict[str, Any]:
     import roli_fast
-    from roli_fast import _C
 
+    native = _native()
     return {
         "gpu": _describe_gpu() if device == "cuda" else None,
         "cpu": cpu_name(),
         "cores": cores(),
-        "instruction_set": _C.cpu_capability(),
+        "instruction_set": native["instruction_set"],
         "caches": caches(),
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -76,8 +79,16 @@ def describe(device: str) -> dict[str, Any]:
             "triton": version("triton"),
             "roli_fast": roli_fast.__version__,
         },
-        "build": _C.build_config(),
+        "build": native["build"],
     }
+
+
+def _native() -> dict[str, Any]:
+    try:
+        from roli_fast import _C
+    except ImportError:  # installed without a compiler
+        return {"instruction_set": None, "build": None}
+    return {"instruction_set": _C.cpu_capability(), "build": _C.build_config()}
 
 
 def version(package: str) -> str | None:
@@ -100,6 +111,8 @@ def _describe_gpu() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if not (_ROOT / ".git").exists():  # installed, perhaps inside somebody else's repository
+        return None
     try:
         done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -38,18 +38,23 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def interleaved(
-    contenders: Mapping[str, Sequence[Call]], rounds: int, repeats: int, stopwatch: Stopwatch
+    contenders: Mapping[str, Sequence[Call]],
+    rounds: int,
+    repeats: int,
+    stopwatch: Stopwatch,
+    warm_ups: int = 2,
 ) -> Measurement:
     """Times every contender once per round, in an order drawn anew for each round.
 
     contenders: each in equivalent versions that work on different memory. The version moves on with every
         timing, whoever is timed, so that no contender finds its data where a rival has just left them.
     repeats: calls per timing, where one is too short for the clock; the time of a call is their mean.
+    warm_ups: untimed calls of every version before the first round.
     """
     order, version = list(contenders), itertools.count()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     shuffle = random.Random(0).shuffle
-    _warm_up(contenders)
+    _warm_up(contenders, warm_ups)
     watch = _OtherLoad()
     gc.disable()
     try:
@@ -63,9 +68,9 @@ def interleaved(
     return Measurement(seconds, watch.cores())
 
 
-def _warm_up(contenders: Mapping[str, Sequence[Call]]) -> None:
+def _warm_up(contenders: Mapping[str, Sequence[Call]], times: int) -> None:
     """Page faults, compilation, caches of the allocator: what only a first call pays."""
-    for _ in range(2):
+    for _ in range(times):
         for versions in contenders.values():
             for call in versions:
                 call()
@@ -76,6 +81,18 @@ def on_the_clock(call: Call, repeats: int) -> float:
     start = perf_counter()
     for _ in itertools.repeat(None, repeats):
         call()
+    return (perf_counter() - start) / repeats
+
+
+def until_done(call: Call, repeats: int) -> float:
+    """By the clock, with all work on the GPU done: for calls that the CPU has a part in from end to end."""
+    if not torch.cuda.is_available():
+        return on_the_clock(call, repeats)
+    torch.cuda.synchronize()
+    start = perf_counter()
+    for _ in itertools.repeat(None, repeats):
+        call()
+    torch.cuda.synchronize()
     return (perf_counter() - start) / repeats
 
 

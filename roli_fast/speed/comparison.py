@@ -1,0 +1,373 @@
+"""Our PGD and the peers' on one model: time, memory and what is reached, measured side by side.
+
+Two kinds of columns. In a column of a precision all have the same: this precision (peers under autocast
+where it is a half one), channels-last weights and images, the model as training has it. In the column
+"best" each runs in the fastest of its variants: ours in any of the precisions; a peer in any of them,
+channels-last or not, with parameters that require gradients or do not.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import PGD, verify
+from ..attacks.losses import get_loss
+from ..engine import PRECISIONS, AttackView, GraphRunner, InputGradient
+from ..evaluation import Accuracy, difference
+from .memory import peak_bytes
+from .peers import Attack, Build, Settings
+from .subjects import Batches
+from .timing import Measurement, interleaved, quartiles, until_done
+
+OURS, BARE, BEST = "ours", "model alone", "best"
+
+# On a GPU an attack of ours is recorded in its second call of a shape, and at full speed from the third on.
+_CALLS_TO_SPEED = 3
+
+Quartiles = dict[str, float]
+Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How an attack runs. frozen: whether the model's parameters require no gradients."""
+
+    precision: str
+    channels_last: bool = True
+    frozen: bool = False
+
+    def __str__(self) -> str:
+        layout = "channels-last" if self.channels_last else "contiguous"
+        return ", ".join((self.precision, layout, *(["frozen parameters"] if self.frozen else [])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Robust:
+    """Robust accuracy between 0 and 1, with its 95 % interval (Wilson)."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One contender in one column.
+
+    column: a precision, which all have in common, or "best".
+    variant: how it ran; None where it did not.
+    ms_per_image: milliseconds per image: median, q1 and q3 over rounds.
+    ratio: its time as a multiple of ours in the same column, of the ratios within rounds. None where it would
+        compare attacks that do not reach the same.
+    peak_bytes: at its peak, on top of model and images, by a new attack's first calls.
+    notes: what went wrong, and why there is no ratio.
+    """
+
+    column: str
+    contender: str
+    variant: str | None
+    ms_per_image: Quartiles | None
+    ratio: Quartiles | None
+    robust: Robust | None
+    peak_bytes: int | None
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All that was found on one model and one attack, ready for JSON.
+
+    overhead: per precision, the share of our attack's time that the model's forward and backward do not take:
+        median, q1 and q3 over rounds.
+    other_cores: how many cores other processes kept busy meanwhile; None where that is not known.
+    """
+
+    settings: Settings
+    shape: tuple[int, ...]
+    device: str
+    rounds: int
+    entries: tuple[Entry, ...]
+    overhead: dict[str, Quartiles]
+    other_cores: float | None
+
+
+def compare(
+    model: nn.Module,
+    batches: Batches,
+    settings: Settings,
+    *,
+    precisions: Sequence[str] = ("fp32", "bf16"),
+    peers: Mapping[str, Build],
+    rounds: int = 7,
+    progress: Progress = lambda what, done, of: None,
+) -> Comparison:
+    """Measures our PGD and the peers' in turns, in an order drawn anew for each round.
+
+    model: in eval mode, on the batches' device; maps images (N, C, H, W) in [0, 1] to logits. Left as it is.
+    batches: at least one, all of one shape and with N of at least 2; rounds take them in turn.
+    precisions: of the columns, and those that the best may have.
+    peers: by name, see :func:`roli_fast.speed.peers.find`. What one of them raises is noted.
+    rounds: at least 2.
+    """
+    bench = _Bench(model, batches, settings, peers)
+    trials: dict[tuple[str, Variant], _Trial] = {}
+    variants = bench.variants(precisions)
+    for done, (name, variant) in enumerate(variants):
+        progress("trying", done, len(variants))
+        trials[name, variant] = bench.try_out(name, variant)
+    picks = _pick(bench.names, precisions, trials)
+
+    contenders = {_key(*who): bench.calls(*who) for who in _that_run(picks, trials)}
+    for precision in precisions:
+        if _key(OURS, Variant(precision)) in contenders:
+            contenders[_key(BARE, Variant(precision))] = bench.model_alone(precision)
+    counter, total = itertools.count(1), rounds * len(contenders)
+
+    def stopwatch(call: Callable[[], object], repeats: int) -> float:
+        seconds = until_done(call, repeats)
+        progress("measuring", next(counter), total)
+        return seconds
+
+    measured = interleaved(contenders, rounds, 1, stopwatch, warm_ups=1)
+    peaks = {who: bench.peak(*who) for who in _that_run(picks, trials)}
+    findings = _Findings(picks, trials, measured, peaks, len(batches[0][0]))
+    return Comparison(
+        settings=settings,
+        shape=tuple(batches[0][0].shape),
+        device=str(batches[0][0].device),
+        rounds=rounds,
+        entries=tuple(findings.entry(*place) for place in picks),
+        overhead={p: share for p in precisions if (share := findings.overhead(p)) is not None},
+        other_cores=measured.other_cores,
+    )
+
+
+def _key(name: str, variant: Variant) -> str:
+    return f"{name}: {variant}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """What a variant did when it was tried. seconds: of its last call. robust: None where it raised error.
+    stays: whether it stayed in the ball and the box."""
+
+    seconds: float = math.inf
+    robust: Accuracy | None = None
+    stays: bool = False
+    error: str | None = None
+
+
+class _Bench:
+    """Builds what is measured."""
+
+    def __init__(self, model: nn.Module, batches: Batches, settings: Settings, peers: Mapping[str, Build]):
+        self._model, self._batches, self._settings, self._peers = model, batches, settings, peers
+        self._copies: dict[tuple[bool, bool], nn.Module] = {}
+        self._attacks: dict[tuple[str, Variant], Attack] = {}
+        self.device = batches[0][0].device
+        self.names = (OURS, *peers)
+
+    def variants(self, precisions: Sequence[str]) -> list[tuple[str, Variant]]:
+        ours = [(OURS, Variant(precision)) for precision in precisions]
+        every = itertools.product(precisions, (True, False), (False, True))
+        ways = [Variant(*choice) for choice in every]
+        return ours + [(name, variant) for name in self._peers for variant in ways]
+
+    def try_out(self, name: str, variant: Variant) -> _Trial:
+        """Runs it until it is at speed, on every batch at least once, and checks what it returns."""
+        try:
+            calls = self.calls(name, variant)
+            checks = [self._verify(call(), i) for i, call in enumerate(calls)]
+            for _ in range(len(calls), _CALLS_TO_SPEED - 1):
+                calls[0]()
+            seconds = until_done(calls[0], 1)
+        except Exception as error:  # whatever others' code does here
+            return _Trial(error=_first_line(error))
+        robust = Accuracy(torch.cat([right for right, _ in checks]))
+        return _Trial(seconds, robust, all(inside for _, inside in checks))
+
+    def calls(self, name: str, variant: Variant) -> list[Callable[[], Any]]:
+        """The attack on each of the batches."""
+        if (name, variant) not in self._attacks:
+            self._attacks[name, variant] = self._attack(name, variant)
+        attack = self._attacks[name, variant]
+        inputs = [(self._laid_out(images, variant), labels) for images, labels in self._batches]
+        return [partial(attack, *of_a_batch) for of_a_batch in inputs]
+
+    def model_alone(self, precision: str) -> list[Callable[[], Any]]:
+        """As many forward and backward passes as the attack has, on what the attack computes with."""
+        view = AttackView(self._copy(Variant(precision)), precision=precision)
+        gradient = InputGradient(view, get_loss("ce"), precision=precision)
+
+        def passes(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            for _ in range(self._settings.steps):
+                found = gradient(x, labels)
+            return found
+
+        run = GraphRunner(passes)  # a CUDA graph, as the attack is one
+        inputs = [(view.prepare(images), labels) for images, labels in self._batches]
+        for _, (x, labels) in itertools.product(range(_CALLS_TO_SPEED), inputs):
+            run(x, labels)
+        return [partial(run, *of_a_batch) for of_a_batch in inputs]
+
+    def peak(self, name: str, variant: Variant) -> int | None:
+        images, labels = self._batches[0]
+        images = self._laid_out(images, variant)
+        model = self._copy(variant)
+        model.zero_grad(set_to_none=True)  # what a peer has left there
+
+        def first_calls() -> None:
+            attack = self._attack(name, variant)
+            for _ in range(_CALLS_TO_SPEED if self.device.type == "cuda" else 1):
+                attack(images, labels)
+
+        return peak_bytes(first_calls, self.device)
+
+    def _attack(self, name: str, variant: Variant) -> Attack:
+        model, settings = self._copy(variant), self._settings
+        if name == OURS:
+            own = PGD(**dataclasses.asdict(settings), precision=variant.precision)
+            return lambda images, labels: own(model, images, labels)
+        with _arithmetic(variant.precision, self.device):
+            theirs = self._peers[name](model, settings, self._laid_out(self._batches[0][0], variant))
+
+        def run(images: Tensor, labels: Tensor) -> Tensor:
+            with _arithmetic(variant.precision, self.device):
+                return theirs(images, labels)
+
+        return run
+
+    def _copy(self, variant: Variant) -> nn.Module:
+        kind = variant.channels_last, variant.frozen
+        if kind not in self._copies:
+            model = copy.deepcopy(self._model).requires_grad_(not variant.frozen)
+            self._copies[kind] = model.to(memory_format=_layout(variant))
+        return self._copies[kind]
+
+    def _laid_out(self, images: Tensor, variant: Variant) -> Tensor:
+        return images.contiguous(memory_format=_layout(variant))
+
+    def _verify(self, adversarial: Tensor, batch: int) -> tuple[Tensor, bool]:
+        """(N,) bool, which images the model still gets right, and whether all are where they may be."""
+        images, labels = self._batches[batch]
+        norm, eps = self._settings.norm, self._settings.eps
+        checked = verify(self._model, images, adversarial.detach(), labels, norm, eps)
+        inside = (checked.finite & checked.in_box & checked.in_ball).all()
+        return (checked.prediction == labels).cpu(), bool(inside)
+
+
+def _layout(variant: Variant) -> torch.memory_format:
+    return torch.channels_last if variant.channels_last else torch.contiguous_format
+
+
+@contextlib.contextmanager
+def _arithmetic(name: str, device: torch.device) -> Iterator[None]:
+    """What ours does inside, around a peer's call: exact or TF32 products, or autocast."""
+    precision = PRECISIONS[name]
+    autocast = torch.autocast(device.type, precision.dtype) if precision.is_half else contextlib.nullcontext()
+    with precision.arithmetic(), autocast:
+        yield
+
+
+def _pick(
+    names: Iterable[str], precisions: Iterable[str], trials: Mapping[tuple[str, Variant], _Trial]
+) -> dict[tuple[str, str], Variant]:
+    """By column and contender. The best stays in the ball, if any does, and is the fastest of those."""
+
+    def rank(variant: Variant, name: str) -> tuple[bool, float]:
+        trial = trials[name, variant]
+        return not trial.stays, trial.seconds
+
+    names = tuple(names)
+    picks = {(p, name): Variant(p) for p in precisions for name in names}
+    for name in names:
+        tried = [variant for who, variant in trials if who == name]
+        picks[BEST, name] = min(tried, key=lambda variant: rank(variant, name))
+    return picks
+
+
+def _that_run(
+    picks: Mapping[tuple[str, str], Variant], trials: Mapping[tuple[str, Variant], _Trial]
+) -> list[tuple[str, Variant]]:
+    """Without repetition: what is best may be in a column of its precision as well."""
+    chosen = dict.fromkeys((name, variant) for (_, name), variant in picks.items())
+    return [who for who in chosen if trials[who].robust is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Findings:
+    """All that was measured, and what can be said of it. images: of a batch."""
+
+    picks: Mapping[tuple[str, str], Variant]
+    trials: Mapping[tuple[str, Variant], _Trial]
+    measured: Measurement
+    peaks: Mapping[tuple[str, Variant], int | None]
+    images: int
+
+    def entry(self, column: str, name: str) -> Entry:
+        variant = self.picks[column, name]
+        key, trial = _key(name, variant), self.trials[name, variant]
+        ran = trial.robust is not None
+        reason = self._incomparable(column, name)
+        ours = _key(OURS, self.picks[column, OURS])
+        return Entry(
+            column=column,
+            contender=name,
+            variant=str(variant) if ran else None,
+            ms_per_image=_scaled(self.measured.seconds_of(key), 1e3 / self.images) if ran else None,
+            ratio=None if reason or name == OURS else self.measured.ratio(key, ours),
+            robust=_summary(trial.robust),
+            peak_bytes=self.peaks.get((name, variant)),
+            notes=(*([reason] if reason else []), *self._failures(column, name)),
+        )
+
+    def overhead(self, precision: str) -> Quartiles | None:
+        alone, ours = (self.measured.seconds.get(_key(n, Variant(precision))) for n in (BARE, OURS))
+        if alone is None or ours is None:
+            return None
+        return quartiles([1 - model / everything for model, everything in zip(alone, ours, strict=True)])
+
+    def _incomparable(self, column: str, name: str) -> str | None:
+        """Why the ratio of the times would say nothing."""
+        trial, ours = (self.trials[n, self.picks[column, n]] for n in (name, OURS))
+        if trial.robust is None:
+            return trial.error
+        if not trial.stays:
+            return "leaves the ball or the box"
+        if ours.robust is None or not ours.stays:
+            return "nothing of ours to compare with"
+        gap = difference(trial.robust, ours.robust)
+        if gap.within_noise:
+            return None
+        ends = ", ".join(f"{100 * end:+.1f}" for end in (gap.low, gap.high))
+        return f"robust accuracy differs from ours by {100 * gap.value:+.1f} points [{ends}]"
+
+    def _failures(self, column: str, name: str) -> list[str]:
+        """Of the variants among which the best was sought."""
+        failed: dict[str, list[Variant]] = {}
+        for (who, variant), trial in self.trials.items():
+            if column == BEST and who == name and trial.error and variant != self.picks[column, name]:
+                failed.setdefault(trial.error, []).append(variant)
+        return [f"{error} ({'; '.join(map(str, variants))})" for error, variants in failed.items()]
+
+
+def _summary(robust: Accuracy | None) -> Robust | None:
+    return None if robust is None else Robust(robust.value, *robust.interval(), len(robust.right))
+
+
+def _scaled(values: Quartiles, factor: float) -> Quartiles:
+    return {name: factor * value for name, value in values.items()}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
