@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roli_fast.attacks import losses
-from roli_fast.engine import AttackView, InputGradient
+from roli_fast.engine import InputGradient
 
 
 def cross_entropy(logits, labels):
@@ -67,118 +66,6 @@ def test_tensors_that_were_made_in_that_mode(problem, mode):
         gradient, loss, _ = InputGradient(model, cross_entropy)(x, labels)
     assert torch.equal(gradient, want[0])
     assert torch.equal(loss, want[1])
-
-
-# --- losses ----------------------------------------------------------------------------------------------
-
-
-def written_out(name, z, target):
-    """The loss of one sample in plain numbers, from its paper."""
-    z = list(z)
-    ordered = sorted(z, reverse=True)
-    if name == "ce":
-        return torch.logsumexp(torch.stack(z), 0) - z[target]
-    if name == "margin":
-        return max(z[:target] + z[target + 1 :]) - z[target]
-    if name == "dlr":
-        return -(z[target] - max(z[:target] + z[target + 1 :])) / (ordered[0] - ordered[2])
-    if name == "targeted dlr":
-        label, aim = target
-        return -(z[label] - z[aim]) / (ordered[0] - (ordered[2] + ordered[3]) / 2)
-    if name == "kl":
-        q = torch.stack(z).softmax(0)
-        return sum(p * (p.log() - r.log()) for p, r in zip(target, q, strict=True))
-    assert name == "features"
-    return sum((a - b) ** 2 for a, b in zip(z, target, strict=True))
-
-
-LOSSES = {
-    "ce": losses.cross_entropy,
-    "margin": losses.margin,
-    "dlr": losses.dlr,
-    "targeted dlr": losses.targeted_dlr,
-    "kl": losses.kl_divergence,
-    "features": losses.feature_distance,
-}
-
-
-def targets(name, samples, classes):
-    if name == "targeted dlr":
-        return torch.stack([torch.randperm(classes)[:2] for _ in range(samples)])
-    if name in ("kl", "features"):
-        return torch.randn(samples, classes, dtype=torch.float64).softmax(1)
-    return torch.randint(0, classes, (samples,))
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_their_gradients(name):
-    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 5)).double()
-    x, target = torch.randn(7, 6, dtype=torch.float64), targets(name, 7, 5)
-    gradient, loss, logits = InputGradient(model, LOSSES[name])(x, target)
-    leaf = x.clone().requires_grad_()
-    rows = target if name in ("kl", "features") else target.tolist()
-    want = torch.stack([written_out(name, z, t) for z, t in zip(model(leaf), rows, strict=True)])
-    torch.testing.assert_close(loss, want.detach(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradient, torch.autograd.grad(want.sum(), leaf)[0], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(logits, model(x).detach())
-
-
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", [*LOSSES, "callable"])
-def test_losses_at_every_precision(name, precision):
-    model = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 5))
-    images, target = torch.rand(8, 6), targets(name, 8, 5)
-    loss = LOSSES.get(name, lambda output, target: output.sin().sum(1) * (target + 1))
-    view = AttackView(model, precision=precision)
-    x = view.prepare(images)
-    gradient, value, output = InputGradient(view, loss, precision=precision)(x, target)
-    assert gradient.dtype == x.dtype
-    assert output.dtype == torch.float32  # the loss is always computed in it
-    exact = InputGradient(model.double(), loss)(images.double(), target)[0]
-    slopes = exact.norm(dim=1) > 1e-6  # DLR has none where the label's logit is the third
-    assert slopes.any()
-    least = {"fp32": 0.9999, "tf32": 0.999, "fp16": 0.99, "bf16": 0.9}[precision]
-    # The largest logits may change places within rounding: then DLR is another function.
-    assert F.cosine_similarity(gradient.double(), exact)[slopes].quantile(0.25) > least
-    assert value.shape == (8,)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("shape", [(5,), (5, 2, 3, 2), (5, 4, 3)])
-def test_features_of_any_rank(shape, precision):
-    net = nn.Linear(7, torch.Size(shape).numel() // 5)
-    net = net.half() if precision == "fp16" else net
-    x, clean = torch.rand(5, 7, dtype=net.weight.dtype), torch.zeros(shape)
-    gradient, loss, output = InputGradient(
-        lambda x: net(x).reshape(shape), losses.feature_distance, precision=precision
-    )(x, clean)
-    assert output.shape == shape
-    torch.testing.assert_close(loss, net(x).float().square().sum(1).detach(), rtol=1e-2, atol=1e-3)
-    assert (gradient != 0).any(1).all()
-
-
-@pytest.mark.parametrize(
-    ("loss", "classes", "message"),
-    [
-        (
-            losses.dlr,
-            2,
-            "got 'dlr' for a model of 2 classes, accepted: 3 or more; 'ce' and 'margin' take any",
-        ),
-        (losses.targeted_dlr, 3, "got 'targeted dlr' for a model of 3 classes, accepted: 4 or more"),
-    ],
-)
-def test_dlr_of_few_classes_is_refused(loss, classes, message):
-    target = torch.zeros(2, 2, dtype=torch.int64) if loss is losses.targeted_dlr else torch.zeros(2).long()
-    with pytest.raises(ValueError, match=f"loss: {message}"):
-        InputGradient(nn.Linear(3, classes), loss)(torch.rand(2, 3), target)
-
-
-def test_dlr_where_logits_are_equal_is_a_number():
-    z = torch.zeros(2, 5, requires_grad=True)
-    for loss in (losses.dlr(z, torch.tensor([0, 1])), losses.targeted_dlr(z, torch.tensor([[0, 1], [2, 3]]))):
-        assert torch.equal(loss, torch.zeros(2))
-        assert torch.autograd.grad(loss.sum(), z)[0].isfinite().all()
 
 
 # --- expectation over transformation ---------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_what_is_not_there_is_named(pack, output, message, convnet, batch):
 @pytest.mark.parametrize("output", [1.5, True, ["logits"], b"logits"])
 def test_an_output_of_another_type(output):
     for make in (lambda: PGD(output=output), lambda: AttackView(nn.Identity(), output=output)):
-        with pytest.raises(TypeError, match="output: got a .*, accepted: None, an index, a key"):
+        with pytest.raises(TypeError, match=r"output: got a .*, accepted: None, an index, a key"):
             make()
 
 

@@ -127,7 +127,9 @@ def test_fp16_gradients_do_not_underflow(confident):
     assert (plain == 0).double().mean() > 0.5  # without a loss scale they are gone
     gradient, loss, _ = InputGradient(view, cross_entropy, precision="fp16")(x, labels)
     assert gradient.isfinite().all()
-    assert cosines(gradient, expected).min() > 0.999
+    similar = cosines(gradient, expected)
+    assert similar.median() > 0.9999
+    assert similar.min() > 0.98  # rounding may switch a ReLU
     torch.testing.assert_close(loss, cross_entropy(model(images), labels).detach(), rtol=0.05, atol=0)
 
 

@@ -1,0 +1,172 @@
+"""One clear error for what cannot be attacked, and never a wrong robust accuracy."""
+
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
+from roli_fast.evaluation import evaluate
+
+from .cases import ATTACKS, make
+
+each = pytest.mark.parametrize("name", ATTACKS)
+labelled = pytest.mark.parametrize(
+    "name", [n for n in ATTACKS if n.split("-")[0] in ("FGSM", "PGD", "MIFGSM")]
+)
+
+
+def refused(attack, model, images, labels, message):
+    """By every way into an attack; evaluation and verification give no number either."""
+    for ask in (attack, attack.run):
+        with pytest.raises(ValueError, match=message):
+            ask(model, images, labels)
+    with pytest.raises(ValueError, match=r".+: .+"):
+        evaluate(model, [(images, labels)], attack)
+
+
+@each
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda x: torch.ones(len(x), 5) + x.detach().flatten(1)[:, :5],
+        lambda x: (x.flatten(1)[:, :5] > 0.5).float(),
+        lambda x: torch.eye(5, requires_grad=True)[torch.arange(len(x)) % 5],
+        nn.Sequential(nn.Flatten(), nn.Threshold(2.0, 0.0)),
+    ],
+    ids=["detached", "steps", "a constant that learns", "flat"],
+)
+def test_a_model_without_gradient(name, model, batch):
+    """A flat one has a gradient of zero: there is nothing to refuse, and nothing to claim."""
+    images, labels = batch
+    if isinstance(model, nn.Module):
+        assert make(name)(model, images, labels).isfinite().all()
+        return
+    labels = model(images).argmax(1)
+    refused(make(name), model, images, labels, "model: its output has no gradient with respect to the input")
+
+
+@each
+@pytest.mark.parametrize("where", [0, 5])
+def test_nan_logits(name, where, batch):
+    """Of all images, or of one that the first few do not show."""
+    linear = nn.Linear(192, 5)
+
+    def model(x):
+        z = linear(x.flatten(1))
+        hit = (x.flatten(1)[:, 0] - batch[0][where, 0, 0, 0]).abs() < 0.2
+        return torch.where(hit[:, None], z * torch.nan, z)
+
+    images, labels = batch
+    if name[:7] == "Feature":
+        assert make(name)(model, images).isfinite().all()
+        return
+    with pytest.raises(ValueError, match="model: its logits are NaN for samples"):
+        make(name).run(model, images, labels)
+    with pytest.raises(ValueError, match="model: its logits are NaN for samples"):
+        evaluate(model, [(images, labels)], make(name))
+    with pytest.raises(ValueError, match="model: its logits are NaN for samples"):
+        verify(model, images, images, labels, "linf", 0.1)
+
+
+@labelled
+@pytest.mark.parametrize("by", [5, -5, 2**40])
+def test_labels_out_of_range(name, by, convnet, batch):
+    images, labels = batch
+    refused(make(name), convnet, images, labels + by, r"labels: got values in \[.*accepted: 0 ")
+    with pytest.raises(ValueError, match=r"labels: got values in \[.*accepted: 0 .. 4"):
+        verify(convnet, images, images, labels + by, "linf", 0.1)
+
+
+@each
+@pytest.mark.parametrize("change", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x / 0])
+def test_images_outside_the_bounds(name, change, convnet, batch):
+    message = r"images: got (values in .*accepted: values within bounds=\(0.0, 1.0\)|NaN)"
+    images = change(batch[0])
+    for ask in (make(name), make(name).run):
+        with pytest.raises(ValueError, match=message):
+            ask(convnet, images, batch[1])
+
+
+@pytest.mark.parametrize("kind", [TPGD, FeaturePGD])
+def test_what_has_no_gradient_at_the_clean_image_starts_elsewhere(kind):
+    with pytest.raises(ValueError, match="random_start: got False, accepted: True: at the clean image"):
+        kind(random_start=False)
+
+
+@pytest.mark.parametrize("kind", [TPGD, FeaturePGD])
+def test_what_knows_no_labels_has_no_target(kind):
+    with pytest.raises(ValueError, match="targeted: got True, accepted: False"):
+        kind(targeted=True)
+
+
+def test_features_cannot_be_fooled():
+    with pytest.raises(ValueError, match="early_stop: got True, accepted: False"):
+        FeaturePGD(early_stop=True, iterate="best")
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (FeaturePGD(), "attack: got FeaturePGD, which has no success, accepted: one against the labels"),
+        (PGD(targeted=True), "attack: got a targeted one"),
+        (MIFGSM(targeted=True), "attack: got a targeted one"),
+        (FGSM(eps=torch.full((6,), 0.1)), "attack: got an eps or step size per sample"),
+    ],
+)
+def test_what_says_nothing_of_robustness_is_not_evaluated(attack, message, convnet, batch):
+    with pytest.raises(ValueError, match=message):
+        evaluate(convnet, [batch], attack)
+
+
+@pytest.mark.parametrize("eps", [-0.1, torch.nan])
+def test_an_eps_in_a_tensor_that_is_no_size(eps, convnet, batch):
+    """It counts as 0 for the kernels, and must not count as robust."""
+    attack = PGD(eps=torch.tensor(eps), step_size=0.01)
+    images = batch[0]
+    labels = convnet.eval()(images).argmax(1)
+    with pytest.raises(RuntimeError, match="outside its ball"):
+        evaluate(convnet, [(images, labels)], attack)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (MIFGSM, {"decay": -0.1}, "decay: got -0.1, accepted: a number >= 0"),
+        (MIFGSM, {"decay": float("inf")}, "decay: got inf"),
+        (PGD, {"sparsity": 0.0}, "sparsity: got 0.0, accepted: a number above 0 and up to 1"),
+        (PGD, {"sparsity": 1.5}, "sparsity: got 1.5"),
+        (PGD, {"eot": 0}, "eot: got 0, accepted: an integer >= 1"),
+        (PGD, {"steps": True}, "steps: got True"),
+        (PGD, {"bounds": (0, float("inf"))}, r"bounds: got \(0, inf\)"),
+        (PGD, {"bounds": (0.5, 0.5)}, r"bounds: got \(0.5, 0.5\)"),
+        (TPGD, {"norm": "l0"}, "norm: got 'l0', accepted: linf, l2, l1"),
+        (FeaturePGD, {"iterate": "first"}, "iterate: got 'first', accepted: last, best"),
+    ],
+)
+def test_settings(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (MIFGSM, {"decay": "1"}, "decay: got a str"),
+        (PGD, {"sparsity": None}, "sparsity: got a NoneType"),
+        (PGD, {"step_size": [0.1]}, "step_size: got a list"),
+        (FGSM, {"random_start": True}, "random_start"),
+        (TPGD, {"loss": "ce"}, "loss"),
+        (FeaturePGD, {"loss": "ce"}, "loss"),
+    ],
+)
+def test_settings_of_another_type(kind, options, message):
+    with pytest.raises(TypeError, match=message):
+        kind(**options)
+
+
+def test_a_model_whose_output_is_no_logits(batch):
+    message = r"model: got an output of shape \(N, 192, 1\), accepted: float logits \(N, classes\)"
+    model = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (192, 1)))
+    for name in ("PGD-linf", "TPGD-l2", "MIFGSM-l1"):
+        refused(make(name), model, *batch, message)
+    assert make("FeaturePGD-l2")(model, batch[0]).shape == batch[0].shape

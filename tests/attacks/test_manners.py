@@ -1,0 +1,382 @@
+"""What other libraries get wrong, for every attack: manners towards the model, the caller and the images."""
+
+import contextlib
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.attacks import PGD, verify
+from roli_fast.evaluation import evaluate
+from roli_fast.models import Normalized
+
+from .cases import ATTACKS, SIZES, make
+
+each = pytest.mark.parametrize("name", ATTACKS)
+NO_LABELS = ("TPGD", "FeaturePGD")
+ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+
+
+def norm_of(name):
+    return name.split("-")[1]
+
+
+def eps_of(name):
+    return SIZES[norm_of(name)][0]
+
+
+def distance(name, adv, images):
+    change = (adv.double() - images.double()).flatten(1)
+    return torch.linalg.vector_norm(change, ORDERS[norm_of(name)], dim=1)
+
+
+def assert_in_ball(name, adv, images, eps, bounds=(0.0, 1.0)):
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    checked = verify(
+        lambda x: x.float().reshape(len(x), -1)[:, :3], images, adv, labels, norm_of(name), eps, bounds
+    )
+    assert (checked.finite & checked.in_box & checked.in_ball).all()
+
+
+# --- the model ---------------------------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize("way", ["call", "run", "best"])
+def test_the_model_is_left_alone(name, way, convnet, batch):
+    """Gradients, modes (a frozen BatchNorm's too), requires_grad, parameters and statistics."""
+    net = convnet.train().model
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    net[8].weight.grad = torch.ones_like(net[8].weight)
+    modes = [m.training for m in convnet.modules()]
+    wants = [p.requires_grad for p in convnet.parameters()]
+    before = {k: t.clone() for k, t in convnet.state_dict().items()}
+    versions = [t._version for t in convnet.state_dict().values()]
+    attack = make(name, **({"iterate": "best"} if way == "best" else {}))
+    attack.run(convnet, *batch) if way == "run" else attack(convnet, *batch)
+    assert [m.training for m in convnet.modules()] == modes
+    assert [p.requires_grad for p in convnet.parameters()] == wants
+    assert all(torch.equal(t, before[k]) for k, t in convnet.state_dict().items())
+    assert [t._version for t in convnet.state_dict().values()] == versions
+    assert (net[8].weight.grad == 1).all()
+    assert sum(p.grad is not None for p in convnet.parameters()) == 1
+
+
+@each
+def test_a_model_in_train_mode_is_attacked_in_eval_mode(name, convnet, batch):
+    def run():
+        return make(name, generator=torch.Generator())(convnet, *batch)
+
+    assert torch.equal(run(), (convnet.eval(), run())[1])
+
+
+@each
+def test_the_model_is_left_alone_where_the_attack_fails(name, convnet, batch):
+    def fails(module, inputs):
+        if torch.is_grad_enabled():
+            raise RuntimeError("broken")
+
+    convnet.model[3].register_forward_pre_hook(fails)
+    modes = [m.training for m in convnet.modules()]
+    with pytest.raises(RuntimeError, match="broken"):
+        make(name)(convnet, *batch)
+    assert [m.training for m in convnet.modules()] == modes
+    assert torch.is_grad_enabled()
+
+
+@each
+def test_training_goes_on_between_attacks(name, convnet, batch):
+    """An attack in the midst of a forward and its backward disturbs neither."""
+    images, labels = batch
+    convnet.model[7].p = 0.0
+    loss = nn.functional.cross_entropy(convnet(images), labels)
+    make(name)(convnet, images, labels)
+    loss.backward()
+    assert all(p.grad is not None for p in convnet.parameters())
+
+
+# --- the caller's modes ------------------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+def test_every_mode_of_the_caller(name, mode, convnet, batch):
+    def run(*batch):
+        return make(name, generator=torch.Generator()).run(convnet, *batch).adversarial
+
+    expected = run(*batch)
+    with mode():
+        enabled = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
+        made_here = tuple(t.clone() for t in batch)
+        assert torch.equal(run(*made_here), expected)
+        assert enabled == (
+            torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled(),
+        )  # fmt: skip
+    assert torch.equal(run(*batch), expected)
+
+
+@each
+def test_the_result_is_the_callers(name, convnet, batch):
+    images = batch[0].clone().requires_grad_()
+    kept = batch[0].clone()
+    with torch.inference_mode():
+        adv = make(name)(convnet, images, batch[1])
+    assert not adv.requires_grad
+    assert not adv.is_inference()
+    assert images.grad is None
+    assert torch.equal(images, kept)
+    adv.requires_grad_().mul(2).sum().backward()
+    with torch.no_grad():
+        adv.zero_()
+    assert torch.equal(images, kept)
+
+
+@each
+def test_the_global_generator(name, convnet, batch):
+    """Honoured, never seeded anew, and left alone where the attack has one of its own or draws nothing."""
+
+    def run(seed):
+        torch.manual_seed(seed)
+        adv = make(name)(convnet, *batch)
+        return adv, torch.rand(3)
+
+    (first, after), (second, again), (other, _) = run(5), run(5), run(6)
+    draws = name.split("-")[0] not in ("FGSM", "MIFGSM")
+    assert torch.equal(first, second)
+    assert torch.equal(after, again)
+    assert torch.equal(first, other) == (not draws)
+    state = torch.get_rng_state()
+    make(name, generator=torch.Generator().manual_seed(1))(convnet, *batch)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- the images --------------------------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"iterate": "best"}])
+def test_layouts(name, options, convnet, batch):
+    """The layout is kept, and says nothing about the result."""
+    images, labels = batch
+
+    def run(images):
+        return make(name, generator=torch.Generator(), **options)(convnet, images, labels)
+
+    expected = run(images)
+    assert expected.is_contiguous()
+    channels_last = run(images.to(memory_format=torch.channels_last))
+    assert channels_last.stride() == images.to(memory_format=torch.channels_last).stride()
+    sliced = torch.cat([images, images], dim=3)[..., :8]
+    for other in (channels_last, run(sliced)):
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_and_images_in_half_precision(name, dtype, convnet, batch):
+    images, labels = batch[0].to(dtype), batch[1]
+    result = make(name).run(convnet.to(dtype), images, labels)
+    assert result.adversarial.dtype == dtype
+    assert (result.adversarial != images).any()
+    assert_in_ball(name, result.adversarial, images, eps_of(name))
+
+
+@each
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_gradients_at_other_precisions(name, precision, convnet, batch):
+    """Reach about the same loss."""
+    reached = {
+        p: make(name, precision=p, generator=torch.Generator()).run(convnet, *batch)
+        for p in ("fp32", precision)
+    }
+    torch.testing.assert_close(reached[precision].loss, reached["fp32"].loss, rtol=0.1, atol=0.05)
+    assert_in_ball(name, reached[precision].adversarial, batch[0], eps_of(name))
+
+
+@each
+def test_uint8_images(name, convnet, batch):
+    """Are v / 255, for the attack and for the judge."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    for model in (convnet, net):
+        images = (batch[0] * 255).to(torch.uint8)
+        results = [
+            make(name, generator=torch.Generator()).run(model, x, batch[1])
+            for x in (images, images.float() / 255)
+        ]
+        assert torch.equal(results[0].adversarial, results[1].adversarial)
+        assert torch.equal(results[0].loss, results[1].loss)
+        assert results[0].success is None or torch.equal(results[0].success, results[1].success)
+
+
+@each
+@pytest.mark.parametrize("shape", [(5,), (5, 7), (5, 3, 4), (5, 2, 3, 4, 3)])
+def test_batches_of_any_rank(name, shape):
+    linear = nn.Linear(torch.Size(shape).numel() // 5, 4)
+    images, labels = torch.rand(shape), torch.randint(0, 4, (5,))
+    adv = make(name)(lambda x: linear(x.reshape(len(x), -1)).tanh(), images, labels)
+    assert adv.shape == images.shape
+    assert (adv != images).flatten().any()
+    assert_in_ball(name, adv, images, eps_of(name))
+
+
+@each
+def test_an_empty_batch(name, convnet):
+    empty = torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)
+    assert make(name)(convnet, *empty).shape == (0, 3, 8, 8)
+    result = make(name).run(convnet, *empty)
+    assert result.loss.shape == (0,)
+    assert (result.forwards, result.gradients) == (0, 0)
+
+
+@each
+def test_a_zero_gradient_moves_nothing(name, batch):
+    """A model that is flat has no direction: no NaN, and no step."""
+
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(5))
+
+        def forward(self, x):
+            return x.flatten(1)[:, :5] * 0 + self.shift
+
+    images, labels = batch
+    result = make(name).run(Flat(), images, labels)
+    assert result.adversarial.isfinite().all()
+    if name.split("-")[0] in ("FGSM", "MIFGSM"):
+        assert torch.equal(result.adversarial, images)
+    assert_in_ball(name, result.adversarial, images, eps_of(name))
+
+
+@each
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0), (-2.5, -0.5)])
+def test_other_bounds(name, bounds, convnet, batch):
+    """The attack scales with the box."""
+    lo, hi = bounds
+    images, labels = batch[0] * (hi - lo) + lo, batch[1]
+    model = nn.Sequential(nn.Identity(), convnet)
+    model.forward = lambda x: convnet((x - lo) / (hi - lo))
+    eps, step_size = (s * (hi - lo) for s in SIZES[norm_of(name)])
+    sizes = {"eps": eps} if name[:4] == "FGSM" else {"eps": eps, "step_size": step_size}
+    adv = make(name, bounds=bounds, **sizes)(model, images.clamp(lo, hi), labels)
+    assert_in_ball(name, adv, images.clamp(lo, hi), eps, bounds)
+    assert distance(name, adv, images).max() > eps / 4
+
+
+@each
+@pytest.mark.parametrize("shift", [-1e-3, 1e-3, 100.0])
+def test_images_outside_the_bounds_are_refused(name, shift, convnet, batch):
+    images = batch[0].clone()
+    images[2, 1, 3, 3] = shift if shift < 0 else 1 + shift
+    kept = images.clone()
+    for call in (make(name), make(name).run):
+        with pytest.raises(ValueError, match=r"images: got values in .*within bounds=.*Normalized"):
+            call(convnet, images, batch[1])
+    assert torch.equal(images, kept)
+
+
+@each
+def test_eps_per_sample(name, convnet, batch):
+    share = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    eps, step_size = (s * share for s in SIZES[norm_of(name)])
+    sizes = {"eps": eps} if name[:4] == "FGSM" else {"eps": eps, "step_size": step_size}
+    adv = make(name, **sizes)(convnet, *batch)
+    assert torch.equal(adv[0], batch[0][0])
+    assert_in_ball(name, adv, batch[0], eps)
+    moved = distance(name, adv, batch[0])
+    assert (moved[1:] > 0.1 * eps[1:]).all()
+
+
+@each
+@pytest.mark.parametrize("options", [{}, {"iterate": "best"}])
+def test_a_result_belongs_to_the_sample(name, options, convnet):
+    model = convnet.double()
+    images, labels = torch.rand(9, 3, 8, 8, dtype=torch.float64), torch.randint(0, 5, (9,))
+    index = torch.randperm(50)[:9]
+
+    def run(rows):
+        attack = make(name, generator=torch.Generator(), **options)
+        return attack.run(model, images[rows], labels[rows], index=index[rows]).adversarial
+
+    whole, order = run(slice(None)), torch.randperm(9)
+    torch.testing.assert_close(run(order), whole[order])
+    torch.testing.assert_close(torch.cat([run(slice(0, 2)), run(slice(2, 9))]), whole)
+
+
+@each
+def test_the_best_iterate_is_each_samples_own(name, convnet, batch):
+    """At least as good as the last, for every sample; where the last is best, the same."""
+    last, best = (
+        make(name, iterate=i, generator=torch.Generator()).run(convnet, *batch) for i in ("last", "best")
+    )
+    ahead = torch.zeros(6, dtype=torch.bool) if best.success is None else best.success & ~last.success
+    assert (ahead | (best.loss >= last.loss - 1e-5)).all()
+    assert best.success is None or (best.success | ~last.success).all()
+    assert_in_ball(name, best.adversarial, batch[0], eps_of(name))
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS if n[:7] != "Feature" and n[:4] != "FGSM"])
+def test_fooled_samples_leave_the_batch(name, convnet):
+    """The model's gradient is asked for ever fewer of them; success is that of the whole run."""
+    images, labels = torch.rand(30, 3, 8, 8), torch.randint(0, 5, (30,))
+    sizes = []
+    convnet.model[0].register_forward_hook(
+        lambda module, inputs, output: sizes.append(len(inputs[0])) if inputs[0].requires_grad else None
+    )
+    options = {"iterate": "best", "steps": 6, "fold": False}
+    whole = make(name, generator=torch.Generator(), **options).run(convnet, images, labels)
+    assert sizes == [30] * 6
+    del sizes[:]
+    stopped = make(name, generator=torch.Generator(), early_stop=True, **options).run(convnet, images, labels)
+    assert torch.equal(stopped.success, whole.success)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 30 > sizes[-1]
+    assert stopped.gradients == sum(sizes)
+
+
+@each
+def test_weights_are_followed(name, convnet, batch):
+    attack = make(name, generator=torch.Generator())
+    for _ in range(3):
+        attack.generator.manual_seed(4)
+        fresh = make(name, generator=torch.Generator().manual_seed(4))
+        assert torch.equal(attack(convnet, *batch), fresh(convnet, *batch))
+        with torch.no_grad():
+            for parameter in convnet.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+@each
+def test_labels_are_needed_where_the_loss_wants_them(name, convnet, batch):
+    needs = name.split("-")[0] not in NO_LABELS
+    with pytest.raises(TypeError, match="labels: got None") if needs else contextlib.nullcontext():
+        make(name)(convnet, batch[0])
+
+
+@each
+def test_nothing_is_kept_alive(name, batch):
+    """An attack that outlives its models keeps none of them."""
+    attack = make(name)
+    for _ in range(3):
+        attack(Normalized(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), (0.5,) * 3, (0.2,) * 3), *batch)
+    gc.collect()
+    assert len(attack._ascents) == 0
+
+
+def test_a_million_images_are_not_moved_at_once(convnet):
+    """A generator of batches is read one by one."""
+    alive = []
+
+    def batches():
+        for _ in range(4):
+            images = torch.rand(5, 3, 8, 8)
+            alive.append(images)
+            assert len(alive) == 1
+            yield images, torch.zeros(5, dtype=torch.int64)
+            alive.clear()
+
+    assert len(evaluate(convnet, batches(), PGD(steps=1)).right) == 20

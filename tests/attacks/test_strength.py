@@ -1,0 +1,284 @@
+"""How far the attacks get: closed forms, and the libraries that people use today."""
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from roli_fast.attacks import FGSM, MIFGSM, PGD, verify
+from roli_fast.evaluation import Accuracy, difference, evaluate
+from roli_fast.models import Normalized
+
+# --- linear models -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linear():
+    """Two classes in float64; images that the box does not hinder, and the direction that fools."""
+    model = nn.Linear(200, 2, dtype=torch.float64)
+    images = torch.rand(20, 200, dtype=torch.float64) * 0.5 + 0.25
+    labels = model(images).argmax(1)
+    weights = model.weight.detach()
+    return model, images, labels, weights[1 - labels] - weights[labels]
+
+
+def near(got, expected, tolerance=1e-12):
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSM(eps=0.1),
+        PGD(eps=0.1, step_size=0.03, steps=10),
+        PGD(eps=0.1, step_size=0.03, steps=10, iterate="best", restarts=2),
+        MIFGSM(eps=0.1, step_size=0.03, steps=5),
+    ],
+    ids=["fgsm", "pgd", "best", "mifgsm"],
+)
+def test_linf_reaches_the_corner(linear, attack):
+    model, images, labels, direction = linear
+    result = attack.run(model, images, labels)
+    near(result.adversarial, images + 0.1 * direction.sign())
+    assert torch.equal(result.success, model(images + 0.1 * direction.sign()).argmax(1) != labels)
+
+
+def l2_optimum(images, direction, eps):
+    return images + eps * direction / direction.norm(dim=1, keepdim=True)
+
+
+def test_l2_one_step_reaches_the_optimum(linear):
+    model, images, labels, direction = linear
+    near(FGSM("l2", 0.3)(model, images, labels), l2_optimum(images, direction, 0.3))
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_l2_converges_to_the_optimum(linear, loss):
+    """From a start anywhere in the ball, at the rate of a projected gradient."""
+    model, images, labels, direction = linear
+    attack = PGD("l2", eps=0.3, step_size=0.3, steps=60, loss=loss)
+    near(attack(model, images, labels), l2_optimum(images, direction, 0.3), 1e-9)
+
+
+def knapsack(direction, images, eps):
+    """The largest value of direction . change in L1 ball and box: the greedy optimum."""
+    room = torch.where(direction > 0, 1 - images, images)
+    order = direction.abs().argsort(dim=1, descending=True)
+    filled = room.gather(1, order)
+    taken = torch.minimum(filled, (eps - (filled.cumsum(1) - filled)).clamp(min=0))
+    return (direction.abs().gather(1, order) * taken).sum(1)
+
+
+@pytest.mark.parametrize("eps", [0.2, 3.0, 12.0])
+def test_l1_nears_the_knapsacks_optimum(linear, eps):
+    """With the box: pixels by falling weight, each to the wall."""
+    model, images, labels, direction = linear
+    best = knapsack(direction, images, eps)
+    attack = PGD("l1", eps=eps, step_size=eps / 4, steps=100, iterate="best", loss="margin")
+    result = attack.run(model, images, labels)
+    gain = (direction * (result.adversarial - images)).sum(1)
+    assert (gain <= best + 1e-9).all()
+    assert (gain >= 0.97 * best).all()
+    assert verify(model, images, result.adversarial, labels, "l1", eps).in_ball.all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_robust_accuracy_of_a_linear_model(linear, norm):
+    """What is counted as robust is robust, by the dual norm of the weights; nothing weaker is left."""
+    model, images, labels, direction = linear
+    logits = model(images).detach()
+    margin = logits.gather(1, labels[:, None])[:, 0] - logits.gather(1, 1 - labels[:, None])[:, 0]
+    if norm == "l1":  # the box matters
+        sizes = torch.linspace(0.05, 8, 200, dtype=torch.float64)
+        table = torch.stack([knapsack(direction, images, e) for e in sizes])
+        eps = sizes[(table.median(1).values > margin.median()).nonzero()[0, 0]].item()
+        reach = knapsack(direction, images, eps)
+    else:
+        dual = direction.abs().sum(1) if norm == "linf" else direction.norm(dim=1)
+        eps = (margin / dual).median().item()
+        reach = eps * dual
+    attack = PGD(norm, eps=eps, step_size=eps / 3, steps=60, iterate="best", early_stop=True)
+    right = evaluate(model, [(images, labels)], attack).right
+    clear = (reach - margin).abs() > 0.03 * reach
+    assert torch.equal(right[clear], (margin > reach)[clear])
+    assert 0 < right.sum() < len(right)
+
+
+def test_more_classes_than_two():
+    """FGSM and PGD find the nearest class of a linear model, as an exhaustive search does."""
+    model = nn.Linear(50, 6, dtype=torch.float64)
+    images = torch.rand(40, 50, dtype=torch.float64) * 0.5 + 0.25
+    labels, weights = model(images).argmax(1), model.weight.detach()
+    eps = 0.05
+    gaps = weights[None] - weights[labels][:, None]
+    logits = model(images).detach()
+    reach = (logits - logits.gather(1, labels[:, None])) + eps * gaps.abs().sum(2)
+    reach.scatter_(1, labels[:, None], -1)
+    attack = PGD(eps=eps, step_size=eps / 4, steps=20, restarts=5, iterate="best", loss="margin")
+    success = attack.run(model, images, labels).success
+    assert torch.equal(success, (reach > 0).any(1))
+    assert 0 < success.sum() < 40
+
+
+# --- beside other libraries, on real images and weights ----------------------------------------------------
+
+
+class SmallCNN(nn.Module):
+    """TRADES' network for MNIST."""
+
+    def __init__(self):
+        super().__init__()
+        layers, channels = {}, 1
+        for i, out in enumerate((32, 32, 64, 64), 1):
+            layers[f"conv{i}"], layers[f"relu{i}"] = nn.Conv2d(channels, out, 3), nn.ReLU()
+            if i % 2 == 0:
+                layers[f"pool{i}"] = nn.MaxPool2d(2)
+            channels = out
+        self.feature_extractor = nn.Sequential()
+        self.classifier = nn.Sequential()
+        for name, layer in layers.items():
+            self.feature_extractor.add_module(name, layer)
+        for name, layer in {
+            "fc1": nn.Linear(1024, 200), "relu1": nn.ReLU(), "drop": nn.Dropout(0.5), "fc2": nn.Linear(200, 200),
+            "relu2": nn.ReLU(), "fc3": nn.Linear(200, 10),
+        }.items():  # fmt: skip
+            self.classifier.add_module(name, layer)
+
+    def forward(self, x):
+        return self.classifier(self.feature_extractor(x).flatten(1))
+
+
+class Block(nn.Module):
+    def __init__(self, channels, out, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
+        self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride)) if stride > 1 else nn.Sequential()
+
+    def forward(self, x):
+        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class ResNet4b(nn.Module):
+    """The network of Verified-Intelligence for CIFAR-10."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 2, 1)
+        self.layer1 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1))
+        self.layer2 = nn.Sequential(Block(32, 32, 2), Block(32, 32, 1))
+        self.linear1, self.linear2 = nn.Linear(512, 100), nn.Linear(100, 10)
+
+    def forward(self, x):
+        x = self.layer2(self.layer1(torch.relu(self.conv1(x)))).flatten(1)
+        return self.linear2(torch.relu(self.linear1(x)))
+
+
+def mnist(folder):
+    model = SmallCNN()
+    model.load_state_dict(torch.load(folder / "trades_mnist_smallcnn.pt", map_location="cpu"))
+    with numpy.load(folder / "mnist-2k.npz") as data:
+        images, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
+    return model.eval(), images[:, None] / 255.0, labels
+
+
+def cifar10(folder):
+    import io
+    import tarfile
+
+    image = pytest.importorskip("PIL.Image")
+    weights = torch.load(folder / "resnet4b_cifar10.pth", map_location="cpu")
+    net = ResNet4b()
+    net.load_state_dict(weights.get("state_dict", weights))
+    found = {}
+    with tarfile.open(folder / "cifar10-12k.tar.xz") as archive:
+        for member in archive:
+            if "/test/" in member.name and member.isfile():
+                found[member.name] = numpy.asarray(image.open(io.BytesIO(archive.extractfile(member).read())))
+    names = sorted(found, key=lambda n: (n.rsplit("/", 1)[1], n))  # classes mixed
+    classes = sorted({n.split("/")[-2] for n in names})
+    images = torch.from_numpy(numpy.stack([found[n] for n in names])).permute(0, 3, 1, 2) / 255.0
+    labels = torch.tensor([classes.index(n.split("/")[-2]) for n in names])
+    model = Normalized(net, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    return model.eval(), images.contiguous(), labels
+
+
+def theirs(attack, model, images, labels, norm, eps, size=200):
+    """Robust accuracy that another library's attack leaves, by our judge."""
+    right = []
+    for x, y in zip(images.split(size), labels.split(size), strict=True):
+        adv = attack(x, y).detach()
+        with torch.no_grad():
+            correct = model(x).argmax(1) == y
+        # What left the ball by more than rounding would be no success; none does, or this test is no use.
+        checked = verify(model, x, adv, y, norm, eps + 1e-5)
+        assert (checked.in_ball & checked.in_box).all()
+        right.append(correct & ~checked.success)
+    return Accuracy(torch.cat(right))
+
+
+def ours(attack, model, images, labels, size=200):
+    return evaluate(model, zip(images.split(size), labels.split(size), strict=True), attack)
+
+
+def assert_as_strong(mine, other):
+    """No more robust accuracy is left than noise explains."""
+    gap = difference(mine, other)
+    assert gap.low <= 0, f"{mine.value:.2%} left, {other.value:.2%} by the other: {gap}"
+    return gap
+
+
+CASES = {
+    "mnist-linf": (mnist, "PGD", {"eps": 0.3, "alpha": 0.01}),
+    "mnist-l2": (mnist, "PGDL2", {"eps": 2.0, "alpha": 0.2}),
+    "cifar-linf": (cifar10, "PGD", {"eps": 8 / 255, "alpha": 2 / 255}),
+    "cifar-l2": (cifar10, "PGDL2", {"eps": 0.5, "alpha": 0.1}),
+    "cifar-fgsm": (cifar10, "FGSM", {"eps": 8 / 255}),
+    "cifar-mifgsm": (cifar10, "MIFGSM", {"eps": 8 / 255, "alpha": 2 / 255}),
+}
+
+
+def both(case, folder, count, steps):
+    torchattacks = pytest.importorskip("torchattacks")
+    load, kind, sizes = CASES[case]
+    model, images, labels = load(folder)
+    every = (
+        torch.arange(len(images)).reshape(10, -1).T.flatten() if load is mnist else torch.arange(len(images))
+    )
+    images, labels = images[every[:count]], labels[every[:count]]
+    other_steps = {} if kind == "FGSM" else {"steps": steps}
+    other = getattr(torchattacks, kind)(model, **sizes, **other_steps)
+    norm = "l2" if kind == "PGDL2" else "linf"
+    step_size = {"step_size": sizes["alpha"], "steps": steps} if "alpha" in sizes else {}
+    mine = {"PGD": PGD, "PGDL2": PGD, "FGSM": FGSM, "MIFGSM": MIFGSM}[kind](norm, sizes["eps"], **step_size)
+    left = ours(mine, model, images, labels)
+    return left, theirs(other, model, images, labels, norm, sizes["eps"])
+
+
+@pytest.mark.parametrize("case", ["mnist-linf", "mnist-l2"])
+def test_a_hundred_images_beside_torchattacks(case, shared_data):
+    mine, other = both(case, shared_data, 100, steps=10)
+    assert_as_strong(mine, other)
+    assert (mine.right != other.right).sum() <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_all_images_beside_torchattacks(case, shared_data):
+    mine, other = both(case, shared_data, 2000, steps=40 if case[:5] == "mnist" else 20)
+    gap = assert_as_strong(mine, other)
+    assert abs(gap.value) < 0.01  # nor less, by as much: it is the same attack
+    assert len(mine.right) == 2000
+
+
+@pytest.mark.slow
+def test_early_stop_on_all_images(shared_data):
+    """What the whole run finds, at the cost of what is still robust."""
+    model, images, labels = cifar10(shared_data)
+    options = {"steps": 20, "iterate": "best", "restarts": 2}
+    results = [
+        ours(PGD(early_stop=stop, generator=torch.Generator(), **options), model, images, labels)
+        for stop in (False, True)
+    ]
+    assert (results[0].right != results[1].right).sum() <= 4  # batches of other sizes round differently
+    assert results[0].value == pytest.approx(results[1].value, abs=0.001)
