@@ -49,7 +49,9 @@ PARTS = {
         benchmarks=("test_ops",),
         kernels=True,
     ),
-    "attacks": Part(tests=("tests/attacks", "tests/engine"), quick=("tests/engine/test_input_gradient.py",)),
+    "attacks": Part(
+        tests=("tests/attacks", "tests/engine", "tests/speed"), quick=("tests/engine/test_input_gradient.py",)
+    ),
 }
 
 

@@ -121,23 +121,16 @@ def compare(
     bench = _Bench(model, batches, settings, peers)
     trials: dict[tuple[str, Variant], _Trial] = {}
     variants = bench.variants(precisions)
-    for done, (name, variant) in enumerate(variants):
+    for done, who in enumerate(variants):
         progress("trying", done, len(variants))
-        trials[name, variant] = bench.try_out(name, variant)
+        trials[who] = bench.try_out(*who)
     picks = _pick(bench.names, precisions, trials)
-
     contenders = {_key(*who): bench.calls(*who) for who in _that_run(picks, trials)}
     for precision in precisions:
         if _key(OURS, Variant(precision)) in contenders:
             contenders[_key(BARE, Variant(precision))] = bench.model_alone(precision)
-    counter, total = itertools.count(1), rounds * len(contenders)
-
-    def stopwatch(call: Callable[[], object], repeats: int) -> float:
-        seconds = until_done(call, repeats)
-        progress("measuring", next(counter), total)
-        return seconds
-
-    measured = interleaved(contenders, rounds, 1, stopwatch, warm_ups=1)
+    measured = _measure(contenders, rounds, progress)
+    picks |= _best_of_the_measured(bench.names, picks, trials, measured)
     peaks = {who: bench.peak(*who) for who in _that_run(picks, trials)}
     findings = _Findings(picks, trials, measured, peaks, len(batches[0][0]))
     return Comparison(
@@ -151,13 +144,26 @@ def compare(
     )
 
 
+def _measure(
+    contenders: Mapping[str, Sequence[Callable[[], Any]]], rounds: int, progress: Progress
+) -> Measurement:
+    counter, total = itertools.count(1), rounds * len(contenders)
+
+    def stopwatch(call: Callable[[], object], repeats: int) -> float:
+        seconds = until_done(call, repeats)
+        progress("measuring", next(counter), total)
+        return seconds
+
+    return interleaved(contenders, rounds, 1, stopwatch, warm_ups=1)
+
+
 def _key(name: str, variant: Variant) -> str:
     return f"{name}: {variant}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """What a variant did when it was tried. seconds: of its last call. robust: None where it raised error.
+    """What a variant did when it was tried. seconds: of its fastest call. robust: None where it raised error.
     stays: whether it stayed in the ball and the box."""
 
     seconds: float = math.inf
@@ -186,14 +192,12 @@ class _Bench:
         """Runs it until it is at speed, on every batch at least once, and checks what it returns."""
         try:
             calls = self.calls(name, variant)
-            checks = [self._verify(call(), i) for i, call in enumerate(calls)]
-            for _ in range(len(calls), _CALLS_TO_SPEED - 1):
-                calls[0]()
-            seconds = until_done(calls[0], 1)
+            done = [_timed(calls[i % len(calls)]) for i in range(max(_CALLS_TO_SPEED, len(calls)))]
+            checks = [self._verify(returned, i) for i, (_, returned) in enumerate(done[: len(calls)])]
         except Exception as error:  # whatever others' code does here
             return _Trial(error=_first_line(error))
         robust = Accuracy(torch.cat([right for right, _ in checks]))
-        return _Trial(seconds, robust, all(inside for _, inside in checks))
+        return _Trial(min(seconds for seconds, _ in done), robust, all(inside for _, inside in checks))
 
     def calls(self, name: str, variant: Variant) -> list[Callable[[], Any]]:
         """The attack on each of the batches."""
@@ -265,6 +269,11 @@ class _Bench:
         return (checked.prediction == labels).cpu(), bool(inside)
 
 
+def _timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    returned: list[Tensor] = []
+    return until_done(lambda: returned.append(call()), 1), returned[0]
+
+
 def _layout(variant: Variant) -> torch.memory_format:
     return torch.channels_last if variant.channels_last else torch.contiguous_format
 
@@ -281,18 +290,32 @@ def _arithmetic(name: str, device: torch.device) -> Iterator[None]:
 def _pick(
     names: Iterable[str], precisions: Iterable[str], trials: Mapping[tuple[str, Variant], _Trial]
 ) -> dict[tuple[str, str], Variant]:
-    """By column and contender. The best stays in the ball, if any does, and is the fastest of those."""
-
-    def rank(variant: Variant, name: str) -> tuple[bool, float]:
-        trial = trials[name, variant]
-        return not trial.stays, trial.seconds
-
+    """What is measured, by column and contender; the best is what seemed so when it was tried."""
     names = tuple(names)
-    picks = {(p, name): Variant(p) for p in precisions for name in names}
+    picks = {(precision, name): Variant(precision) for precision in precisions for name in names}
     for name in names:
-        tried = [variant for who, variant in trials if who == name]
-        picks[BEST, name] = min(tried, key=lambda variant: rank(variant, name))
+        tried = {v: (trial.stays, trial.seconds) for (who, v), trial in trials.items() if who == name}
+        picks[BEST, name] = _best(tried)
     return picks
+
+
+def _best(variants: Mapping[Variant, tuple[bool, float]]) -> Variant:
+    """The fastest of those that stay in the ball, or of all where none does. Takes both facts of each."""
+    return min(variants, key=lambda variant: (not variants[variant][0], variants[variant][1]))
+
+
+def _best_of_the_measured(
+    names: Iterable[str],
+    picks: Mapping[tuple[str, str], Variant],
+    trials: Mapping[tuple[str, Variant], _Trial],
+    measured: Measurement,
+) -> dict[tuple[str, str], Variant]:
+    """What seemed the best in a few calls may lose to what a column of its precision has measured."""
+    facts: dict[str, dict[Variant, tuple[bool, float]]] = {name: {} for name in names}
+    for name, variant in _that_run(picks, trials):
+        median = measured.seconds_of(_key(name, variant))["median"]
+        facts[name][variant] = trials[name, variant].stays, median
+    return {(BEST, name): _best(of_it) for name, of_it in facts.items() if of_it}
 
 
 def _that_run(

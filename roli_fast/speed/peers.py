@@ -98,12 +98,18 @@ class _FloatLogits(nn.Module):
 
 
 def _cleverhans(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
+    """With clip_min it asks numpy about tensors, which fails on a GPU (cleverhans#1248): there a clamp at the
+    end keeps the box."""
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
     sizes: tuple[Any, ...] = (settings.eps, settings.step_size, settings.steps, _order(settings))
-    return lambda images, labels: projected_gradient_descent(
-        model, images, *sizes, clip_min=0.0, clip_max=1.0, y=labels, sanity_checks=False
-    ).detach()
+    box = {} if images.is_cuda else {"clip_min": 0.0, "clip_max": 1.0}
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        adversarial = projected_gradient_descent(model, images, *sizes, **box, y=labels, sanity_checks=False)
+        return adversarial.detach().clamp(0, 1)
+
+    return run
 
 
 def _order(settings: Settings) -> float:

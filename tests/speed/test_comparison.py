@@ -1,6 +1,7 @@
 """What a comparison says, and when it says nothing. Times are looked at, never judged."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -152,6 +153,32 @@ def test_the_best_of_a_peer_is_its_fastest_variant(model, batches, monkeypatch):
     assert best.ratio == {"median": 0.5, "q1": 0.5, "q3": 0.5}
     assert best.ms_per_image["median"] == 500 / 8
     assert found["fp32", "picky"].ratio["median"] == 2
+
+
+def test_what_was_slow_only_when_it_was_tried_can_be_the_best(model, batches, monkeypatch):
+    """By a clock on which bf16 is the faster one until the rounds begin."""
+    in_rounds = [False]
+
+    def stopwatch(call, repeats):
+        call()
+        precision = getattr(call, "args", ("",))[0]
+        return {"bf16": 1.0, "fp32": 0.5 if in_rounds[0] else 2.0}[precision]
+
+    class Named(comparison._Bench):
+        def calls(self, name, variant):
+            run = super().calls(name, variant)
+            return [functools.partial(lambda _, call: call(), variant.precision, call) for call in run]
+
+        def model_alone(self, precision):
+            in_rounds[0] = True
+            return [functools.partial(lambda _: None, precision)]
+
+    monkeypatch.setattr(comparison, "_Bench", Named)
+    monkeypatch.setattr(comparison, "_timed", lambda call: (stopwatch(call, 1), call()))
+    monkeypatch.setattr(comparison, "until_done", stopwatch)
+    found = by_place(compare(model, batches, SETTINGS, peers={}, rounds=2))
+    assert found[BEST, OURS].variant == "fp32, channels-last"
+    assert found[BEST, OURS].ms_per_image == found["fp32", OURS].ms_per_image
 
 
 def test_the_model_is_left_as_it_was(model, batches):
