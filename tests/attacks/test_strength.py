@@ -68,9 +68,9 @@ def ordered_room(direction, images):
 
 
 def knapsack(direction, images, eps):
-    """The largest value of direction . change in L1 ball and box: pixels by falling weight, each to the wall."""
+    """The largest value of direction . change in L1 ball and box: pixels by falling weight, to the wall."""
     weights, room = ordered_room(direction, images)
-    eps = torch.as_tensor(eps).reshape(-1, 1)
+    eps = torch.as_tensor(eps, dtype=torch.float64).reshape(-1, 1)
     return (weights * torch.minimum(room, (eps - (room.cumsum(1) - room)).clamp(min=0))).sum(1)
 
 
