@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     """What a run starts from.
 
     target: what the loss compares the output with; labels: what decides whether a sample is fooled.
+    sparsity: of L1 steps.
     seed: (2,) int64 of the random start; None for none. which: (N,) int64, the samples' indices.
     """
 
@@ -49,6 +50,7 @@ class Batch(NamedTuple):
     labels: Tensor | None
     eps: float | Tensor
     step_size: float | Tensor
+    sparsity: float | Tensor
     seed: Tensor | None
     which: Tensor
 
@@ -104,14 +106,15 @@ class Ascent:
 
     def begin(self, batch: Batch) -> "State":
         """The starting points of the samples."""
-        clean, target, labels, eps, step_size, seed, which = batch
+        clean, target, labels, eps, step_size, sparsity, seed, which = batch
         layout = self.view.memory_format(clean)
         if layout != torch.preserve_format:
             clean = clean.contiguous(memory_format=layout)
         adv = to_state(clean) if seed is None else self._attack.start(clean, eps, seed, which)
         momentum = None if self._attack.decay is None else torch.zeros_like(adv)
         best = Best(adv) if self._attack.iterate == "best" else None
-        return State(target, labels, clean, adv, self.view.prepare(adv), eps, step_size, momentum, best)
+        x = self.view.prepare(adv)
+        return State(target, labels, clean, adv, x, eps, step_size, sparsity, momentum, best)
 
     def offer(self, state: "State", loss: Tensor, output: Tensor) -> None:
         """Keeps the samples' present places, of which loss and output are known, where they are the best."""
@@ -126,7 +129,7 @@ class Ascent:
                 gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
             ops.momentum_(state.momentum, gradient, self._attack.decay)
             gradient, out, mean, std = state.momentum, None, None, None
-        share = {"sparsity": self._attack.sparsity} if self._attack.norm == "l1" else {}
+        share = {"sparsity": state.sparsity} if self._attack.norm == "l1" else {}
         NORMS[self._attack.norm].step_(
             state.adv,
             gradient,
@@ -223,8 +226,9 @@ class Descent:
         labels = self._labels if self._labels is None or every else self._labels[rows]
         eps = self._size(self._attack.eps, rows, clean)
         step_size = self._size(self._attack.step_size, rows, clean)
+        sparsity = self._size(self._attack.sparsity, rows, clean)
         seed = None if self._key is None else torch.cat([self._key, torch.full_like(self._key, restart)])
-        return Batch(clean, target, labels, eps, step_size, seed, self._index[rows])
+        return Batch(clean, target, labels, eps, step_size, sparsity, seed, self._index[rows])
 
     def _size(self, size: float | Tensor, rows: Tensor, clean: Tensor) -> float | Tensor:
         if not isinstance(size, Tensor):
@@ -336,6 +340,7 @@ class State:
     x: Tensor  # adv as the view eats it
     eps: float | Tensor
     step_size: float | Tensor
+    sparsity: float | Tensor
     momentum: Tensor | None
     best: Best | None
 
@@ -349,6 +354,7 @@ class State:
             _images_taken(self.x, stays),
             _taken(self.eps, stays),
             _taken(self.step_size, stays),
+            _taken(self.sparsity, stays),
             None if self.momentum is None else _images_taken(self.momentum, stays),
             None if self.best is None else self.best.take(stays),
         )

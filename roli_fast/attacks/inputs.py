@@ -78,7 +78,7 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
 def check_inputs(
     images: Tensor, labels: Tensor | None, index: Tensor | None, **sizes: float | Tensor
 ) -> None:
-    """Metadata of one call. ``sizes`` are its eps and step size."""
+    """Metadata of one call. ``sizes`` are its eps, step size and sparsity."""
     if not isinstance(images, Tensor):
         refuse("images", f"a {type(images).__name__}", "a tensor", TypeError)
     if images.dtype not in IMAGE_DTYPES:

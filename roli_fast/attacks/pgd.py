@@ -195,7 +195,8 @@ class PGD:
             refuse("labels", "None", "int64 (N,)", TypeError)
         if self.label_free:
             labels = None
-        check_inputs(images, labels, index, eps=self.eps, step_size=self.step_size)
+        sizes = {"eps": self.eps, "step_size": self.step_size, "sparsity": self.sparsity}
+        check_inputs(images, labels, index, **sizes)
         check_generator(self.generator, images.device)
         ascent = self._ascent(model)
         view = ascent.view

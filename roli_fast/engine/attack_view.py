@@ -252,8 +252,10 @@ class AttackView:
 def unwrap(model: Model) -> Model:
     """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper.
 
-    Raises ValueError for a model whose parameters are sharded.
+    Raises ValueError for a model whose parameters are sharded, TypeError for what is no model.
     """
+    if not callable(model):
+        raise TypeError(f"model: got a {type(model).__name__}, accepted: a module or another callable")
     while isinstance(model, nn.Module):
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module

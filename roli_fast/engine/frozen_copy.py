@@ -126,6 +126,9 @@ def _copied(model: nn.Module) -> nn.Module:
     """A deep copy, in which no part waits for other processes or spreads over devices."""
     memo: dict[int, Any] = {}
     for module in model.modules():
+        for value in vars(module).values():  # what a hook computes, as torch.nn.utils.prune's, is no leaf
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             memo[id(module)] = _Bare(copy.deepcopy(module.module, memo))
     return copy.deepcopy(model, memo)

@@ -71,6 +71,8 @@ class InputGradient:
         else:
             loss = self._per_sample(output, target)
             gradient = _slope(loss, x)
+        if gradient is None and returned.requires_grad and not loss.requires_grad:
+            raise ValueError("loss: it has no gradient with respect to the model's output")
         if gradient is None:
             raise ValueError("model: its output has no gradient with respect to the input")
         return gradient, loss.detach(), output.detach()

@@ -81,8 +81,12 @@ def evaluate(
         kind = "a targeted one" if attack.targeted else f"{type(attack).__name__}, which has no success"
         raise ValueError(f"attack: got {kind}, accepted: one against the labels")
     output = attack.output if attack is not None else output
-    if attack is not None and any(isinstance(s, Tensor) and s.dim() for s in (attack.eps, attack.step_size)):
-        raise ValueError("attack: got an eps or step size per sample of a batch, accepted: one for all")
+    if attack is not None and any(
+        isinstance(s, Tensor) and s.dim() for s in (attack.eps, attack.step_size, attack.sparsity)
+    ):
+        raise ValueError(
+            "attack: got an eps, step size or sparsity per sample of a batch, accepted: one for all"
+        )
     seen: list[Tensor] = []
     total = 0
     for images, labels in batches:

@@ -29,7 +29,7 @@ def images_taken(name: str, model: Any, images: Tensor, labels: Tensor, **option
     return make(name, **options)(model, images, labels)
 
 
-# --- the formulas, for (N, ...) float64 ----------------------------------------------------------------------
+# --- the formulas, for (N, ...) float64 ------------------------------------------------------------------
 
 
 def sizes(eps: float | Tensor, x: Tensor) -> Tensor:

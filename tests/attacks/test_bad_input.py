@@ -110,7 +110,8 @@ def test_features_cannot_be_fooled():
         (FeaturePGD(), "attack: got FeaturePGD, which has no success, accepted: one against the labels"),
         (PGD(targeted=True), "attack: got a targeted one"),
         (MIFGSM(targeted=True), "attack: got a targeted one"),
-        (FGSM(eps=torch.full((6,), 0.1)), "attack: got an eps or step size per sample"),
+        (FGSM(eps=torch.full((6,), 0.1)), "attack: got an eps, step size or sparsity per sample"),
+        (PGD("l1", sparsity=torch.full((6,), 0.1)), "attack: got an eps, step size or sparsity per sample"),
     ],
 )
 def test_what_says_nothing_of_robustness_is_not_evaluated(attack, message, convnet, batch):
@@ -170,3 +171,23 @@ def test_a_model_whose_output_is_no_logits(batch):
     for name in ("PGD-linf", "TPGD-l2", "MIFGSM-l1"):
         refused(make(name), model, *batch, message)
     assert make("FeaturePGD-l2")(model, batch[0]).shape == batch[0].shape
+
+
+@pytest.mark.parametrize("model", [None, 3, "resnet18"])
+def test_what_is_no_model(model, batch):
+    with pytest.raises(TypeError, match=r"model: got a .*, accepted: a module or another callable"):
+        PGD()(model, *batch)
+
+
+@pytest.mark.parametrize("loss", [lambda z, y: z.detach()[:, 0], lambda z, y: (z.argmax(1) != y).float()])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loss_without_gradient(loss, precision, convnet, batch):
+    with pytest.raises(ValueError, match="loss: it has no gradient with respect to the model's output"):
+        PGD(loss=loss, precision=precision)(convnet, *batch)
+
+
+@pytest.mark.parametrize("setting", ["eps", "step_size", "sparsity"])
+def test_a_size_for_another_number_of_samples(setting, convnet, batch):
+    message = rf"{setting}: got shape \(4,\), accepted: a number, \(\), or \(6,\)"
+    with pytest.raises(ValueError, match=message):
+        PGD("l1", **{setting: torch.full((4,), 0.5)})(convnet, *batch)

@@ -277,3 +277,17 @@ def test_a_size_in_a_tensor_may_change(convnet, batch):
     eps.fill_(0.02)
     expected = PGD(eps=0.02, random_start=False)(convnet, *batch)
     torch.testing.assert_close(attack(convnet, *batch), expected)
+
+
+def test_sparsity_per_sample(problem):
+    """For each sample what the same number does for all; in a batch that samples leave, too."""
+    model, images, labels = problem
+    shares = torch.tensor([0.01, 0.1, 0.5, 1.0, 0.3] * 2)  # in another precision than the images
+    sizes = {"norm": "l1", "eps": 3.0, "step_size": 1.0, "steps": 4, "random_start": False}
+    for options in ({}, {"iterate": "best", "early_stop": True}):
+        got = PGD(sparsity=shares, **sizes, **options)(model, images, labels)
+        for i, share in enumerate(shares):
+            alone = PGD(sparsity=share.item(), **sizes, **options)(
+                model, images[i : i + 1], labels[i : i + 1]
+            )
+            near(got[i : i + 1], alone)

@@ -1,12 +1,13 @@
 """Parametrized weights are materialised in the copy, followed by it, and left alone in the model."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from roli_fast.attacks import PGD
 from roli_fast.engine import AttackView
@@ -130,3 +131,31 @@ def test_a_parametrization_that_is_removed_is_noticed(batch):
     parametrize.remove_parametrizations(model[1], "weight", leave_parametrized=False)
     view.refresh()
     assert_same_logits(view, model, batch[0])
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("kind", ["prune", "old spectral_norm", "old weight_norm"])
+def test_weights_that_hooks_compute(kind, used, convnet, batch):
+    """As torch did it before there were parametrizations: nothing is folded, everything is followed."""
+    utils = torch.nn.utils
+    for layer in (convnet.model[0], convnet.model[3]):
+        if kind == "prune":
+            prune.random_unstructured(layer, "weight", 0.5)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                (utils.spectral_norm if kind == "old spectral_norm" else utils.weight_norm)(layer)
+    if used:
+        F.cross_entropy(convnet(batch[0]), batch[1]).backward()
+    before = state(convnet)
+    view = AttackView(convnet, precision="fp32")
+    assert_same_logits(view, convnet, batch[0])
+    assert view.is_copy
+    assert "hook" in view.report.left["1"]
+    assert_same_state(convnet, before)
+    with torch.no_grad():
+        for parameter in convnet.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    view.refresh()
+    assert_same_logits(view, convnet, batch[0])
+    F.cross_entropy(convnet(batch[0]), batch[1]).backward()

@@ -83,7 +83,7 @@ def test_bad_input(convnet, batch):
         evaluate(convnet, [(batch[0], batch[1] + 5)])
     with pytest.raises(ValueError, match=r"labels: got torch\.int64 of shape \(6, 1\)"):
         evaluate(convnet, [(batch[0], batch[1][:, None])])
-    with pytest.raises(ValueError, match="attack: got an eps or step size per sample"):
+    with pytest.raises(ValueError, match="attack: got an eps, step size or sparsity per sample"):
         evaluate(convnet, [batch], PGD(eps=torch.full((6,), 0.1)))
     with pytest.raises(ValueError, match="attack: got a targeted one"):
         evaluate(convnet, [batch], PGD(targeted=True))
