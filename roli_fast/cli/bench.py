@@ -7,9 +7,9 @@ import datetime
 import importlib.util
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,11 @@ class _Subject:
 def _number(option: str) -> Callable[[str], float]:
     def number(text: str) -> float:
         try:
-            value = float(Fraction(text))
-        except (ValueError, ZeroDivisionError, OverflowError):
+            numerator, slash, denominator = text.partition("/")
+            value = float(numerator) / (float(denominator) if slash else 1)
+        except (ValueError, ZeroDivisionError):
             value = 0
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{option}: got {text!r}, accepted: a number above 0, such as 0.5 or 8/255")
         return value
 

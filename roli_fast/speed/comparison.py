@@ -172,6 +172,17 @@ class _Trial:
     error: str | None = None
 
 
+class _Ours:
+    def __init__(self, model: nn.Module, settings: Settings, precision: str):
+        self._model, self._attack = model, PGD(**dataclasses.asdict(settings), precision=precision)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self._attack(self._model, images, labels)
+
+    def view(self) -> AttackView:
+        return self._attack.view(self._model)
+
+
 class _Bench:
     """Builds what is measured."""
 
@@ -208,8 +219,11 @@ class _Bench:
         return [partial(attack, *of_a_batch) for of_a_batch in inputs]
 
     def model_alone(self, precision: str) -> list[Callable[[], Any]]:
-        """As many forward and backward passes as the attack has, on what the attack computes with."""
-        view = AttackView(self._copy(Variant(precision)), precision=precision)
+        """As many forward and backward passes as the attack has, on the very copy that it computes with:
+        where weights lie in memory moves times by percents."""
+        own = self._attacks[OURS, Variant(precision)]
+        assert isinstance(own, _Ours)
+        view = own.view()
         gradient = InputGradient(view, get_loss("ce"), precision=precision)
 
         def passes(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
@@ -239,8 +253,7 @@ class _Bench:
     def _attack(self, name: str, variant: Variant) -> Attack:
         model, settings = self._copy(variant), self._settings
         if name == OURS:
-            own = PGD(**dataclasses.asdict(settings), precision=variant.precision)
-            return lambda images, labels: own(model, images, labels)
+            return _Ours(model, settings, variant.precision)
         with _arithmetic(variant.precision, self.device):
             theirs = self._peers[name](model, settings, self._laid_out(self._batches[0][0], variant))
 

@@ -66,12 +66,19 @@ def test_quick_yields_to_what_is_asked_for(one_peer, tmp_path, capsys):
     assert "--quick shows that it runs, not how fast" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5/255", 0.5 / 255), ("1e-3", 1e-3)])
+def test_sizes_may_be_fractions(text, value):
+    assert bench._number("--eps")(text) == value
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--eps", "8/0"], "--eps: got '8/0', accepted: a number above 0, such as 0.5 or 8/255"),
         (["--step-size", "0"], "--step-size: got '0', accepted: a number above 0"),
         (["--eps", "nan"], "--eps: got 'nan', accepted: a number above 0"),
+        (["--eps", "inf"], "--eps: got 'inf', accepted: a number above 0"),
+        (["--eps", "8/"], "--eps: got '8/', accepted: a number above 0"),
         (["--eps", "8/255", "0.5"], "--eps: got 2, accepted: one for each of --norms linf"),
         (["--norms", "l7"], "--norms: got 'l7', accepted: linf, l2"),
         (["--norms", "l2", "l2"], "--norms: got l2 l2, accepted: each once"),
