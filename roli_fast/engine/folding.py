@@ -154,6 +154,7 @@ class FoldedLayers:
 
     def __init__(self, layers: list[tuple[Layer, Layer, _BatchNorm]]):
         self._layers = layers
+        self._scratch: Tensor | None = None
         for layer, _, _ in layers:
             if layer.bias is None:
                 layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
@@ -169,8 +170,8 @@ class FoldedLayers:
             return
         norms = [norm for _, _, norm in self._layers]
         variances = _wide([norm.running_var for norm in norms])
-        zeros = list(torch._foreach_mul(variances, 0.0))
-        ones = list(torch._foreach_add(zeros, 1.0))
+        zeros = [torch.zeros_like(variance) for variance in variances]
+        ones = [torch.ones_like(variance) for variance in variances]
         scale = torch._foreach_add(variances, [norm.eps for norm in norms])
         torch._foreach_rsqrt_(scale)
         torch._foreach_mul_(scale, _wide([norm.weight for norm in norms], ones))
@@ -181,7 +182,21 @@ class FoldedLayers:
         torch._foreach_copy_([cast(Tensor, layer.bias) for layer, _, _ in self._layers], shift)
         for (layer, source, _), factor in zip(self._layers, scale, strict=True):
             weight = source.weight.to(factor.dtype)
-            torch.mul(weight, factor.reshape(-1, *[1] * (weight.dim() - 1)), out=layer.weight)
+            factor = factor.reshape(-1, *[1] * (weight.dim() - 1))
+            if layer.weight.dtype == weight.dtype:
+                torch.mul(weight, factor, out=layer.weight)
+            else:  # into the other layout and then into the other dtype: both at once takes twice as long
+                layer.weight.copy_(
+                    torch.mul(weight, factor, out=self._scratch_like(layer.weight, weight.dtype))
+                )
+
+    def _scratch_like(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory that all layers share: new memory would cost more than what is computed in it."""
+        scratch = self._scratch
+        if scratch is None or scratch.dtype != dtype or scratch.device != weight.device:
+            most = max(layer.weight.numel() for layer, _, _ in self._layers)
+            scratch = self._scratch = torch.empty(most, dtype=dtype, device=weight.device)
+        return scratch.as_strided(weight.shape, weight.stride())
 
 
 def _wide(tensors: Sequence[Tensor | None], missing: Sequence[Tensor | None] | None = None) -> list[Tensor]:
