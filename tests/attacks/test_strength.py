@@ -260,7 +260,7 @@ def assert_as_strong(mine, other):
     return gap
 
 
-# In L2 the others draw the radius of their start uniformly, near the image: after 20 steps that leaves 0.15 to
+# In L2 they draw the radius of their start uniformly, nearer to the image: after 20 steps that leaves 0.15 to
 # 0.25 points less than a start that is uniform in the ball (cifar-l2, two seeds; 0.1 to 0.2 after 50).
 FROM_THE_IMAGE = {"random_start": False}
 CASES = {
