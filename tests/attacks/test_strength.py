@@ -260,11 +260,14 @@ def assert_as_strong(mine, other):
     return gap
 
 
+# In L2 they draw the radius of their start uniformly, nearer to the image: after 20 steps that leaves 0.15 to
+# 0.25 points less than a start that is uniform in the ball (cifar-l2, two seeds; 0.1 to 0.2 after 50).
+FROM_THE_IMAGE = {"random_start": False}
 CASES = {
     "mnist-linf": (mnist, "PGD", {"eps": 0.3, "alpha": 0.01}),
-    "mnist-l2": (mnist, "PGDL2", {"eps": 2.0, "alpha": 0.2}),
+    "mnist-l2": (mnist, "PGDL2", {"eps": 2.0, "alpha": 0.2, **FROM_THE_IMAGE}),
     "cifar-linf": (cifar10, "PGD", {"eps": 8 / 255, "alpha": 2 / 255}),
-    "cifar-l2": (cifar10, "PGDL2", {"eps": 0.5, "alpha": 0.1}),
+    "cifar-l2": (cifar10, "PGDL2", {"eps": 0.5, "alpha": 0.1, **FROM_THE_IMAGE}),
     "cifar-fgsm": (cifar10, "FGSM", {"eps": 8 / 255}),
     "cifar-mifgsm": (cifar10, "MIFGSM", {"eps": 8 / 255, "alpha": 2 / 255}),
 }
@@ -281,8 +284,10 @@ def both(case, folder, count, steps):
     other_steps = {} if kind == "FGSM" else {"steps": steps}
     other = getattr(torchattacks, kind)(model, **sizes, **other_steps)
     norm = "l2" if kind == "PGDL2" else "linf"
-    step_size = {"step_size": sizes["alpha"], "steps": steps} if "alpha" in sizes else {}
-    mine = {"PGD": PGD, "PGDL2": PGD, "FGSM": FGSM, "MIFGSM": MIFGSM}[kind](norm, sizes["eps"], **step_size)
+    options = {"step_size": sizes["alpha"], "steps": steps} if "alpha" in sizes else {}
+    if "random_start" in sizes:
+        options["random_start"] = False
+    mine = {"PGD": PGD, "PGDL2": PGD, "FGSM": FGSM, "MIFGSM": MIFGSM}[kind](norm, sizes["eps"], **options)
     left = ours(mine, model, images, labels)
     return left, theirs(other, model, images, labels, norm, sizes["eps"])
 
@@ -297,7 +302,7 @@ def test_a_hundred_images_beside_torchattacks(case, shared_data):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_all_images_beside_torchattacks(case, shared_data):
-    mine, other = both(case, shared_data, 2000, steps=40 if case[:5] == "mnist" else 20)
+    mine, other = both(case, shared_data, 2000, steps=20)
     gap = assert_as_strong(mine, other)
     assert abs(gap.value) < 0.01  # nor less, by as much: it is the same attack
     assert len(mine.right) == 2000

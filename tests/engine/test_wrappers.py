@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 from roli_fast.attacks import PGD, verify
 from roli_fast.engine import AttackView, eval_mode
@@ -78,6 +77,7 @@ def test_no_process_waits_for_another(process_group, convnet, batch, monkeypatch
 
 def test_a_sharded_model_is_refused(process_group):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    fully_shard = pytest.importorskip("torch.distributed.fsdp").fully_shard
     try:
         fully_shard(model[1], mesh=dist.device_mesh.init_device_mesh("cpu", (1,)))
     except Exception as error:
