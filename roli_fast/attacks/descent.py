@@ -129,7 +129,10 @@ class Ascent:
                 gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
             ops.momentum_(state.momentum, gradient, self._attack.decay)
             gradient, out, mean, std = state.momentum, None, None, None
-        share = {"sparsity": state.sparsity} if self._attack.norm == "l1" else {}
+        share = {}
+        if self._attack.norm == "l1":
+            share["sparsity"] = state.sparsity
+            gradient = _movable(gradient, state.adv, *self._attack.bounds)
         NORMS[self._attack.norm].step_(
             state.adv,
             gradient,
@@ -361,6 +364,13 @@ class State:
 
     def result(self) -> Tensor:
         return self.adv if self.best is None else self.best.adv
+
+
+def _movable(gradient: Tensor, adv: Tensor, lo: float, hi: float) -> Tensor:
+    """The gradient without the elements that lead out of the box: a sparse step would spend itself on them
+    and stop short of the optimum (Tramer and Boneh 2019, appendix, on clipped elements)."""
+    stuck = ((adv >= hi) & (gradient > 0)) | ((adv <= lo) & (gradient < 0))
+    return gradient.masked_fill(stuck, 0)
 
 
 def _images_taken(images: Tensor, stays: Tensor) -> Tensor:

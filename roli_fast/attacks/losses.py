@@ -10,7 +10,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
+    """In float64: from a margin of 17 on, float32 knows no slope any more, and an attack no direction."""
+    return F.cross_entropy(logits.double(), labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def targeted_dlr(logits: Tensor, pairs: Tensor) -> Tensor:
 
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(probabilities || softmax(logits)), both (N, classes) (TRADES; Zhang et al. 2019, eq. 3)."""
-    return F.kl_div(F.log_softmax(logits, dim=1), probabilities, reduction="none").sum(dim=1)
+    return F.kl_div(F.log_softmax(logits.double(), dim=1), probabilities, reduction="none").sum(dim=1)
 
 
 def feature_distance(features: Tensor, clean: Tensor) -> Tensor:

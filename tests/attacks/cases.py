@@ -126,6 +126,8 @@ def reference(
                 mean = gradient.abs().flatten(1).mean(1).reshape(-1, *[1] * (x.dim() - 1))
                 momentum = decay * momentum + gradient / mean
                 gradient = momentum
+            if norm == "l1":  # pixels that are at the wall already take no part
+                gradient = gradient * ~(((x >= hi) & (gradient > 0)) | ((x <= lo) & (gradient < 0)))
             x = projection(norm, x + ascent(norm, gradient, step, sparsity), clean, eps, lo, hi)
         _, losses, fooled = looked_at(x)
         keep(x, losses, fooled)

@@ -126,3 +126,16 @@ def test_an_attack_with_dlr_on_few_classes_says_so(run):
         attack.run(model, images, labels) if run else attack(model, images, labels)
     attack = PGD(loss="margin")
     assert attack(model, images, labels).shape == images.shape
+
+
+@pytest.mark.parametrize("margin_of_logits", [20.0, 60.0, 200.0])
+def test_cross_entropy_of_a_confident_model_has_a_slope(margin_of_logits):
+    """Where float32 rounds the label's probability to 1."""
+    logits = torch.tensor([[0.0, margin_of_logits, 1.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(cross_entropy(logits, torch.tensor([1])).sum(), logits)
+    expected = torch.tensor([[1.0, -1 - torch.e, torch.e]]).double() * torch.exp(
+        torch.tensor(-margin_of_logits).double()
+    )
+    seen = expected.abs() > 1e-37  # what float32 holds
+    torch.testing.assert_close(slope.double()[seen], expected[seen], rtol=1e-5, atol=0)
+    assert seen.any() == (margin_of_logits < 85)
