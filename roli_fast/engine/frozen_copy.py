@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from .folding import FoldedLayers, Layer, find_folds, without_norm
 from .modes import eval_mode
-from .on_cpu import cut_patches
+from .on_cpu import cut_stems
 
 
 class FrozenCopy:
@@ -52,7 +52,7 @@ class FrozenCopy:
         for f in folds:
             layer, norm = self.run.get_submodule(f.layer), self.run.get_submodule(f.norm)
             self.run.set_submodule(f.norm, without_norm(cast(Layer, layer), norm))
-        cut_patches(self.run)
+        cut_stems(self.run)
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.run.modules())
         if self.channels_last:
             self._lay_out(torch.channels_last)
