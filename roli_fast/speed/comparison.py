@@ -19,18 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, verify
-from ..attacks.losses import get_loss
-from ..engine import PRECISIONS, AttackView, GraphRunner, InputGradient
+from ..engine import PRECISIONS
 from ..evaluation import Accuracy, difference
+from .bare import CALLS_TO_SPEED, model_alone
 from .memory import peak_bytes
 from .peers import Attack, Build, Settings
 from .subjects import Batches
 from .timing import Measurement, interleaved, quartiles, until_done
 
 OURS, BARE, BEST = "ours", "model alone", "best"
-
-# On a GPU an attack of ours is recorded in its second call of a shape, and at full speed from the third on.
-_CALLS_TO_SPEED = 3
 
 Quartiles = dict[str, float]
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
@@ -187,7 +184,7 @@ class _Bench:
         try:
             calls = self.calls(name, variant)
             checks = [self._verify(call(), i) for i, call in enumerate(calls)]
-            for _ in range(len(calls), _CALLS_TO_SPEED - 1):
+            for _ in range(len(calls), CALLS_TO_SPEED - 1):
                 calls[0]()
             seconds = until_done(calls[0], 1)
         except Exception as error:  # whatever others' code does here
@@ -204,20 +201,7 @@ class _Bench:
         return [partial(attack, *of_a_batch) for of_a_batch in inputs]
 
     def model_alone(self, precision: str) -> list[Callable[[], Any]]:
-        """As many forward and backward passes as the attack has, on what the attack computes with."""
-        view = AttackView(self._copy(Variant(precision)), precision=precision)
-        gradient = InputGradient(view, get_loss("ce"), precision=precision)
-
-        def passes(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            for _ in range(self._settings.steps):
-                found = gradient(x, labels)
-            return found
-
-        run = GraphRunner(passes)  # a CUDA graph, as the attack is one
-        inputs = [(view.prepare(images), labels) for images, labels in self._batches]
-        for _, (x, labels) in itertools.product(range(_CALLS_TO_SPEED), inputs):
-            run(x, labels)
-        return [partial(run, *of_a_batch) for of_a_batch in inputs]
+        return model_alone(self._copy(Variant(precision)), self._batches, self._settings.steps, precision)
 
     def peak(self, name: str, variant: Variant) -> int | None:
         images, labels = self._batches[0]
@@ -227,7 +211,7 @@ class _Bench:
 
         def first_calls() -> None:
             attack = self._attack(name, variant)
-            for _ in range(_CALLS_TO_SPEED if self.device.type == "cuda" else 1):
+            for _ in range(CALLS_TO_SPEED if self.device.type == "cuda" else 1):
                 attack(images, labels)
 
         return peak_bytes(first_calls, self.device)
