@@ -189,8 +189,8 @@ the same run: below 1 ours is faster."""
 
 
 ABOUT_ATTACKS = """PGD on whole models with random weights, whose own predictions are the labels; medians of
-interleaved rounds. Peers' loops are in our own words, under torch's defaults (TF32 in convolutions alone) or under
-bf16 autocast and channels-last."""
+interleaved rounds. Peers' loops are in our own words, under torch's defaults (TF32 in convolutions alone), or
+under bf16 autocast and channels-last."""
 
 
 def with_highlights(readme: str, paths: list[Path]) -> str:

@@ -35,8 +35,8 @@ GRACE = 20.0  # seconds in which a command that is out of time may write down wh
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs together and can be chosen. tests: the most important first. quick: tests that are enough to
-    see that the script works."""
+    """What belongs together and can be chosen. tests: the most important first. quick: tests that are enough
+    to see that the script works."""
 
     tests: tuple[str, ...]
     quick: tuple[str, ...]

@@ -1,7 +1,7 @@
 """A pytest plugin that writes down how each test went as soon as it has: what is known when a run is killed.
 
-``pytest -p outcomes``, with this folder in PYTHONPATH and a file's name in ROLI_FAST_OUTCOMES. Tests of Triton,
-which compiles for each of them, come last.
+``pytest -p outcomes``, with this folder in PYTHONPATH and a file's name in ROLI_FAST_OUTCOMES. Tests of
+Triton, which compiles for each of them, come last.
 """
 
 import os
