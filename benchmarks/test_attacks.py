@@ -38,9 +38,9 @@ PEERS = ("torchattacks-autocast", "torchattacks", "foolbox-autocast", "foolbox",
 EVERYONE = (*OURS, *ALONE, *EAGER, *PEERS)
 SOME = (*OURS, ALONE[0], EAGER[0], *PEERS)  # where a call takes long
 
-# How many of 255 a random network can lose and is still right on some images: robust accuracies of 4 to 32
-# images were 0.2 to 0.7 with these after PGD-4 or 5. None of the times depends on it.
-EPS = {"resnet18": 0.5, "resnet50": 0.15, "vit_small_patch16_224": 0.5, "swin_base_patch4_window7_224": 0.2}
+# How many of 255 a random network can lose and is still right on some images: robust accuracies of 4 to 16
+# images were 0.4 to 0.7 with these, after PGD-4 to PGD-10 in bf16. None of the times depends on it.
+EPS = {"resnet18": 0.5, "resnet50": 0.1, "vit_small_patch16_224": 0.5, "swin_base_patch4_window7_224": 0.2}
 # What the last scale of a ResNet's block is. With the ones of timm_model an image is lost to any change.
 LAST_SCALE = 0.05
 
