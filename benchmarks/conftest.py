@@ -1,6 +1,5 @@
 """Results as JSON that can be published as it is, and the table at the end of a run."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import pytest
 
 from roli_fast.speed import machine
 from roli_fast.speed.timing import Measurement
+
+from .shared import QUICK
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("torchattacks", "foolbox", "art", "autoattack")
@@ -36,13 +37,13 @@ def _runs_a_whole_suite(config: pytest.Config) -> bool:
     return (
         [Path(argument).suffix for argument in config.args] == [".py"]
         and not (config.option.keyword or config.option.collectonly)
-        and os.environ.get("ROLI_FAST_BENCH_QUICK") != "1"
+        and not QUICK
     )
 
 
 @pytest.fixture
 def record_case(request: pytest.FixtureRequest) -> Callable[[str, str, Measurement], None]:
-    """Puts a measured case (form, size) into the table at the end of the run."""
+    """Notes a measured case, such as a form and a size, for the end of the run."""
     return lambda form, size, measured: request.config.stash[CASES].append((form, size, measured))
 
 
@@ -63,8 +64,14 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     cases = config.stash[CASES]
-    if not cases:
-        return
+    with_copies = [case for case in cases if "copy" in case[2].seconds]
+    if with_copies:
+        _write_table(terminalreporter, with_copies)
+    _warn_of_other_load(terminalreporter, cases)
+
+
+def _write_table(terminalreporter: Any, cases: list[tuple[str, str, Measurement]]) -> None:
+    """Ours against its rivals."""
     rivals = [rival for rival in RIVALS if any(rival in measured.seconds for _, _, measured in cases)]
     terminalreporter.section("ours, and its time as a multiple of its rivals' (medians)")
     line = ("{:<28}{:<15}{:>10}{:>9}" + "{:>13}" * len(rivals) + "{:>13}").format
@@ -79,7 +86,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         )
         others = "?" if measured.other_cores is None else f"{measured.other_cores:.2f}"
         terminalreporter.write_line(line(form, size, *times, *ratios, others))
-    _warn_of_other_load(terminalreporter, cases)
 
 
 def _warn_of_other_load(terminalreporter: Any, cases: list[tuple[str, str, Measurement]]) -> None:

@@ -1,4 +1,5 @@
-"""Draws results: ``python benchmarks/plot.py benchmarks/results/ops-*.json`` writes a PNG beside each."""
+"""Draws results: ``python benchmarks/plot.py benchmarks/results/*.json`` writes a PNG beside each, and of a
+GPU's one for each suite."""
 
 import json
 import sys
@@ -10,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Colours of Okabe and Ito, told apart by the colour-blind; the markers tell them apart without colour.
@@ -20,6 +22,15 @@ STYLES = {
     "compiled-new": ("torch.compile, new tensor", "#56B4E9", "P"),
     "preallocated": ("torch expression, preallocated buffers", "#009E73", "^"),
     "expression": ("torch expression", "#CC79A7", "D"),
+}
+
+# The contenders of attacks, in the same colours.
+FAMILIES = {
+    "ours": "#D55E00",
+    "alone": "#999999",
+    "torchattacks": "#0072B2",
+    "foolbox": "#56B4E9",
+    "roli": "#009E73",
 }
 
 # Cores; more, and a thread of ours has waited for one.
@@ -103,6 +114,60 @@ def _conditions(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], picture: Path) -> Path:
+    """Of one suite."""
+    whole = _draw_attacks if "case" in result["benchmarks"][0]["params"] else _draw_ops
+    figure = whole(result)
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
+    return picture
+
+
+def _draw_attacks(result: dict[str, Any]) -> Figure:
+    """A panel per case, and in it a row per contender."""
+    names = _distinct(result["benchmarks"], "case")
+    grouped = [[c for c in result["benchmarks"] if c["params"]["case"] == name] for name in names]
+    figure, panels = plt.subplots(
+        len(names),
+        1,
+        figsize=(10, 2 + sum(0.6 + 0.27 * len(cases) for cases in grouped)),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=[1.5 + len(cases) for cases in grouped],
+    )
+    for axes, cases in zip(panels[:, 0], grouped, strict=True):
+        _draw_case(axes, cases)
+    figure.suptitle("PGD on whole models: time of an attack, left is faster", fontsize=13)
+    figure.supxlabel(f"milliseconds\n\n{_conditions(result)}", fontsize=9)
+    return figure
+
+
+def _draw_case(axes: Axes, cases: list[Case]) -> None:
+    about = cases[0]["extra_info"]
+    shape = "x".join(map(str, about["shape"]))
+    trained = ", and a backward pass to the weights" if about["trains"] else ""
+    axes.set_title(f"{about['model']}, {shape}, PGD-{about['steps']}{trained}", fontsize=10, loc="left")
+    whose = [case["params"]["contender"].partition("-")[0] for case in cases]
+    ms = [1e3 * case["stats"]["median"] for case in cases]
+    axes.barh(range(len(cases)), ms, color=[FAMILIES[who] for who in whose], height=0.7)
+    ends = [[1e3 * case["stats"][end] for case in cases] for end in ("q1", "q3")]
+    spread = [
+        [m - q1 for m, q1 in zip(ms, ends[0], strict=True)],
+        [q3 - m for m, q3 in zip(ms, ends[1], strict=True)],
+    ]
+    axes.errorbar(ms, range(len(cases)), xerr=spread, fmt="none", ecolor="black", capsize=2)
+    for row, (case, end) in enumerate(zip(cases, ends[1], strict=True)):
+        ratio = case["extra_info"]["ratio_to"].get("ours-bf16")
+        robust = case["extra_info"]["robust_accuracy"]
+        facts = (f"{ms[row]:.3g} ms", ratio and f"x {ratio['median']:.2f}")
+        text = "   ".join(filter(None, (*facts, None if robust is None else f"robust {robust:.0%}")))
+        axes.annotate(text, (end, row), (6, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(cases)), [case["params"]["contender"] for case in cases], fontsize=9)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_xlim(0, 1.35 * max(ends[1]))  # room for the text
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_ops(result: dict[str, Any]) -> Figure:
     cases = result["benchmarks"]
     forms, sizes = _distinct(cases, "form"), _distinct(cases, "size")
     bytes_of = {case["params"]["form"]: case["extra_info"]["moves"] for case in cases}
@@ -136,12 +201,23 @@ def draw(result: dict[str, Any], picture: Path) -> Path:
         title="The Linf ops: time relative to copying as many bytes as they move",
         title_fontsize=14,
     )
-    figure.savefig(picture, dpi=150)
-    plt.close(figure)
-    return picture
+    return figure
+
+
+def suites(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By what the picture's name ends in: those of a file of `make gpu` that were measured, or the one."""
+    if "parts" not in result:
+        return {"": result}
+    return {
+        f"-{suite.removeprefix('test_')}": measured
+        for part in result["parts"].values()
+        for suite, measured in part["benchmarks"].items()
+        if measured
+    }
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         path = Path(argument)
-        print(draw(json.loads(path.read_text()), path.with_suffix(".png")))
+        for suite, result in suites(json.loads(path.read_text())).items():
+            print(draw(result, path.with_name(f"{path.stem}{suite}.png")))

@@ -24,6 +24,19 @@ RIVALS = {
     "art": "ART's",
     "autoattack": "autoattack's",
 }
+# Of attacks, in words.
+CONTENDERS = {
+    "ours-bf16-compiled": "ours in bf16, torch.compile",
+    **{f"ours-{p}": f"ours in {p}" for p in ("bf16", "tf32", "fp32")},
+    **{f"ours-{p}-eager": f"ours in {p}, no CUDA graph" for p in ("bf16", "tf32", "fp32")},
+    **{f"alone-{p}": f"the model alone, {p}" for p in ("bf16", "tf32", "fp32")},
+    "torchattacks": "torchattacks'",
+    "torchattacks-autocast": "torchattacks', autocast",
+    "foolbox": "foolbox's",
+    "foolbox-autocast": "foolbox's, autocast",
+    "roli": "RoLI's public code",
+}
+HIGHLIGHTED_CONTENDERS = ("ours-bf16", "ours-fp32", "torchattacks-autocast", "torchattacks", "roli")
 Cases = dict[tuple[str, str, str], dict[str, Any]]  # by form, size and contender
 
 
@@ -98,12 +111,9 @@ def _rows(cases: Cases, rivals: Iterable[str], name: Callable[[str, str, dict[st
 
 def _suite(path: Path) -> tuple[dict[str, Any], Path, Cases]:
     """The results of the ops in a file of `make bench` or `make gpu`, their picture, and their cases."""
-    result, picture = json.loads(path.read_text()), path.with_suffix(".png")
-    if "parts" in result:
-        result, picture = (
-            result["parts"]["ops"]["benchmarks"]["test_ops"],
-            path.with_name(f"{path.stem}-ops.png"),
-        )
+    found = _measured(path, "ops")
+    assert found is not None
+    result, picture = found
     cases = {
         (case["params"]["form"], case["params"]["size"], case["params"]["contender"]): case
         for case in result["benchmarks"]
@@ -111,11 +121,52 @@ def _suite(path: Path) -> tuple[dict[str, Any], Path, Cases]:
     return result, picture, cases
 
 
-def _has_ops(path: Path) -> bool:
-    """Whether a run got so far."""
-    result = json.loads(path.read_text())
-    parts = result.get("parts", {"ops": {"benchmarks": {"test_ops": True}}})
-    return bool(parts.get("ops", {}).get("benchmarks", {}).get("test_ops"))
+def _measured(path: Path, part: str) -> tuple[dict[str, Any], Path] | None:
+    """The results of a part's suite and their picture; None where a run has not got so far."""
+    result, picture = json.loads(path.read_text()), path.with_suffix(".png")
+    if "parts" in result:
+        result = result["parts"].get(part, {}).get("benchmarks", {}).get(f"test_{part}")
+        picture = path.with_name(f"{path.stem}-{part}.png")
+    if not result:
+        return None
+    is_of_attacks = "case" in result["benchmarks"][0]["params"]
+    return (result, picture) if is_of_attacks == (part == "attacks") else None
+
+
+def _attack_table(path: Path, contenders: tuple[str, ...] | None = None) -> str:
+    """A line per case and contender; of these contenders, default all."""
+    found = _measured(path, "attacks")
+    assert found is not None
+    result, picture = found
+    lines = [
+        f"{_conditions(result)}:",
+        "",
+        "| | | ms | images/s | / ours in bf16 | outside the model | robust | peak MiB | launches |",
+        "|---" * 9 + "|",
+    ]
+    for case in result["benchmarks"]:
+        about, who = case["extra_info"], case["params"]["contender"]
+        if contenders is not None and who not in contenders:
+            continue
+        batch = "x".join(map(str, about["shape"]))
+        trained = " and weights" if about["trains"] else ""
+        ratio, overhead = about["ratio_to"].get("ours-bf16"), about["overhead"]
+        cells = (
+            f"{about['model']}, {batch}, PGD-{about['steps']}{trained}",
+            CONTENDERS.get(who, who),
+            f"{1e3 * case['stats']['median']:.2f}",
+            f"{about['images_per_s']:.0f}",
+            "" if ratio is None else f"{ratio['median']:.2f}",
+            "" if overhead is None else f"{overhead['median']:.1%}",
+            "" if about["robust_accuracy"] is None else f"{about['robust_accuracy']:.1%}",
+            "" if about["peak_bytes"] is None else f"{about['peak_bytes'] / 2**20:.0f}",
+            f"{about['launches'] or ''}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    if contenders is None:
+        lines += ["", f"![The same as a picture]({picture.name})"]
+        lines += ["", f"Spread, conditions and every number: [{path.name}]({path.name})."]
+    return "\n".join(lines)
 
 
 def _name(machine: dict[str, Any]) -> str:
@@ -137,8 +188,17 @@ INTRODUCTION = """Times of one call, medians of interleaved rounds, and as multi
 the same run: below 1 ours is faster."""
 
 
+ABOUT_ATTACKS = """PGD on whole models with random weights, whose own predictions are the labels; medians of
+interleaved rounds. Peers' loops are in our own words, under torch's defaults (TF32 in convolutions alone), or
+under bf16 autocast and channels-last."""
+
+
 def with_highlights(readme: str, paths: list[Path]) -> str:
-    tables = "\n\n".join([INTRODUCTION, *map(highlights, paths)])
+    ops, attacks = _with(paths, "ops"), _with(paths, "attacks")
+    tables = "\n\n".join([INTRODUCTION, *map(highlights, ops)])
+    if attacks:
+        shown = (_attack_table(path, HIGHLIGHTED_CONTENDERS) for path in attacks)
+        tables = "\n\n".join([tables, ABOUT_ATTACKS, *shown])
     link = (
         f"All forms, sizes and rivals: [{ALL_RESULTS.parent.name}]({ALL_RESULTS.relative_to(README.parent)})."
     )
@@ -151,10 +211,18 @@ def with_highlights(readme: str, paths: list[Path]) -> str:
 
 
 def results(paths: list[Path]) -> str:
-    return "\n\n".join(["# Measured speed of the ops", INTRODUCTION, *map(all_tables, paths)]) + "\n"
+    ops, attacks = _with(paths, "ops"), _with(paths, "attacks")
+    sections = ["# Measured speed of the ops", INTRODUCTION, *map(all_tables, ops)]
+    if attacks:
+        sections += ["# Measured speed of the attacks", ABOUT_ATTACKS, *map(_attack_table, attacks)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _with(paths: list[Path], part: str) -> list[Path]:
+    return [path for path in paths if _measured(path, part)]
 
 
 if __name__ == "__main__":
-    files = [path for path in (Path(argument).resolve() for argument in sys.argv[1:]) if _has_ops(path)]
+    files = [Path(argument).resolve() for argument in sys.argv[1:]]
     README.write_text(with_highlights(README.read_text(), files))
     ALL_RESULTS.write_text(results(files))

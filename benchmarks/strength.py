@@ -99,7 +99,7 @@ def small_vit() -> nn.Module:
 def precision() -> dict[str, Any]:
     """PGD-10 at 8/255 with the gradients of a bf16 copy, beside those of a float32 one."""
     resnet, tiny = real.resnet10_tiny_imagenet(), real.tiny_imagenet("val", 10)[0]
-    # Which of the network's 200 classes these 100 are is not recorded: what it says of the clean image counts.
+    # Which of the network's 200 classes these 100 are is not recorded: what it says of a clean image counts.
     predicted = predict(resnet, tiny.float() / 255).argmax(1)
     cifar, cifar_labels = real.cifar10("test", 100)
     problems = {

@@ -7,7 +7,6 @@ never asserted on; contenders that do not compute the same fail.
 
 import functools
 import math
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -20,24 +19,16 @@ from torch import Tensor
 import roli_fast
 from roli_fast import ops
 from roli_fast.speed import machine
-from roli_fast.speed.timing import (
-    Call,
-    Measurement,
-    RecordedClock,
-    interleaved,
-    launches,
-    on_the_clock,
-    on_the_gpu,
-)
+from roli_fast.speed.timing import Call, Measurement, interleaved, launches, on_the_clock, on_the_gpu
 
 from . import baselines
+from .shared import CLOCK, QUICK, enter
 
 # By the family: step size and eps. Points lie beyond the L2 and L1 balls, so that these have to project.
 LINF = 2 / 255, 8 / 255
 SIZES_OF_STEPS = {"li": LINF, "l2": (0.5, 1.0), "l1": (5.0, 25.0), "mo": LINF, "ke": LINF, "pr": LINF}
 EPS = LINF[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLOCK = RecordedClock()
 
 
 @dataclass(frozen=True)
@@ -153,7 +144,7 @@ SIZES = {
 }
 IN_EVERY_SIZE = {*FORMS, "project", "start", "prepare-bf16"}
 ALL_FORMS = FORMS | OTHER_OPS | ON_A_GPU
-QUICK = {"2x3x8x8": Size((2, 3, 8, 8), rounds=3, in_cache=True)}  # whether it runs, not how fast
+TINY = {"2x3x8x8": Size((2, 3, 8, 8), rounds=3, in_cache=True)}
 
 
 def contenders(form: Form, device: str, size: str) -> tuple[str, ...]:
@@ -177,7 +168,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
     """A test per form, size and contender of the device."""
     device = metafunc.config.getoption("--device")
     forms = FORMS | OTHER_OPS | (ON_A_GPU if device == "cuda" else {})
-    sizes = QUICK if os.environ.get("ROLI_FAST_BENCH_QUICK") == "1" else SIZES[device]
+    sizes = TINY if QUICK else SIZES[device]
     cases = [
         (device, form, size, contender)
         for form in forms
@@ -338,7 +329,7 @@ class Result:
 @functools.cache
 def measure(device: str, form_name: str, size_name: str) -> Result:
     form = ALL_FORMS[form_name]
-    size = (SIZES[device] | QUICK)[size_name]
+    size = (SIZES[device] | TINY)[size_name]
     torch.manual_seed(0)
     first = make_operands(form, size, device)
     functions = {
@@ -362,10 +353,13 @@ def test_ops(
 ) -> None:
     result = measure(device, form, size)
     measured = result.measured
-    described, shape = ALL_FORMS[form], (SIZES[device] | QUICK)[size]
+    described, shape = ALL_FORMS[form], (SIZES[device] | TINY)[size]
     moved = math.prod(shape.shape) * described.moves
-    benchmark.group = f"{described.op} {form} {size}"
-    benchmark.extra_info.update(
+    enter(
+        benchmark,
+        measured,
+        contender,
+        f"{described.op} {form} {size}",
         op=described.op,
         must_move=described.must_move,
         moves=described.moves,
@@ -374,9 +368,7 @@ def test_ops(
         effective_gb_per_s=moved / measured.seconds_of(contender)["median"] / 1e9,
         ratio_to_copy=measured.ratio(contender, "copy"),
         ratio_to_ours=measured.ratio(contender, "ours"),
-        other_cores_busy=measured.other_cores,
         launches=result.launches.get(contender),
     )
-    benchmark.pedantic(CLOCK.replay(measured.seconds[contender]), rounds=rounds_of(described, shape))
     if contender == "ours":
         record_case(form, size, measured)

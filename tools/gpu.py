@@ -13,10 +13,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,13 @@ BUDGET = 590.0  # seconds for all steps together
 
 # Seconds of a step at most, so that the benchmarks have their share.
 LIMITS = {"tests": 300.0, "memory checker": 60.0}
+GRACE = 20.0  # seconds in which a command that is out of time may write down what it has found
 
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs together and can be chosen. quick: tests that are enough to see that the script works."""
+    """What belongs together and can be chosen. tests: the most important first. quick: tests that are enough
+    to see that the script works."""
 
     tests: tuple[str, ...]
     quick: tuple[str, ...]
@@ -50,7 +52,9 @@ PARTS = {
         kernels=True,
     ),
     "attacks": Part(
-        tests=("tests/attacks", "tests/engine", "tests/speed"), quick=("tests/engine/test_input_gradient.py",)
+        tests=("tests/attacks", "tests/engine", "tests/speed"),
+        quick=("tests/engine/test_input_gradient.py",),
+        benchmarks=("test_attacks",),
     ),
 }
 
@@ -63,6 +67,15 @@ class StepError(Exception):
         self.found = found
 
 
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended. late: why it was ended, if it was."""
+
+    output: str
+    code: int
+    late: str | None
+
+
 class Run:
     """One run: where it happens, what is left of its time, and what it has found."""
 
@@ -71,27 +84,27 @@ class Run:
         self.started = perf_counter()
         self.outcomes: list[tuple[str, str, float]] = []
 
-    def command(self, *command: object, check: bool = True, limit: float = BUDGET, **environment: str) -> str:
-        """Runs a command in the repository and returns what it printed, which is shown when it fails."""
-        left = min(limit, BUDGET - (perf_counter() - self.started))
-        try:
-            done = subprocess.run(
+    def command(
+        self, *command: object, check: bool = True, limit: float = BUDGET, **environment: str
+    ) -> Done:
+        """Runs a command in the repository. What it printed is shown when it fails."""
+        limit = max(min(limit, BUDGET - (perf_counter() - self.started)), 1.0)
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=ROOT,
                 env=os.environ | environment,
-                stdout=subprocess.PIPE,
+                stdout=output,  # no pipe: whatever the command has started may hold it open
                 stderr=subprocess.STDOUT,
-                text=True,
-                timeout=max(left, 1.0),
+                preexec_fn=_heed_interrupts,
             )
-        except subprocess.TimeoutExpired as error:
-            said = error.stdout or b""  # bytes, whatever was asked for
-            print(said if isinstance(said, str) else said.decode(errors="replace"))
-            raise StepError(f"out of time: {left:.0f} s, of {BUDGET:.0f} s in all") from error
-        if check and done.returncode != 0:
-            print(done.stdout)
-            raise StepError(f"exit code {done.returncode}")
-        return done.stdout
+            late = None if _ends(process, limit) else f"out of time: {limit:.0f} s, of {BUDGET:.0f} s in all"
+            output.seek(0)
+            done = Done(output.read(), process.returncode, late)
+        if check and (done.late or done.code != 0):
+            print(done.output)
+            raise StepError(done.late or f"exit code {done.code}")
+        return done
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
         """Does the work and notes how it went; returns what it found."""
@@ -108,6 +121,29 @@ class Run:
     @property
     def failed(self) -> bool:
         return any(outcome != "ok" for _, outcome, _ in self.outcomes)
+
+
+def _heed_interrupts() -> None:
+    """Also where this script runs in the background of a shell, which has its children ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _ends(process: subprocess.Popen, limit: float) -> bool:
+    """Waits for a process; whether it ended by itself. Interrupted, pytest still writes its report."""
+    try:
+        process.wait(limit)
+        return True
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    except BaseException:
+        process.kill()
+        raise
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return False
 
 
 # Steps
@@ -130,32 +166,35 @@ def test(run: Run, part: Part) -> dict[str, Any]:
     workers = str(os.cpu_count() or 1)
     parallel = ("-n", workers) if importlib.util.find_spec("xdist") and not run.quick else ()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.xml")
-        output = run.command(
-            *(sys.executable, "-m", "pytest", "-q", "-m", marked, *parallel, f"--junitxml={report}", *paths),
+        outcomes = Path(folder, "outcomes")
+        done = run.command(
+            *(sys.executable, "-m", "pytest", "-q", "-m", marked, *parallel, "-p", "outcomes", *paths),
             check=False,
             limit=LIMITS["tests"],
+            PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH")))),
+            ROLI_FAST_OUTCOMES=str(outcomes),
         )
-        if not report.exists():
-            print(output)
-            raise StepError("pytest did not run")
-        found = _read_report(report)
+        found = _read_outcomes(outcomes.read_text() if outcomes.exists() else "")
     counts = f"{found['passed']} passed, {len(found['failed'])} failed, {found['skipped']} skipped"
     print(f"   {counts}")
-    if found["failed"] or not found["passed"]:
-        print(output)
-        raise StepError(counts, found)
+    wrong = done.late or (f"pytest's exit code {done.code}" if done.code not in (0, 1) else None)
+    if wrong or found["failed"] or not found["passed"]:
+        print(done.output)
+        unfinished = f", in {found['unfinished']}" if wrong and found["unfinished"] else ""
+        raise StepError("; ".join(filter(None, (wrong and f"{wrong}{unfinished}", counts))), found)
     return found
 
 
-def _read_report(report: Path) -> dict[str, Any]:
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    bad = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
+def _read_outcomes(written: str) -> dict[str, Any]:
+    """Of what the plugin has written: a test has one line for its start, and one for how it went, or two."""
+    lines = [line.partition(" ")[::2] for line in written.splitlines()]
+    ended = {test: outcome for outcome, test in lines if outcome != "started"}
+    failed = list(dict.fromkeys(test for outcome, test in lines if outcome == "failed"))
     return {
-        "passed": len(cases) - len(bad) - len(skipped),
-        "failed": [f"{case.get('classname')}::{case.get('name')}" for case in bad],
-        "skipped": len(skipped),
+        "passed": sum(outcome == "passed" and test not in failed for test, outcome in ended.items()),
+        "failed": failed,
+        "skipped": sum(outcome == "skipped" for outcome in ended.values()),
+        "unfinished": ", ".join(t for outcome, t in lines if outcome == "started" and t not in ended),
     }
 
 
@@ -164,37 +203,46 @@ def check_memory(run: Run) -> str:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         return "not run: compute-sanitizer is not there"
-    output = run.command(
+    done = run.command(
         *(sanitizer, "--tool", "memcheck", "--error-exitcode", "9"),
         *(sys.executable, "tests/gpu/small_shapes.py"),
         check=False,
         limit=LIMITS["memory checker"],
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # else all tensors lie in one allocation
     )
-    if "Device not supported" in output:
+    if done.late:
+        print(done.output)
+        raise StepError(done.late)
+    if "Device not supported" in done.output:
         return "not run: compute-sanitizer does not support this device"
-    if "ERROR SUMMARY: 0 errors" not in output or not re.search(r"^\d+ calls$", output, re.M):
-        print(output)
+    if "ERROR SUMMARY: 0 errors" not in done.output or not re.search(r"^\d+ calls$", done.output, re.M):
+        print(done.output)
         raise StepError("compute-sanitizer reports errors, or the script did not end")
     return "no errors"
 
 
 def benchmark(run: Run, suite: str) -> dict[str, Any]:
-    """A form whose contenders disagree fails; the others' times are kept."""
+    """A form whose contenders disagree fails; the others' times are kept, also when time runs out."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        output = run.command(
+        done = run.command(
             *(sys.executable, "-m", "pytest", f"benchmarks/{suite}.py", "-q", "--device", run.device),
             *("--benchmark-columns=median", f"--benchmark-json={report}"),
             check=False,
             ROLI_FAST_BENCH_QUICK="1" if run.quick else "0",
         )
         measured = json.loads(report.read_text()) if report.exists() and report.stat().st_size else None
-    summary = output.rfind("\n", 0, max(output.find(" ours, and its time"), 0))
-    failed = re.search(r"\d+ (?:failed|errors?)\b", output)
-    print(output if failed or not measured else output[summary + 1 :])
-    if failed or not measured:
-        raise StepError(failed[0] if failed else "no results", measured)
+    # Of a run that went well, the table of the ops is enough.
+    table = done.output.find(" ours, and its time")
+    failed = re.search(r"\d+ (?:failed|errors?)\b", done.output)
+    wrong = [*filter(None, (done.late, failed and failed[0], None if measured else "no results"))]
+    if not wrong and done.code != 0:
+        wrong = [f"pytest's exit code {done.code}"]
+    if wrong:
+        print(done.output)
+        raise StepError("; ".join(wrong), measured)
+    if table >= 0:
+        print(done.output[done.output.rfind("\n", 0, table) + 1 :])
     return measured
 
 
@@ -233,41 +281,30 @@ def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
     for part in parts.values():
         for suite, measured in part["benchmarks"].items():
             if measured:
-                from benchmarks import plot
+                _draw(measured, folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png")
 
-                picture = folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png"
-                print(f"   {plot.draw(measured, picture)}")
+
+def _draw(measured: dict[str, Any], picture: Path) -> None:
+    try:
+        from benchmarks import plot
+    except ImportError as error:
+        print(f"   no picture ({error}): benchmarks/plot.py draws it from the JSON, elsewhere too")
+    else:
+        print(f"   {plot.draw(measured, picture)}")
 
 
 def summarize(run: Run, parts: dict[str, Any]) -> None:
+    from benchmarks import headlines
+
     print("== summary")
     for name, part in parts.items():
-        for measured in part["benchmarks"].values():
-            for line in _headlines(measured["benchmarks"] if measured else []):
+        for suite, measured in part["benchmarks"].items():
+            for line in headlines.lines(suite, measured["benchmarks"] if measured else []):
                 print(f"   {name}: {line}")
+        for test in (part["tests"] or {"failed": []})["failed"]:
+            print(f"   {name}: FAILED {test}")
     for step, outcome, seconds in run.outcomes:
         print(f"   {outcome:<6} {step} ({seconds:.0f} s)")
-
-
-def _headlines(cases: list[dict[str, Any]]) -> list[str]:
-    """The copy bandwidth, and what ours reaches of it in each form on the largest size, beside its rivals."""
-    sizes = list(dict.fromkeys(case["params"]["size"] for case in cases))
-    by = {
-        (c["params"]["form"], c["params"]["contender"]): c for c in cases if c["params"]["size"] == sizes[-1]
-    }
-    copies = [case["extra_info"]["effective_gb_per_s"] for (_, who), case in by.items() if who == "copy"]
-    lines = [f"copy bandwidth {max(copies):.0f} GB/s, at {sizes[-1]}"] if copies else []
-    for (form, who), case in by.items():
-        if who != "ours":
-            continue
-        share = 1 / case["extra_info"]["ratio_to_copy"]["median"]
-        rivals = (
-            f"{rival} {other['extra_info']['ratio_to_ours']['median']:.2f}"
-            for (of, rival), other in by.items()
-            if of == form and rival not in ("ours", "copy")
-        )
-        lines.append(f"{form}: {share:.0%} of copy bandwidth; times as fast as rivals: {', '.join(rivals)}")
-    return lines
 
 
 def main() -> int:

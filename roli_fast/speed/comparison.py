@@ -19,18 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, verify
-from ..attacks.losses import get_loss
-from ..engine import PRECISIONS, AttackView, GraphRunner, InputGradient
+from ..engine import PRECISIONS, AttackView
 from ..evaluation import Accuracy, difference
+from .bare import CALLS_TO_SPEED, model_alone
 from .memory import peak_bytes
 from .peers import Attack, Build, Settings
 from .subjects import Batches
 from .timing import Measurement, interleaved, quartiles, until_done
 
 OURS, BARE, BEST = "ours", "model alone", "best"
-
-# On a GPU an attack of ours is recorded in its second call of a shape, and at full speed from the third on.
-_CALLS_TO_SPEED = 3
 
 Quartiles = dict[str, float]
 Progress = Callable[[str, int, int], None]  # what is going on, how much is done, of how much
@@ -203,7 +200,7 @@ class _Bench:
         """Runs it until it is at speed, on every batch at least once, and checks what it returns."""
         try:
             calls = self.calls(name, variant)
-            done = [_timed(calls[i % len(calls)]) for i in range(max(_CALLS_TO_SPEED, len(calls)))]
+            done = [_timed(calls[i % len(calls)]) for i in range(max(CALLS_TO_SPEED, len(calls)))]
             checks = [self._verify(returned, i) for i, (_, returned) in enumerate(done[: len(calls)])]
         except Exception as error:  # whatever others' code does here
             return _Trial(error=_first_line(error))
@@ -219,23 +216,10 @@ class _Bench:
         return [partial(attack, *of_a_batch) for of_a_batch in inputs]
 
     def model_alone(self, precision: str) -> list[Callable[[], Any]]:
-        """As many forward and backward passes as the attack has, on the very copy that it computes with:
-        where weights lie in memory moves times by percents."""
+        """On the copy that the attack computes with: where weights lie in memory moves times by percents."""
         own = self._attacks[OURS, Variant(precision)]
         assert isinstance(own, _Ours)
-        view = own.view()
-        gradient = InputGradient(view, get_loss("ce"), precision=precision)
-
-        def passes(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            for _ in range(self._settings.steps):
-                found = gradient(x, labels)
-            return found
-
-        run = GraphRunner(passes)  # a CUDA graph, as the attack is one
-        inputs = [(view.prepare(images), labels) for images, labels in self._batches]
-        for _, (x, labels) in itertools.product(range(_CALLS_TO_SPEED), inputs):
-            run(x, labels)
-        return [partial(run, *of_a_batch) for of_a_batch in inputs]
+        return model_alone(own.view(), self._batches, self._settings.steps, precision)
 
     def peak(self, name: str, variant: Variant) -> int | None:
         images, labels = self._batches[0]
@@ -245,7 +229,7 @@ class _Bench:
 
         def first_calls() -> None:
             attack = self._attack(name, variant)
-            for _ in range(_CALLS_TO_SPEED if self.device.type == "cuda" else 1):
+            for _ in range(CALLS_TO_SPEED if self.device.type == "cuda" else 1):
                 attack(images, labels)
 
         return peak_bytes(first_calls, self.device)

@@ -1,10 +1,10 @@
-"""The attacks on a GPU."""
+"""The attacks on a GPU, where the third batch of a shape is the first that is a graph's alone."""
 
 import pytest
 import torch
 
 import roli_fast
-from roli_fast.attacks import PGD, verify
+from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
 from roli_fast.models import Normalized, small_resnet
 
 pytestmark = pytest.mark.gpu
@@ -12,11 +12,22 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_pgd(gpu_backend, precision):
-    torch.manual_seed(0)
-    model = Normalized(small_resnet(10), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).to(DEVICE).train()
-    images, labels = torch.rand(32, 3, 32, 32, device=DEVICE), torch.arange(32, device=DEVICE) % 10
+CALLS = 3
+
+
+@pytest.fixture
+def model():
+    return Normalized(small_resnet(10), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).to(DEVICE).train()
+
+
+@pytest.fixture
+def batch():
+    return torch.rand(32, 3, 32, 32, device=DEVICE), torch.arange(32, device=DEVICE) % 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_pgd(gpu_backend, model, batch, precision):
+    images, labels = batch
     attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10, precision=precision, iterate="best")
     result = attack.run(model, images, labels)
     checked = verify(model, images, result.adversarial, labels, "linf", 8 / 255)
@@ -40,3 +51,135 @@ def test_pgd_on_a_linear_model_is_that_of_the_cpu(gpu_backend):
     with roli_fast.backend("cpu"):
         here = attack("cpu")
     torch.testing.assert_close(there, here, rtol=0, atol=1e-12)
+
+
+EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+IN_A_NORM = {
+    f"{kind.__name__}-{norm}": lambda kind=kind, norm=norm, **options: kind(
+        norm=norm, eps=EPS[norm], **options
+    )
+    for kind in (FGSM, MIFGSM, PGD, TPGD)
+    for norm in EPS
+}
+
+
+@pytest.mark.parametrize("make", IN_A_NORM.values(), ids=IN_A_NORM)
+def test_every_attack_verifies_eager_and_replayed(gpu_backend, model, batch, make):
+    """The default step size is Linf's: small in L2, tiny in L1, and no matter here."""
+    images, labels = batch
+    attack = make(precision="bf16")
+    for _ in range(CALLS):
+        result = attack.run(model, images, labels)
+        checked = verify(model, images, result.adversarial, labels, attack.norm, attack.eps)
+        assert (checked.finite & checked.in_box & checked.in_ball).all()
+        assert torch.equal(checked.success, result.success)
+        assert (result.adversarial != images).flatten(1).any(1).all()
+        assert result.notes == ()
+
+
+@pytest.mark.parametrize("kind", [PGD, MIFGSM, TPGD])
+def test_a_replay_repeats_what_was_eager(gpu_backend, model, batch, kind):
+    """With the same key. A few gradients near zero may change their sign with the order of a sum."""
+
+    def once():
+        torch.manual_seed(1)
+        return attack(model, *batch)
+
+    attack = kind(precision="fp32")
+    eager, *others = (once() for _ in range(CALLS))
+    for other in others:
+        assert (other == eager).double().mean() > 0.99
+
+
+def test_what_a_replay_returned_is_not_written_again(gpu_backend, model, batch):
+    images, labels = batch
+    attack = PGD(steps=2)
+    results = [attack(model, images.roll(n, 0), labels) for n in range(CALLS)]
+    kept = results[-1].clone()
+    attack(model, images.flip(0), labels)
+    assert torch.equal(results[-1], kept)
+
+
+def test_a_replay_uses_the_weights_of_today(gpu_backend, model, batch):
+    images, labels = batch
+    attack = PGD(steps=3, random_start=False)
+    for _ in range(CALLS):
+        before = attack(model, images, labels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    now = attack(model, images, labels)
+    fresh = PGD(steps=3, random_start=False)(model, images, labels)
+    assert (now == fresh).double().mean() > 0.99
+    assert (now != before).double().mean() > 0.05
+
+
+def test_features_move(gpu_backend, model, batch):
+    images, _ = batch
+    model.eval()
+    attack = FeaturePGD(eps=EPS["linf"], precision="bf16")
+    for _ in range(CALLS):
+        result = attack.run(model, images)
+        assert result.success is None
+        assert (result.adversarial - images).abs().max() <= EPS["linf"] + 1e-6
+        noise = images + EPS["linf"] * (2 * torch.rand_like(images) - 1)
+        moved, by_noise = (
+            (model(x) - model(images)).norm(dim=1) for x in (result.adversarial, noise.clamp(0, 1))
+        )
+        assert moved.mean() > 2 * by_noise.mean()
+
+
+@pytest.mark.parametrize("norm", EPS)
+def test_early_stop_keeps_success(gpu_backend, model, batch, norm):
+    """On random labels some samples are fooled at once, others on the way."""
+    images, labels = batch
+    options = {"norm": norm, "eps": EPS[norm] / 4, "step_size": EPS[norm] / 16, "iterate": "best"}
+
+    def success(**more):
+        return PGD(**options, generator=torch.Generator(DEVICE).manual_seed(0), **more).run(model, *batch)
+
+    whole, stopping = success(), success(early_stop=True)
+    assert (
+        whole.success == stopping.success
+    ).double().mean() > 0.9  # a sample on the edge may fall either way
+    assert stopping.gradients < whole.gradients
+    checked = verify(model, images, stopping.adversarial, labels, norm, EPS[norm] / 4)
+    assert (checked.in_box & checked.in_ball).all()
+    assert torch.equal(checked.success, stopping.success)
+
+
+@pytest.mark.parametrize("norm", EPS)
+def test_eps_of_each_sample(gpu_backend, model, batch, norm):
+    """In a tensor whose values change between replays."""
+    images, labels = batch
+    eps = torch.linspace(0, EPS[norm], len(images), device=DEVICE)
+    attack = PGD(norm=norm, eps=eps, step_size=EPS[norm] / 2, steps=3)
+    for _ in range(CALLS + 1):
+        adv = attack(model, images, labels)
+        assert verify(model, images, adv, labels, norm, eps).in_ball.all()
+        assert torch.equal(adv[eps == 0], images[eps == 0])
+        assert (adv[eps > 0] != images[eps > 0]).flatten(1).any(1).all()
+        eps.copy_(eps.roll(1))
+
+
+def test_float64(gpu_backend, model, batch):
+    images, labels = batch[0].double(), batch[1]
+    model.double()
+    attack = PGD()
+    for _ in range(CALLS):
+        result = attack.run(model, images, labels)
+        checked = verify(model, images, result.adversarial, labels, "linf", 8 / 255)
+        assert result.adversarial.dtype == torch.float64
+        assert (checked.in_box & checked.in_ball).all()
+        assert torch.equal(checked.success, result.success)
+
+
+def test_uint8_and_channels_last_images(gpu_backend, model, batch):
+    images = (255 * batch[0]).round().to(torch.uint8)
+    for given in (images, images.contiguous(memory_format=torch.channels_last)):
+        attack = PGD(precision="bf16")
+        for _ in range(CALLS):
+            adv = attack(model, given, batch[1])
+            assert adv.dtype == torch.float32
+            assert adv.stride() == given.stride()
+            assert (adv - given / 255).abs().max() <= 8 / 255 + 1e-6

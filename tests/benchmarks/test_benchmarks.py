@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,26 +30,105 @@ def test_everything_runs_on_tiny_shapes(tmp_path):
     assert set((ROOT / "benchmarks" / "results").glob("*")) == before
     (result,) = tmp_path.glob("gpu-*.json")
     found = json.loads(result.read_text())
-    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 3
+    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 4
     assert found["parts"]["ops"]["tests"]["passed"] > 10
     assert found["parts"]["attacks"]["tests"]["failed"] == []
     cases = found["parts"]["ops"]["benchmarks"]["test_ops"]["benchmarks"]
     assert {"float32", "bf16-out-channels-last", "project", "start"} < {c["params"]["form"] for c in cases}
     assert result.with_name(f"{result.stem}-ops.png").stat().st_size > 10_000
+    attacks = found["parts"]["attacks"]["benchmarks"]["test_attacks"]["benchmarks"]
+    assert len({case["params"]["contender"] for case in attacks}) == 15
+    for case in attacks:
+        about = case["extra_info"]
+        assert about["images_per_s"] == pytest.approx(2 / case["stats"]["median"], rel=1e-6)
+        assert about["ratio_to"]["ours-bf16"]["median"] > 0
+        assert (about["robust_accuracy"] is None) == case["params"]["contender"].startswith("alone")
+    assert result.with_name(f"{result.stem}-attacks.png").stat().st_size > 10_000
     assert "== summary" in done.stdout
+    assert re.search(r"test-resnet-2: ours-bf16 [\d.]+ ms, \d+ images/s, robust", done.stdout)
 
-    command = [
-        sys.executable,
-        "tools/gpu.py",
-        "attacks",
-        "--device",
-        "cpu",
-        "--quick",
-        "--out",
-        str(tmp_path),
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert json.loads(result.read_text())["parts"]["ops"] == found["parts"]["ops"]  # is still there
+    tables(result)
+
+
+def tables(result):
+    """Of ops and of attacks, in the README and on the results' own page."""
+    readme = importlib.import_module("benchmarks.readme")
+    shown = readme.with_highlights(readme.README.read_text(), [result])
+    assert "| test_resnet, 2x3x32x32, PGD-2 | torchattacks', autocast |" in shown
+    assert "| test_resnet, 2x3x32x32, PGD-2 and weights | RoLI's public code |" in shown
+    every = readme.results([result])
+    assert "# Measured speed of the ops" in every
+    assert "| test_resnet, 2x3x32x32, PGD-2 | ours in bf16, no CUDA graph |" in every
+    assert f"({result.stem}-attacks.png)" in every
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module("gpu")
+
+
+def test_a_part_keeps_what_another_has_found(tool, tmp_path):
+    for name in ("ops", "attacks"):
+        tool.publish(tool.Run("cpu", quick=True), {name: {"tests": name, "benchmarks": {}}}, tmp_path)
+    (result,) = tmp_path.glob("gpu-*.json")
+    assert {name: part["tests"] for name, part in json.loads(result.read_text())["parts"].items()} == {
+        "ops": "ops",
+        "attacks": "attacks",
+    }
+
+
+TESTS_THAT_TAKE_LONG = """
+import os, time
+def test_of_triton(): pass
+def test_right(): pass
+def test_wrong(): assert False
+def test_long(): time.sleep(600)
+def test_on_triton(): pass
+"""
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_tests_that_run_out_of_time_are_named(tool, tmp_path, monkeypatch, stubborn):
+    """Also where pytest does not heed the interrupt, as in a kernel that never ends."""
+    suite = tmp_path / "test_suite.py"
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if stubborn else ""
+    suite.write_text(ignore + TESTS_THAT_TAKE_LONG)
+    monkeypatch.setattr(tool, "GRACE", 1.0 if stubborn else 60.0)
+    monkeypatch.setitem(tool.LIMITS, "tests", 12.0)
+    part = tool.Part(tests=(), quick=(str(suite),))
+    with pytest.raises(tool.StepError, match=r"out of time: .*test_long; 1 passed, 1 failed, 0") as caught:
+        tool.test(tool.Run("cpu", quick=True), part)
+    assert [name.rpartition("::")[2] for name in caught.value.found["failed"]] == ["test_wrong"]
+
+
+def test_the_peers_loops_spend_what_they_should():
+    """Forwards and backwards, and who has a gradient afterwards."""
+    baselines = importlib.import_module("benchmarks.baselines")
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    passes = {
+        baselines.torchattacks_pgd: (7, 7, False),
+        baselines.foolbox_pgd: (7, 7, True),
+        baselines.roli_pgd: (8, 7, True),
+        baselines.roli_batch: (9, 8, True),
+    }
+    for loop, expected in passes.items():
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+        forwards, backwards = [], []
+
+        def count(_, __, output, forwards=forwards, backwards=backwards):
+            forwards.append(output)
+            if output.requires_grad:
+                output.register_hook(lambda _: backwards.append(1))
+
+        model.register_forward_hook(count)
+        adv = loop(model, images, labels, 8 / 255, 2 / 255, 7).detach()
+        assert (len(forwards), len(backwards), model[1].weight.grad is not None) == expected
+        assert (adv - images).abs().max() <= 8 / 255 + 1e-6
+        assert adv.min() >= 0
+        assert adv.max() <= 1
+        before, after = (torch.nn.functional.cross_entropy(model(x), labels) for x in (images, adv))
+        assert after > before
 
 
 @pytest.mark.parametrize(
