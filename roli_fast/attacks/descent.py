@@ -71,11 +71,12 @@ class Ascent:
         found = (self.view.report.note, self._whole_runner.note, self._gradient_runner.note)
         return tuple(note for note in found if note)
 
-    def whole(self, batch: Batch) -> Tensor:
-        """Where the loop ends in which every sample takes part to the end."""
+    def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where the loop ends in which every sample takes part to the end, and which samples had a direction
+        to go in (N,)."""
         run = self._whole_runner if self._captures() else self._whole
-        (adv,) = run(*batch)
-        return adv
+        adv, moved = run(*batch)
+        return adv, moved
 
     def gradient(self, state: "State") -> tuple[Tensor, Tensor, Tensor]:
         """Gradient, loss and output where the samples are."""
@@ -95,14 +96,17 @@ class Ascent:
             self._generation = self.view.generation
         return self.view.is_copy
 
-    def _whole(self, *batch: Any) -> tuple[Tensor]:
+    def _whole(self, *batch: Any) -> tuple[Tensor, Tensor]:
         state = self.begin(Batch(*batch))
-        for _ in range(self._attack.steps):
+        directed = torch.empty(0)
+        for step in range(self._attack.steps):
             gradient, loss, output = self._gradient(state.x, state.target)
+            if step == 0:
+                directed = has_direction(gradient)
             self.offer(state, loss, output)
             self.step(state, gradient)
         self.finish(state)
-        return (state.result(),)
+        return state.result(), directed
 
     def begin(self, batch: Batch) -> "State":
         """The starting points of the samples."""
@@ -178,7 +182,8 @@ class Descent:
         """Adversarial images of a single run in which every sample takes part to the end."""
         if len(self._rows) == 0:
             return to_images(to_state(self._images), self._images)
-        return to_images(self._run_whole(self._rows, self._view_target(), 0), self._images)
+        adv, _ = self._run_whole(self._rows, self._view_target(), 0)
+        return to_images(adv, self._images)
 
     def judged(self) -> AttackResult:
         """All restarts, judged by the model."""
@@ -195,10 +200,13 @@ class Descent:
                 self._run_stopping(rows, target[rows], restart, verdict)
                 rows = (~verdict.fooled).nonzero().flatten()
             else:
-                self._judge(rows, self._run_whole(rows, target, restart), verdict)
+                adv, directed = self._run_whole(rows, target, restart)
+                verdict.directed[rows] |= directed
+                self._judge(rows, adv, verdict)
         success = None if self._attack.label_free else verdict.fooled
         spent = self._forwards, self._gradients
-        return AttackResult(verdict.adversarial, success, verdict.loss, *spent, self._ascent.notes)
+        notes = (*self._ascent.notes, *_undirected(verdict))
+        return AttackResult(verdict.adversarial, success, verdict.loss, *spent, notes)
 
     def _target_by_the_model(self, images: Tensor) -> Tensor:
         """What the model's own loss compares with, by the clean images as the model is asked about them; a
@@ -239,18 +247,20 @@ class Descent:
         size = size.to(clean.device, torch.float64 if clean.dtype == torch.float64 else torch.float32)
         return _taken(size, rows)
 
-    def _run_whole(self, rows: Tensor, target: Tensor, restart: int) -> Tensor:
-        adv = self._ascent.whole(self._batch(rows, target, restart))
+    def _run_whole(self, rows: Tensor, target: Tensor, restart: int) -> tuple[Tensor, Tensor]:
+        found = self._ascent.whole(self._batch(rows, target, restart))
         self._spend(len(rows), self._attack.steps)
         if self._attack.iterate == "best":
             self._forwards += len(rows) * self._attack.eot
-        return adv
+        return found
 
     def _run_stopping(self, rows: Tensor, target: Tensor, restart: int, verdict: "_Verdict") -> None:
         """A run that samples leave once the model itself is fooled; the rest are judged in the end."""
         state = self._ascent.begin(self._batch(rows, target, restart))
-        for _ in range(self._attack.steps):
+        for step in range(self._attack.steps):
             gradient, loss, output = self._ascent.gradient(state)
+            if step == 0:
+                verdict.directed[rows] |= has_direction(gradient)
             self._spend(len(rows), 1)
             self._ascent.offer(state, loss, output)
             leaves = self._attack.fooled(output, state.labels)
@@ -286,6 +296,28 @@ class Descent:
         return fooled
 
 
+def has_direction(gradient: Tensor) -> Tensor:
+    """(N,) bool: which samples' gradients (N, ...) have an element that is neither zero nor NaN."""
+    return (gradient.abs() > 0).reshape(len(gradient), -1).any(dim=1)
+
+
+def _undirected(verdict: "_Verdict") -> tuple[str, ...]:
+    """What is to be said of samples that withstood because the attack had no gradient to follow.
+
+    Raises ValueError where it had none at all: that would be no robust accuracy.
+    """
+    stuck = int((~verdict.directed & ~verdict.fooled).sum())
+    if stuck == 0:
+        return ()
+    if not verdict.directed.any():
+        raise ValueError(
+            f"model: its gradient with respect to the input is zero or NaN for all {len(verdict.directed)} "
+            "images, accepted: a model that is differentiable where it is attacked (rounding, arg max and "
+            "thresholds are not)"
+        )
+    return (f"{stuck} of {len(verdict.directed)} images withstood without a gradient to follow",)
+
+
 def beats(fooled: Tensor, loss: Tensor, best_fooled: Tensor, best_loss: Tensor) -> Tensor:
     """Fooled first, then the higher loss: (N,) bool."""
     return (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss))
@@ -302,6 +334,7 @@ class _Verdict:
     def __init__(self, images: Tensor):
         self.adversarial = to_images(to_state(images), images)
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.directed = torch.zeros_like(self.fooled)
         self.loss = _lowest(to_state(images[:0]), len(images))
 
     def offer(self, rows: Tensor, images: Tensor, fooled: Tensor, loss: Tensor) -> None:

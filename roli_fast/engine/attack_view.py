@@ -97,8 +97,8 @@ class AttackView:
         if not isinstance(model, nn.Module):
             self._run_as_it_is("the model is a callable and no module")
             return
-        self._structure = Structure(model)
         try:
+            self._structure = Structure(model)
             self._copy = FrozenCopy(self._inner(model), fold)
         except Exception as error:  # whatever a module holds that cannot be copied
             self._run_as_it_is(f"the model cannot be copied ({error})")

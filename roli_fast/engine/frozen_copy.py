@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import operator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -169,11 +170,10 @@ class Structure:
         self._objects: list[object] = [*list(model.modules())[1:], *self._tensors]
         self._facts: list[object] = []
         self._attributes: list[Tensor] = []
+        self._containers: list[dict | list] = []
         for module in model.modules():
-            for name, value in vars(module).items():
-                if name.endswith("_hooks") and isinstance(value, dict):
-                    self._objects.extend(value.values())
-                elif isinstance(value, Tensor):  # neither parameter nor buffer: nothing copies its changes
+            for name, value in _held(module, self._containers):
+                if isinstance(value, Tensor):  # neither parameter nor buffer: nothing copies its changes
                     self._objects.append(value)
                     self._attributes.append(value)
                 elif isinstance(value, (bool, int, float, str, tuple)):
@@ -181,10 +181,10 @@ class Structure:
                 else:
                     self._objects.append(value)
         self._state = self._state_of_tensors()
-        self._everything = _everything(model)
+        self._everything = self._everything_in(model)
 
     def is_that_of(self, model: nn.Module) -> bool:
-        everything = _everything(model)
+        everything = self._everything_in(model)
         # Between two steps of training nothing has changed: this costs a tenth of what says what has.
         if _same(everything, self._everything):
             return self._state == self._state_of_tensors()
@@ -197,6 +197,18 @@ class Structure:
             return False
         self._everything = everything
         return True
+
+    def _everything_in(self, model: nn.Module) -> list[object]:
+        """All that the model's modules hold, their modes too, and what is in their own dicts and lists."""
+        found: list[object] = []
+        for module in model.modules():
+            held = vars(module)
+            found += held.values()
+            for table in _TABLES:
+                found += held.get(table, {}).values()
+        for container in self._containers:
+            found += container.values() if isinstance(container, dict) else container
+        return found
 
     def _state_of_tensors(self) -> tuple[list[Any], list[Any]]:
         kinds = [(t.dtype, t.device) for t in self._tensors]
@@ -214,15 +226,16 @@ _TABLES = (
 )
 
 
-def _everything(model: nn.Module) -> list[object]:
-    """All that the model's modules hold, their modes too."""
-    found: list[object] = []
-    for module in model.modules():
-        held = vars(module)
-        found += held.values()
-        for table in _TABLES:
-            found += held[table].values()
-    return found
+def _held(module: nn.Module, containers: list[dict | list]) -> Iterator[tuple[str, object]]:
+    """What a module holds, by name; what its dicts and lists hold, by theirs. Takes down its own ones."""
+    for name, value in vars(module).items():
+        if name.endswith("_hooks") and isinstance(value, dict):
+            yield from ((name, hook) for hook in value.values())
+            continue
+        yield name, value
+        if name not in _TABLES and isinstance(value, (dict, list)) and value:
+            containers.append(value)
+            yield from ((name, item) for item in (value.values() if isinstance(value, dict) else value))
 
 
 def _same(these: list[object], those: list[object]) -> bool:

@@ -141,7 +141,7 @@ def _kind(value: Any) -> Hashable:
 
 # Kernels whose sums have no fixed order move some elements a little; a graph that computes something else,
 # most of them a lot.
-_MOST_THAT_DIFFER = 0.25
+_MOST_OF_A_SAMPLE, _MOST_SAMPLES = 0.25, 0.2
 _NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -153,7 +153,8 @@ def _difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | 
         if expected.numel() == 0:
             continue
         near = torch.isclose(got, expected, rtol=_NEAR.get(expected.dtype, 0), atol=0, equal_nan=True)
-        share = 1 - near.double().mean().item()
-        if share > _MOST_THAT_DIFFER:
-            return f"a replay's output differs from the eager one in {share:.0%} of its elements"
+        apart = near.reshape(len(near), -1).double().mean(dim=1) < 1 - _MOST_OF_A_SAMPLE
+        share = apart.double().mean().item()
+        if share > _MOST_SAMPLES:
+            return f"a replay's output differs from the eager one for {share:.0%} of the samples"
     return None

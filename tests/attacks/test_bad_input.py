@@ -191,3 +191,54 @@ def test_a_size_for_another_number_of_samples(setting, convnet, batch):
     message = rf"{setting}: got shape \(4,\), accepted: a number, \(\), or \(6,\)"
     with pytest.raises(ValueError, match=message):
         PGD("l1", **{setting: torch.full((4,), 0.5)})(convnet, *batch)
+
+
+class Rounded(nn.Module):
+    """Of the pixels' bytes: its gradient is zero where it is not infinite."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((x * 255).round() / 255)
+
+
+class Rooted(nn.Module):
+    """The same logits, with gradients that are NaN."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x + (x - x.detach()).square().sqrt() * 0)
+
+
+@pytest.mark.parametrize("wrap", [Rounded, Rooted])
+@pytest.mark.parametrize("options", [{}, {"iterate": "best", "early_stop": True}])
+def test_a_model_whose_gradient_says_nothing_has_no_robust_accuracy(wrap, options):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    images = torch.rand(8, 3, 8, 8)
+    labels = net(images).argmax(1)
+    with pytest.raises(
+        ValueError, match="gradient with respect to the input is zero or NaN for all 8 images"
+    ):
+        evaluate(wrap(net), [(images, labels)], PGD(**options))
+
+
+def test_images_without_a_gradient_are_noted():
+    """Half of them: the rest is attacked, and the result says that these were not."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+
+    class Half(nn.Module):
+        def forward(self, x):
+            flat = x.flatten(1)
+            return net(torch.where(flat[:, :1] > 0.5, flat, flat.round()))
+
+    images = torch.rand(8, 3, 8, 8) * 0.8 + 0.1
+    images[:, 0, 0, 0] = torch.tensor([0.3] * 4 + [0.7] * 4)
+    with torch.no_grad():
+        labels = Half()(images).argmax(1)
+    result = PGD(eps=1e-4, step_size=1e-4).run(Half(), images, labels)
+    assert result.notes == ("4 of 8 images withstood without a gradient to follow",)

@@ -482,3 +482,24 @@ def test_refresh_follows_a_tensor_that_is_no_buffer(batch):
     model.temperature.mul_(3)
     view.refresh()
     torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"sign": 1.0}, [1.0]])
+def test_refresh_notices_what_is_in_containers(settings, batch):
+    class Signed(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * self.settings["sign" if isinstance(self.settings, dict) else 0]
+
+    model = Signed(*plain())
+    model.settings = settings
+    view = AttackView(model)
+    view.prepare(batch[0])
+    settings["sign" if isinstance(settings, dict) else 0] = -1.0
+    view.refresh()
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_traced_module_is_attacked(batch):
+    model = torch.jit.trace(plain().eval(), batch[0])
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)

@@ -171,8 +171,8 @@ class Wrong(Recording):
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        (lambda outputs: (outputs[0] * 1.1, outputs[1]), "differs from the eager one in 100%"),
-        (lambda outputs: (outputs[0] * torch.nan, outputs[1]), "differs from the eager one in 100%"),
+        (lambda outputs: (outputs[0] * 1.1, outputs[1]), "differs from the eager one for 100%"),
+        (lambda outputs: (outputs[0] * torch.nan, outputs[1]), "differs from the eager one for 100%"),
         (lambda outputs: (outputs[0], outputs[1].double()), "another shape or dtype"),
         (lambda outputs: (outputs[0], outputs[1][:1]), "another shape or dtype"),
         (lambda outputs: outputs[:1], "ValueError"),
