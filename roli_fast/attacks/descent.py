@@ -205,7 +205,7 @@ class Descent:
                 self._judge(rows, adv, verdict)
         success = None if self._attack.label_free else verdict.fooled
         spent = self._forwards, self._gradients
-        notes = (*self._ascent.notes, *_undirected(verdict))
+        notes = (*self._ascent.notes, *_undirected(verdict, self._attack.compares_with_clean))
         return AttackResult(verdict.adversarial, success, verdict.loss, *spent, notes)
 
     def _target_by_the_model(self, images: Tensor) -> Tensor:
@@ -301,15 +301,16 @@ def has_direction(gradient: Tensor) -> Tensor:
     return (gradient.abs() > 0).reshape(len(gradient), -1).any(dim=1)
 
 
-def _undirected(verdict: "_Verdict") -> tuple[str, ...]:
+def _undirected(verdict: "_Verdict", compares_with_clean: bool) -> tuple[str, ...]:
     """What is to be said of samples that withstood because the attack had no gradient to follow.
 
-    Raises ValueError where it had none at all: that would be no robust accuracy.
+    Raises ValueError where it had none at all: that would be no robust accuracy. A loss that compares with
+    the clean image has none there, as for an eps of 0.
     """
     stuck = int((~verdict.directed & ~verdict.fooled).sum())
     if stuck == 0:
         return ()
-    if not verdict.directed.any():
+    if not verdict.directed.any() and not compares_with_clean:
         raise ValueError(
             f"model: its gradient with respect to the input is zero or NaN for all {len(verdict.directed)} "
             "images, accepted: a model that is differentiable where it is attacked (rounding, arg max and "

@@ -2,8 +2,7 @@
 
 Everything is built once more, with the flags that ship and those of the sanitizers. Then the contract of the
 ops, with its odd sizes and strides and its memory of any alignment, runs on every instruction set of this
-machine and on the emulated CUDA kernels, and the tests of the numpy face on theirs. `make test` takes the
-widest instruction set alone.
+machine and on the emulated CUDA kernels, and the tests of the numpy face on theirs.
 """
 
 import os
@@ -32,7 +31,7 @@ def runtime(library):
 # libstdc++ with it: the sanitizer looks for what throws exceptions when it is loaded.
 RUNTIMES = [runtime("libasan.so"), runtime("libstdc++.so.6")]
 pytestmark = [
-    pytest.mark.slow,  # two minutes of the fifteen that all tests may take
+    pytest.mark.slow,  # two to four minutes of the fifteen that all tests may take
     pytest.mark.skipif(
         not all(library.is_absolute() for library in RUNTIMES), reason=f"{COMPILER} has no libasan.so"
     ),
