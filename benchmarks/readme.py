@@ -127,7 +127,7 @@ def _measured(path: Path, part: str) -> tuple[dict[str, Any], Path] | None:
     if "parts" in result:
         result = result["parts"].get(part, {}).get("benchmarks", {}).get(f"test_{part}")
         picture = path.with_name(f"{path.stem}-{part}.png")
-    if not result:
+    if not result or "benchmarks" not in result:  # or another tool's results
         return None
     is_of_attacks = "case" in result["benchmarks"][0]["params"]
     return (result, picture) if is_of_attacks == (part == "attacks") else None
