@@ -118,7 +118,7 @@ class PGD:
 
     def target(self, clean_output: Tensor) -> Tensor:
         """What the loss compares with, by the output for clean images, where it compares with that."""
-        raise NotImplementedError
+        return clean_output
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
         """Random starting points (N, ...), in float32 or float64; seed: (2,) int64, index: (N,) int64."""
@@ -239,24 +239,12 @@ class MIFGSM(PGD):
         super().__init__(norm, eps, step_size, steps, **{"random_start": False, **options})
 
 
-def _refuse_what_needs_labels(options: dict[str, Any]) -> None:
-    """Options of an attack whose loss compares with the output for the clean images."""
-    if not options.get("random_start", True):
-        refuse("random_start", False, "True: at the clean image this attack's loss has no gradient")
-    if options.get("targeted", False):
-        refuse("targeted", True, "False: this attack's loss knows no labels")
-
-
-class TPGD(PGD):
-    """The attack of TRADES (Zhang et al. 2019, section 4): increases the divergence of the model's
-    probabilities from those for the clean image, from Gaussian noise of a thousandth of the pixels' range.
-
-    At the clean image that divergence has no gradient: a random start is needed. Labels are not; without
-    them, success is another class than the clean image's. Arguments as in :class:`PGD`, without loss and
-    targeted.
-    """
+class _AwayFromClean(PGD):
+    """Increases the distance of the output from that for the clean image: without a gradient there, and
+    without labels."""
 
     compares_with_clean = True
+    distance: Loss
 
     def __init__(
         self,
@@ -266,8 +254,25 @@ class TPGD(PGD):
         steps: int = 10,
         **options: Any,
     ):
-        _refuse_what_needs_labels(options)
-        super().__init__(norm, eps, step_size, steps, **options, loss=kl_divergence)
+        if not options.get("random_start", True):
+            refuse("random_start", False, "True: at the clean image this attack's loss has no gradient")
+        if options.get("targeted", False):
+            refuse("targeted", True, "False: this attack's loss knows no labels")
+        if self.label_free and options.get("early_stop", False):
+            refuse("early_stop", True, "False: features have no class that could be fooled")
+        super().__init__(norm, eps, step_size, steps, **options, loss=self.distance)
+
+
+class TPGD(_AwayFromClean):
+    """The attack of TRADES (Zhang et al. 2019, section 4): increases the divergence of the model's
+    probabilities from those for the clean image, from Gaussian noise of a thousandth of the pixels' range.
+
+    At the clean image that divergence has no gradient: a random start is needed. Labels are not; without
+    them, success is another class than the clean image's. Arguments as in :class:`PGD`, without loss and
+    targeted.
+    """
+
+    distance = staticmethod(kl_divergence)
 
     def target(self, clean_output: Tensor) -> Tensor:
         return widened(clean_output).softmax(dim=1)
@@ -284,7 +289,7 @@ class TPGD(PGD):
         return adv
 
 
-class FeaturePGD(PGD):
+class FeaturePGD(_AwayFromClean):
     """Moves what the model returns for an image as far as it can, without labels: increases the squared
     Euclidean distance of features (N, ...) from those for the clean image. The model returns features, or
     ``output`` finds them.
@@ -293,21 +298,5 @@ class FeaturePGD(PGD):
     Arguments as in :class:`PGD`, without loss and targeted.
     """
 
-    compares_with_clean = True
+    distance = staticmethod(feature_distance)
     label_free = True
-
-    def __init__(
-        self,
-        norm: str = "linf",
-        eps: float | Tensor = 8 / 255,
-        step_size: float | Tensor = 2 / 255,
-        steps: int = 10,
-        **options: Any,
-    ):
-        _refuse_what_needs_labels(options)
-        if options.get("early_stop", False):
-            refuse("early_stop", True, "False: features have no class that could be fooled")
-        super().__init__(norm, eps, step_size, steps, **options, loss=feature_distance)
-
-    def target(self, clean_output: Tensor) -> Tensor:
-        return clean_output
