@@ -280,7 +280,13 @@ def test_more_than_two_to_the_31_elements(op):
         values = {"adv": 0.5, "momentum": 0.5}
         given |= {name: torch.full(shape, values.get(name, 0.25)) for name in written}
         read = [name for name in op.tensors if name not in written]
-        given |= {name: torch.full((1, 1), values.get(name, 0.25)).expand(shape) for name in read}
+        smaller = {
+            "grad": torch.full((1, 1), 0.25, dtype=torch.bfloat16),
+            "clean": torch.full((1, 1), 64, dtype=torch.uint8),
+        }
+        given |= {
+            name: smaller.get(name, torch.full((1, 1), values.get(name, 0.25))).expand(shape) for name in read
+        }
         given |= dict.fromkeys({*op.sizes} - {*op.shares}, 0.125 * op.length(shape[1]))
         return op(**given)
 
