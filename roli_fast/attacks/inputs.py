@@ -75,6 +75,16 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
         refuse("generator", f"one on {generator.device}", f"one on the images' device, {device}")
 
 
+def check_key(key: Tensor | None, device: torch.device) -> None:
+    if key is None:
+        return
+    accepted = f"torch.int64 of shape (1,) on the images' device, {device}"
+    if not isinstance(key, Tensor):
+        refuse("key", f"a {type(key).__name__}", accepted, TypeError)
+    if key.dtype != torch.int64 or key.shape != (1,) or key.device != device:
+        refuse("key", f"{key.dtype} of shape {tuple(key.shape)} on {key.device}", accepted)
+
+
 def check_inputs(
     images: Tensor, labels: Tensor | None, index: Tensor | None, **sizes: float | Tensor
 ) -> None:

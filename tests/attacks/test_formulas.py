@@ -267,7 +267,7 @@ def test_its_settings_can_be_read(name):
     assert f"norm='{norm}'" in shown
     assert f"eps={SIZES[norm][0]}" in shown
     assert "precision='bf16'" in shown
-    assert "_ascents" not in shown
+    assert "_oracles" not in shown
 
 
 def test_a_size_in_a_tensor_may_change(convnet, batch):
