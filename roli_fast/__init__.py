@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import attacks, data, engine, evaluation, models, ops, training
+    from . import attacks, compat, data, engine, evaluation, models, ops, training
+    from .compat.acceleration import accelerate
     from .ops.choice import backend, backends
 
 __all__ = [
+    "accelerate",
     "attacks",
     "backend",
     "backends",
+    "compat",
     "data",
     "engine",
     "evaluation",
@@ -25,7 +28,7 @@ __all__ = [
     "training",
 ]
 
-_FROM = {"backend": "ops.choice", "backends": "ops.choice"}
+_FROM = {"accelerate": "compat.acceleration", "backend": "ops.choice", "backends": "ops.choice"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, tor
 ITERATES = ("last", "best")
 
 
-def refuse(argument: str, got: object, accepted: str, error: type[Exception] = ValueError) -> None:
+def refuse(argument: str, got: object, accepted: str, error: type[Exception] = ValueError) -> NoReturn:
     raise error(f"{argument}: got {got}, accepted: {accepted}")
 
 

@@ -1,0 +1,29 @@
+"""The objects of other libraries on this package's attacks."""
+
+import importlib
+import inspect
+from typing import Any
+
+from ..attacks.inputs import refuse
+
+LIBRARIES = ("torchattacks", "foolbox", "autoattack", "art", "cleverhans")
+
+
+def accelerate(attack: Any) -> Any:
+    """The same attack, with the same settings, mode and way to be called, on this package's core.
+
+    attack: an attack of torchattacks, foolbox, autoattack or ART, or an attack function of cleverhans. It
+        stays as it is.
+
+    Raises ValueError for everything else: other attacks, subclasses of these and settings that would mean
+    something else here.
+    """
+    kind = attack if inspect.isfunction(attack) else type(attack)
+    library = kind.__module__.partition(".")[0]
+    if library not in LIBRARIES:
+        refuse(
+            "attack",
+            f"{kind.__module__}.{kind.__qualname__}",
+            f"an attack of {', '.join(LIBRARIES)}, and no subclass of it, which may attack otherwise",
+        )
+    return importlib.import_module(f".{library}", __package__).accelerated(attack)

@@ -1,0 +1,381 @@
+"""ART's evasion attacks of the PGD family (1.20): from numpy to numpy, against a PyTorchClassifier.
+
+``from roli_fast.compat.art import ProjectedGradientDescentPyTorch``; the estimator is ART's own.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy
+import rich.progress
+import torch
+from torch import Tensor, nn
+
+from ..attacks import predict
+from ..attacks.ascent import State
+from ..attacks.inputs import check_count, check_decay, check_size, refuse
+from ..attacks.norms import NORMS
+from ..models.normalized import Normalized
+from .core import UNBOUNDED, Maker, no_such, read
+from .steps import ClippedFirst, shrink_
+
+Size = float | numpy.ndarray
+
+_NORMS = {"inf": "linf", math.inf: "linf", 1: "l1", 2: "l2"}
+
+
+class _OwnStep(ClippedFirst):
+    """In L1, a step of the largest element alone, and the way back along the line to the image.
+
+    allowed: (N, ...) bool, where a sample may change; None for everywhere.
+    """
+
+    def __init__(self, *arguments: Any, allowed: Tensor | None = None, **options: Any):
+        self.allowed = allowed
+        super().__init__(*arguments, **options)
+
+    def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
+        adv = super().start(clean, eps, seed, index)
+        return adv if self.allowed is None else torch.where(self.allowed[index], adv, clean.to(adv.dtype))
+
+    def step_(self, state: State, direction: Tensor) -> None:
+        if self.norm != "l1":
+            super().step_(state, direction)
+            return
+        sizes = state.step_size, math.inf, *self.bounds
+        NORMS["l1"].step_(state.adv, direction, state.clean, *sizes, sparsity=0.0)
+        shrink_(state.adv, state.clean, state.eps)
+
+
+class _Masked(nn.Module):
+    """A model that sees the clean image where no change is allowed, and so has no gradient there."""
+
+    clean: Tensor
+    allowed: Tensor
+
+    def __init__(self, model: nn.Module, clean: Tensor, allowed: Tensor):
+        super().__init__()
+        self.model = model
+        self.register_buffer("clean", clean)
+        self.register_buffer("allowed", allowed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = slice(len(x))  # a view is confirmed with the first images
+        return self.model(torch.where(self.allowed[rows], x, self.clean[rows].to(x.dtype)))
+
+
+class _Attack:
+    """Arguments of all.
+
+    estimator: a PyTorchClassifier with cross-entropy, and no preprocessing but mean and standard deviation.
+    norm: inf, "inf", 1 or 2. eps, eps_step: numbers, or arrays of one per sample, (N, 1, ..., 1).
+    """
+
+    attack_params: Sequence[str] = ("norm", "eps", "eps_step", "targeted", "num_random_init", "batch_size")
+    decay: float | None = None
+    max_iter: int
+    verbose: bool = False
+
+    def __init__(
+        self,
+        estimator: Any,
+        norm: float | str,
+        eps: Size,
+        eps_step: Size,
+        targeted: bool,
+        num_random_init: int,
+        batch_size: int,
+    ):
+        self.estimator, self.norm, self.eps, self.eps_step = estimator, norm, eps, eps_step
+        self.targeted, self.num_random_init, self.batch_size = targeted, num_random_init, batch_size
+        self._make = Maker()
+        self._model: nn.Module | None = None
+        _pixel_model(estimator)
+        self._check_params()
+
+    def set_params(self, **kwargs: Any) -> None:
+        unknown = set(kwargs) - set(self.attack_params)
+        if unknown:
+            refuse(", ".join(sorted(unknown)), "an attribute to set", ", ".join(self.attack_params))
+        before = {name: getattr(self, name) for name in kwargs}
+        vars(self).update(kwargs)
+        try:
+            self._check_params()
+        except Exception:
+            vars(self).update(before)
+            raise
+
+    def _check_params(self) -> None:
+        if self.norm not in _NORMS:
+            refuse("norm", repr(self.norm), "inf, 'inf', 1, 2")
+        for name in ("eps", "eps_step"):
+            size = getattr(self, name)
+            check_size(name, float(size.min()) if isinstance(size, numpy.ndarray) else size)
+        if not isinstance(self.targeted, bool):
+            refuse("targeted", repr(self.targeted), "True, False")
+        if not isinstance(self.num_random_init, int) or self.num_random_init < 0:
+            refuse("num_random_init", repr(self.num_random_init), "an integer >= 0")
+        check_count("batch_size", self.batch_size)
+        check_count("max_iter", self.max_iter)
+        if self.decay is not None:
+            check_decay("decay", self.decay)
+
+    def generate(self, x: numpy.ndarray, y: numpy.ndarray | None = None, **kwargs: Any) -> numpy.ndarray:
+        """Adversarial samples (N, ...) float32.
+
+        x: (N, ...) within the estimator's clip_values.
+        y: labels, or targets if targeted: (N,) integers, or one-hot (N, classes); default the classes that
+            the model sees in x.
+        mask: broadcastable to x; where it is 0, nothing changes.
+        """
+        mask = kwargs.pop("mask", None)
+        if kwargs:
+            refuse(", ".join(kwargs), "an argument of generate", "x, y, mask")
+        if y is None and self.targeted:
+            refuse("y", None, "targets (N,) or (N, classes), since targeted=True")
+        if self._model is None:
+            self._model = _pixel_model(self.estimator)
+        images = torch.from_numpy(numpy.array(x, dtype=numpy.float32))
+        labels = None if y is None else _classes(numpy.asarray(y), len(images))
+        allowed = None if mask is None else _allowed(numpy.asarray(mask), images)
+        found = numpy.empty(images.shape, numpy.float32)
+        starts = range(0, len(images), self.batch_size)
+        shown = rich.progress.track(
+            starts, "PGD", transient=True, disable=not self.verbose or len(starts) < 2
+        )
+        for start in shown:
+            rows = slice(start, start + self.batch_size)
+            batch = images[rows].to(self.estimator.device)
+            target = predict(self._model, batch).argmax(dim=1) if labels is None else labels[rows]
+            where = None if allowed is None else allowed[rows].to(batch.device)
+            found[rows] = self._batch(self._model, batch, target.to(batch.device), where, rows).cpu().numpy()
+        return found
+
+    def _batch(
+        self, model: nn.Module, images: Tensor, labels: Tensor, allowed: Tensor | None, rows: slice
+    ) -> Tensor:
+        settings = {
+            "norm": _NORMS[self.norm],
+            "eps": _size("eps", self.eps, images, rows),
+            "step_size": _size("eps_step", self._step, images, rows),
+            "steps": self.max_iter,
+            "random_start": self.num_random_init > 0,
+            "restarts": max(1, self.num_random_init),
+            "targeted": self.targeted,
+            "bounds": _bounds(self.estimator),
+            "decay": self.decay,
+        }
+        if allowed is None:
+            return self._make(_OwnStep, **settings)(model, images, labels)
+        # Of this batch alone, as the model that hides what may not change.
+        attack = Maker()(_OwnStep, **settings, allowed=allowed)
+        return torch.where(allowed, attack(_Masked(model, images, allowed), images, labels), images)
+
+    @property
+    def _step(self) -> Size:
+        return self.eps_step
+
+    def __repr__(self) -> str:
+        settings = (f"{name}={getattr(self, name)}" for name in self.attack_params)
+        return f"{type(self).__name__}({', '.join(settings)})"
+
+
+def _pixel_model(estimator: Any) -> nn.Module:
+    """The module inside the estimator, behind its normalisation.
+
+    Raises ValueError for an estimator that does more than that.
+    """
+    model = getattr(estimator, "model", None)
+    if not isinstance(model, nn.Module) or not hasattr(estimator, "nb_classes"):
+        refuse("estimator", f"a {type(estimator).__name__}", "ART's PyTorchClassifier", ValueError)
+    loss = estimator.loss
+    plain = type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.label_smoothing == 0
+    if not plain:
+        refuse("estimator", f"one with the loss {loss!r}", "torch.nn.CrossEntropyLoss()")
+    if estimator.postprocessing_defences:
+        refuse("estimator", "one with postprocessing defences", "one without")
+    for operation in estimator.preprocessing_operations:
+        if type(operation).__name__ != "StandardisationMeanStdPyTorch":
+            refuse("estimator", f"one with {type(operation).__name__}", "one with mean and std alone")
+        mean, std = numpy.broadcast_arrays(operation.mean, operation.std)
+        if (mean == 0).all() and (std == 1).all():
+            continue
+        channels = estimator.input_shape[0]
+        if mean.size not in (1, channels) or not estimator.channels_first:
+            refuse("estimator", f"one with a mean of shape {mean.shape}", "one number, or one per channel")
+        mean, std = (numpy.broadcast_to(v.reshape(-1), channels).tolist() for v in (mean, std))
+        model = Normalized(model, mean, std).to(estimator.device)
+    return model
+
+
+def _bounds(estimator: Any) -> tuple[float, float]:
+    if estimator.clip_values is None:
+        return UNBOUNDED
+    lo, hi = (numpy.unique(numpy.asarray(value)) for value in estimator.clip_values)
+    if len(lo) > 1 or len(hi) > 1:
+        refuse("estimator", "clip_values per feature", "two numbers")
+    return float(lo[0]), float(hi[0])
+
+
+def _size(name: str, size: Size, images: Tensor, rows: slice) -> float | Tensor:
+    if not isinstance(size, numpy.ndarray):
+        return float(size)
+    if size.size == 1:
+        return float(size.reshape(()))
+    if size.ndim != images.dim() or size.size != len(size):
+        refuse(name, f"an array of shape {size.shape}", "a number, or one per sample, (N, 1, ..., 1)")
+    return torch.from_numpy(size.reshape(-1)[rows])
+
+
+def _classes(y: numpy.ndarray, samples: int) -> Tensor:
+    """(N,) int64."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        if not ((y == 0) | (y == 1)).all() or not (y.sum(axis=1) == 1).all():
+            refuse("y", "rows that are not one-hot", "integers (N,), or one-hot (N, classes)")
+        y = y.argmax(axis=1)
+    if y.size != samples:
+        refuse("y", f"shape {y.shape}", f"({samples},) or ({samples}, classes)")
+    return torch.from_numpy(y.reshape(-1).astype(numpy.int64))
+
+
+def _allowed(mask: numpy.ndarray, images: Tensor) -> Tensor:
+    return torch.from_numpy(numpy.broadcast_to(mask != 0, tuple(images.shape)).copy())
+
+
+def _refuse_extras(**extras: Any) -> None:
+    for name, value in extras.items():
+        if value:
+            refuse(name, repr(value), "False")
+
+
+class ProjectedGradientDescent(_Attack):
+    """decay: of the momentum; None for none. num_random_init: random starts, of which a success is kept; 0
+    for a start at x. verbose: shows a progress bar over the batches."""
+
+    attack_params = (*_Attack.attack_params, "decay", "max_iter", "random_eps", "verbose")
+
+    def __init__(
+        self,
+        estimator: Any,
+        norm: float | str = numpy.inf,
+        eps: Size = 0.3,
+        eps_step: Size = 0.1,
+        decay: float | None = None,
+        max_iter: int = 100,
+        targeted: bool = False,
+        num_random_init: int = 0,
+        batch_size: int = 32,
+        random_eps: bool = False,
+        summary_writer: Any = False,
+        verbose: bool = True,
+    ):
+        _refuse_extras(summary_writer=summary_writer)
+        self.decay, self.max_iter, self.random_eps, self.verbose = decay, max_iter, random_eps, verbose
+        super().__init__(estimator, norm, eps, eps_step, targeted, num_random_init, batch_size)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        _refuse_extras(random_eps=self.random_eps)
+
+
+class ProjectedGradientDescentPyTorch(ProjectedGradientDescent):
+    pass
+
+
+class BasicIterativeMethod(ProjectedGradientDescent):
+    def __init__(
+        self,
+        estimator: Any,
+        eps: Size = 0.3,
+        eps_step: Size = 0.1,
+        max_iter: int = 100,
+        targeted: bool = False,
+        batch_size: int = 32,
+        verbose: bool = True,
+    ):
+        super().__init__(
+            estimator,
+            eps=eps,
+            eps_step=eps_step,
+            max_iter=max_iter,
+            targeted=targeted,
+            batch_size=batch_size,
+            verbose=verbose,
+        )
+
+
+class MomentumIterativeMethod(ProjectedGradientDescent):
+    def __init__(
+        self,
+        estimator: Any,
+        norm: float | str = numpy.inf,
+        eps: Size = 0.3,
+        eps_step: Size = 0.1,
+        decay: float = 1.0,
+        max_iter: int = 100,
+        targeted: bool = False,
+        batch_size: int = 32,
+        verbose: bool = True,
+    ):
+        super().__init__(
+            estimator,
+            norm,
+            eps,
+            eps_step,
+            decay=decay,
+            max_iter=max_iter,
+            targeted=targeted,
+            batch_size=batch_size,
+            verbose=verbose,
+        )
+
+
+class FastGradientMethod(_Attack):
+    """One step of length eps. Of several random starts, the best is kept of each sample, not of each call."""
+
+    attack_params = (*_Attack.attack_params, "minimal")
+    max_iter = 1
+
+    def __init__(
+        self,
+        estimator: Any,
+        norm: float | str = numpy.inf,
+        eps: Size = 0.3,
+        eps_step: Size = 0.1,
+        targeted: bool = False,
+        num_random_init: int = 0,
+        batch_size: int = 32,
+        minimal: bool = False,
+        summary_writer: Any = False,
+    ):
+        _refuse_extras(summary_writer=summary_writer)
+        self.minimal = minimal
+        super().__init__(estimator, norm, eps, eps_step, targeted, num_random_init, batch_size)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        _refuse_extras(minimal=self.minimal)
+
+    @property
+    def _step(self) -> Size:
+        return self.eps
+
+
+__all__ = [
+    "BasicIterativeMethod",
+    "FastGradientMethod",
+    "MomentumIterativeMethod",
+    "ProjectedGradientDescent",
+    "ProjectedGradientDescentPyTorch",
+]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("art", name, __all__)
+
+
+def accelerated(original: Any) -> Any:
+    """The library's own attack as one of these."""
+    # The settings are all in the attack of the framework, which the general ones hold.
+    return read(original, __name__, __all__, settings=getattr(original, "_attack", original))

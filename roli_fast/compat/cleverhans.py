@@ -1,0 +1,147 @@
+"""cleverhans' functions (4.0, torch) on this package's attacks."""
+
+import functools
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..attacks import predict
+from ..attacks.ascent import State
+from ..attacks.inputs import refuse, to_state
+from ..attacks.norms import NORMS, uniform_draws
+from ..engine.modes import Model
+from .core import UNBOUNDED, chosen, no_such
+from .steps import ClippedFirst
+
+_NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
+
+
+class _OwnStart(ClippedFirst):
+    """Starts uniformly in a cube, brought into the ball.
+
+    reach: half the cube's side; None for eps.
+    """
+
+    def __init__(self, *arguments: Any, reach: float | None, **options: Any):
+        self.reach = reach
+        super().__init__(*arguments, **options)
+
+    def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
+        adv = to_state(clean)
+        adv.add_(uniform_draws(clean, seed, index) * (eps if self.reach is None else self.reach))
+        NORMS[self.norm].project_(adv, clean, eps, *self.bounds)
+        return adv
+
+    def step_(self, state: State, direction: Tensor) -> None:
+        if self.norm == "l1":  # the largest element alone
+            sizes = state.step_size, state.eps, *self.bounds
+            NORMS["l1"].step_(state.adv, direction, state.clean, *sizes, sparsity=0.0)
+        else:
+            super().step_(state, direction)
+
+
+# Of settings that are used in turn. Each attack holds a copy of every model that it has seen and that lives.
+_attack_of = functools.lru_cache(maxsize=4)(_OwnStart)
+
+
+def fast_gradient_method(
+    model_fn: Model,
+    x: Tensor,
+    eps: float,
+    norm: float,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    y: Tensor | None = None,
+    targeted: bool = False,
+    sanity_checks: bool = False,
+) -> Tensor:
+    """One step of length eps from x (N, ...).
+
+    model_fn: a module, or another callable, to logits (N, classes).
+    norm: inf, 1 or 2. clip_min, clip_max: the box, both or none.
+    y: (N,) int64, labels, or targets if targeted; default the classes that the model sees in x.
+    """
+    _check(norm, (math.inf, 2, 1), eps=eps)
+    bounds = _bounds(x, clip_min, clip_max, sanity_checks)
+    if eps == 0:
+        return x
+    settings = {"norm": _NORMS[norm], "bounds": bounds, "targeted": targeted, "random_start": False}
+    return _attack(model_fn, x, y, eps=eps, step_size=eps, steps=1, reach=None, **settings)
+
+
+def projected_gradient_descent(
+    model_fn: Model,
+    x: Tensor,
+    eps: float,
+    eps_iter: float,
+    nb_iter: int,
+    norm: float,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    y: Tensor | None = None,
+    targeted: bool = False,
+    rand_init: bool = True,
+    rand_minmax: float | None = None,
+    sanity_checks: bool = True,
+) -> Tensor:
+    """nb_iter steps of eps_iter in the ball of eps around x (N, ...).
+
+    norm: inf or 2.
+    rand_init: starts uniformly in the cube of half side rand_minmax (default eps), brought into the ball.
+    The rest as in :func:`fast_gradient_method`.
+    """
+    if norm == 1:
+        refuse("norm", 1, "inf, 2; for L1, roli_fast.attacks.PGD('l1')", NotImplementedError)
+    _check(norm, (math.inf, 2), eps=eps, eps_iter=eps_iter)
+    if eps_iter > eps > 0:
+        refuse("eps_iter", eps_iter, f"at most eps = {eps}", AssertionError)
+    bounds = _bounds(x, clip_min, clip_max, sanity_checks)
+    if eps == 0 or eps_iter == 0:
+        return x
+    settings = {"norm": _NORMS[norm], "bounds": bounds, "targeted": targeted, "random_start": rand_init}
+    return _attack(model_fn, x, y, eps=eps, step_size=eps_iter, steps=nb_iter, reach=rand_minmax, **settings)
+
+
+def _attack(model: Model, x: Tensor, y: Tensor | None, **settings: Any) -> Tensor:
+    x = x.detach()
+    y = predict(model, x).argmax(dim=1) if y is None else y
+    return _attack_of(**settings, **chosen())(model, x, y)
+
+
+def _check(norm: float, accepted: tuple[float, ...], **sizes: float) -> None:
+    if norm not in accepted:
+        refuse("norm", norm, ", ".join(map(str, accepted)))
+    for name, size in sizes.items():
+        if size < 0:
+            refuse(name, size, "0 or more")
+
+
+def _bounds(x: Tensor, lo: float | None, hi: float | None, sanity_checks: bool) -> tuple[float, float]:
+    if lo is None and hi is None:
+        return UNBOUNDED
+    if lo is None or hi is None:
+        refuse("clip_min, clip_max", f"{lo}, {hi}", "both or none")
+    if lo > hi:
+        refuse("clip_min", lo, f"at most clip_max = {hi}")
+    if sanity_checks and x.numel() > 0:
+        least, most = torch.stack(x.aminmax()).tolist()
+        if least < lo or most > hi:
+            refuse("x", f"values in [{least:.4g}, {most:.4g}]", f"values in [{lo}, {hi}]", AssertionError)
+    return float(lo), float(hi)
+
+
+__all__ = ["fast_gradient_method", "projected_gradient_descent"]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("cleverhans", name, __all__)
+
+
+def accelerated(original: Any) -> Any:
+    """The function of the same name."""
+    name = original.__name__
+    if ".torch." not in original.__module__ or name not in __all__:
+        refuse("attack", f"{original.__module__}.{name}", f"{', '.join(__all__)} of cleverhans.torch")
+    return globals()[name]

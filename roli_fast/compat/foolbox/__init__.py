@@ -1,0 +1,19 @@
+"""foolbox's names (3.3.4) on this package's attacks: ``import roli_fast.compat.foolbox as foolbox``.
+
+Models and criteria of foolbox itself are taken as well as the ones here, and eagerpy tensors as well as
+torch's.
+"""
+
+from . import attacks
+from .attacks import accelerated
+from .criteria import Misclassification, TargetedMisclassification
+from .models import PyTorchModel, accuracy
+
+__all__ = [
+    "Misclassification",
+    "PyTorchModel",
+    "TargetedMisclassification",
+    "accelerated",
+    "accuracy",
+    "attacks",
+]

@@ -1,0 +1,307 @@
+"""foolbox's attacks of the PGD family: ``attack(fmodel, inputs, criterion, epsilons=...)``."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ... import attacks as ours
+from ...attacks.ascent import State
+from ...attacks.inputs import check_count, refuse
+from ...attacks.norms import NORMS
+from ..core import Maker, no_such, read
+from ..steps import ClippedFirst, shrink_, unit
+from .criteria import goal, raw
+from .models import pixel_model
+
+
+class _OwnStep(ClippedFirst):
+    """In L1, a step along the gradient itself, and the way back along the line to the image. With momentum,
+    a sum of gradients of length 1, in Linf of their signs."""
+
+    def accumulate_(self, momentum: Tensor, gradient: Tensor) -> None:
+        assert self.decay is not None
+        momentum.mul_(self.decay)
+        momentum.add_(
+            gradient.sign() if self.norm == "linf" else unit(gradient, 2 if self.norm == "l2" else 1)
+        )
+
+    def step_(self, state: State, direction: Tensor) -> None:
+        if self.norm != "l1":
+            sizes = state.step_size, state.eps, *self.bounds
+            NORMS[self.norm].step_(state.adv, direction, state.clean, *sizes)
+            return
+        state.adv.add_(state.step_size * unit(direction, 1))
+        shrink_(state.adv, state.clean, state.eps)
+        state.adv.clamp_(*self.bounds)
+
+
+class _GradientDescent:
+    """Arguments of all: rel_stepsize in multiples of epsilon, or abs_stepsize in pixel units instead; steps;
+    random_start, uniform in the ball."""
+
+    norm: str
+    momentum: float | None = None
+
+    def __init__(self, *, rel_stepsize: float, abs_stepsize: float | None, steps: int, random_start: bool):
+        self.rel_stepsize, self.abs_stepsize = rel_stepsize, abs_stepsize
+        self.steps, self.random_start = steps, random_start
+        self._make = Maker()
+
+    def __call__(
+        self, model: Any, inputs: Any, criterion: Any, *, epsilons: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Adversarial images as they were found, the same within epsilon, and which are adversarial (N,).
+
+        model: a PyTorchModel. inputs: (N, ...) within its bounds.
+        criterion: labels (N,), Misclassification or TargetedMisclassification.
+        epsilons: a number; or some, for which the result is two lists and a tensor (K, N).
+        """
+        several = isinstance(epsilons, Iterable)
+        found, fooled = [], []
+        for epsilon in epsilons if several else [epsilons]:
+            found.append(self.run(model, inputs, criterion, epsilon=epsilon, **kwargs))
+            fooled.append(_is_adversarial(model, found[-1], criterion))
+        clipped = [_like(inputs, raw(images).clone()) for images in found]  # these never leave the ball
+        if several:
+            return found, clipped, _like(inputs, torch.stack(fooled))
+        return found[0], clipped[0], _like(inputs, fooled[0])
+
+    def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: Any, **kwargs: Any) -> Any:
+        """Adversarial images (N, ...) for one epsilon."""
+        if kwargs:
+            raise TypeError(f"attack got an unexpected keyword argument {next(iter(kwargs))!r}")
+        if epsilon is None:
+            refuse(
+                "epsilons", None, "numbers: these attacks do not look for the smallest", NotImplementedError
+            )
+        classes, targeted = goal(criterion)
+        self._check(targeted)
+        epsilon = float(epsilon)
+        kind, own = (ours.PGD, {}) if self._steps_as_ours else (_OwnStep, {"decay": self.momentum})
+        attack = self._make(
+            kind,
+            norm=self.norm,
+            eps=epsilon,
+            step_size=self.rel_stepsize * epsilon if self.abs_stepsize is None else self.abs_stepsize,
+            steps=self.steps,
+            random_start=self.random_start,
+            targeted=targeted,
+            bounds=tuple(model.bounds),
+            **own,
+        )
+        return _like(inputs, attack(pixel_model(model), raw(inputs), classes))
+
+    @property
+    def _steps_as_ours(self) -> bool:
+        return self.norm != "l1" and self.momentum is None
+
+    def _check(self, targeted: bool) -> None:
+        """Whether the attack takes such a criterion."""
+
+    def repeat(self, times: int) -> "_Repeated":
+        """The same attack several times: the first success of a sample is kept."""
+        return _Repeated(self, times)
+
+    def __repr__(self) -> str:
+        settings = (f"{name}={value}" for name, value in vars(self).items() if name[0] != "_")
+        return f"{type(self).__name__}({', '.join(settings)})"
+
+
+class _Repeated:
+    def __init__(self, attack: _GradientDescent, times: int):
+        check_count("times", times)
+        self.attack, self.times = attack, times
+
+    def repeat(self, times: int) -> "_Repeated":
+        return _Repeated(self.attack, self.times * times)
+
+    def __call__(
+        self, model: Any, inputs: Any, criterion: Any, *, epsilons: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        several = isinstance(epsilons, Iterable)
+        sizes = list(epsilons) if several else [epsilons]
+        found, clipped, fooled = self.attack(model, inputs, criterion, epsilons=sizes, **kwargs)
+        kept = raw(fooled)
+        for _ in range(self.times - 1):
+            again, again_clipped, now = self.attack(model, inputs, criterion, epsilons=sizes, **kwargs)
+            new = raw(now) & ~kept
+            for rows, old, other in zip(
+                torch.cat([new, new]), found + clipped, again + again_clipped, strict=True
+            ):
+                raw(old)[rows] = raw(other)[rows]
+            kept = kept | new
+        if several:
+            return found, clipped, _like(inputs, kept)
+        return found[0], clipped[0], _like(inputs, kept[0])
+
+
+def _is_adversarial(model: Any, images: Any, criterion: Any) -> Tensor:
+    """(N,) bool, by the model in eval mode."""
+    classes, targeted = goal(criterion)
+    return (ours.predict(pixel_model(model), raw(images)).argmax(dim=1) == classes) == targeted
+
+
+def _like(inputs: Any, tensor: Tensor) -> Any:
+    """An eagerpy tensor, where inputs are such."""
+    return tensor if isinstance(inputs, Tensor) else type(inputs)(tensor)
+
+
+class _Pgd(_GradientDescent):
+    def __init__(
+        self,
+        *,
+        rel_stepsize: float = 0.025,
+        abs_stepsize: float | None = None,
+        steps: int = 50,
+        random_start: bool = True,
+    ):
+        super().__init__(
+            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
+        )
+
+
+class L1ProjectedGradientDescentAttack(_Pgd):
+    norm = "l1"
+
+
+class L2ProjectedGradientDescentAttack(_Pgd):
+    norm = "l2"
+
+
+class LinfProjectedGradientDescentAttack(_GradientDescent):
+    norm = "linf"
+
+    def __init__(
+        self,
+        *,
+        rel_stepsize: float = 0.01 / 0.3,
+        abs_stepsize: float | None = None,
+        steps: int = 40,
+        random_start: bool = True,
+    ):
+        super().__init__(
+            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
+        )
+
+
+class _Bim(_GradientDescent):
+    def __init__(
+        self,
+        *,
+        rel_stepsize: float = 0.2,
+        abs_stepsize: float | None = None,
+        steps: int = 10,
+        random_start: bool = False,
+    ):
+        super().__init__(
+            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
+        )
+
+
+class L1BasicIterativeAttack(_Bim):
+    norm = "l1"
+
+
+class L2BasicIterativeAttack(_Bim):
+    norm = "l2"
+
+
+class LinfBasicIterativeAttack(_Bim):
+    norm = "linf"
+
+
+class _Momentum(_GradientDescent):
+    """momentum: how much of the last direction is kept."""
+
+    def __init__(
+        self,
+        *,
+        momentum: float = 1.0,
+        rel_stepsize: float = 0.2,
+        abs_stepsize: float | None = None,
+        steps: int = 10,
+        random_start: bool = False,
+    ):
+        self.momentum = momentum
+        super().__init__(
+            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
+        )
+
+
+class L1MomentumIterativeFastGradientMethod(_Momentum):
+    norm = "l1"
+
+
+class L2MomentumIterativeFastGradientMethod(_Momentum):
+    norm = "l2"
+
+
+class LinfMomentumIterativeFastGradientMethod(_Momentum):
+    norm = "linf"
+
+
+class _FastGradient(_GradientDescent):
+    """One step to the edge of the ball; knows no targets."""
+
+    def __init__(self, *, random_start: bool = False):
+        super().__init__(rel_stepsize=1.0, abs_stepsize=None, steps=1, random_start=random_start)
+
+    def _check(self, targeted: bool) -> None:
+        if targeted:
+            raise ValueError(f"criterion: got targets, accepted by {type(self).__name__}: labels (N,)")
+
+
+class L1FastGradientAttack(_FastGradient):
+    norm = "l1"
+
+
+class L2FastGradientAttack(_FastGradient):
+    norm = "l2"
+
+
+class LinfFastGradientAttack(_FastGradient):
+    norm = "linf"
+
+
+FGM = L2FastGradientAttack
+FGSM = LinfFastGradientAttack
+L1PGD = L1ProjectedGradientDescentAttack
+L2PGD = L2ProjectedGradientDescentAttack
+LinfPGD = LinfProjectedGradientDescentAttack
+PGD = LinfPGD
+MIFGSM = LinfMomentumIterativeFastGradientMethod
+
+__all__ = [
+    "FGM",
+    "FGSM",
+    "L1PGD",
+    "L2PGD",
+    "MIFGSM",
+    "PGD",
+    "L1BasicIterativeAttack",
+    "L1FastGradientAttack",
+    "L1MomentumIterativeFastGradientMethod",
+    "L1ProjectedGradientDescentAttack",
+    "L2BasicIterativeAttack",
+    "L2FastGradientAttack",
+    "L2MomentumIterativeFastGradientMethod",
+    "L2ProjectedGradientDescentAttack",
+    "LinfBasicIterativeAttack",
+    "LinfFastGradientAttack",
+    "LinfMomentumIterativeFastGradientMethod",
+    "LinfPGD",
+    "LinfProjectedGradientDescentAttack",
+]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("foolbox.attacks", name, __all__)
+
+
+def accelerated(original: Any) -> Any:
+    """The library's own attack as one of these."""
+    if type(original).__name__ == "Repeated":
+        return accelerated(original.attack).repeat(original.times)
+    return read(original, __name__, __all__)

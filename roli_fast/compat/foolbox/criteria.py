@@ -1,0 +1,59 @@
+"""What counts as adversarial."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...attacks.inputs import refuse
+
+
+def raw(tensor: Any) -> Any:
+    """What an eagerpy tensor holds; other things are returned as they are."""
+    return getattr(tensor, "raw", tensor)
+
+
+class Misclassification:
+    """Another class than the label; labels: (N,) int64."""
+
+    def __init__(self, labels: Any):
+        self.labels = labels
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.labels!r})"
+
+    def __call__(self, perturbed: Any, outputs: Any) -> Any:
+        return outputs.argmax(-1) != self.labels
+
+
+class TargetedMisclassification:
+    """The target class; target_classes: (N,) int64."""
+
+    def __init__(self, target_classes: Any):
+        self.target_classes = target_classes
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target_classes!r})"
+
+    def __call__(self, perturbed: Any, outputs: Any) -> Any:
+        return outputs.argmax(-1) == self.target_classes
+
+
+class Goal(NamedTuple):
+    """classes: (N,) int64, labels or, if targeted, targets."""
+
+    classes: Tensor
+    targeted: bool
+
+
+def goal(criterion: Any) -> Goal:
+    """By a criterion of foolbox or of this module, or by labels.
+
+    Raises ValueError for other criteria.
+    """
+    for name, targeted in (("target_classes", True), ("labels", False)):
+        if hasattr(criterion, name):
+            return Goal(raw(getattr(criterion, name)), targeted)
+    if not isinstance(raw(criterion), Tensor):
+        accepted = "labels (N,), Misclassification(labels) or TargetedMisclassification(target_classes)"
+        refuse("criterion", f"a {type(criterion).__name__}", accepted)
+    return Goal(raw(criterion), False)

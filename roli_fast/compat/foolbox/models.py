@@ -1,0 +1,148 @@
+"""The model as foolbox wraps it."""
+
+import inspect
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks.inputs import check_bounds, refuse
+from ...models.normalized import Normalized
+from .criteria import raw
+
+
+class Bounds(NamedTuple):
+    lower: float
+    upper: float
+
+
+class PyTorchModel:
+    """A model, what is done to its inputs first, and the bounds of these.
+
+    model: maps preprocessed images to logits (N, classes); moved to the device.
+    bounds: of images as attacks see them.
+    device: default the first GPU, or the CPU without one.
+    preprocessing: ``{"mean": ..., "std": ..., "axis": -3, "flip_axis": ...}``, each of which may be missing.
+    """
+
+    data_format = "channels_first"
+
+    def __init__(
+        self,
+        model: Any,
+        bounds: tuple[float, float],
+        device: Any = None,
+        preprocessing: dict[str, Any] | None = None,
+    ):
+        if not isinstance(model, nn.Module):
+            refuse("model", f"a {type(model).__name__}", "a torch.nn.Module", ValueError)
+        check_bounds(bounds)
+        unknown = set(preprocessing or {}) - {"mean", "std", "axis", "flip_axis"}
+        if unknown:
+            refuse("preprocessing", ", ".join(sorted(unknown)), "mean, std, axis, flip_axis")
+        self.device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+        self._model = model.to(self.device)
+        self.bounds = Bounds(*bounds)
+        given = preprocessing or {}
+        mean, std = (_shaped(given.get(name), given.get("axis"), self.device) for name in ("mean", "std"))
+        self._preprocess(mean, std, given.get("flip_axis"))
+
+    def _preprocess(self, mean: Tensor | None, std: Tensor | None, flip_axis: int | None) -> None:
+        self._preprocessing = mean, std, flip_axis
+        self.pixel_model = _preprocessed(self._model, mean, std, flip_axis, self.device)
+
+    def __call__(self, inputs: Any) -> Any:
+        """Logits, in the mode in which the model is."""
+        with torch.set_grad_enabled(raw(inputs).requires_grad):
+            logits = self.pixel_model(raw(inputs))
+        return logits if isinstance(inputs, Tensor) else type(inputs)(logits)
+
+    def transform_bounds(self, bounds: tuple[float, float]) -> "PyTorchModel":
+        """The same model for images that lie in other bounds."""
+        mean, std, flip_axis = self._preprocessing
+        scale = (bounds[1] - bounds[0]) / (self.bounds[1] - self.bounds[0])
+        mean = torch.zeros(1, device=self.device) if mean is None else mean
+        std = torch.ones(1, device=self.device) if std is None else std
+        moved = PyTorchModel(self._model, bounds, self.device)
+        moved._preprocess(scale * (mean - self.bounds[0]) + bounds[0], scale * std, flip_axis)
+        return moved
+
+
+class _Preprocessed(nn.Module):
+    """``model((x - mean) / std)`` of flipped x, for means that are not one per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor, flip_axis: int | None):
+        super().__init__()
+        self.model, self.flip_axis = model, flip_axis
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.flip_axis is not None:
+            x = x.flip(self.flip_axis)
+        return self.model((x - self.mean) / self.std)
+
+
+def _shaped(values: Any, axis: int | None, device: torch.device) -> Tensor | None:
+    """A mean or std, to be broadcast over images."""
+    if values is None:
+        return None
+    tensor = torch.as_tensor(raw(values), device=device)
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()
+    if axis is None:
+        return tensor
+    if tensor.dim() != 1 or axis >= 0:
+        refuse("axis", f"{axis} for shape {tuple(tensor.shape)}", "a negative axis, and one dimension")
+    return tensor.reshape(-1, *[1] * (-axis - 1))
+
+
+def _preprocessed(
+    model: nn.Module, mean: Tensor | None, std: Tensor | None, flip_axis: int | None, device: torch.device
+) -> nn.Module:
+    if mean is None and std is None and flip_axis is None:
+        return model
+    mean, std = torch.broadcast_tensors(
+        torch.zeros(()) if mean is None else mean, torch.ones(()) if std is None else std
+    )
+    if flip_axis is None and mean.dim() == 3 and mean.shape[1:] == (1, 1):
+        return Normalized(model, mean.flatten().tolist(), std.flatten().tolist()).to(device)
+    return _Preprocessed(model, mean.clone(), std.clone(), flip_axis).to(device)
+
+
+class _Taken(NamedTuple):
+    preprocessing: Any
+    pixel_model: nn.Module
+
+
+_TAKEN: "weakref.WeakKeyDictionary[Any, _Taken]" = weakref.WeakKeyDictionary()
+
+
+def pixel_model(fmodel: Any) -> nn.Module:
+    """The module inside foolbox's model, or inside ours, behind what is done to its inputs: the same object
+    at every call.
+
+    Raises ValueError for other models.
+    """
+    if isinstance(fmodel, PyTorchModel):
+        return fmodel.pixel_model
+    if type(fmodel).__name__ != "PyTorchModel" or not hasattr(fmodel, "_preprocess_args"):
+        refuse("model", f"a {type(fmodel).__name__}", "foolbox's PyTorchModel")
+    taken = _TAKEN.get(fmodel)
+    if taken is None or taken.preprocessing is not fmodel._preprocess_args:
+        module = inspect.getclosurevars(fmodel._model).nonlocals["model"]
+        mean, std, flip_axis = fmodel._preprocess_args
+        taken = _Taken(
+            fmodel._preprocess_args, _preprocessed(module, raw(mean), raw(std), flip_axis, fmodel.device)
+        )
+        _TAKEN[fmodel] = taken
+    return taken.pixel_model
+
+
+def accuracy(fmodel: Any, inputs: Any, labels: Any) -> float:
+    """Between 0 and 1, of the model in the mode in which it is."""
+    return (raw(fmodel(inputs)).argmax(-1) == raw(labels)).float().mean().item()

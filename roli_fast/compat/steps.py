@@ -1,0 +1,65 @@
+"""PGD as other libraries step, where that is not the same function."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..attacks import PGD
+from ..attacks.ascent import Ascent, State
+from ..attacks.norms import NORMS
+from ..attacks.pgd import MomentumState
+
+
+class ClippedFirst(PGD):
+    """PGD whose step is clamped to the box and then projected onto the ball, as ART's and cleverhans' is;
+    in L2 that is another point than the projection clamped.
+
+    decay: how much of the last direction is kept, as in :class:`roli_fast.attacks.MIFGSM`; None for a step
+        along the gradient alone.
+    """
+
+    def __init__(self, *arguments: Any, decay: float | None = None, **options: Any):
+        self.decay = decay
+        super().__init__(*arguments, **options)
+
+    def move(self, ascent: Ascent, state: State, step: int) -> None:
+        if self.norm == "linf" and self.decay is None:  # one clamp after another, in any order
+            super().move(ascent, state, step)
+            return
+        assert isinstance(state, MomentumState)
+        assert state.gradient is not None
+        _, std = ascent.view.normalization(state.adv)
+        gradient = state.gradient.to(state.adv.dtype)
+        if std is not None:  # the gradient with respect to pixels, whose length counts
+            gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
+        if state.momentum is not None:
+            self.accumulate_(state.momentum, gradient)
+            gradient = state.momentum
+        self.step_(state, gradient)
+        state.x = ascent.view.prepare(state.adv)
+
+    def accumulate_(self, momentum: Tensor, gradient: Tensor) -> None:
+        assert self.decay is not None
+        ops.momentum_(momentum, gradient, self.decay)
+
+    def step_(self, state: State, direction: Tensor) -> None:
+        ball = NORMS[self.norm]
+        ball.step_(state.adv, direction, state.clean, state.step_size, math.inf, *self.bounds)
+        ball.project_(state.adv, state.clean, state.eps, *self.bounds)
+
+
+def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
+    """Brings adv (N, ...) into the L1 ball along the line to clean, in place."""
+    change = adv - clean
+    length = change.abs().flatten(1).sum(dim=1)
+    factor = torch.where(length > eps, eps / length, 1.0)
+    adv.copy_(clean + change * factor.reshape(-1, *[1] * (adv.dim() - 1)))
+
+
+def unit(gradient: Tensor, order: float) -> Tensor:
+    """Each sample's gradient (N, ...) divided by its norm; a zero one stays zero."""
+    length = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1).clamp(min=1e-12)
+    return gradient / length.reshape(-1, *[1] * (gradient.dim() - 1))

@@ -1,0 +1,529 @@
+"""torchattacks' classes (3.5.1) on this package's attacks: ``import roli_fast.compat.torchattacks as
+torchattacks``."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from .. import attacks as ours
+from ..attacks.inputs import refuse, to_state
+from ..attacks.norms import normal_draws, uniform_draws
+from ..engine.modes import Model
+from ..models.normalized import Normalized
+from .core import Maker, no_such, read
+
+TargetMap = Callable[[Tensor, Tensor | None], Tensor]
+
+# How far from the box an image may be by having been normalised and brought back in float32.
+_ROUNDING = 1e-5
+
+
+class Attack:
+    """What the library's attacks have in common. Settings are attributes, and may be changed between calls.
+
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes); normalised ones after
+        :meth:`set_normalization_used`. Attacked in eval mode, and left as it was.
+    """
+
+    supported_mode: Sequence[str] = ("default", "targeted")
+
+    def __init__(self, name: str, model: Model):
+        self.attack = name
+        self.attack_mode = "default"
+        self.targeted = False
+        self.normalization_used: dict[str, Tensor] | None = None
+        self._target_map: TargetMap | None = None
+        self._kth_min = 1
+        self._make = Maker()
+        self.set_model(model)
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        self.device = None if parameter is None else parameter.device
+
+    def _made(self) -> ours.attack.Attack:
+        """The attack by the settings as they are now."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
+        if self.normalization_used is None:
+            return self.forward(inputs, labels, *args, **kwargs)
+        pixels = self.inverse_normalize(inputs)
+        inside = pixels.clamp(0, 1)
+        pixels = torch.where((pixels - inside).abs() <= _ROUNDING, inside, pixels)
+        return self.normalize(self.forward(pixels, labels, *args, **kwargs))
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As a call, from pixels to pixels."""
+        images = inputs.detach().to(self.device)
+        labels = None if labels is None else labels.to(images.device)
+        if self.targeted:
+            labels = self.get_target_label(images, labels)
+        return self._made()(self._pixel_model, images, labels)
+
+    # --- the model -----------------------------------------------------------------------------------------
+
+    def set_model(self, model: Model) -> None:
+        self.model = model
+        self.model_name = type(model).__name__
+        self._take_pixels()
+
+    def set_device(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def set_model_training_mode(
+        self, model_training: bool = False, batchnorm_training: bool = False, dropout_training: bool = False
+    ) -> None:
+        if model_training:
+            refuse("model_training", True, "False: models are attacked in eval mode")
+
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        shape = (1, len(mean), 1, 1)
+        self.normalization_used = {
+            "mean": torch.tensor(mean).reshape(shape),
+            "std": torch.tensor(std).reshape(shape),
+        }
+        self._take_pixels()
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        mean, std = self._normalization(inputs)
+        return (inputs - mean) / std
+
+    def inverse_normalize(self, inputs: Tensor) -> Tensor:
+        mean, std = self._normalization(inputs)
+        return inputs * std + mean
+
+    def _normalization(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self.normalization_used is None:
+            refuse("normalization_used", None, "a call of set_normalization_used(mean, std) before")
+        return self.normalization_used["mean"].to(inputs.device), self.normalization_used["std"].to(
+            inputs.device
+        )
+
+    def _take_pixels(self) -> None:
+        self._pixel_model = self.model
+        if self.normalization_used is not None:
+            mean, std = (self.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
+            assert isinstance(self.model, nn.Module)
+            self._pixel_model = Normalized(self.model, mean, std)
+            if self.device is not None:
+                self._pixel_model.to(self.device)
+
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.model(inputs)
+
+    def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
+        return ours.predict(self.model, inputs)
+
+    # --- the mode ------------------------------------------------------------------------------------------
+
+    def get_mode(self) -> str:
+        return self.attack_mode
+
+    def set_mode_default(self) -> None:
+        self.attack_mode, self.targeted = "default", False
+        print("Attack mode is changed to 'default.'")
+
+    def set_mode_targeted_by_function(self, target_map_function: TargetMap, quiet: bool = False) -> None:
+        """target_map_function: images (N, C, H, W) and labels (N,) to targets (N,)."""
+        self._set_mode_targeted("custom", target_map_function, quiet)
+
+    def set_mode_targeted_random(self, quiet: bool = False) -> None:
+        """Any other class than the label, by torch's own generator."""
+        self._set_mode_targeted("random", self.get_random_target_label, quiet)
+
+    def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        """kth_min: 1 for the least likely class but the label, 2 for the second, ..."""
+        if not isinstance(kth_min, int) or kth_min < 1:
+            refuse("kth_min", repr(kth_min), "an integer >= 1")
+        self._kth_min = kth_min
+        self._set_mode_targeted("least-likely", self.get_least_likely_label, quiet)
+
+    def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
+        """The labels of a call are its targets."""
+        self._set_mode_targeted("label", _own_label, quiet)
+
+    def _set_mode_targeted(self, kind: str, target_map: TargetMap, quiet: bool) -> None:
+        if "targeted" not in self.supported_mode:
+            raise ValueError("Targeted mode is not supported.")
+        self.targeted, self.attack_mode, self._target_map = True, f"targeted({kind})", target_map
+        if not quiet:
+            print(f"Attack mode is changed to '{self.attack_mode}'.")
+
+    def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """inputs: pixels."""
+        if self._target_map is None:
+            raise ValueError("target_map_function is not initialized by set_mode_targeted.")
+        return self._target_map(inputs, labels)
+
+    def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """inputs: pixels."""
+        logits = ours.predict(self._pixel_model, inputs)
+        labels = logits.argmax(dim=1) if labels is None else labels
+        others = logits.scatter(1, labels[:, None], torch.inf)
+        return others.kthvalue(self._kth_min, dim=1).indices
+
+    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """inputs: pixels."""
+        logits = ours.predict(self._pixel_model, inputs)
+        labels = logits.argmax(dim=1) if labels is None else labels
+        other = torch.randint(logits.shape[1] - 1, labels.shape, device=labels.device)
+        return other + (other >= labels)
+
+    # --- files ---------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        data_loader: Iterable[tuple[Tensor, Tensor]],
+        save_path: str | None = None,
+        verbose: bool = True,
+        return_verbose: bool = False,
+        save_predictions: bool = False,
+        save_clean_inputs: bool = False,
+        save_type: str = "float",
+    ) -> tuple[float, float, float] | None:
+        """Attacks all batches, and writes what :meth:`load` reads, in the library's own format.
+
+        save_type: "float", or "int" for uint8 pixels.
+
+        With ``return_verbose``, returns robust accuracy in %, the mean L2 distance of what fooled the model,
+        and the seconds of the last batch.
+        """
+        saved: dict[str, list[Tensor]] = {"adv_inputs": [], "labels": [], "preds": [], "clean_inputs": []}
+        distances = []
+        seconds = 0.0
+        for inputs, labels in data_loader:
+            begin = time.perf_counter()
+            adversarial = self(inputs, labels).cpu()
+            prediction = self.get_output_with_eval_nograd(adversarial.to(self.device)).argmax(dim=1).cpu()
+            distances.append((adversarial - inputs.cpu()).flatten(1).norm(dim=1)[prediction != labels.cpu()])
+            for name, tensor in zip(saved, (adversarial, labels, prediction, inputs), strict=True):
+                saved[name].append(tensor.detach().cpu())
+            seconds = time.perf_counter() - begin
+        if not distances:
+            refuse("data_loader", "no batch", "at least one")
+        found = {name: torch.cat(tensors) for name, tensors in saved.items()}
+        accuracy = 100 * (found["preds"] == found["labels"]).double().mean().item()
+        distance = torch.cat(distances).mean().item()
+        if verbose:
+            print(f"- Save: robust accuracy {accuracy:.2f} %, L2 {distance:.5f}")
+        if save_path is not None:
+            kept = [
+                "adv_inputs",
+                "labels",
+                *["preds"] * save_predictions,
+                *["clean_inputs"] * save_clean_inputs,
+            ]
+            file: dict[str, Any] = {name: self._to_file(name, found[name], save_type) for name in kept}
+            torch.save({**file, "save_type": save_type}, save_path)
+        return (accuracy, distance, seconds) if return_verbose else None
+
+    def _to_file(self, name: str, tensor: Tensor, save_type: str) -> Tensor:
+        if name not in ("adv_inputs", "clean_inputs"):
+            return tensor
+        return self.to_type(
+            tensor if self.normalization_used is None else self.inverse_normalize(tensor), save_type
+        )
+
+    @staticmethod
+    def to_type(inputs: Tensor, type: str) -> Tensor:
+        """float32 pixels to uint8 ("int"), or back ("float"); what is there already stays."""
+        if type not in ("int", "float"):
+            refuse("type", repr(type), "int, float")
+        if type == "int" and inputs.dtype == torch.float32:
+            return (inputs * 255).to(torch.uint8)
+        if type == "float" and inputs.dtype == torch.uint8:
+            return inputs.float() / 255
+        return inputs
+
+    @staticmethod
+    def load(
+        load_path: str,
+        batch_size: int = 128,
+        shuffle: bool = False,
+        normalize: dict[str, Sequence[float]] | None = None,
+        load_predictions: bool = False,
+        load_clean_inputs: bool = False,
+    ) -> DataLoader:
+        """Batches of what :meth:`save` wrote: adversarial images, labels, and what else is asked for."""
+        saved = torch.load(load_path, weights_only=True)
+        names = ["adv_inputs", "labels", *["preds"] * load_predictions, *["clean_inputs"] * load_clean_inputs]
+        for name in ("adv_inputs", *["clean_inputs"] * load_clean_inputs):
+            saved[name] = Attack.to_type(saved[name], "float")
+            if normalize is not None:
+                mean, std = (torch.tensor(normalize[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+                saved[name] = (saved[name] - mean) / std
+        print(f"Data is loaded in the following order: [{', '.join(names)}]")
+        return DataLoader(TensorDataset(*(saved[n] for n in names)), batch_size=batch_size, shuffle=shuffle)
+
+    def __repr__(self) -> str:
+        hidden = ("model", "attack", "normalization_used")
+        shown = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in hidden}
+        shown["normalization_used"] = self.normalization_used is not None
+        return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+def _own_label(inputs: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        refuse("labels", None, "targets (N,): the mode is targeted(label)", TypeError)
+    return labels
+
+
+class VANILA(Attack):
+    supported_mode = ("default",)
+
+    def __init__(self, model: Model):
+        super().__init__("VANILA", model)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        return inputs.detach().clone().to(self.device)
+
+
+class FGSM(Attack):
+    def __init__(self, model: Model, eps: float = 8 / 255):
+        super().__init__("FGSM", model)
+        self.eps = eps
+
+    def _made(self) -> ours.attack.Attack:
+        sizes = {"eps": self.eps, "step_size": self.eps}
+        return self._make(ours.PGD, **sizes, steps=1, random_start=False, targeted=self.targeted)
+
+
+class _Steps(Attack):
+    """Several steps in the Linf ball."""
+
+    eps: float
+    alpha: float
+    steps: int
+    random_start: bool = False
+
+    def _made(self) -> ours.attack.Attack:
+        return self._make(ours.PGD, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "eps": self.eps,
+            "step_size": self.alpha,
+            "steps": self.steps,
+            "random_start": self.random_start,
+            "targeted": self.targeted,
+        }
+
+
+class BIM(_Steps):
+    """steps: 0 for as many as its paper takes."""
+
+    def __init__(self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10):
+        super().__init__("BIM", model)
+        self.eps, self.alpha = eps, alpha
+        self.steps = steps if steps != 0 else int(min(eps * 255 + 4, 1.25 * eps * 255))
+
+
+class PGD(_Steps):
+    def __init__(
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        random_start: bool = True,
+    ):
+        super().__init__("PGD", model)
+        self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
+
+
+class EOTPGD(_Steps):
+    def __init__(
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        eot_iter: int = 2,
+        random_start: bool = True,
+    ):
+        super().__init__("EOTPGD", model)
+        self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
+        self.eot_iter = eot_iter
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "eot": self.eot_iter}
+
+
+class FFGSM(_Steps):
+    random_start = True
+    steps = 1
+
+    def __init__(self, model: Model, eps: float = 8 / 255, alpha: float = 10 / 255):
+        super().__init__("FFGSM", model)
+        self.eps, self.alpha = eps, alpha
+
+
+class _FromACorner(ours.PGD):
+    """Starts from steps of random sign, which may lead out of the ball: the next one is projected."""
+
+    def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
+        size = self.step_size
+        if isinstance(size, Tensor):
+            size = size.to(clean.device, uniform_draws(clean[:0], seed, index[:0]).dtype)
+        return (to_state(clean) + size * uniform_draws(clean, seed, index).sign()).clamp(*self.bounds)
+
+
+class RFGSM(_Steps):
+    random_start = True
+
+    def __init__(self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10):
+        super().__init__("RFGSM", model)
+        self.eps, self.alpha, self.steps = eps, alpha, steps
+
+    def _made(self) -> ours.attack.Attack:
+        return self._make(_FromACorner, **self._settings())
+
+
+class MIFGSM(_Steps):
+    def __init__(
+        self,
+        model: Model,
+        eps: float = 8 / 255,
+        alpha: float = 2 / 255,
+        steps: int = 10,
+        decay: float = 1.0,
+    ):
+        super().__init__("MIFGSM", model)
+        self.eps, self.alpha, self.steps, self.decay = eps, alpha, steps, decay
+
+    def _made(self) -> ours.attack.Attack:
+        return self._make(ours.MIFGSM, **self._settings(), decay=self.decay)
+
+
+class TPGD(_Steps):
+    supported_mode = ("default",)
+    random_start = True
+
+    def __init__(self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10):
+        super().__init__("TPGD", model)
+        self.eps, self.alpha, self.steps = eps, alpha, steps
+
+    def _made(self) -> ours.attack.Attack:
+        return self._make(ours.TPGD, **self._settings())
+
+
+class _NearTheImage(ours.PGD):
+    """Starts in the L2 ball at a radius that is uniform from 0 to eps: nearer to the image than most of the
+    ball is."""
+
+    def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
+        normal = normal_draws(clean, seed, index)
+        per_sample = (-1, *[1] * (clean.dim() - 1))
+        direction = normal / normal.flatten(1).norm(dim=1).reshape(per_sample)
+        other_stream = seed + torch.tensor([0, 1 << 32], device=seed.device)
+        radius = uniform_draws(torch.zeros_like(index, dtype=normal.dtype), other_stream, index).abs() * eps
+        return (to_state(clean) + radius.reshape(per_sample) * direction).clamp(*self.bounds)
+
+
+class PGDL2(_Steps):
+    """eps_for_division: of no effect, since a gradient of any length gives a full step, and a zero one
+    none."""
+
+    def __init__(
+        self,
+        model: Model,
+        eps: float = 1.0,
+        alpha: float = 0.2,
+        steps: int = 10,
+        random_start: bool = True,
+        eps_for_division: float = 1e-10,
+    ):
+        super().__init__("PGDL2", model)
+        self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
+        self.eps_for_division = eps_for_division
+
+    def _made(self) -> ours.attack.Attack:
+        return self._make(_NearTheImage, norm="l2", **self._settings())
+
+
+class MultiAttack(Attack):
+    """One attack after another, on the images that still withstand.
+
+    attacks: at least two, on the same model.
+    """
+
+    supported_mode = ("default",)
+
+    def __init__(self, attacks: Sequence[Attack], verbose: bool = False):
+        if len(attacks) < 2:
+            refuse("attacks", len(attacks), "two or more", ValueError)
+        if len({id(attack.model) for attack in attacks}) > 1:
+            refuse("attacks", "different models", "the same model for all")
+        super().__init__("MultiAttack", attacks[0].model)
+        self.attacks, self.verbose = attacks, verbose
+
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().set_normalization_used(mean, std)
+        for attack in self.attacks:
+            attack.set_normalization_used(mean, std)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            refuse("labels", None, "int64 (N,)", TypeError)
+        images, labels = inputs.detach().to(self.device), labels.to(self.device)
+        found = to_state(images).to(images.dtype)
+        withstood = torch.arange(len(images), device=images.device)
+        rates = []
+        for attack in self.attacks:
+            adversarial = attack.forward(images[withstood], labels[withstood])
+            fooled = ours.predict(self._pixel_model, adversarial).argmax(dim=1) != labels[withstood]
+            found[withstood[fooled]] = adversarial[fooled]
+            withstood = withstood[~fooled]
+            rates.append(100 * (1 - len(withstood) / len(images)))
+            if len(withstood) == 0:
+                break
+        if self.verbose:
+            print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in rates))
+        return found
+
+
+__all__ = [
+    "BIM",
+    "EOTPGD",
+    "FFGSM",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "PGDL2",
+    "RFGSM",
+    "TPGD",
+    "VANILA",
+    "MultiAttack",
+]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("torchattacks", name, __all__)
+
+
+def accelerated(original: Any) -> Attack:
+    """The library's own attack as one of these, in its mode and with its normalisation."""
+    if type(original).__name__ == "MultiAttack":
+        face: Attack = MultiAttack([accelerated(attack) for attack in original.attacks], original.verbose)
+    else:
+        face = read(original, __name__, __all__)
+    if original._model_training:
+        face.set_model_training_mode(True)
+    face.device = original.device
+    if original.normalization_used is not None:
+        mean, std = (original.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
+        face.set_normalization_used(mean, std)
+    if original.targeted:
+        kind = original.attack_mode.removeprefix("targeted(").removesuffix(")")
+        own = {
+            "label": _own_label,
+            "random": face.get_random_target_label,
+            "least-likely": face.get_least_likely_label,
+        }
+        face._kth_min = getattr(original, "_kth_min", 1)
+        face._set_mode_targeted(kind, own.get(kind, original._target_map_function), quiet=True)
+    return face
