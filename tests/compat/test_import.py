@@ -1,0 +1,22 @@
+"""A face brings none of the libraries that it stands for."""
+
+import subprocess
+import sys
+
+
+def test_no_peer_is_imported_nor_needed():
+    code = """
+import sys, roli_fast
+import roli_fast.compat.torchattacks, roli_fast.compat.foolbox, roli_fast.compat.art
+import roli_fast.compat.cleverhans
+try:
+    roli_fast.accelerate(object())
+except ValueError as error:
+    print(error)
+peers = ("torchattacks", "foolbox", "eagerpy", "art", "autoattack", "cleverhans", "sklearn", "pandas")
+print([name for name in peers if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    refusal, found = done.stdout.splitlines()
+    assert refusal.startswith("attack: got builtins.object, accepted: an attack of torchattacks, ")
+    assert found == "[]"

@@ -1,0 +1,161 @@
+"""Faces are constructed and called as their originals are: same names, order, kinds and defaults."""
+
+import inspect
+
+import pytest
+
+from .cases import face, original
+
+# As documented; checked where the library is not installed, too. The object itself comes first in a method.
+TORCHATTACKS = {
+    "VANILA": "model",
+    "FGSM": "model, eps=8/255",
+    "FFGSM": "model, eps=8/255, alpha=10/255",
+    "BIM": "model, eps=8/255, alpha=2/255, steps=10",
+    "RFGSM": "model, eps=8/255, alpha=2/255, steps=10",
+    "PGD": "model, eps=8/255, alpha=2/255, steps=10, random_start=True",
+    "PGDL2": "model, eps=1.0, alpha=0.2, steps=10, random_start=True, eps_for_division=1e-10",
+    "EOTPGD": "model, eps=8/255, alpha=2/255, steps=10, eot_iter=2, random_start=True",
+    "MIFGSM": "model, eps=8/255, alpha=2/255, steps=10, decay=1.0",
+    "TPGD": "model, eps=8/255, alpha=2/255, steps=10",
+    "MultiAttack": "attacks, verbose=False",
+}
+_PGD = "*, rel_stepsize=0.025, abs_stepsize=None, steps=50, random_start=True"
+_BIM = "*, rel_stepsize=0.2, abs_stepsize=None, steps=10, random_start=False"
+_MIM = "*, momentum=1.0, rel_stepsize=0.2, abs_stepsize=None, steps=10, random_start=False"
+FOOLBOX = {
+    "LinfPGD": "*, rel_stepsize=0.01/0.3, abs_stepsize=None, steps=40, random_start=True",
+    "PGD": "*, rel_stepsize=0.01/0.3, abs_stepsize=None, steps=40, random_start=True",
+    "L2PGD": _PGD,
+    "L1PGD": _PGD,
+    "LinfBasicIterativeAttack": _BIM,
+    "L2BasicIterativeAttack": _BIM,
+    "L1BasicIterativeAttack": _BIM,
+    "MIFGSM": _MIM,
+    "L2MomentumIterativeFastGradientMethod": _MIM,
+    "L1MomentumIterativeFastGradientMethod": _MIM,
+    "FGSM": "*, random_start=False",
+    "FGM": "*, random_start=False",
+    "L1FastGradientAttack": "*, random_start=False",
+}
+_ART_PGD = (
+    "estimator, norm=float('inf'), eps=0.3, eps_step=0.1, decay=None, max_iter=100, targeted=False, "
+    "num_random_init=0, batch_size=32, random_eps=False, summary_writer=False, verbose=True"
+)
+ART = {
+    "ProjectedGradientDescentPyTorch": _ART_PGD,
+    "ProjectedGradientDescent": _ART_PGD,
+    "BasicIterativeMethod": (
+        "estimator, eps=0.3, eps_step=0.1, max_iter=100, targeted=False, batch_size=32, verbose=True"
+    ),
+    "MomentumIterativeMethod": (
+        "estimator, norm=float('inf'), eps=0.3, eps_step=0.1, decay=1.0, max_iter=100, targeted=False, "
+        "batch_size=32, verbose=True"
+    ),
+    "FastGradientMethod": (
+        "estimator, norm=float('inf'), eps=0.3, eps_step=0.1, targeted=False, num_random_init=0, "
+        "batch_size=32, minimal=False, summary_writer=False"
+    ),
+}
+CLEVERHANS = {
+    "projected_gradient_descent": (
+        "model_fn, x, eps, eps_iter, nb_iter, norm, clip_min=None, clip_max=None, y=None, targeted=False, "
+        "rand_init=True, rand_minmax=None, sanity_checks=True"
+    ),
+    "fast_gradient_method": (
+        "model_fn, x, eps, norm, clip_min=None, clip_max=None, y=None, targeted=False, sanity_checks=False"
+    ),
+}
+TABLES = {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX, "art": ART, "cleverhans": CLEVERHANS}
+ALL = [(library, name) for library, table in TABLES.items() for name in table]
+
+# Methods that all the attacks of a library have.
+METHODS = {
+    "torchattacks": {
+        "PGD": (
+            "__call__",
+            "get_mode",
+            "get_output_with_eval_nograd",
+            "get_logits",
+            "inverse_normalize",
+            "load",
+            "normalize",
+            "save",
+            "set_device",
+            "set_mode_default",
+            "set_mode_targeted_by_function",
+            "set_mode_targeted_by_label",
+            "set_mode_targeted_least_likely",
+            "set_mode_targeted_random",
+            "set_model",
+            "set_model_training_mode",
+            "set_normalization_used",
+            "to_type",
+        )
+    },
+    "foolbox": {"LinfPGD": ("__call__", "run", "repeat")},
+    "art": {"ProjectedGradientDescentPyTorch": ("generate", "set_params")},
+}
+
+
+def shape(function, skip=()):
+    """Name, kind and default of each argument."""
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in parameters if p.name not in skip]
+
+
+def written(arguments):
+    return shape(eval(f"lambda {arguments}: None"))
+
+
+def found(library, name):
+    """foolbox has its attacks in a module of their own."""
+    return getattr(library.attacks if "foolbox" in library.__name__ else library, name)
+
+
+@pytest.mark.parametrize(("library", "name"), ALL)
+def test_as_documented(library, name):
+    assert shape(found(face(library), name)) == written(TABLES[library][name])
+
+
+@pytest.mark.parametrize(("library", "name"), ALL)
+def test_as_installed(library, name):
+    theirs, ours = found(original(library), name), found(face(library), name)
+    assert shape(ours) == shape(theirs)
+    assert ours.__name__ == theirs.__name__
+
+
+@pytest.mark.parametrize("library", METHODS)
+def test_methods_as_installed(library):
+    theirs, ours = original(library), face(library)
+    for kind, methods in METHODS[library].items():
+        for method in methods:
+            if (library, method) == ("art", "generate"):  # wrapped: the signature is in the base class
+                assert shape(found(ours, kind).generate) == written("self, x, y=None, **kwargs")
+                continue
+            expected = shape(getattr(found(theirs, kind), method))
+            if expected[0][0] == "self" and expected[1][0] == "args":  # torchattacks wraps its setters
+                base = inspect.getclosurevars(getattr(found(theirs, kind), method)).nonlocals["func"]
+                expected = shape(base)
+            assert shape(getattr(found(ours, kind), method)) == expected, method
+
+
+def test_foolbox_model_and_criteria():
+    theirs, ours = original("foolbox"), face("foolbox")
+    for name in ("PyTorchModel", "Misclassification", "TargetedMisclassification", "accuracy"):
+        assert shape(getattr(ours, name)) == shape(getattr(theirs, name))
+
+
+@pytest.mark.parametrize("library", TABLES)
+def test_every_covered_name_is_in_the_table(library):
+    module = face(library).attacks if library == "foolbox" else face(library)
+    aliases = {getattr(module, name).__name__ for name in TABLES[library]}
+    assert {getattr(module, name).__name__ for name in module.__all__} == aliases
+
+
+@pytest.mark.parametrize("library", TABLES)
+def test_what_is_not_covered_is_refused_by_name(library):
+    module = face(library).attacks if library == "foolbox" else face(library)
+    with pytest.raises(AttributeError, match="got 'DeepFool', accepted: "):
+        _ = module.DeepFool
+    assert not hasattr(module, "DeepFool")
