@@ -34,8 +34,8 @@ class LossHistory(Samples):
 
 class HalvingSizes:
     """In Linf and L2 (Croce and Hein 2020, algorithm 1): looked at after 22 % of the steps, and then after
-    ever fewer. A sample's size halves, and it goes on from its best point, where the loss rose in no more than
-    a share rho of the steps since the last look, or neither size nor best loss has changed since.
+    ever fewer. A sample's size halves, and it goes on from its best point, where the loss rose in no more
+    than a share rho of the steps since the last look, or neither size nor best loss has changed since.
     """
 
     first = 2.0  # times eps
@@ -155,7 +155,7 @@ class SparseSteps:
         assert isinstance(state.history, Support)
         assert state.best is not None
         support = self._support(state, state.best.adv)
-        radius = torch.zeros_like(support) + self._radius(state.eps, step)
+        radius = torch.zeros_like(support).add(self._radius(state.eps, step))
         sparser = support < 0.95 * state.history.seen
         shrunk = torch.maximum(state.step_size / 1.5, 0.1 * radius)
         state.step_size = torch.where(sparser, radius, shrunk)
