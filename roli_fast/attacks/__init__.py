@@ -2,6 +2,7 @@
 
 from .apgd import APGD, APGDT
 from .attack import Attack
+from .autoattack import AutoAttack, AutoAttackResult
 from .fab import FAB, FABT
 from .pgd import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
 from .square import Square
@@ -19,6 +20,8 @@ __all__ = [
     "TPGD",
     "Attack",
     "AttackResult",
+    "AutoAttack",
+    "AutoAttackResult",
     "FeaturePGD",
     "Square",
     "Verification",
