@@ -10,9 +10,10 @@ from torch import Tensor
 from ..engine import Output, widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import check_count, check_share, refuse
-from .losses import Loss, margin, rivals, targeted_dlr
+from .inputs import check_count, check_share
+from .losses import Loss, margin, targeted_dlr
 from .samples import Best, Samples, keep
+from .targets import TowardsTargets
 from .trial import Trial
 
 
@@ -20,6 +21,9 @@ from .trial import Trial
 class ApgdState(State):
     """best_gradient: at the best places. history: by which the steps' sizes adapt."""
 
+    step_size: Tensor
+    sparsity: Tensor
+    best: Best
     best_gradient: Tensor
     history: Samples
 
@@ -106,7 +110,6 @@ class APGD(GradientAttack):
 
     def look(self, state: State, step: int, loss: Tensor, output: Tensor) -> Tensor:
         assert isinstance(state, ApgdState)
-        assert state.best is not None
         fooled = self.fooled(output, state.labels)
         if not self._sizes.counts(step):
             fooled = torch.zeros_like(fooled)
@@ -122,11 +125,11 @@ class APGD(GradientAttack):
         self._sizes.move(ascent.view, state, step)
 
 
-class APGDT(APGD):
-    """Auto-PGD towards one class after another, by the targeted DLR loss: the likeliest of the others first.
+class APGDT(TowardsTargets, APGD):
+    """Auto-PGD towards one class after another, the likeliest first, by the targeted DLR loss.
 
     targets: how many classes, fewer where the model has fewer others. restarts: of each.
-    The rest as in :class:`APGD`. The model needs at least 4 classes.
+    The rest as in :class:`APGD`, without loss and targeted. The model needs at least 4 classes.
     """
 
     def __init__(
@@ -137,14 +140,7 @@ class APGDT(APGD):
         targets: int = 9,
         **options: Any,
     ):
-        check_count("targets", targets)
-        for fixed in ("targeted", "loss"):
-            if fixed in options:
-                refuse(
-                    fixed,
-                    repr(options[fixed]),
-                    "none: this attack chooses targets, and has a loss, of its own",
-                )
+        self.check_targets(targets, options, "loss", "targeted")
         self.targets = targets
         super().__init__(norm, eps, steps, loss=targeted_dlr, **options)
 
@@ -152,18 +148,12 @@ class APGDT(APGD):
     def is_single(self) -> bool:
         return False
 
-    def runs(self, trial: Trial) -> int:
-        return min(self.targets, trial.clean_output.shape[1] - 1) * self.restarts
-
     def prepare(self, trial: Trial) -> None:
-        """By the model's own output for the clean images."""
         assert trial.labels is not None
         targeted_dlr(trial.clean_output[:1], torch.stack([trial.labels[:1]] * 2, dim=1))  # enough classes?
 
     def loss_target(self, trial: Trial, run: int) -> Tensor:
-        assert trial.labels is not None
-        target = rivals(trial.clean_output, trial.labels)[:, run // self.restarts]
-        return torch.stack([trial.labels, target], dim=1)
+        return self.pairs(trial, run)
 
     def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
         """The margin, which has all targets in it."""

@@ -34,8 +34,8 @@ class LossHistory(Samples):
 
 class HalvingSizes:
     """In Linf and L2 (Croce and Hein 2020, algorithm 1): looked at after 22 % of the steps, and then after
-    ever fewer. A sample's size halves, and it goes on from its best point, where the loss rose in no more than
-    a share rho of the steps since the last look, or neither size nor best loss has changed since.
+    ever fewer. A sample's size halves, and it goes on from its best point, where the loss rose in no more
+    than a share rho of the steps since the last look, or neither size nor best loss has changed since.
     """
 
     first = 2.0  # times eps
@@ -68,7 +68,6 @@ class HalvingSizes:
         """Before a step, with the loss where the samples are."""
         history, best = state.history, state.best
         assert isinstance(history, LossHistory)
-        assert best is not None
         history.rises = history.rises + (loss > history.last_loss)
         history.last_loss = loss.to(history.last_loss)
         if step == 0:
@@ -153,7 +152,6 @@ class SparseSteps:
         if made == 0 or made % self._periods[ball] > 0:
             return
         assert isinstance(state.history, Support)
-        assert state.best is not None
         support = self._support(state, state.best.adv)
         radius = torch.zeros_like(support) + self._radius(state.eps, step)
         sparser = support < 0.95 * state.history.seen
@@ -179,7 +177,6 @@ class SparseSteps:
             std=std,
         )
         if self._ball(step + 1) != self._ball(step):
-            assert state.best is not None
             state.adv.copy_(state.best.adv)
             ops.l1_project_(state.adv, state.clean, self._radius(state.eps, step + 1), *self._bounds)
             state.x = view.prepare(state.adv)
@@ -201,7 +198,6 @@ class SparseSteps:
 
 def _go_on_from_the_best(state: "ApgdState", where: Tensor) -> None:
     """where: (N,) bool."""
-    assert state.best is not None
     assert state.gradient is not None
     keep(state.adv, where, state.best.adv)
     state.gradient = state.gradient.to(state.adv.dtype)

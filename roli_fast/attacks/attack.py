@@ -168,8 +168,8 @@ class Attack:
         """The model as this attack computes with it, with the model's current weights."""
         return self._oracle(model).view
 
-    def _judged(self, trial: Trial) -> AttackResult:
-        """All runs, judged by the model."""
+    def _judged(self, trial: Trial, *, strict: bool = True) -> AttackResult:
+        """All runs, judged by the model. strict: whether a model without any gradient is an error."""
         if len(trial.rows) > 0:
             self.prepare(trial)
         for run in range(self.runs(trial)):
@@ -178,19 +178,19 @@ class Attack:
                 break
             self.search(trial, rows, run)
         success = None if self.label_free else trial.fooled
-        notes = (*trial.oracle.notes, *self._undirected(trial))
+        notes = (*trial.oracle.notes, *self._undirected(trial, strict))
         return AttackResult(trial.adversarial, success, trial.loss, trial.forwards, trial.gradients, notes)
 
-    def _undirected(self, trial: Trial) -> tuple[str, ...]:
+    def _undirected(self, trial: Trial, strict: bool) -> tuple[str, ...]:
         """What is to be said of samples that withstood because the attack had no gradient to follow.
 
-        Raises ValueError where it had none at all: that would be no robust accuracy. A loss that compares
-        with the clean image has none there, as for an eps of 0.
+        Where strict, raises ValueError where it had none at all: that would be no robust accuracy. A loss
+        that compares with the clean image has none there, as for an eps of 0.
         """
         stuck = int((~trial.directed & ~trial.fooled).sum())
         if stuck == 0 or not self.follows_gradients:
             return ()
-        if not trial.directed.any() and not self.compares_with_clean:
+        if strict and not trial.directed.any() and not self.compares_with_clean:
             raise ValueError(
                 f"model: its gradient with respect to the input is zero or NaN for all {len(trial.directed)} "
                 "images, accepted: a model that is differentiable where it is attacked (rounding, arg max "
@@ -249,6 +249,11 @@ class Attack:
             self._views[model] = view
         return view
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What makes images wrong: nothing but their own class, and what attacks them."""
+        return ("clean", type(self).__name__)
+
     # --- settings ------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -265,10 +270,29 @@ class Attack:
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state, **{name: weakref.WeakKeyDictionary() for name in _CACHES})
 
+    @property
+    def label(self) -> str:
+        """What a result was reached with: our name and version, and all settings but the generator."""
+        from .. import __version__
+
+        return f"roli_fast {__version__} {self._described(without=('generator',))}"
+
     def __repr__(self) -> str:
+        return self._described()
+
+    def _described(self, without: tuple[str, ...] = ()) -> str:
         names = sorted(vars(self), key=lambda name: name not in ("norm", "eps"))
-        shown = (f"{name}={getattr(self, name)!r}" for name in names if name[0] != "_")
+        shown = (
+            f"{name}={_shown(getattr(self, name))}"
+            for name in names
+            if name[0] != "_" and name not in without
+        )
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(value: object) -> str:
+    """The same in every process."""
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 _CACHES = ("_views", "_oracles")

@@ -39,11 +39,11 @@ def check_count(argument: str, value: object) -> None:
         refuse(argument, repr(value), "an integer >= 1")
 
 
-def check_decay(argument: str, value: object) -> None:
-    accepted = "a number >= 0"
+def check_number(argument: str, value: object, least: float, most: float = math.inf) -> None:
+    accepted = f"a number >= {least}" if most == math.inf else f"a number from {least} to {most}"
     if not isinstance(value, numbers.Real):
         refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not 0 <= float(value) < math.inf:
+    elif not least <= float(value) <= most or not math.isfinite(float(value)):
         refuse(argument, value, accepted)
 
 

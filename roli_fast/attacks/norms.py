@@ -42,6 +42,14 @@ NORMS = {
     "l1": Norm(ops.l1_start, ops.l1_step_, ops.l1_project_, _of_order(1)),
 }
 
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # in which gradients are measured
+
+
+def distance(norm: str, change: Tensor) -> Tensor:
+    """Of a change (N, ...), in float64: (N,)."""
+    flat = change.reshape(len(change), -1).double()
+    return NORMS[norm].distance(flat) if flat.shape[1] > 0 else flat.sum(dim=1)
+
 
 def movable(gradient: Tensor, adv: Tensor, lo: float, hi: float) -> Tensor:
     """The gradient without the elements that lead out of the box: a sparse step would spend itself on them

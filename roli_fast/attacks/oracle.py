@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..engine import AttackView, GraphRunner, InputGradient, widened
 from ..engine.graphs import Function
-from .inputs import to_state
 
 __all__ = ["Oracle", "widened"]
 
@@ -56,11 +55,24 @@ class Oracle:
         loss, output = self.captured(self.eager.loss)(x, target)
         return loss, output
 
-    def output(self, images: Tensor) -> Tensor:
-        """What the view makes of images."""
-        return self.eager.output(self.view.prepare(to_state(images)))
+    def output(self, x: Tensor) -> Tensor:
+        """What the view makes of prepared inputs."""
+        (output,) = self.captured(self._output)(x)
+        return output
+
+    def _output(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.eager.output(x),)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """The images in the layout that the view wants."""
         layout = self.view.memory_format(images)
         return images if layout == torch.preserve_format else images.contiguous(memory_format=layout)
+
+    def in_pixels(self, gradient: Tensor) -> Tensor:
+        """A gradient (N, C, ...) with respect to prepared inputs as one with respect to pixels, in float32 or
+        float64; NaN and infinity count as 0."""
+        gradient = widened(gradient)
+        _, std = self.view.normalization(gradient)
+        if std is not None:
+            gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
+        return gradient.nan_to_num(0, 0, 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..engine import Output, widened
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import ITERATES, check_choice, check_decay, check_share, check_size, refuse, to_state
+from .inputs import ITERATES, check_choice, check_number, check_share, check_size, refuse, to_state
 from .losses import Loss, feature_distance, kl_divergence
 from .norms import NORMS, movable, normal_draws
 from .samples import Best
@@ -142,12 +142,12 @@ class PGD(GradientAttack):
         assert isinstance(state, MomentumState)
         assert state.gradient is not None
         mean, std = ascent.view.normalization(state.adv)
-        gradient, out = state.gradient, state.x
         if state.momentum is None or self.decay is None:
-            self._step(state, gradient, out=out, mean=mean, std=std)
+            self._step(state, state.gradient, out=state.x, mean=mean, std=std)
             return
-        if std is not None:  # the gradient with respect to pixels, whose mean counts
-            gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
+        gradient = state.gradient
+        if std is not None:  # the mean of the gradient with respect to pixels counts
+            gradient = ascent.in_pixels(gradient)
         ops.momentum_(state.momentum, gradient, self.decay)
         self._step(state, state.momentum)
         state.x = ascent.view.prepare(state.adv)
@@ -186,7 +186,7 @@ class MIFGSM(PGD):
         decay: float = 1.0,
         **options: Any,
     ):
-        check_decay("decay", decay)
+        check_number("decay", decay, 0)
         self.decay = decay
         super().__init__(norm, eps, step_size, steps, **{"random_start": False, **options})
 

@@ -81,7 +81,7 @@ class Trial:
     def clean_view_output(self) -> Tensor:
         """The same as the view sees it."""
         self.forwards += len(self.images)
-        return self.oracle.output(self.images)
+        return self.oracle.output(self.oracle.view.prepare(to_state(self.images)))
 
     def ask(self, images: Tensor) -> Tensor:
         """The model's own output."""
