@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..attacks import predict
 from ..attacks.ascent import State
-from ..attacks.inputs import check_count, check_decay, check_size, refuse
+from ..attacks.inputs import check_count, check_number, check_size, refuse
 from ..attacks.norms import NORMS
 from ..models.normalized import Normalized
 from .core import UNBOUNDED, Maker, no_such, read
@@ -119,7 +119,7 @@ class _Attack:
         check_count("batch_size", self.batch_size)
         check_count("max_iter", self.max_iter)
         if self.decay is not None:
-            check_decay("decay", self.decay)
+            check_number("decay", self.decay, 0)
 
     def generate(self, x: numpy.ndarray, y: numpy.ndarray | None = None, **kwargs: Any) -> numpy.ndarray:
         """Adversarial samples (N, ...) float32.

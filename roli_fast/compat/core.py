@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -76,12 +77,17 @@ class Maker:
 
 
 def read(
-    original: Any, face: str, covered: Sequence[str], *, settings: Any = None, names: Mapping[str, str] = {}
+    original: Any,
+    face: str,
+    covered: Sequence[str],
+    *,
+    settings: Any = None,
+    elsewhere: Mapping[str, Callable[[Any], Any]] = {},
 ) -> Any:
     """The class of the same name in the module ``face``, with the settings of an instance of the original.
 
     settings: whose attributes they are; default the original's own.
-    names: of attributes that are called otherwise than the constructor's argument.
+    elsewhere: where those are that have no attribute of their name, by the argument's name.
 
     Raises ValueError for a class that is not covered, and for an instance whose methods were replaced.
     """
@@ -94,7 +100,7 @@ def read(
     settings = original if settings is None else settings
     twin = getattr(sys.modules[face], kind.__name__)
     arguments = inspect.signature(twin).parameters
-    return twin(**{name: getattr(settings, names.get(name, name)) for name in arguments})
+    return twin(**{name: elsewhere.get(name, operator.attrgetter(name))(settings) for name in arguments})
 
 
 def no_such(library: str, name: str, covered: Sequence[str]) -> NoReturn:

@@ -31,10 +31,7 @@ class ClippedFirst(PGD):
             return
         assert isinstance(state, MomentumState)
         assert state.gradient is not None
-        _, std = ascent.view.normalization(state.adv)
-        gradient = state.gradient.to(state.adv.dtype)
-        if std is not None:  # the gradient with respect to pixels, whose length counts
-            gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
+        gradient = ascent.in_pixels(state.gradient).to(state.adv.dtype)  # whose length counts
         if state.momentum is not None:
             self.accumulate_(state.momentum, gradient)
             gradient = state.momentum

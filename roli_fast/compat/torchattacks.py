@@ -1,6 +1,7 @@
 """torchattacks' classes (3.5.1) on this package's attacks: ``import roli_fast.compat.torchattacks as
 torchattacks``."""
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -17,6 +18,8 @@ from ..models.normalized import Normalized
 from .core import Maker, no_such, read
 
 TargetMap = Callable[[Tensor, Tensor | None], Tensor]
+
+_NORMS = {"Linf": "linf", "L2": "l2"}
 
 # How far from the box an image may be by having been normalised and brought back in float32.
 _ROUNDING = 1e-5
@@ -43,7 +46,7 @@ class Attack:
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         self.device = None if parameter is None else parameter.device
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         """The attack by the settings as they are now."""
         raise NotImplementedError
 
@@ -58,11 +61,14 @@ class Attack:
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """As a call, from pixels to pixels."""
+        images, labels = self._placed(inputs, labels)
+        return self._made()(self._pixel_model, images, labels)
+
+    def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Images and labels, in a targeted mode targets, on the attack's device."""
         images = inputs.detach().to(self.device)
         labels = None if labels is None else labels.to(images.device)
-        if self.targeted:
-            labels = self.get_target_label(images, labels)
-        return self._made()(self._pixel_model, images, labels)
+        return images, self.get_target_label(images, labels) if self.targeted else labels
 
     # --- the model -----------------------------------------------------------------------------------------
 
@@ -112,7 +118,7 @@ class Attack:
             if self.device is not None:
                 self._pixel_model.to(self.device)
 
-    def get_logits(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         return self.model(inputs)
 
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
@@ -287,7 +293,7 @@ class FGSM(Attack):
         super().__init__("FGSM", model)
         self.eps = eps
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         sizes = {"eps": self.eps, "step_size": self.eps}
         return self._make(ours.PGD, **sizes, steps=1, random_start=False, targeted=self.targeted)
 
@@ -300,7 +306,7 @@ class _Steps(Attack):
     steps: int
     random_start: bool = False
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         return self._make(ours.PGD, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
@@ -379,7 +385,7 @@ class RFGSM(_Steps):
         super().__init__("RFGSM", model)
         self.eps, self.alpha, self.steps = eps, alpha, steps
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         return self._make(_FromACorner, **self._settings())
 
 
@@ -395,7 +401,7 @@ class MIFGSM(_Steps):
         super().__init__("MIFGSM", model)
         self.eps, self.alpha, self.steps, self.decay = eps, alpha, steps, decay
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         return self._make(ours.MIFGSM, **self._settings(), decay=self.decay)
 
 
@@ -407,7 +413,7 @@ class TPGD(_Steps):
         super().__init__("TPGD", model)
         self.eps, self.alpha, self.steps = eps, alpha, steps
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         return self._make(ours.TPGD, **self._settings())
 
 
@@ -441,7 +447,7 @@ class PGDL2(_Steps):
         self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
         self.eps_for_division = eps_for_division
 
-    def _made(self) -> ours.attack.Attack:
+    def _made(self) -> ours.Attack:
         return self._make(_NearTheImage, norm="l2", **self._settings())
 
 
@@ -486,9 +492,197 @@ class MultiAttack(Attack):
         return found
 
 
+class _Search(Attack):
+    """Returns an adversarial image where one is found, and the image itself where not.
+
+    norm: "Linf" or "L2". seed: of the draws, the same at every call; None for torch's own generator.
+    """
+
+    supported_mode: Sequence[str] = ("default",)
+    norm: str
+    eps: float
+    seed: float | None
+    n_restarts: int
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        images, labels = self._placed(inputs, labels)
+        key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
+        result = self._made().run(self._pixel_model, images, labels, key=key)
+        assert result.success is not None
+        found = result.success.reshape(-1, *[1] * (images.dim() - 1))
+        return torch.where(found, result.adversarial, images)
+
+    def _ball(self) -> dict[str, Any]:
+        if self.norm not in _NORMS:
+            refuse("norm", repr(self.norm), ", ".join(_NORMS))
+        return {"norm": _NORMS[self.norm], "eps": self.eps, "restarts": self.n_restarts}
+
+
+class APGD(_Search):
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        seed: float | None = 0,
+        loss: str = "ce",
+        eot_iter: int = 1,
+        rho: float = 0.75,
+        verbose: bool = False,
+    ):
+        super().__init__("APGD", model)
+        self.norm, self.eps, self.steps, self.n_restarts = norm, eps, steps, n_restarts
+        self.seed, self.loss, self.eot_iter, self.rho, self.verbose = seed, loss, eot_iter, rho, verbose
+
+    def _made(self) -> ours.Attack:
+        settings = {"steps": self.steps, "loss": self.loss, "eot": self.eot_iter, "rho": self.rho}
+        return self._make(ours.APGD, **self._ball(), **settings, early_stop=True)
+
+
+class APGDT(_Search):
+    """n_classes: one more than there are targets."""
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        seed: float | None = 0,
+        eot_iter: int = 1,
+        rho: float = 0.75,
+        verbose: bool = False,
+        n_classes: int = 10,
+    ):
+        super().__init__("APGDT", model)
+        self.norm, self.eps, self.steps, self.n_restarts, self.seed = norm, eps, steps, n_restarts, seed
+        self.eot_iter, self.rho, self.verbose, self.n_classes = eot_iter, rho, verbose, n_classes
+
+    def _made(self) -> ours.Attack:
+        settings = {"steps": self.steps, "eot": self.eot_iter, "rho": self.rho}
+        targets = self.n_classes - 1
+        return self._make(ours.APGDT, **self._ball(), **settings, targets=targets, early_stop=True)
+
+
+class FAB(_Search):
+    """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn."""
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float | None = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        verbose: bool = False,
+        seed: float | None = 0,
+        multi_targeted: bool = False,
+        n_classes: int = 10,
+    ):
+        super().__init__("FAB", model)
+        self.norm, self.steps, self.n_restarts, self.seed = norm, steps, n_restarts, seed
+        self.eps = eps if eps is not None else {"Linf": 0.3, "L2": 1.0}.get(norm, 5.0)
+        self.alpha_max, self.eta, self.beta, self.verbose = alpha_max, eta, beta, verbose
+        self.multi_targeted, self.n_classes = multi_targeted, n_classes
+
+    def _made(self) -> ours.Attack:
+        kind, targets = (
+            (ours.FABT, {"targets": self.n_classes - 1}) if self.multi_targeted else (ours.FAB, {})
+        )
+        settings = {"steps": self.steps, "alpha_max": self.alpha_max, "eta": self.eta, "beta": self.beta}
+        return self._make(kind, **self._ball(), **settings, **targets, early_stop=True)
+
+
+class Square(_Search):
+    """resc_schedule: whether the squares shrink as often in few queries as in 10,000."""
+
+    supported_mode = ("default", "targeted")
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        n_queries: int = 5000,
+        n_restarts: int = 1,
+        p_init: float = 0.8,
+        loss: str = "margin",
+        resc_schedule: bool = True,
+        seed: float | None = 0,
+        verbose: bool = False,
+    ):
+        super().__init__("Square", model)
+        self.norm, self.eps, self.n_queries, self.n_restarts = norm, eps, n_queries, n_restarts
+        self.p_init, self.loss, self.resc_schedule = p_init, loss, resc_schedule
+        self.seed, self.verbose = seed, verbose
+
+    def _made(self) -> ours.Attack:
+        schedule = {"p_init": self.p_init, "rescale_schedule": self.resc_schedule}
+        search = {"queries": self.n_queries, "loss": self.loss, "targeted": self.targeted}
+        return self._make(ours.Square, **self._ball(), **schedule, **search)
+
+
+class AutoAttack(_Search):
+    """The library's ensemble, which takes 10 steps where AutoAttack takes 100: that one is
+    :class:`roli_fast.attacks.AutoAttack`. Its attacks are made at construction."""
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        version: str = "standard",
+        n_classes: int = 10,
+        seed: float | None = None,
+        verbose: bool = False,
+    ):
+        super().__init__("AutoAttack", model)
+        self.norm, self.eps, self.version, self.n_classes = norm, eps, version, n_classes
+        self.seed, self.verbose = seed, verbose
+        shared: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed, "verbose": verbose}
+        attacks: list[Attack]
+        if version == "standard":
+            attacks = [
+                APGD(model, **shared),
+                APGDT(model, n_classes=n_classes, **shared),
+                FAB(model, multi_targeted=True, n_classes=n_classes, **shared),
+                Square(model, **shared),
+            ]
+        elif version == "plus":
+            attacks = [
+                APGD(model, n_restarts=5, **shared),
+                APGD(model, n_restarts=5, loss="dlr", **shared),
+                FAB(model, n_restarts=5, n_classes=n_classes, **shared),
+                Square(model, **shared),
+                APGDT(model, n_classes=n_classes, **shared),
+                FAB(model, multi_targeted=True, n_classes=n_classes, **shared),
+            ]
+        elif version == "rand":
+            attacks = [APGD(model, loss=loss, eot_iter=20, **shared) for loss in ("ce", "dlr")]
+        else:
+            refuse("version", repr(version), "standard, plus, rand")
+        self._autoattack = MultiAttack(attacks)
+
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().set_normalization_used(mean, std)
+        self._autoattack.set_normalization_used(mean, std)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self._autoattack.forward(inputs, labels)
+
+
 __all__ = [
+    "APGD",
+    "APGDT",
     "BIM",
     "EOTPGD",
+    "FAB",
     "FFGSM",
     "FGSM",
     "MIFGSM",
@@ -497,7 +691,9 @@ __all__ = [
     "RFGSM",
     "TPGD",
     "VANILA",
+    "AutoAttack",
     "MultiAttack",
+    "Square",
 ]
 
 
@@ -505,12 +701,21 @@ def __getattr__(name: str) -> NoReturn:
     no_such("torchattacks", name, __all__)
 
 
+_ELSEWHERE: dict[str, Callable[[Any], Any]] = {
+    "n_classes": lambda attack: (
+        attack.n_classes if hasattr(attack, "n_classes") else attack.n_target_classes + 1
+    ),
+    "resc_schedule": operator.attrgetter("rescale_schedule"),
+    "rho": operator.attrgetter("thr_decr"),
+}
+
+
 def accelerated(original: Any) -> Attack:
     """The library's own attack as one of these, in its mode and with its normalisation."""
     if type(original).__name__ == "MultiAttack":
         face: Attack = MultiAttack([accelerated(attack) for attack in original.attacks], original.verbose)
     else:
-        face = read(original, __name__, __all__)
+        face = read(original, __name__, __all__, elsewhere=_ELSEWHERE)
     if original._model_training:
         face.set_model_training_mode(True)
     face.device = original.device

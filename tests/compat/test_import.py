@@ -8,7 +8,7 @@ def test_no_peer_is_imported_nor_needed():
     code = """
 import sys, roli_fast
 import roli_fast.compat.torchattacks, roli_fast.compat.foolbox, roli_fast.compat.art
-import roli_fast.compat.cleverhans
+import roli_fast.compat.cleverhans, roli_fast.compat.autoattack
 try:
     roli_fast.accelerate(object())
 except ValueError as error:

@@ -18,6 +18,25 @@ TORCHATTACKS = {
     "EOTPGD": "model, eps=8/255, alpha=2/255, steps=10, eot_iter=2, random_start=True",
     "MIFGSM": "model, eps=8/255, alpha=2/255, steps=10, decay=1.0",
     "TPGD": "model, eps=8/255, alpha=2/255, steps=10",
+    "APGD": (
+        "model, norm='Linf', eps=8/255, steps=10, n_restarts=1, seed=0, loss='ce', eot_iter=1, rho=0.75, "
+        "verbose=False"
+    ),
+    "APGDT": (
+        "model, norm='Linf', eps=8/255, steps=10, n_restarts=1, seed=0, eot_iter=1, rho=0.75, verbose=False, "
+        "n_classes=10"
+    ),
+    "FAB": (
+        "model, norm='Linf', eps=8/255, steps=10, n_restarts=1, alpha_max=0.1, eta=1.05, beta=0.9, "
+        "verbose=False, seed=0, multi_targeted=False, n_classes=10"
+    ),
+    "Square": (
+        "model, norm='Linf', eps=8/255, n_queries=5000, n_restarts=1, p_init=0.8, loss='margin', "
+        "resc_schedule=True, seed=0, verbose=False"
+    ),
+    "AutoAttack": (
+        "model, norm='Linf', eps=8/255, version='standard', n_classes=10, seed=None, verbose=False"
+    ),
     "MultiAttack": "attacks, verbose=False",
 }
 _PGD = "*, rel_stepsize=0.025, abs_stepsize=None, steps=50, random_start=True"
@@ -66,7 +85,19 @@ CLEVERHANS = {
         "model_fn, x, eps, norm, clip_min=None, clip_max=None, y=None, targeted=False, sanity_checks=False"
     ),
 }
-TABLES = {"torchattacks": TORCHATTACKS, "foolbox": FOOLBOX, "art": ART, "cleverhans": CLEVERHANS}
+AUTOATTACK = {
+    "AutoAttack": (
+        "model, norm='Linf', eps=.3, seed=None, verbose=True, attacks_to_run=[], version='standard', "
+        "device='cuda', log_path=None"
+    )
+}
+TABLES = {
+    "autoattack": AUTOATTACK,
+    "torchattacks": TORCHATTACKS,
+    "foolbox": FOOLBOX,
+    "art": ART,
+    "cleverhans": CLEVERHANS,
+}
 ALL = [(library, name) for library, table in TABLES.items() for name in table]
 
 # Methods that all the attacks of a library have.
@@ -134,10 +165,18 @@ def test_methods_as_installed(library):
                 assert shape(found(ours, kind).generate) == written("self, x, y=None, **kwargs")
                 continue
             expected = shape(getattr(found(theirs, kind), method))
-            if expected[0][0] == "self" and expected[1][0] == "args":  # torchattacks wraps its setters
+            if [name for name, *_ in expected] == ["self", "args", "kwargs"]:  # torchattacks' decorator
                 base = inspect.getclosurevars(getattr(found(theirs, kind), method)).nonlocals["func"]
                 expected = shape(base)
             assert shape(getattr(found(ours, kind), method)) == expected, method
+
+
+def test_autoattacks_methods_as_documented():
+    kind = face("autoattack").AutoAttack
+    evaluation = "self, x_orig, y_orig, bs=250, return_labels=False"
+    assert shape(kind.run_standard_evaluation) == written(f"{evaluation}, state_path=None")
+    assert shape(kind.run_standard_evaluation_individual) == written(evaluation)
+    assert shape(kind.clean_accuracy) == written("self, x_orig, y_orig, bs=250")
 
 
 def test_foolbox_model_and_criteria():

@@ -1,0 +1,111 @@
+"""The official AutoAttack's way to be called, on images that fall early."""
+
+import json
+
+import pytest
+import torch
+
+from roli_fast.attacks import AutoAttack as Core
+from roli_fast.attacks import verify
+from roli_fast.compat.autoattack import AutoAttack
+
+
+@pytest.fixture
+def s(digits_subject):
+    return digits_subject.first(30)
+
+
+@pytest.fixture
+def quick(s):
+    """Ten steps instead of a hundred: the official number is not the face's to set."""
+    import roli_fast.compat.autoattack as module
+
+    class Quick(Core):
+        def __init__(self, **options):
+            super().__init__(steps=10, queries=50, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.ours, "AutoAttack", Quick)
+        yield lambda **options: AutoAttack(s.model, **{"eps": 0.12, "seed": 0, "device": "cpu", **options})
+
+
+def test_a_standard_evaluation(s, quick, capsys, tmp_path):
+    adversary = quick(log_path=tmp_path / "log.txt")
+    found, classes = adversary.run_standard_evaluation(s.images, s.labels, bs=8, return_labels=True)
+    checked = verify(s.model, s.images, found, s.labels, "linf", 0.12)
+    assert (checked.in_ball & checked.in_box).all()
+    assert torch.equal(checked.prediction, classes)
+    withstood = (classes == s.labels).double().mean().item()
+    assert 0 < withstood < 1
+    printed = capsys.readouterr().out
+    for name in ("APGD-CE", "APGD-T", "FAB-T", "SQUARE"):
+        assert f"robust accuracy after {name}: " in printed
+    assert f"robust accuracy: {withstood:.2%}" in printed
+    assert (tmp_path / "log.txt").read_text() == printed
+
+
+def test_batches_and_seeds(s, quick):
+    evaluate = quick(verbose=False).run_standard_evaluation
+    whole = evaluate(s.images, s.labels, bs=30)
+    differs = (evaluate(s.images, s.labels, bs=7) - whole).abs().flatten(1).amax(1) > 1e-5
+    assert differs.sum() <= 2  # other batches round otherwise
+    assert torch.equal(evaluate(s.images, s.labels, bs=30), whole)
+    other = quick(verbose=False, seed=1).run_standard_evaluation(s.images, s.labels, bs=30)
+    assert not torch.equal(other, whole)
+
+
+def test_each_attack_alone(s, quick, capsys):
+    adversary = quick(version="custom", attacks_to_run=["apgd-ce", "square"])
+    found = adversary.run_standard_evaluation_individual(s.images, s.labels, return_labels=True)
+    assert list(found) == ["apgd-ce", "square"]
+    fooled = {name: (classes != s.labels).sum() for name, (_, classes) in found.items()}
+    assert fooled["square"] < fooled["apgd-ce"]
+    images = adversary.run_standard_evaluation(s.images, s.labels)
+    assert images.shape == s.images.shape
+
+
+def test_a_custom_version_has_five_restarts(quick):
+    adversary = quick(version="custom", attacks_to_run=["apgd-dlr"])
+    core = adversary._make(Core, norm="linf", eps=0.1, version="plus", attacks=("apgd-dlr",))
+    assert core._stages["apgd-dlr"].restarts == 5
+
+
+def test_an_interrupted_evaluation_goes_on(s, quick, tmp_path):
+    path = tmp_path / "state.json"
+    whole = quick(verbose=False).run_standard_evaluation(s.images, s.labels, bs=10, state_path=path)
+    state = json.loads(path.read_text())
+    assert len(state["broken_by"]) == 30
+    path.write_text(json.dumps({**state, "broken_by": state["broken_by"][:20]}))
+    rest = quick(verbose=False, seed=9).run_standard_evaluation(s.images, s.labels, bs=10, state_path=path)
+    assert torch.equal(rest[:20], s.images[:20])
+    assert torch.equal(rest[20:], whole[20:])
+    assert json.loads(path.read_text()) == state
+    with pytest.raises(ValueError, match="state_path: got the state of 30 images"):
+        quick(verbose=False, eps=0.2).run_standard_evaluation(s.images, s.labels, state_path=path)
+
+
+def test_clean_accuracy(s, quick):
+    with torch.no_grad():
+        expected = (s.model(s.images).argmax(1) == s.labels).double().mean().item()
+    assert quick(verbose=False).clean_accuracy(s.images, s.labels, bs=7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "linf"}, "norm: got 'linf', accepted: Linf, L2, L1"),
+        ({"version": "fast"}, "version: got 'fast', accepted: standard, plus, rand, custom"),
+        (
+            {"attacks_to_run": ["fab"]},
+            r"attacks_to_run: got \['fab'\], accepted: none with version='standard'",
+        ),
+    ],
+)
+def test_what_is_refused(s, options, message):
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(s.model, **options)
+
+
+def test_settings_of_single_attacks_are_not_there(s):
+    with pytest.raises(AttributeError, match="'apgd': for settings of single attacks, use roli_fast.attacks"):
+        _ = AutoAttack(s.model).apgd

@@ -1,0 +1,106 @@
+"""cleverhans' ways, and the tests that the library carries."""
+
+import importlib
+import math
+import unittest
+
+import pytest
+import torch
+
+from roli_fast.compat import cleverhans
+
+
+@pytest.fixture
+def s(digits_subject):
+    return digits_subject.first(40)
+
+
+def test_labels_default_to_what_the_model_sees(s):
+    with torch.no_grad():
+        seen = s.model(s.images).argmax(1)
+    arguments = s.model, s.images, 0.1, math.inf
+    assert torch.equal(
+        cleverhans.fast_gradient_method(*arguments), cleverhans.fast_gradient_method(*arguments, y=seen)
+    )
+
+
+def test_nothing_to_do(s):
+    assert cleverhans.fast_gradient_method(s.model, s.images, 0, 2) is s.images
+    for eps, eps_iter in ((0, 0.1), (0.1, 0)):
+        assert cleverhans.projected_gradient_descent(s.model, s.images, eps, eps_iter, 3, 2) is s.images
+
+
+def test_without_a_box_pixels_go_anywhere(s):
+    found = cleverhans.fast_gradient_method(s.model, s.images, 0.1, math.inf)
+    assert found.min() == pytest.approx(-0.1)
+
+
+def test_functions_take_callables(s):
+    found = cleverhans.fast_gradient_method(lambda x: s.model(x), s.images, 0.1, math.inf, y=s.labels)
+    torch.testing.assert_close(
+        found, cleverhans.fast_gradient_method(s.model, s.images, 0.1, math.inf, y=s.labels)
+    )
+
+
+def test_a_loop_copies_the_model_once(s, monkeypatch):
+    from roli_fast.attacks import attack
+
+    made = []
+    view = attack.AttackView
+    monkeypatch.setattr(attack, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
+    cleverhans._attack_of.cache_clear()
+    for _ in range(3):
+        cleverhans.projected_gradient_descent(s.model, s.images, 0.1, 0.05, 2, math.inf)
+    assert len(made) == 1
+
+
+def test_rand_minmax(s):
+    """Half the side of the cube in which a start is drawn."""
+    arguments = s.model, torch.full_like(s.images, 0.5), 0.2, 1e-9, 1, math.inf
+    found = cleverhans.projected_gradient_descent(*arguments, rand_minmax=0.05)
+    assert 0.04 < (found - 0.5).abs().max() <= 0.0501
+    found = cleverhans.projected_gradient_descent(*arguments, rand_minmax=1.0)
+    assert ((found - 0.5).abs() - 0.2).abs().median() < 1e-5  # most are brought back to the ball
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"norm": 3}, ValueError, "norm: got 3"),
+        ({"norm": 1}, NotImplementedError, "norm: got 1, accepted: inf, 2; for L1, roli_fast"),
+        ({"eps": -1}, ValueError, "eps: got -1"),
+        ({"eps_iter": -1}, ValueError, "eps_iter: got -1"),
+        ({"eps_iter": 1}, AssertionError, "eps_iter: got 1, accepted: at most eps"),
+        ({"clip_min": 1, "clip_max": 0}, ValueError, "clip_min: got 1"),
+        ({"clip_min": 0}, ValueError, "clip_min, clip_max: got 0, None, accepted: both or none"),
+        ({"clip_min": 0.5, "clip_max": 1}, AssertionError, "x: got values in"),
+        ({"clip_min": 0.5, "clip_max": 1, "sanity_checks": False}, ValueError, "images: got values in"),
+    ],
+)
+def test_what_is_refused(s, arguments, error, message):
+    given = {"eps": 0.1, "eps_iter": 0.05, "nb_iter": 2, "norm": math.inf, **arguments}
+    with pytest.raises(error, match=message):
+        cleverhans.projected_gradient_descent(s.model, s.images, **given)
+
+
+# Starts outside of the box, on purpose and with its sanity checks off: here an error.
+_REFUSED = {"test_attack_strength"}
+
+
+def test_the_librarys_own_tests_pass(monkeypatch):
+    pytest.importorskip("nose")
+    tests = pytest.importorskip("cleverhans.torch.tests.test_attacks", exc_type=ImportError)
+    for name in cleverhans.__all__:
+        monkeypatch.setattr(tests, name, getattr(cleverhans, name))
+    importlib.invalidate_caches()
+    run, failed = 0, []
+    for kind in (tests.TestFastGradientMethod, tests.TestProjectedGradientMethod):
+        for case in unittest.defaultTestLoader.loadTestsFromTestCase(kind):
+            if case._testMethodName in _REFUSED:
+                continue
+            result = unittest.TestResult()
+            case.run(result)
+            run += result.testsRun
+            failed += [f"{test}: {text}" for test, text in result.errors + result.failures]
+    assert failed == []
+    assert run >= 25

@@ -1,0 +1,209 @@
+"""foolbox's ways: epsilons, criteria, models with preprocessing, eagerpy tensors, repetitions."""
+
+import pytest
+import torch
+from torch import nn
+
+import roli_fast.compat.foolbox as foolbox
+from roli_fast.attacks import verify
+from roli_fast.models import Normalized
+
+
+@pytest.fixture
+def s(digits_subject):
+    return digits_subject.first(40)
+
+
+@pytest.fixture
+def fmodel(s):
+    return foolbox.PyTorchModel(s.model, bounds=(0, 1), device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["LinfPGD", "L2PGD", "L1PGD", "MIFGSM", "L2FastGradientAttack"])
+def test_several_epsilons(s, fmodel, kind):
+    attack = getattr(foolbox.attacks, kind)()
+    norm = "linf" if attack.norm == "linf" else attack.norm
+    epsilons = [0.02, getattr(s, norm), torch.tensor(3 * getattr(s, norm))]
+    raw, clipped, is_adv = attack(fmodel, s.images, s.labels, epsilons=epsilons)
+    assert isinstance(raw, list)
+    assert isinstance(clipped, list)
+    assert (is_adv.shape, is_adv.dtype) == ((3, 40), torch.bool)
+    for found, within, fooled, epsilon in zip(raw, clipped, is_adv, epsilons, strict=True):
+        assert torch.equal(found, within)
+        assert found.data_ptr() != within.data_ptr()
+        checked = verify(s.model, s.images, found, s.labels, norm, float(epsilon))
+        assert torch.equal(checked.success, fooled)
+    assert is_adv.sum(1).diff().min() > 0  # the larger, the more
+
+
+def test_one_epsilon_gives_no_list(s, fmodel):
+    raw, clipped, is_adv = foolbox.attacks.FGSM()(fmodel, s.images, s.labels, epsilons=0.1)
+    assert raw.shape == clipped.shape == s.images.shape
+    assert is_adv.shape == (40,)
+
+
+def test_several_epsilons_take_one_copy_of_the_model(s, fmodel):
+    attack = foolbox.attacks.LinfPGD(steps=2)
+    attack(fmodel, s.images, s.labels, epsilons=[0.1])
+    core = attack._make._attack
+    view = core.view(s.model)
+    attack(fmodel, s.images, s.labels, epsilons=[0.05, 0.1, 0.2])
+    assert attack._make._attack is core
+    assert core.view(s.model) is view
+
+
+def test_criteria(s, fmodel):
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=20)
+    targets = (s.labels + 3) % 10
+    for criterion, fooled in (
+        (s.labels, lambda c: c != s.labels),
+        (foolbox.Misclassification(s.labels), lambda c: c != s.labels),
+        (foolbox.TargetedMisclassification(targets), lambda c: c == targets),
+    ):
+        found, _, is_adv = attack(fmodel, s.images, criterion, epsilons=0.5)
+        logits = fmodel(found)
+        assert torch.equal(fooled(logits.argmax(1)), is_adv)
+        assert is_adv.double().mean() > 0.9
+    criterion = foolbox.TargetedMisclassification(targets)
+    assert torch.equal(criterion(found, logits), logits.argmax(1) == targets)
+    with pytest.raises(ValueError, match="criterion: got a str, accepted: labels"):
+        attack(fmodel, s.images, "all", epsilons=0.5)
+    with pytest.raises(ValueError, match="accepted by LinfFastGradientAttack: labels"):
+        foolbox.attacks.FGSM()(fmodel, s.images, criterion, epsilons=0.5)
+
+
+def test_what_is_refused(s, fmodel):
+    attack = foolbox.attacks.LinfPGD()
+    with pytest.raises(NotImplementedError, match="epsilons: got None, accepted: numbers"):
+        attack(fmodel, s.images, s.labels, epsilons=None)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'early_stop'"):
+        attack(fmodel, s.images, s.labels, epsilons=0.1, early_stop=True)
+    with pytest.raises(ValueError, match="model: got a Sequential, accepted: foolbox's PyTorchModel"):
+        attack(s.model, s.images, s.labels, epsilons=0.1)
+    with pytest.raises(ValueError, match="images: got values in"):
+        attack(fmodel, 2 * s.images, s.labels, epsilons=0.1)
+
+
+def test_repeated_attacks_keep_the_first_success(s, fmodel):
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.5, steps=1)
+    torch.manual_seed(0)
+    runs = [attack(fmodel, s.images, s.labels, epsilons=[0.1]) for _ in range(4)]
+    torch.manual_seed(0)
+    raw, clipped, is_adv = attack.repeat(2).repeat(2)(fmodel, s.images, s.labels, epsilons=[0.1])
+    every = torch.stack([run[2][0] for run in runs])
+    assert torch.equal(is_adv[0], every.any(0))
+    assert every[0].sum() < is_adv.sum()
+    first = every.int().argmax(0)  # the first run for what none has fooled
+    expected = torch.stack([runs[run][0][0][i] for i, run in enumerate(first.tolist())])
+    assert torch.equal(raw[0], expected)
+    assert torch.equal(clipped[0], expected)
+
+
+PREPROCESSING = {
+    "per channel": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "axis": -3},
+    "mean alone": {"mean": [0.4, 0.5, 0.6], "axis": -3},
+    "std alone": {"std": torch.tensor([0.2, 0.3, 0.25]), "axis": -3},
+    "numbers": {"mean": 0.5, "std": 0.25},
+    "flipped": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "axis": -3, "flip_axis": -3},
+    "none": None,
+}
+
+
+def colourful():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    return net, torch.rand(6, 3, 8, 8), torch.randint(0, 10, (6,))
+
+
+@pytest.mark.parametrize("preprocessing", PREPROCESSING.values(), ids=PREPROCESSING)
+def test_models_with_preprocessing_are_taken_from_foolbox_and_from_here(preprocessing):
+    library = pytest.importorskip("foolbox")
+    net, images, labels = colourful()
+    theirs, ours = (
+        module.PyTorchModel(net, bounds=(0, 1), device="cpu", preprocessing=preprocessing)
+        for module in (library, foolbox)
+    )
+    torch.testing.assert_close(ours(images), theirs(images))
+    expected = library.attacks.LinfBasicIterativeAttack()(theirs, images, labels, epsilons=0.05)
+    for model in (ours, theirs):
+        found = foolbox.attacks.LinfBasicIterativeAttack()(model, images, labels, epsilons=0.05)
+        differs = (found[0] - expected[0]).abs() > 1e-5
+        assert differs.double().mean() <= 1e-2
+        assert torch.equal(found[2], expected[2])
+
+
+def test_other_bounds():
+    library = pytest.importorskip("foolbox")
+    net, images, labels = colourful()
+    preprocessing = PREPROCESSING["per channel"]
+    theirs, ours = (
+        module.PyTorchModel(net, bounds=(0, 1), device="cpu", preprocessing=preprocessing)
+        for module in (library, foolbox)
+    )
+    attack = foolbox.attacks.LinfBasicIterativeAttack()
+    expected = attack(ours, images, labels, epsilons=0.05)[0]
+    moved = ours.transform_bounds((-1, 1))
+    assert moved.bounds == (-1, 1)
+    found = attack(moved, 2 * images - 1, labels, epsilons=0.1)[0]
+    assert ((found + 1) / 2 - expected).abs().mean() < 1e-4
+    theirs.transform_bounds((-1, 1), inplace=True)
+    found = attack(theirs, 2 * images - 1, labels, epsilons=0.1)[0]
+    assert ((found + 1) / 2 - expected).abs().mean() < 1e-4
+
+
+def test_a_model_is_unwrapped_once():
+    library = pytest.importorskip("foolbox")
+    from roli_fast.compat.foolbox.models import pixel_model
+
+    net, *_ = colourful()
+    plain = library.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    assert pixel_model(plain) is net
+    wrapped = library.PyTorchModel(net, (0, 1), device="cpu", preprocessing=PREPROCESSING["per channel"])
+    assert isinstance(pixel_model(wrapped), Normalized)
+    assert pixel_model(wrapped) is pixel_model(wrapped)
+
+
+def test_eagerpy_tensors_in_and_out(s):
+    eagerpy = pytest.importorskip("eagerpy")
+    library = pytest.importorskip("foolbox")
+    model = library.PyTorchModel(s.model, bounds=(0, 1), device="cpu")
+    images, labels = eagerpy.astensors(s.images, s.labels)
+    criterion = library.criteria.Misclassification(labels)
+    found, clipped, is_adv = foolbox.attacks.FGSM()(model, images, criterion, epsilons=0.1)
+    for tensor in (found, clipped, is_adv):
+        assert isinstance(tensor, eagerpy.PyTorchTensor)
+    expected = foolbox.attacks.FGSM()(model, s.images, s.labels, epsilons=0.1)
+    assert torch.equal(found.raw, expected[0])
+    assert torch.equal(is_adv.raw, expected[2])
+    several = foolbox.attacks.FGSM()(model, images, labels, epsilons=[0.1, 0.2])
+    assert isinstance(several[2], eagerpy.PyTorchTensor)
+    ours = foolbox.PyTorchModel(s.model, bounds=(0, 1), device="cpu")
+    assert isinstance(ours(images), eagerpy.PyTorchTensor)
+
+
+def test_accuracy(s, fmodel):
+    with torch.no_grad():
+        expected = (s.model(s.images).argmax(1) == s.labels).double().mean().item()
+    assert foolbox.accuracy(fmodel, s.images, s.labels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": len}, "model: got a builtin_function_or_method, accepted: a torch.nn.Module"),
+        ({"bounds": (1, 0)}, "bounds: got"),
+        (
+            {"preprocessing": {"means": [0.5]}},
+            "preprocessing: got means, accepted: mean, std, axis, flip_axis",
+        ),
+        ({"preprocessing": {"mean": [0.5], "axis": 1}}, "axis: got 1"),
+    ],
+)
+def test_models_that_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        foolbox.PyTorchModel(**{"model": nn.Flatten(), "bounds": (0, 1), "device": "cpu", **arguments})
+
+
+def test_it_says_what_it_is():
+    text = repr(foolbox.attacks.LinfPGD(steps=7))
+    assert text.startswith("LinfProjectedGradientDescentAttack(")
+    assert "steps=7" in text

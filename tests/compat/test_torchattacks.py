@@ -1,0 +1,319 @@
+"""torchattacks' ways: modes, normalisation, settings that change, files, ensembles."""
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import roli_fast.compat.torchattacks as torchattacks
+from roli_fast.attacks import verify
+from roli_fast.models import Normalized
+
+
+@pytest.fixture
+def s(digits_subject):
+    return digits_subject.first(40)
+
+
+def logits(s, images):
+    with torch.no_grad():
+        return s.model(images)
+
+
+# --- modes -------------------------------------------------------------------------------------------------
+
+
+def test_targeted_by_label(s, capsys):
+    attack = torchattacks.PGD(s.model, eps=0.5, alpha=0.1, steps=20)
+    attack.set_mode_targeted_by_label()
+    assert (attack.get_mode(), attack.targeted) == ("targeted(label)", True)
+    targets = (s.labels + 3) % 10
+    assert (logits(s, attack(s.images, targets)).argmax(1) == targets).double().mean() > 0.9
+    attack.set_mode_default()
+    assert (attack.attack_mode, attack.targeted) == ("default", False)
+    assert (logits(s, attack(s.images, s.labels)).argmax(1) != s.labels).double().mean() > 0.9
+    assert "targeted(label)" in capsys.readouterr().out
+
+
+def test_targeted_by_function(s, capsys):
+    attack = torchattacks.BIM(s.model, eps=0.5, alpha=0.1, steps=20)
+    seen = []
+
+    def next_class(images, labels):
+        seen.append(images)
+        return (labels + 1) % 10
+
+    attack.set_mode_targeted_by_function(next_class, quiet=True)
+    found = logits(s, attack(s.images, s.labels)).argmax(1)
+    assert (found == (s.labels + 1) % 10).double().mean() > 0.9
+    torch.testing.assert_close(seen[0], s.images)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kth", [1, 3])
+def test_the_least_likely_is_counted_among_the_other_classes(s, kth):
+    attack = torchattacks.FGSM(s.model)
+    attack.set_mode_targeted_least_likely(kth, quiet=True)
+    likely = logits(s, s.images)
+    expected = []
+    for row, label in zip(likely, s.labels, strict=True):
+        others = [c for c in range(10) if c != label]
+        expected.append(sorted(others, key=lambda c, row=row: row[c].item())[kth - 1])
+    assert attack.get_target_label(s.images, s.labels).tolist() == expected
+    with pytest.raises(ValueError, match="kth_min: got 0, accepted: an integer >= 1"):
+        attack.set_mode_targeted_least_likely(0)
+
+
+def test_random_targets_are_any_other_class(s):
+    attack = torchattacks.FGSM(s.model)
+    attack.set_mode_targeted_random(quiet=True)
+    images, labels = s.images[:1].expand(3000, -1, -1, -1), s.labels[:1].expand(3000)
+    counts = torch.bincount(attack.get_target_label(images, labels), minlength=10)
+    assert counts[labels[0]] == 0
+    others = counts[counts > 0]
+    assert len(others) == 9
+    assert (others - 3000 / 9).abs().max() < 5 * (3000 / 9) ** 0.5
+
+
+def test_an_attack_without_targets_refuses_the_mode(s):
+    with pytest.raises(ValueError, match="Targeted mode is not supported"):
+        torchattacks.TPGD(s.model).set_mode_targeted_by_label()
+
+
+# --- normalisation -----------------------------------------------------------------------------------------
+
+
+def test_normalised_images_in_and_out(s):
+    """As the attack on pixels through the normalisation."""
+    mean, std = [0.3], [0.25]
+    normalized = Normalized(s.model, mean, std)
+    on_pixels = torchattacks.BIM(normalized, eps=0.1, alpha=0.03, steps=5)(s.images, s.labels)
+    attack = torchattacks.BIM(s.model, eps=0.1, alpha=0.03, steps=5)
+    attack.set_normalization_used(mean, std)
+    found = attack(attack.normalize(s.images), s.labels)
+    torch.testing.assert_close(attack.inverse_normalize(found), on_pixels, rtol=0, atol=1e-6)
+
+
+def test_images_that_are_no_pixels_are_refused(s):
+    attack = torchattacks.PGD(s.model)
+    with pytest.raises(ValueError, match="images: got values in"):
+        attack(3 * s.images - 1, s.labels)
+    attack.set_normalization_used([0.5], [0.5])
+    with pytest.raises(ValueError, match="images: got values in"):
+        attack(3 * s.images - 1, s.labels)
+
+
+def test_normalisation_has_to_be_set_before_it_is_asked_for(s):
+    with pytest.raises(ValueError, match="set_normalization_used"):
+        torchattacks.PGD(s.model).normalize(s.images)
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+def test_settings_may_change_between_calls(s):
+    attack = torchattacks.PGD(s.model, eps=0.05, alpha=0.05, steps=2, random_start=False)
+    for name, value in {"eps": 0.1, "alpha": 0.07, "steps": 4, "random_start": True}.items():
+        setattr(attack, name, value)
+        settings = {"eps": attack.eps, "alpha": attack.alpha, "steps": attack.steps}
+        fresh = torchattacks.PGD(s.model, **settings, random_start=attack.random_start)
+        found = []
+        for other in (attack, fresh):
+            torch.manual_seed(0)
+            found.append(other(s.images, s.labels))
+        assert torch.equal(*found)
+    attack.eps = -1
+    with pytest.raises(ValueError, match="eps: got -1"):
+        attack(s.images, s.labels)
+
+
+def test_another_size_needs_no_other_copy_of_the_model(s):
+    attack = torchattacks.BIM(s.model)
+    core = attack._made()
+    view = core.view(s.model)
+    attack.eps, attack.alpha = 0.2, 0.1
+    assert attack._made() is core
+    assert core.view(s.model) is view
+    attack.steps += 1
+    assert attack._made() is not core
+
+
+def test_the_model_is_followed_as_it_trains(s):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    attack = torchattacks.FGSM(model, eps=0.1)
+    before = attack(s.images, s.labels)
+    with torch.no_grad():
+        model[1].weight.neg_()
+    after = attack(s.images, s.labels)
+    assert not torch.equal(before, after)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    attack.set_model(other)
+    assert torch.equal(attack(s.images, s.labels), torchattacks.FGSM(other, eps=0.1)(s.images, s.labels))
+
+
+def test_bim_chooses_its_steps(s):
+    assert torchattacks.BIM(s.model, eps=16 / 255, steps=0).steps == 20
+    assert torchattacks.BIM(s.model, eps=4 / 255, steps=0).steps == 5
+
+
+def test_training_mode_is_refused(s):
+    attack = torchattacks.PGD(s.model)
+    attack.set_model_training_mode()
+    with pytest.raises(ValueError, match="model_training: got True, accepted: False"):
+        attack.set_model_training_mode(model_training=True)
+
+
+def test_it_says_what_it_is(s):
+    text = repr(torchattacks.PGD(s.model, eps=0.25))
+    assert text.startswith("PGD(")
+    assert "eps=0.25" in text
+    assert "attack_mode=default" in text
+    assert "model=" not in text
+
+
+def test_it_can_be_pickled(s):
+    attack = torchattacks.BIM(s.model, eps=0.1)
+    attack.set_mode_targeted_least_likely(quiet=True)
+    expected = attack(s.images, s.labels)
+    assert torch.equal(pickle.loads(pickle.dumps(attack))(s.images, s.labels), expected)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save_type", ["float", "int"])
+def test_save_and_load(s, tmp_path, save_type, capsys):
+    attack = torchattacks.BIM(s.model, eps=0.1, alpha=0.03, steps=5)
+    batches = list(zip(s.images.split(16), s.labels.split(16), strict=True))
+    path = tmp_path / "adversarial.pt"
+    options = {"save_predictions": True, "save_clean_inputs": True, "save_type": save_type}
+    accuracy, distance, seconds = attack.save(batches, path, return_verbose=True, **options)
+    expected = attack(s.images, s.labels)
+    predicted = logits(s, expected).argmax(1)
+    assert accuracy == pytest.approx(100 * (predicted == s.labels).double().mean().item())
+    wrong = predicted != s.labels
+    assert distance == pytest.approx(
+        (expected - s.images)[wrong].flatten(1).norm(dim=1).mean().item(), rel=1e-4
+    )
+    assert seconds > 0
+    loader = torchattacks.PGD.load(path, batch_size=40, load_predictions=True, load_clean_inputs=True)
+    ((adversarial, labels, predictions, clean),) = list(loader)
+    tolerance = 1e-6 if save_type == "float" else 1 / 255
+    torch.testing.assert_close(adversarial, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(clean, s.images, rtol=0, atol=tolerance)
+    assert torch.equal(labels, s.labels)
+    assert torch.equal(predictions, predicted)
+
+
+def test_a_file_is_the_librarys_own(s, tmp_path, capsys):
+    library = pytest.importorskip("torchattacks")
+    batches = [(s.images, s.labels)]
+    torchattacks.BIM(s.model).save(batches, tmp_path / "ours.pt", verbose=False)
+    library.BIM(s.model).save(batches, tmp_path / "theirs.pt", verbose=False)
+    ours, theirs = (torch.load(tmp_path / f"{name}.pt") for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    read = next(
+        iter(torchattacks.Attack.load(tmp_path / "theirs.pt", normalize={"mean": [0.5], "std": [0.5]}))
+    )
+    torch.testing.assert_close(read[0], (theirs["adv_inputs"] - 0.5) / 0.5)
+
+
+# --- searches and ensembles --------------------------------------------------------------------------------
+
+SEARCHES = {
+    "APGD": {"steps": 10},
+    "APGDT": {"steps": 5, "n_classes": 4},
+    "FAB": {"steps": 5, "multi_targeted": True, "n_classes": 4},
+    "Square": {"n_queries": 200},
+}
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_returns_what_fools_or_the_image(s, name, norm):
+    eps = {"Linf": 0.1, "L2": 0.8}[norm]
+    attack = getattr(torchattacks, name)(s.model, norm=norm, eps=eps, **SEARCHES[name])
+    found = attack(s.images, s.labels)
+    checked = verify(s.model, s.images, found, s.labels, norm.lower(), eps)
+    withstood = (found == s.images).flatten(1).all(1)
+    assert torch.equal(checked.success | withstood, torch.ones(40, dtype=torch.bool))
+    assert 0.1 < checked.success.double().mean() < 1
+    torch.rand(3)  # other draws in between
+    assert torch.equal(attack(s.images, s.labels), found)  # seed=0
+    if name == "FAB":  # starts at random from the second run on
+        return
+    attack.seed = 1
+    assert not torch.equal(attack(s.images, s.labels), found)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_is_as_strong_as_the_original(s, name):
+    library = pytest.importorskip("torchattacks")
+    settings = {"eps": 0.1, **SEARCHES[name], "n_classes": 10}
+    if name in ("APGD", "Square"):
+        del settings["n_classes"]
+    right = []
+    for module in (torchattacks, library):
+        found = getattr(module, name)(s.model, **settings)(s.images, s.labels)
+        right.append((logits(s, found).argmax(1) == s.labels).sum().item())
+    assert abs(right[0] - right[1]) <= 3  # of 40
+
+
+def test_norms_are_named(s):
+    with pytest.raises(ValueError, match="norm: got 'L3', accepted: Linf, L2"):
+        torchattacks.APGD(s.model, norm="L3")(s.images, s.labels)
+
+
+def test_an_ensemble_attacks_what_withstands(s, capsys):
+    weak, strong = torchattacks.FGSM(s.model, eps=0.01), torchattacks.PGD(s.model, eps=0.3, alpha=0.1)
+    calls = []
+    forward = strong.forward
+    strong.forward = lambda images, labels: calls.append(len(images)) or forward(images, labels)
+    ensemble = torchattacks.MultiAttack([weak, strong], verbose=True)
+    found = ensemble(s.images, s.labels)
+    after_weak = (logits(s, weak(s.images, s.labels)).argmax(1) == s.labels).sum().item()
+    assert calls == [after_weak]
+    assert (logits(s, found).argmax(1) != s.labels).double().mean() > 0.9
+    assert capsys.readouterr().out.startswith("Attack success rate: ")
+
+
+@pytest.mark.parametrize("attacks", [["one"], ["one", "other model"]])
+def test_ensembles_that_are_none(s, attacks):
+    models = {"one": s.model, "other model": nn.Identity()}
+    with pytest.raises(ValueError, match="attacks: got "):
+        torchattacks.MultiAttack([torchattacks.FGSM(models[name]) for name in attacks])
+
+
+def test_an_ensemble_takes_normalised_images(s):
+    attacks = [torchattacks.FGSM(s.model, eps=0.05), torchattacks.BIM(s.model, eps=0.1, alpha=0.05)]
+    ensemble = torchattacks.MultiAttack(attacks)
+    expected = torchattacks.MultiAttack([torchattacks.FGSM(Normalized(s.model, [0.3], [0.25]), eps=0.05)] * 2)
+    assert expected(s.images, s.labels).shape == s.images.shape
+    ensemble.set_normalization_used([0.3], [0.25])
+    found = ensemble.inverse_normalize(ensemble(ensemble.normalize(s.images), s.labels))
+    assert (found - s.images).abs().max() <= 0.1 + 1e-5
+
+
+@pytest.mark.parametrize("version", ["standard", "plus", "rand"])
+def test_autoattack_is_made_of_the_librarys_attacks(s, version):
+    library = pytest.importorskip("torchattacks")
+    ours, theirs = (
+        m.AutoAttack(s.model, version=version, seed=3)._autoattack.attacks for m in (torchattacks, library)
+    )
+    assert [type(a).__name__ for a in ours] == [type(a).__name__ for a in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        shared = set(vars(mine)) & set(vars(other)) - {"model", "supported_mode"}
+        assert {"eps", "norm", "n_restarts", "seed"} <= shared
+        for name in shared:
+            if name[0] != "_":
+                assert getattr(mine, name) == getattr(other, name), name
+
+
+def test_autoattack_runs(s):
+    few = s.first(8)
+    attack = torchattacks.AutoAttack(s.model, eps=0.5, seed=0)
+    found = attack(few.images, few.labels)
+    assert (logits(s, found).argmax(1) != few.labels).all()
+    with pytest.raises(ValueError, match="version: got 'fast'"):
+        torchattacks.AutoAttack(s.model, version="fast")
