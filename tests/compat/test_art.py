@@ -164,7 +164,7 @@ def test_estimators_that_are_refused(s):
 
 def test_a_normalising_estimator_and_one_without_a_box(s):
     library = pytest.importorskip("art.attacks.evasion")
-    for options in ({"preprocessing": (0.3, 0.25)}, {"clip_values": None}):
+    for options in ({"preprocessing": (0.1, 0.9)}, {"clip_values": None}):
         classifier = estimator(s.model, (1, 8, 8), **options)
         settings = {"eps": 0.1, "eps_step": 0.03, "max_iter": 5, "verbose": False}
         theirs, ours = (

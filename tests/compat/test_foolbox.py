@@ -193,7 +193,7 @@ def test_accuracy(s, fmodel):
         ({"bounds": (1, 0)}, "bounds: got"),
         (
             {"preprocessing": {"means": [0.5]}},
-            "preprocessing: got means, accepted: mean, std, axis, flip_axis",
+            "preprocessing: got means, accepted: mean, std, axis",
         ),
         ({"preprocessing": {"mean": [0.5], "axis": 1}}, "axis: got 1"),
     ],

@@ -76,7 +76,7 @@ class _GradientDescent:
             refuse(
                 "epsilons", None, "numbers: these attacks do not look for the smallest", NotImplementedError
             )
-        classes, targeted = goal(criterion)
+        module, (classes, targeted) = pixel_model(model), goal(criterion)
         self._check(targeted)
         epsilon = float(epsilon)
         kind, own = (ours.PGD, {}) if self._steps_as_ours else (_OwnStep, {"decay": self.momentum})
@@ -91,7 +91,7 @@ class _GradientDescent:
             bounds=tuple(model.bounds),
             **own,
         )
-        return _like(inputs, attack(pixel_model(model), raw(inputs), classes))
+        return _like(inputs, attack(module, raw(inputs), classes))
 
     @property
     def _steps_as_ours(self) -> bool:
