@@ -11,9 +11,9 @@ from roli_fast.attacks import PGD, verify
 from roli_fast.evaluation import evaluate
 from roli_fast.models import Normalized
 
-from .cases import ATTACKS, SIZES, make
+from .cases import ATTACKS, SIZES, each_attack, make
 
-each = pytest.mark.parametrize("name", ATTACKS)
+each = each_attack
 NO_LABELS = ("TPGD", "FeaturePGD")
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
 
