@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import attacks as ours
+from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_count, draw_key, refuse
 from ..attacks.verify import predict
 from ..engine.modes import Model
-from .core import Maker, no_such, read
+from .core import chosen, no_such, read
 
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _VERSIONS = ("standard", "plus", "rand")
@@ -50,9 +51,8 @@ class AutoAttack:
             )
         self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
         self.version, self.device, self.log_path = version, device, log_path
-        chosen = attacks_to_run if version == "custom" else ours.autoattack.VERSIONS[version]
-        self.attacks_to_run = list(chosen)
-        self._make = Maker()
+        names = attacks_to_run if version == "custom" else ours.autoattack.VERSIONS[version]
+        self.attacks_to_run = list(names)
 
     def __getattr__(self, name: str) -> NoReturn:
         hint = ""
@@ -111,18 +111,15 @@ class AutoAttack:
             self.model.to(self.device)
         # What a custom selection is of: five restarts, as the version "plus".
         version = "plus" if self.version == "custom" else self.version
-        attack = self._make(
-            ours.AutoAttack, norm=_NORMS[self.norm], eps=self.epsilon, version=version, attacks=tuple(names)
-        )
-        assert isinstance(attack, ours.AutoAttack)
+        attack = ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
         state = _State.found(state_path, attack, self._key(), len(images))
         key = torch.tensor([state.key], device=self.device)
-        adversarial, classes = images.clone(), labels.clone()
+        adversarial, classes = images.detach().clone(), labels.clone()
         notes: set[str] = set()
         begin = time.perf_counter()
         for start in range(len(state.broken_by), len(images), bs):
             rows = torch.arange(start, min(start + bs, len(images)))
-            batch = images[start : start + bs].to(self.device), labels[start : start + bs].to(self.device)
+            batch = adversarial[rows].to(self.device), classes[rows].to(self.device)
             result = attack.run(self.model, *batch, index=rows.to(self.device), key=key)
             adversarial[rows] = result.adversarial.to(images)
             if return_labels:
@@ -132,7 +129,10 @@ class AutoAttack:
                 if note not in notes:
                     self._log(note)
             notes.update(result.notes)
-        self._report(attack.stages, torch.tensor(state.broken_by), time.perf_counter() - begin)
+        broken_by = torch.tensor(state.broken_by)
+        for note in square_finds_more(attack.stages, broken_by):
+            self._log(note)
+        self._report(attack.stages, broken_by, time.perf_counter() - begin)
         return (adversarial, classes) if return_labels else adversarial
 
     def _key(self) -> int:
@@ -173,7 +173,7 @@ class _State:
     @classmethod
     def found(cls, path: str | Path | None, attack: ours.AutoAttack, key: int, samples: int) -> "_State":
         """What the file says, or the beginning; ValueError for a file of another evaluation."""
-        about = f"{samples} images, {attack!r}"
+        about = f"{attack.label} on {samples} images"
         file = None if path is None else Path(path)
         if file is None or not file.exists():
             return cls(file, about, key, [])

@@ -12,17 +12,17 @@ from roli_fast.compat.autoattack import AutoAttack
 
 @pytest.fixture
 def s(digits_subject):
-    return digits_subject.first(30)
+    return digits_subject.first(16)
 
 
 @pytest.fixture
 def quick(s):
-    """Ten steps instead of a hundred: the official number is not the face's to set."""
+    """Five steps instead of a hundred: the official number is not the face's to set."""
     import roli_fast.compat.autoattack as module
 
     class Quick(Core):
-        def __init__(self, **options):
-            super().__init__(steps=10, queries=50, **options)
+        def __init__(self, *settings, **options):
+            super().__init__(*settings, steps=5, queries=20, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.ours, "AutoAttack", Quick)
@@ -46,11 +46,11 @@ def test_a_standard_evaluation(s, quick, capsys, tmp_path):
 
 def test_batches_and_seeds(s, quick):
     evaluate = quick(verbose=False).run_standard_evaluation
-    whole = evaluate(s.images, s.labels, bs=30)
+    whole = evaluate(s.images, s.labels, bs=16)
     differs = (evaluate(s.images, s.labels, bs=7) - whole).abs().flatten(1).amax(1) > 1e-5
     assert differs.sum() <= 2  # other batches round otherwise
-    assert torch.equal(evaluate(s.images, s.labels, bs=30), whole)
-    other = quick(verbose=False, seed=1).run_standard_evaluation(s.images, s.labels, bs=30)
+    assert torch.equal(evaluate(s.images, s.labels, bs=16), whole)
+    other = quick(verbose=False, seed=1).run_standard_evaluation(s.images, s.labels, bs=16)
     assert not torch.equal(other, whole)
 
 
@@ -64,23 +64,34 @@ def test_each_attack_alone(s, quick, capsys):
     assert images.shape == s.images.shape
 
 
-def test_a_custom_version_has_five_restarts(quick):
-    adversary = quick(version="custom", attacks_to_run=["apgd-dlr"])
-    core = adversary._make(Core, norm="linf", eps=0.1, version="plus", attacks=("apgd-dlr",))
+def test_a_custom_version_is_of_five_restarts(s, monkeypatch):
+    import roli_fast.compat.autoattack as module
+
+    made = []
+
+    def record(*settings, **options):
+        made.append(Core(*settings, **options, steps=1, queries=1))
+        return made[-1]
+
+    monkeypatch.setattr(module.ours, "AutoAttack", record)
+    kind = {"version": "custom", "attacks_to_run": ["apgd-dlr"], "device": "cpu", "verbose": False}
+    AutoAttack(s.model, norm="L2", eps=0.5, **kind).run_standard_evaluation(s.images, s.labels)
+    (core,) = made
+    assert (core.norm, core.eps, core.attacks) == ("l2", 0.5, ("apgd-dlr",))
     assert core._stages["apgd-dlr"].restarts == 5
 
 
 def test_an_interrupted_evaluation_goes_on(s, quick, tmp_path):
     path = tmp_path / "state.json"
-    whole = quick(verbose=False).run_standard_evaluation(s.images, s.labels, bs=10, state_path=path)
+    whole = quick(verbose=False).run_standard_evaluation(s.images, s.labels, bs=6, state_path=path)
     state = json.loads(path.read_text())
-    assert len(state["broken_by"]) == 30
-    path.write_text(json.dumps({**state, "broken_by": state["broken_by"][:20]}))
-    rest = quick(verbose=False, seed=9).run_standard_evaluation(s.images, s.labels, bs=10, state_path=path)
-    assert torch.equal(rest[:20], s.images[:20])
-    assert torch.equal(rest[20:], whole[20:])
+    assert len(state["broken_by"]) == 16
+    path.write_text(json.dumps({**state, "broken_by": state["broken_by"][:12]}))
+    rest = quick(verbose=False, seed=9).run_standard_evaluation(s.images, s.labels, bs=6, state_path=path)
+    assert torch.equal(rest[:12], s.images[:12])
+    assert torch.equal(rest[12:], whole[12:])
     assert json.loads(path.read_text()) == state
-    with pytest.raises(ValueError, match="state_path: got the state of 30 images"):
+    with pytest.raises(ValueError, match="state_path: got the state of roli_fast"):
         quick(verbose=False, eps=0.2).run_standard_evaluation(s.images, s.labels, state_path=path)
 
 

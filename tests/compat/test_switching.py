@@ -1,0 +1,343 @@
+"""Each row of what changes with the switch (docs/switching.md)."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import roli_fast.compat.cleverhans as cleverhans
+import roli_fast.compat.foolbox as foolbox
+import roli_fast.compat.torchattacks as torchattacks
+from roli_fast.attacks import verify
+from roli_fast.compat import art, options
+from roli_fast.compat.autoattack import AutoAttack
+
+from .cases import estimator
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "switching.md"
+ROWS: dict[str, str] = {}
+
+
+def row(title):
+    """Marks the test of a row."""
+
+    def mark(test):
+        ROWS[title] = test.__name__
+        return test
+
+    return mark
+
+
+def test_every_row_has_its_test():
+    table = DOCUMENT.read_text().partition("## What changes")[2]
+    titles = re.findall(r"^\| ([^|]+?) \|", table, re.M)
+    assert titles[0] == "what"
+    assert titles[1:] == list(ROWS)
+
+
+def test_the_imports_of_the_document_work():
+    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+    exec(block, {})
+
+
+def test_what_is_covered_is_what_there_is():
+    text = DOCUMENT.read_text()
+    for module in (torchattacks, art, cleverhans):
+        for name in module.__all__:
+            assert name in text, name
+
+
+# --- every face in one step, from a model, images and labels -----------------------------------------------
+
+
+def by_torchattacks(model, images, labels):
+    return torchattacks.PGDL2(model, eps=0.5, alpha=0.2, steps=2)(images, labels)
+
+
+def by_foolbox(model, images, labels):
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    return foolbox.attacks.L2PGD(steps=2)(wrapped, images, labels, epsilons=0.5)[0]
+
+
+def by_art(model, images, labels):
+    pytest.importorskip("art.estimators.classification")
+    classifier = estimator(model, tuple(images.shape[1:]))
+    attack = art.ProjectedGradientDescent(classifier, norm=2, eps=0.5, eps_step=0.2, max_iter=2)
+    return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+
+
+def by_cleverhans(model, images, labels):
+    sizes = {"eps": 0.5, "eps_iter": 0.2, "nb_iter": 2, "norm": 2, "clip_min": 0.0, "clip_max": 1.0}
+    return cleverhans.projected_gradient_descent(model, images, y=labels, **sizes)
+
+
+def by_autoattack(model, images, labels):
+    kind = {"version": "custom", "attacks_to_run": ["square"], "norm": "L2", "verbose": False}
+    return AutoAttack(model, eps=5.0, device="cpu", **kind).run_standard_evaluation(images, labels)
+
+
+FACES = [by_torchattacks, by_foolbox, by_art, by_cleverhans, by_autoattack]
+every_face = pytest.mark.parametrize("attack", FACES)
+
+
+@pytest.fixture
+def net():
+    """In train mode, but for a frozen BatchNorm; its parameters have gradients."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 10),
+    ).train()
+    model[1].eval()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    return model
+
+
+@pytest.fixture
+def batch():
+    return torch.rand(5, 1, 8, 8), torch.randint(0, 10, (5,))
+
+
+@row("Modes")
+@every_face
+def test_modes(attack, net, batch):
+    before = [module.training for module in net.modules()]
+    attack(net, *batch)
+    assert [module.training for module in net.modules()] == before
+
+
+@row("Training mode")
+@every_face
+def test_training_mode(attack, net, batch):
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(0)
+    found = attack(net, *batch)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    torch.manual_seed(0)
+    torch.testing.assert_close(attack(net.eval(), *batch), found)
+
+
+@row("Gradients")
+@every_face
+def test_gradients(attack, net, batch):
+    attack(net, *batch)
+    assert all((parameter.grad == 1).all() for parameter in net.parameters())
+
+
+@row("`torch.no_grad`")
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@every_face
+def test_no_grad(attack, context, net, batch):
+    torch.manual_seed(0)
+    expected = attack(net, *batch)
+    torch.manual_seed(0)
+    with context():
+        found = attack(net, *batch)
+    torch.testing.assert_close(found, expected)
+
+
+@row("Channels-last")
+@every_face
+def test_channels_last(attack, batch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    images = torch.rand(5, 3, 8, 8)
+    found = []
+    for given in (images, images.to(memory_format=torch.channels_last)):
+        torch.manual_seed(0)
+        found.append(attack(model, given, batch[1]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
+    if attack is not by_art:  # numpy's have one layout
+        assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
+@row("Shapes")
+@pytest.mark.parametrize("attack", FACES[:-1])  # Square changes squares
+@pytest.mark.parametrize("shape", [(12,), (4, 6), (2, 2, 3, 2)])
+def test_shapes(attack, shape):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 10)).eval()
+    images = torch.rand(5, *shape)
+    found = attack(model, images, torch.zeros(5, dtype=torch.int64))
+    assert found.shape == images.shape
+    assert not torch.equal(found, images)
+
+
+@row("Half precision")
+@pytest.mark.parametrize("attack", [by_torchattacks, by_foolbox, by_cleverhans, by_autoattack])
+def test_half_precision(attack, net, batch):
+    images, labels = batch[0].bfloat16(), batch[1]
+    found = attack(net.eval().bfloat16(), images, labels)
+    assert found.dtype == torch.bfloat16
+    eps = 5.0 if attack is by_autoattack else 0.5
+    assert ((found - images).float().flatten(1).norm(dim=1) <= eps * (1 + 1e-3)).all()
+
+
+@row("Result")
+@every_face
+def test_result(attack, net, batch):
+    assert not attack(net, batch[0].requires_grad_(attack is not by_art), batch[1]).requires_grad
+
+
+@row("Seeds")
+@every_face
+def test_seeds(attack, net, batch):
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        numpy.random.seed(seed + len(found))
+        found.append(attack(net, *batch) if attack is not by_art else by_art_at_random(net, *batch))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    state = torch.get_rng_state()
+    torchattacks.APGD(net, steps=2, seed=0)(*batch)
+    AutoAttack(
+        net, version="custom", attacks_to_run=["apgd-ce"], eps=1.0, seed=0, device="cpu", verbose=False
+    ).run_standard_evaluation(*batch)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def by_art_at_random(model, images, labels):
+    classifier = estimator(model, tuple(images.shape[1:]))
+    attack = art.ProjectedGradientDescent(classifier, max_iter=1, num_random_init=1)
+    return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+
+
+@row("Range")
+@every_face
+def test_range(attack, net, batch):
+    with pytest.raises((ValueError, AssertionError), match=r"(images|x): got values in"):
+        attack(net, 2 * batch[0] - 1, batch[1])
+    with pytest.raises(ValueError, match=r"Normalized\(model, mean, std\)"):
+        cleverhans.fast_gradient_method(net, 2 * batch[0] - 1, 0.1, 2, 0.0, 1.0)
+
+
+@row("Confident images")
+def test_confident_images(batch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(100)
+        labels = model(batch[0]).argmax(1)
+        margins = model(batch[0]).topk(2).values.diff(dim=1).abs()
+    assert margins.max() > 20
+    assert torch.nn.functional.cross_entropy(model(batch[0]), labels, reduction="none").min() == 0
+    found = torchattacks.FGSM(model, eps=0.1)(batch[0], labels)
+    change = (found - batch[0]).abs().flatten(1)
+    assert (change.amax(1) > 0.09).all()
+
+
+@row("Zero gradients")
+def test_zero_gradients(batch):
+    class Half(nn.Module):
+        """Of constant output for all images but the first."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)) * (torch.arange(len(x)) == 0)[:, None]
+
+    for kind in (torchattacks.MIFGSM, torchattacks.PGDL2, torchattacks.BIM):
+        attack = kind(Half().eval(), eps=0.1, alpha=0.05, steps=2)
+        attack.random_start = False
+        found = attack(*batch)
+        assert found.isfinite().all()
+        assert not torch.equal(found[0], batch[0][0])
+        torch.testing.assert_close(found[1:], batch[0][1:])
+
+
+@row("Small gradients")
+def test_small_gradients():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(1e-9)
+    images = torch.full((5, 1, 8, 8), 0.5)
+    attack = torchattacks.PGDL2(model, eps=1.0, alpha=0.3, steps=1, random_start=False)
+    length = (attack(images, torch.zeros(5, dtype=torch.int64)) - images).flatten(1).norm(dim=1)
+    torch.testing.assert_close(length, torch.full((5,), 0.3))
+
+
+@row("Settings that would do nothing")
+def test_settings_that_would_do_nothing(net):
+    with pytest.raises(ValueError, match="model_training: got True"):
+        torchattacks.PGD(net).set_model_training_mode(True)
+    with pytest.raises(AttributeError, match="'apgd': for settings of single attacks"):
+        AutoAttack(net).apgd.n_restarts = 2
+    pytest.importorskip("art.estimators.classification")
+    classifier = estimator(net, (1, 8, 8))
+    for name, kind in (
+        ("random_eps", art.ProjectedGradientDescent),
+        ("summary_writer", art.ProjectedGradientDescent),
+        ("minimal", art.FastGradientMethod),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: got True, accepted: False"):
+            kind(classifier, **{name: True})
+
+
+@row("Losses and defences")
+def test_losses_and_defences(net):
+    classification = pytest.importorskip("art.estimators.classification")
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
+    classifier = classification.PyTorchClassifier(net, smoothed, (1, 8, 8), 10, device_type="cpu")
+    with pytest.raises(ValueError, match="estimator: got one with the loss CrossEntropyLoss"):
+        art.FastGradientMethod(classifier)
+
+
+@row("Restarts")
+def test_restarts(digits_subject):
+    pytest.importorskip("art.estimators.classification")
+    s = digits_subject.first(60)
+    classifier = estimator(s.model, (1, 8, 8))
+    fooled = []
+    for starts in (1, 6):
+        torch.manual_seed(0)
+        attack = art.FastGradientMethod(classifier, eps=0.1, num_random_init=starts, batch_size=60)
+        found = attack.generate(s.images.numpy(), s.labels.numpy())
+        fooled.append(classifier.predict(found).argmax(1) != s.labels.numpy())
+    assert (fooled[1] >= fooled[0]).all()  # the first start is among the six
+    assert fooled[1].sum() > fooled[0].sum()
+
+
+@row("Clipped images")
+def test_clipped_images(digits_subject):
+    s = digits_subject.first(40)
+    wrapped = foolbox.PyTorchModel(s.model, bounds=(0, 1), device="cpu")
+    for kind, norm in (("LinfPGD", "linf"), ("L2PGD", "l2"), ("L1PGD", "l1")):
+        eps = getattr(s, norm)
+        found, clipped, _ = getattr(foolbox.attacks, kind)()(wrapped, s.images, s.labels, epsilons=eps)
+        assert torch.equal(found, clipped)
+        assert verify(s.model, s.images, found, s.labels, norm, eps * (1 + 1e-6)).in_ball.all()
+
+
+@row("State")
+def test_state(digits_subject, tmp_path):
+    s = digits_subject.first(6)
+    kind = {"version": "custom", "attacks_to_run": ["apgd-ce"], "seed": 0, "verbose": False}
+    evaluate = AutoAttack(s.model, eps=0.5, device="cpu", **kind).run_standard_evaluation
+    evaluate(s.images, s.labels, bs=3, state_path=tmp_path / "state")
+    again = evaluate(s.images, s.labels, bs=3, state_path=tmp_path / "state")
+    assert torch.equal(again, s.images)  # all were done
+
+
+@row("Precision")
+def test_precision(digits_subject):
+    s = digits_subject.first(60)
+    attack = torchattacks.BIM(s.model, eps=0.1, alpha=0.03, steps=5)
+    assert attack._made().precision == "fp32"
+    exact = attack(s.images, s.labels)
+    with options(precision="bf16"):
+        assert attack._made().precision == "bf16"
+        fast = attack(s.images, s.labels)
+    with torch.no_grad():
+        right = [(s.model(images).argmax(1) == s.labels).sum().item() for images in (exact, fast)]
+    assert abs(right[0] - right[1]) <= 3

@@ -1,0 +1,107 @@
+"""The examples run, on little data, and do what they say."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from roli_fast.attacks import PGD
+from roli_fast.data.digits import Splits
+from roli_fast.evaluation import evaluate
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """The main function of an example, on a few of the digits."""
+
+    def load(name, count=192):
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if hasattr(module, "digits"):
+            whole = module.digits()
+            few = Splits(*(TensorDataset(*(t[:count] for t in split.tensors)) for split in whole))
+            monkeypatch.setattr(module, "digits", lambda: few)
+        return module.main
+
+    return load
+
+
+def robust_accuracy(model):
+    from roli_fast.data import digits
+
+    images, labels = (t[:100] for t in digits().test.tensors)
+    return evaluate(model, [(images, labels)], PGD(eps=0.1, step_size=0.03, steps=5)).value
+
+
+def test_every_example_has_a_test():
+    tested = {
+        "attack_view",
+        "autoattack_timm",
+        "from_torchattacks",
+        "fused_ops",
+        "transfer_attack",
+        "verify_images",
+        "with_accelerate",
+    }
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("name", ["fused_ops", "attack_view", "with_accelerate"])
+def test_training(run, name, capsys):
+    pytest.importorskip("sklearn")
+    if name == "with_accelerate":
+        pytest.importorskip("accelerate")
+    model = run(name)(epochs=4)
+    assert robust_accuracy(model) > 0.4  # a guess is right in 0.1
+    assert "epoch 3: loss " in capsys.readouterr().out
+
+
+def test_the_switch_from_torchattacks(run, capsys):
+    pytest.importorskip("sklearn")
+    right = run("from_torchattacks")(epochs=4)
+    assert right.double().mean() > 0.2
+    assert "robust accuracy: " in capsys.readouterr().out
+
+
+def test_autoattack_of_a_timm_model(run, capsys):
+    images = torch.rand(3, 3, 32, 32)
+    found = run("autoattack_timm")("resnet10t", False, images, eps=0.2, steps=3, queries=5)
+    assert found.clean.value == 1
+    assert found.stages == ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
+    assert "   clean: 100.0%" in capsys.readouterr().out
+
+
+def test_a_transfer_attack(run):
+    pytest.importorskip("sklearn")
+    found = run("transfer_attack", count=400)(epochs=3)
+    fooled = {name: checked.success.double().mean() for name, checked in found.items()}
+    assert fooled["surrogate"] >= fooled["target"] > 0.1
+    assert all(checked.in_ball.all() for checked in found.values())
+
+
+def test_a_verifier(run, tmp_path, capsys):
+    from roli_fast.models import small_resnet
+
+    model = small_resnet(10, in_chans=1).eval()
+    images, eps = torch.rand(6, 1, 8, 8) * 0.5 + 0.25, 0.05
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    adversarial = images.clone()
+    adversarial[0] += 0.2  # out of the ball
+    adversarial[1, 0, 0, 0] = torch.nan
+    adversarial[2, 0, 0, 0] = -0.01  # out of the box
+    torch.save({"images": images, "labels": labels, "adversarial": adversarial}, tmp_path / "images.pt")
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    checked = run("verify_images")(
+        [str(tmp_path / "images.pt"), str(tmp_path / "weights.pt"), "--eps", str(eps)]
+    )
+    assert checked.in_ball.tolist() == [False, False, False, True, True, True]
+    assert checked.finite.sum() == 5
+    assert checked.in_box.sum() == 4
+    assert not checked.success.any()
+    assert "3 of 6 within 0.05 in linf" in capsys.readouterr().out
