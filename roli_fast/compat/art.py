@@ -18,14 +18,14 @@ from ..attacks.inputs import check_count, check_number, check_size, refuse
 from ..attacks.norms import NORMS
 from ..models.normalized import Normalized
 from .core import UNBOUNDED, Maker, no_such, read
-from .steps import ClippedFirst, shrink_
+from .steps import OwnStep, shrink_
 
 Size = float | numpy.ndarray
 
 _NORMS = {"inf": "linf", math.inf: "linf", 1: "l1", 2: "l2"}
 
 
-class _OwnStep(ClippedFirst):
+class _ArtStep(OwnStep):
     """In L1, a step of the largest element alone, and the way back along the line to the image.
 
     allowed: (N, ...) bool, where a sample may change; None for everywhere.
@@ -167,9 +167,9 @@ class _Attack:
             "decay": self.decay,
         }
         if allowed is None:
-            return self._make(_OwnStep, **settings)(model, images, labels)
+            return self._make(_ArtStep, **settings)(model, images, labels)
         # Of this batch alone, as the model that hides what may not change.
-        attack = Maker()(_OwnStep, **settings, allowed=allowed)
+        attack = Maker()(_ArtStep, **settings, allowed=allowed)
         return torch.where(allowed, attack(_Masked(model, images, allowed), images, labels), images)
 
     @property

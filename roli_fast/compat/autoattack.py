@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import attacks as ours
 from ..attacks.checks import square_finds_more
@@ -46,9 +46,7 @@ class AutoAttack:
         if version not in (*_VERSIONS, "custom"):
             refuse("version", repr(version), ", ".join((*_VERSIONS, "custom")))
         if version != "custom" and len(attacks_to_run) > 0:
-            refuse(
-                "attacks_to_run", repr(attacks_to_run), f"none with version={version!r}, which has its own"
-            )
+            refuse("attacks_to_run", repr(attacks_to_run), f"none, which version={version!r} has itself")
         self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
         self.version, self.device, self.log_path = version, device, log_path
         names = attacks_to_run if version == "custom" else ours.autoattack.VERSIONS[version]
@@ -107,11 +105,7 @@ class AutoAttack:
         state_path: str | Path | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_count("bs", bs)
-        if isinstance(self.model, nn.Module):
-            self.model.to(self.device)
-        # What a custom selection is of: five restarts, as the version "plus".
-        version = "plus" if self.version == "custom" else self.version
-        attack = ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
+        attack = self._made(names)
         state = _State.found(state_path, attack, self._key(), len(images))
         key = torch.tensor([state.key], device=self.device)
         adversarial, classes = images.detach().clone(), labels.clone()
@@ -135,6 +129,11 @@ class AutoAttack:
         self._report(attack.stages, broken_by, time.perf_counter() - begin)
         return (adversarial, classes) if return_labels else adversarial
 
+    def _made(self, names: Sequence[str]) -> ours.AutoAttack:
+        # A custom selection has five restarts, as the version "plus".
+        version = "plus" if self.version == "custom" else self.version
+        return ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
+
     def _key(self) -> int:
         if self.seed is not None:
             return int(self.seed)
@@ -144,14 +143,9 @@ class AutoAttack:
         """How much was left after each attack."""
         for stage, name in enumerate(stages):
             left = ((broken_by < 0) | (broken_by > stage)).double().mean().item()
-            self._log(
-                f"initial accuracy: {left:.2%}"
-                if stage == 0
-                else f"robust accuracy after {name.upper()}: {left:.2%}"
-            )
-        self._log(
-            f"robust accuracy: {(broken_by < 0).double().mean().item():.2%} (total time {seconds:.1f} s)"
-        )
+            what = "initial accuracy" if stage == 0 else f"robust accuracy after {name.upper()}"
+            self._log(f"{what}: {left:.2%}")
+        self._log(f"robust accuracy: {left:.2%} (total time {seconds:.1f} s)")
 
     def _log(self, line: str) -> None:
         if self.verbose:
@@ -198,6 +192,18 @@ def __getattr__(name: str) -> NoReturn:
     no_such("autoattack", name, __all__)
 
 
+# Where the official object has the settings of its attacks, and what they are called here.
+_STEPS = {"n_iter": "steps"}
+_PARTS = {
+    "apgd-ce": ("apgd", {**_STEPS, "n_restarts": "restarts", "eot_iter": "eot"}),
+    "apgd-dlr": ("apgd", {**_STEPS, "n_restarts": "restarts", "eot_iter": "eot"}),
+    "apgd-t": ("apgd_targeted", {**_STEPS, "n_restarts": "restarts", "n_target_classes": "targets"}),
+    "fab": ("fab", {**_STEPS, "n_restarts": "restarts"}),
+    "fab-t": ("fab", {**_STEPS, "n_target_classes": "targets"}),
+    "square": ("square", {"n_queries": "queries", "n_restarts": "restarts"}),
+}
+
+
 def accelerated(original: Any) -> AutoAttack:
     """The official object as this one."""
     elsewhere = {
@@ -205,4 +211,12 @@ def accelerated(original: Any) -> AutoAttack:
         "attacks_to_run": lambda attack: attack.attacks_to_run if attack.version == "custom" else [],
         "log_path": lambda attack: getattr(attack.logger, "log_path", None),
     }
-    return read(original, __name__, __all__, elsewhere=elsewhere)
+    face: AutoAttack = read(original, __name__, __all__, elsewhere=elsewhere)
+    stages = face._made(face.attacks_to_run)._stages
+    for name, (part, settings) in _PARTS.items():
+        for theirs, mine in settings.items():
+            if name in stages and hasattr(original, part):
+                got, accepted = getattr(getattr(original, part), theirs), getattr(stages[name], mine)
+                if got != accepted:
+                    refuse(f"attack.{part}.{theirs}", got, f"{accepted}; for others, use roli_fast.attacks")
+    return face

@@ -13,12 +13,12 @@ from ..attacks.inputs import refuse, to_state
 from ..attacks.norms import NORMS, uniform_draws
 from ..engine.modes import Model
 from .core import UNBOUNDED, chosen, no_such
-from .steps import ClippedFirst
+from .steps import OwnStep
 
 _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
 
 
-class _OwnStart(ClippedFirst):
+class _OwnStart(OwnStep):
     """Starts uniformly in a cube, brought into the ball.
 
     reach: half the cube's side; None for eps.

@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import dataclasses
 import inspect
 import operator
 import sys
@@ -15,14 +14,7 @@ from ..attacks.attack import Attack
 from ..attacks.inputs import check_choice, check_size, refuse
 from ..engine import PRECISIONS
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    precision: str = "fp32"
-    fold: bool = True
-
-
-_OPTIONS = contextvars.ContextVar[Options]("options")
+_OPTIONS = contextvars.ContextVar[dict[str, Any]]("options")
 
 # A box for libraries that need none: every finite float32.
 UNBOUNDED = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
@@ -36,7 +28,7 @@ def options(*, precision: str = "fp32", fold: bool = True) -> Iterator[None]:
         True.
     """
     check_choice("precision", precision, tuple(PRECISIONS))
-    token = _OPTIONS.set(Options(precision, fold))
+    token = _OPTIONS.set({"precision": precision, "fold": fold})
     try:
         yield
     finally:
@@ -45,7 +37,7 @@ def options(*, precision: str = "fp32", fold: bool = True) -> Iterator[None]:
 
 def chosen() -> dict[str, Any]:
     """The options of this ``with``, as arguments of an attack."""
-    return dataclasses.asdict(_OPTIONS.get(Options()))
+    return _OPTIONS.get({"precision": "fp32", "fold": True})
 
 
 class Maker:

@@ -13,9 +13,9 @@ from ..attacks.norms import NORMS
 from ..attacks.pgd import MomentumState
 
 
-class ClippedFirst(PGD):
-    """PGD whose step is clamped to the box and then projected onto the ball, as ART's and cleverhans' is;
-    in L2 that is another point than the projection clamped.
+class OwnStep(PGD):
+    """PGD whose step is a library's own. Here it is clamped to the box and then projected onto the ball, as
+    ART and cleverhans do; in L2 that is another point than the projection clamped.
 
     decay: how much of the last direction is kept, as in :class:`roli_fast.attacks.MIFGSM`; None for a step
         along the gradient alone.

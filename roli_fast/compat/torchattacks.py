@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from .. import attacks as ours
-from ..attacks.inputs import refuse, to_state
+from ..attacks.inputs import check_size, refuse, to_state
 from ..attacks.norms import normal_draws, uniform_draws
 from ..engine.modes import Model
 from ..models.normalized import Normalized
@@ -310,6 +310,7 @@ class _Steps(Attack):
         return self._make(ours.PGD, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
+        check_size("alpha", self.alpha)
         return {
             "eps": self.eps,
             "step_size": self.alpha,

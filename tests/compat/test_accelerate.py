@@ -1,5 +1,7 @@
 """An object of another library, on this core: the same settings, the same mode, the same images."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -144,6 +146,14 @@ def test_autoattack_by_its_attributes(s):
     assert (fast.model, fast.norm, fast.epsilon, fast.seed) == (s.model, "L2", 0.5, 3)
     assert fast.attacks_to_run == attack.attacks_to_run
     assert (fast.device, fast.verbose) == ("cpu", False)
+    attack.square = SimpleNamespace(n_queries=5000, n_restarts=1)
+    attack.fab = SimpleNamespace(n_iter=100, n_restarts=1, n_target_classes=9)
+    attack.apgd = SimpleNamespace(n_iter=100, n_restarts=1, eot_iter=1)
+    attack.apgd_targeted = SimpleNamespace(n_iter=100, n_restarts=1, n_target_classes=9)
+    roli_fast.accelerate(attack)
+    attack.apgd.n_iter = 50
+    with pytest.raises(ValueError, match=r"attack\.apgd\.n_iter: got 50, accepted: 100; for others, use"):
+        roli_fast.accelerate(attack)
     attack.version, attack.attacks_to_run = "custom", ["square"]
     assert roli_fast.accelerate(attack).attacks_to_run == ["square"]
 

@@ -108,7 +108,7 @@ def test_clean_accuracy(s, quick):
         ({"version": "fast"}, "version: got 'fast', accepted: standard, plus, rand, custom"),
         (
             {"attacks_to_run": ["fab"]},
-            r"attacks_to_run: got \['fab'\], accepted: none with version",
+            r"attacks_to_run: got \['fab'\], accepted: none, which version",
         ),
     ],
 )

@@ -5,7 +5,7 @@ torch's.
 """
 
 from . import attacks
-from .attacks import accelerated
+from .attacks import accelerated as accelerated
 from .criteria import Misclassification, TargetedMisclassification
 from .models import PyTorchModel, accuracy
 
@@ -13,7 +13,6 @@ __all__ = [
     "Misclassification",
     "PyTorchModel",
     "TargetedMisclassification",
-    "accelerated",
     "accuracy",
     "attacks",
 ]

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ... import attacks as ours
 from ...attacks.ascent import State
-from ...attacks.inputs import check_count, refuse
+from ...attacks.inputs import check_count, check_size, refuse
 from ...attacks.norms import NORMS
 from ..core import Maker, no_such, read
-from ..steps import ClippedFirst, shrink_, unit
+from ..steps import OwnStep, shrink_, unit
 from .criteria import goal, raw
 from .models import pixel_model
 
 
-class _OwnStep(ClippedFirst):
+class _FoolboxStep(OwnStep):
     """In L1, a step along the gradient itself, and the way back along the line to the image. With momentum,
     a sum of gradients of length 1, in Linf of their signs."""
 
@@ -45,6 +45,9 @@ class _GradientDescent:
     momentum: float | None = None
 
     def __init__(self, *, rel_stepsize: float, abs_stepsize: float | None, steps: int, random_start: bool):
+        check_size("rel_stepsize", rel_stepsize)
+        if abs_stepsize is not None:
+            check_size("abs_stepsize", abs_stepsize)
         self.rel_stepsize, self.abs_stepsize = rel_stepsize, abs_stepsize
         self.steps, self.random_start = steps, random_start
         self._make = Maker()
@@ -79,7 +82,7 @@ class _GradientDescent:
         module, (classes, targeted) = pixel_model(model), goal(criterion)
         self._check(targeted)
         epsilon = float(epsilon)
-        kind, own = (ours.PGD, {}) if self._steps_as_ours else (_OwnStep, {"decay": self.momentum})
+        kind, own = (ours.PGD, {}) if self._steps_as_ours else (_FoolboxStep, {"decay": self.momentum})
         attack = self._make(
             kind,
             norm=self.norm,
