@@ -1,0 +1,122 @@
+"""What timm's dataset factory knows by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` and ``tfds/``."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_dataset
+
+from .checks import refuse
+from .images import Pictures
+from .sources import ReaderPictures, Source, TorchvisionPictures
+from .splits import VALIDATION, Splits, cut_share
+from .stream import ImageStream
+from .view import View
+
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "torch": (),
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "wds": ("webdataset",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+}
+_STREAMED = ("hfids", "wds", "tfds")
+PREFIXES = tuple(f"{prefix}/" for prefix in _PACKAGES)
+
+
+def load_timm(
+    name: str,
+    data_dir: Path | None,
+    train_split: str,
+    val_split: str | None,
+    test_split: str,
+    view: View,
+    mode: str,
+    num_classes: int | None,
+    split_seed: int,
+    download: bool,
+) -> Splits:
+    """Splits by the names that the set gives them; without one, validation images are cut from the others.
+
+    Raises ImportError for a package that is missing, FileNotFoundError where torchvision does not find its
+    set, and ValueError for a name that timm does not know, a streamed set without a validation split, and
+    classes that neither the set nor num_classes tells.
+    """
+    prefix = name.partition("/")[0].lower()
+    for package in _PACKAGES[prefix]:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{name} needs a package: pip install {package.replace('_', '-')}")
+    if prefix == "torch" and data_dir is None:
+        refuse("data_dir", "None", f"the folder in which torchvision finds {name}, or downloads it")
+    root = None if data_dir is None else str(data_dir)
+    make = partial(create_dataset, name, root=root, download=download, input_img_mode=mode)
+
+    if prefix in _STREAMED:
+        if val_split is None:
+            refuse(
+                "val_split", "None", f"the name of one: {name} is streamed, so that none can be cut from it"
+            )
+        names = (train_split, val_split, test_split)
+        return Splits(*(_stream(make, split, view, num_classes, prefix == "tfds") for split in names))
+
+    def pictures(split: str) -> Pictures:
+        return _pictures(_made(make, name, split, data_dir), view, mode, num_classes)
+
+    train, test = pictures(train_split), pictures(test_split)
+    train, val = (
+        cut_share(train, VALIDATION, split_seed) if val_split is None else (train, pictures(val_split))
+    )
+    return Splits(train.stored(), val.stored(), test.stored())
+
+
+def _made(make: Callable[..., Any], name: str, split: str, data_dir: Path | None) -> Any:
+    try:
+        return make(split=split)
+    except AssertionError as error:
+        refuse("name", f"{name} ({error})", "a set that timm's create_dataset knows")
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"data_dir: got {data_dir} ({error}), accepted: the folder of {name}; download=True fetches it "
+            "where torchvision can"
+        ) from error
+
+
+def _pictures(dataset: Any, view: View, mode: str, num_classes: int | None) -> Pictures:
+    source: Source
+    if hasattr(dataset, "reader"):
+        reader = dataset.reader
+        source, targets = ReaderPictures(reader), reader.dataset[reader.label_key]
+        classes = _names(reader.class_to_idx, num_classes)
+    else:
+        source, targets = TorchvisionPictures(dataset), getattr(dataset, "targets", None)
+        classes = [str(c) for c in dataset.classes]
+    labels = torch.as_tensor(targets if targets is not None else [])
+    if labels.dim() != 1 or len(labels) != len(dataset):
+        refuse(
+            "name", f"{type(dataset).__name__}, which does not list one class per image", "a set that does"
+        )
+    keys = [str(row) for row in range(len(labels))]
+    return Pictures(source, labels, classes, keys, view, mode)
+
+
+def _names(numbers: dict[str, int] | None, num_classes: int | None) -> list[str]:
+    if numbers:
+        return sorted(numbers, key=numbers.__getitem__)
+    if num_classes is None:
+        refuse("num_classes", "None", "the number of classes, since the set does not tell")
+    return [str(c) for c in range(num_classes)]
+
+
+def _stream(
+    make: Callable[..., Any], split: str, view: View, num_classes: int | None, padded: bool
+) -> ImageStream:
+    make = partial(make, split=split)
+    reader = make().reader
+    if not reader.num_samples:
+        refuse(
+            "train_split, val_split, test_split", split, "one that tells its number of images, SHARDS|NUMBER"
+        )
+    return ImageStream(make, reader.num_samples, _names(reader.class_to_idx, num_classes), view, padded)
