@@ -61,7 +61,7 @@ def load_folder(
         trained, validating = cut_share(trained, VALIDATION, split_seed)
     else:
         validating = _listed(val, view, mode, trained.classes)
-    return Splits(trained.stored(), validating.stored(), tested.stored())
+    return Splits(trained, validating, tested)
 
 
 def _find(data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str]) -> Path | None:

@@ -121,6 +121,7 @@ class Pictures(ImageSet):
         self.source = source
         self.rows = list(range(len(labels)))  # of the source
         self.mode = mode
+        self._stored: ImageSet | None = None
 
     def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:
         shown = []
@@ -134,9 +135,18 @@ class Pictures(ImageSet):
 
     def _keep(self, rows: Sequence[int]) -> None:
         self.rows = [self.rows[row] for row in rows]
+        self._stored = None
 
     def stored(self) -> ImageSet:
-        """The same images in memory, where they are of one size and take at most MEMORY bytes; else self."""
+        """The same images in memory, where they are of one size and take at most MEMORY bytes; else self.
+
+        Decodes them the first time.
+        """
+        if self._stored is None:
+            self._stored = self._decoded()
+        return self._stored
+
+    def _decoded(self) -> ImageSet:
         first = F.pil_to_tensor(self._resized(0))
         if len(self) * first.numel() > MEMORY:
             return self

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch, generator
 from .checks import refuse
-from .images import ImageSet, StoredImages
+from .images import ImageSet, Pictures, StoredImages
 from .stream import ImageStream
 from .view import DRAWS
 
@@ -33,14 +33,16 @@ class Loader:
     train: in random order, augmented, and without an incomplete last batch unless it is the only one.
         Otherwise in the set's order and not augmented; then ``iter(loader)`` does.
     seed: of order and augmentation.
-    workers: processes that decode; None: one per core, 4 at most. Images in memory need none.
+    workers: processes that decode; None: one per core, 4 at most. A split of images that are of one size and
+        take at most 2 GB, decoded, is decoded here, once, and needs none.
     rank, world_size: which process this is, of how many; None: as torch.distributed has it.
 
     A stream (:class:`ImageStream`) has timm's order, which also depends on how many workers and processes
     there are. The index is then a place in that order, ``start`` has to read what it skips, and training
     begins the shards again where they end before ``len(loader)`` batches.
 
-    An epoch ends where the next one begins. Raises ValueError for an argument out of range.
+    An epoch ends where the next one begins. Raises ValueError for an argument out of range and for images of
+    different sizes, and OSError with its name for one that cannot be decoded.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Loader:
                 refuse(
                     "images", f"a stream that {world_size} processes would pad", "evaluation in one process"
                 )
-        self.images = images
+        self.images = images.stored() if isinstance(images, Pictures) else images
         self.batch_size = batch_size
         self.train = train
         self.seed = seed

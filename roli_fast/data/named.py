@@ -196,7 +196,7 @@ def _cifar_images(part: CIFAR10, view: View, mode: str) -> ImageSet:
     if view.resize is None and mode == "RGB":
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
         return StoredImages(images, labels, part.classes, keys, view)
-    return Pictures(TorchvisionPictures(part), labels, part.classes, keys, view, mode).stored()
+    return Pictures(TorchvisionPictures(part), labels, part.classes, keys, view, mode)
 
 
 def _load_photos(name: str, data_dir: Path, view: View, mode: str, split_seed: int, download: bool) -> Splits:
@@ -228,7 +228,7 @@ def _load_photos(name: str, data_dir: Path, view: View, mode: str, split_seed: i
         sets["train"], sets["test"] = cut(whole, (sizes - _CALTECH_TRAINING).tolist(), split_seed)
     if "val" not in sets:
         sets["train"], sets["val"] = cut_share(sets["train"], about.validation, split_seed)
-    return Splits(**{part: images.stored() for part, images in sets.items()})
+    return Splits(**sets)
 
 
 def _papers_draw(folder: Path) -> dict[str, Entries] | None:

@@ -69,7 +69,7 @@ def load_timm(
     train, val = (
         cut_share(train, VALIDATION, split_seed) if val_split is None else (train, pictures(val_split))
     )
-    return Splits(train.stored(), val.stored(), test.stored())
+    return Splits(train, val, test)
 
 
 def _made(make: Callable[..., Any], name: str, split: str, data_dir: Path | None) -> Any:
