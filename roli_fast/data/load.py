@@ -47,8 +47,8 @@ def load(
     split_seed: chooses which images are cut off, and is no other seed's business: the same on every machine.
     download: fetch the set if it is not there, where torchvision or timm can.
 
-    Raises ValueError for an option, FileNotFoundError for a set that is not there (it says where to get it) and
-    ImportError for a package that is missing.
+    Raises ValueError for an option, FileNotFoundError for a set that is not there (it says where to get it)
+    and ImportError for a package that is missing.
     """
     if input_img_mode not in MODES:
         refuse("input_img_mode", repr(input_img_mode), " or ".join(MODES))
