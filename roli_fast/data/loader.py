@@ -116,16 +116,17 @@ class Loader:
 
     def _requests(self, epoch: int) -> Iterator[_Request]:
         count = len(self.images)
-        if not self.train:
-            for rows in torch.arange(self._rank, count, self._world_size).split(self.batch_size):
-                yield rows.tolist(), None
-            return
-        random = generator(self.seed, epoch)
-        order = torch.randperm(count, generator=random)[self._rank :: self._world_size]
-        draws = torch.rand(count, DRAWS, generator=random)
-        order = order[: min(len(self) * self.batch_size, count // self._world_size)]
-        for rows in order.split(self.batch_size):
-            yield rows.tolist(), draws[rows].tolist()
+        order, draws = torch.arange(count), None
+        if self.train:
+            random = generator(self.seed, epoch)
+            order = torch.randperm(count, generator=random)
+            draws = torch.rand(count, DRAWS, generator=random)
+        mine = order[self._rank :: self._world_size]
+        if self.train:
+            mine = mine[: min(len(self) * self.batch_size, count // self._world_size)]
+        for begin in range(0, len(mine), self.batch_size):
+            rows = mine[begin : begin + self.batch_size]
+            yield rows.tolist(), None if draws is None else draws[rows].tolist()
 
 
 class _Fetched(Dataset[Batch]):

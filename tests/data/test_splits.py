@@ -26,7 +26,7 @@ def numbers(part):
     return part.images.flatten().long().tolist()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.integers(2, 30), min_size=1, max_size=8),
     st.fractions(Fraction(1, 20), Fraction(1, 2), max_denominator=20),
