@@ -16,7 +16,7 @@ from .view import View
 # Of all images, where a folder holds nothing but class folders.
 _TEST = Fraction(1, 5)
 
-# timm's words for them, and the first is ours.
+# Names of the folders; timm's, for what validates.
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "eval", "evaluation")
 _TEST_NAMES = ("test", "testing")
@@ -34,7 +34,8 @@ def load_folder(
     """``train``, ``val`` and ``test`` folders of class folders, or fewer of them.
 
     What is missing is cut: test images (a fifth) from a folder of class folders alone, validation images (a
-    tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests.
+    tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests,
+    unless val_split names it.
 
     Raises FileNotFoundError for a folder that is not there or without images, ValueError for images outside
     class folders and for a class that is not trained.

@@ -65,7 +65,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def _keep(self, rows: Sequence[int]) -> None:
-        """Of what is not labels or keys."""
+        """Keeps these rows of what is neither labels nor keys."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,7 +92,7 @@ class StoredImages(ImageSet):
             return self.view.centre(images)
         if self.view.crop is None and self.view.hflip == 0:
             return images
-        return torch.stack([self.view.random(image, d) for image, d in zip(images, draws, strict=True)])
+        return self.view.random_batch(images, draws)
 
     def _keep(self, rows: Sequence[int]) -> None:
         self.images = self.images[torch.as_tensor(rows)]

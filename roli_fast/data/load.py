@@ -35,7 +35,7 @@ def load(
     name: ``cifar10``, ``cifar100``, ``caltech256``, ``cub200`` or ``stanford_dogs``, of the paper's sizes and
         augmentation; ``digits``, which needs no data_dir; ``folder`` (or nothing), images in class folders;
         or one of timm's, by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` or ``tfds/``.
-    data_dir: where the set lies, or goes when it is downloaded.
+    data_dir: the folder in which the set lies, or to which it is downloaded; for shards, whatever timm reads.
     train_split, val_split, test_split: the names of the splits in a folder or a set of timm's. Without one,
         validation images are cut from the training images, a tenth of each class.
     input_size: pixels a side that the model sees. None: the paper's for its sets, else the images' own, which
@@ -45,7 +45,8 @@ def load(
     input_img_mode: "RGB", or "L" for one channel of grey.
     num_classes: for a set that does not tell; any other has to agree.
     split_seed: chooses which images are cut off, and is no other seed's business: the same on every machine.
-    download: fetch the set if it is not there, where torchvision or timm can.
+    download: fetch the set if it is not there, where torchvision or timm can. Of several processes, let one
+        do so first.
 
     Raises ValueError for an option, FileNotFoundError for a set that is not there (it says where to get it)
     and ImportError for a package that is missing.
@@ -54,10 +55,10 @@ def load(
         refuse("input_img_mode", repr(input_img_mode), " or ".join(MODES))
     view = _view(name, input_size, crop_pct, hflip)
     folder = None if data_dir is None else Path(data_dir)
-    if name.partition("/")[0].lower() + "/" in PREFIXES:
+    if name.lower().startswith(PREFIXES):
         splits = load_timm(
             name,
-            folder,
+            None if data_dir is None else str(data_dir),  # for shards, it may be no path
             train_split or "train",
             val_split,
             test_split or "test",

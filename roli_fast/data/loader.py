@@ -82,7 +82,8 @@ class Loader:
         self._workers = workers
         self._rank = rank
         self._world_size = world_size
-        self._decoding: _Decoding | None = None
+        self._requested = _Requested()
+        self._decoding: DataLoader | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
@@ -110,9 +111,18 @@ class Loader:
         requests = itertools.islice(self._requests(epoch), start, None)
         if self._workers == 0 or isinstance(self.images, StoredImages):
             return map(_Fetched(self.images).__getitem__, requests)
+        self._requested.requests = requests
         if self._decoding is None:
-            self._decoding = _Decoding(self.images, self._workers)
-        return self._decoding.batches(requests)
+            self._decoding = DataLoader(
+                _Fetched(self.images),
+                batch_size=None,
+                sampler=self._requested,
+                num_workers=self._workers,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # or it would draw from the global one
+            )
+        return iter(self._decoding)
 
     def _requests(self, epoch: int) -> Iterator[_Request]:
         count = len(self.images)
@@ -141,27 +151,15 @@ class _Fetched(Dataset[Batch]):
         return self._images.batch(rows, draws), self._images.labels[index], index
 
 
-class _Decoding:
-    """Workers that stay from epoch to epoch; what belongs to an epoch comes to them with each request."""
+class _Requested:
+    """A sampler whose requests change from epoch to epoch, while the workers stay: all that belongs to an
+    epoch comes to them with its requests."""
 
-    def __init__(self, images: ImageSet, workers: int):
-        self._requests: Iterable[_Request] = ()
-        self._loader = DataLoader(
-            _Fetched(images),
-            batch_size=None,
-            sampler=self,
-            num_workers=workers,
-            persistent_workers=True,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or the global one would be drawn from
-        )
+    def __init__(self) -> None:
+        self.requests: Iterable[_Request] = ()
 
     def __iter__(self) -> Iterator[_Request]:
-        return iter(self._requests)
-
-    def batches(self, requests: Iterable[_Request]) -> Iterator[Batch]:
-        self._requests = requests
-        return iter(self._loader)
+        return iter(self.requests)
 
 
 def _launched() -> tuple[int, int]:

@@ -93,7 +93,7 @@ def _read_caltech(folder: Path) -> dict[str, Entries]:
 
 def _read_cub(folder: Path) -> dict[str, Entries]:
     def column(file: str) -> dict[str, str]:
-        return dict(line.split() for line in (folder / file).read_text().splitlines())
+        return dict(line.split(maxsplit=1) for line in (folder / file).read_text().splitlines())
 
     paths, labels, training = map(column, ("images.txt", "image_class_labels.txt", "train_test_split.txt"))
     parts: dict[str, Entries] = {"train": [], "test": []}

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ PREFIXES = tuple(f"{prefix}/" for prefix in _PACKAGES)
 
 def load_timm(
     name: str,
-    data_dir: Path | None,
+    data_dir: str | None,
     train_split: str,
     val_split: str | None,
     test_split: str,
@@ -41,18 +40,17 @@ def load_timm(
 ) -> Splits:
     """Splits by the names that the set gives them; without one, validation images are cut from the others.
 
-    Raises ImportError for a package that is missing, FileNotFoundError where torchvision does not find its
-    set, and ValueError for a name that timm does not know, a streamed set without a validation split, and
+    Raises ImportError for a package that is missing, FileNotFoundError for a set or split that is not
+    there, and ValueError for a name that timm does not know, a streamed set without a validation split, and
     classes that neither the set nor num_classes tells.
     """
     prefix = name.partition("/")[0].lower()
     for package in _PACKAGES[prefix]:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"{name} needs a package: pip install {package.replace('_', '-')}")
-    if prefix == "torch" and data_dir is None:
-        refuse("data_dir", "None", f"the folder in which torchvision finds {name}, or downloads it")
-    root = None if data_dir is None else str(data_dir)
-    make = partial(create_dataset, name, root=root, download=download, input_img_mode=mode)
+    if prefix in ("torch", "wds") and data_dir is None:
+        refuse("data_dir", "None", f"where {name} lies")
+    make = partial(_create, name, root=data_dir, download=download, input_img_mode=mode)
 
     if prefix in _STREAMED:
         if val_split is None:
@@ -63,7 +61,7 @@ def load_timm(
         return Splits(*(_stream(make, split, view, num_classes, prefix == "tfds") for split in names))
 
     def pictures(split: str) -> Pictures:
-        return _pictures(_made(make, name, split, data_dir), view, mode, num_classes)
+        return _pictures(make(split=split), view, mode, num_classes)
 
     train, test = pictures(train_split), pictures(test_split)
     train, val = (
@@ -72,15 +70,16 @@ def load_timm(
     return Splits(train, val, test)
 
 
-def _made(make: Callable[..., Any], name: str, split: str, data_dir: Path | None) -> Any:
+def _create(name: str, *, root: str | None, split: str, **options: Any) -> Any:
+    """timm's create_dataset, with its errors in our words."""
     try:
-        return make(split=split)
+        return create_dataset(name, root=root, split=split, **options)
     except AssertionError as error:
         refuse("name", f"{name} ({error})", "a set that timm's create_dataset knows")
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"data_dir: got {data_dir} ({error}), accepted: the folder of {name}; download=True fetches it "
-            "where torchvision can"
+            f"data_dir: got {root} ({error}), accepted: where split {split} of {name} lies; download=True "
+            "fetches it where a library can"
         ) from error
 
 

@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from .checks import refuse
@@ -45,12 +47,30 @@ class View:
         """Of a resized picture, or of resized images (..., H, W)."""
         return resized if self.crop is None else F.center_crop(resized, [self.crop, self.crop])
 
-    def random(self, resized: Any, draws: Draws) -> Any:
+    def random(self, resized: Image.Image, draws: Draws) -> Image.Image:
         """The same in training."""
-        down, across, mirror = draws
+        top, left, mirrored = self._place(resized.height, resized.width, draws)
         if self.crop is not None:
-            height, width = F.get_size(resized)
-            top = math.floor(down * (height - self.crop + 1))
-            left = math.floor(across * (width - self.crop + 1))
             resized = F.crop(resized, top, left, self.crop, self.crop)
-        return F.hflip(resized) if mirror < self.hflip else resized
+        return F.hflip(resized) if mirrored else resized
+
+    def random_batch(self, resized: Tensor, draws: Sequence[Draws]) -> Tensor:
+        """The same for resized images (n, C, H, W), with draws for each."""
+        height, width = resized.shape[-2:]
+        places = [self._place(height, width, d) for d in draws]
+        if self.crop is not None:
+            resized = torch.stack(
+                [
+                    image[:, top : top + self.crop, left : left + self.crop]
+                    for image, (top, left, _) in zip(resized, places, strict=True)
+                ]
+            )
+        mirrored = torch.tensor([m for _, _, m in places])
+        return torch.where(mirrored[:, None, None, None], resized.flip(-1), resized)
+
+    def _place(self, height: int, width: int, draws: Draws) -> tuple[int, int, bool]:
+        """Top and left of the crop, and whether it is mirrored."""
+        down, across, mirror = draws
+        side = self.crop or 0
+        top, left = math.floor(down * (height - side + 1)), math.floor(across * (width - side + 1))
+        return top, left, mirror < self.hflip

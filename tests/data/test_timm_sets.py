@@ -59,11 +59,12 @@ def test_a_missing_package_is_named(name, package, tmp_path, monkeypatch):
         (
             "torch/mnist",
             FileNotFoundError,
-            "data_dir: got .*accepted: the folder of torch/mnist; download=True",
+            "data_dir: got .*accepted: where split train of torch/mnist lies",
         ),
         ("torch/qmnist", FileNotFoundError, "data_dir: got "),
         ("nonsense", ValueError, r"name: got 'nonsense', accepted: cifar10, .*folder, torch/\.\.\."),
         ("nonsense/x", ValueError, "name: got 'nonsense/x'"),
+        ("torch", ValueError, "name: got 'torch'"),
     ],
 )
 def test_a_set_that_is_not_there_or_unknown(name, error, message, tmp_path):

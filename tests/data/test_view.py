@@ -28,31 +28,38 @@ def test_evaluation_is_resize_and_centre_crop(size):
 
 def test_draws_place_the_crop_anywhere_and_mirror_it():
     view = View(resize=6, crop=4, hflip=0.5)
-    image = pixels(picture(9, 6))
-    crops = {(top, left): image[:, top : top + 4, left : left + 4] for top in range(3) for left in range(6)}
-    seen = set()
-    for (top, left), crop in crops.items():
-        down, across = (top + 0.5) / 3, (left + 0.5) / 6
-        assert torch.equal(view.random(image, (down, across, 0.5)), crop)
-        assert torch.equal(view.random(image, (down, across, 0.4999)), crop.flip(-1))
-        seen.add((top, left))
-    assert torch.equal(view.random(image, (0.0, 0.0, 0.9)), crops[0, 0])
+    image = picture(9, 6)
+    for top in range(3):
+        for left in range(6):
+            crop = pixels(image)[:, top : top + 4, left : left + 4]
+            down, across = (top + 0.5) / 3, (left + 0.5) / 6
+            assert torch.equal(pixels(view.random(image, (down, across, 0.5))), crop)
+            assert torch.equal(pixels(view.random(image, (down, across, 0.4999))), crop.flip(-1))
     largest = 1 - 2**-24  # of torch.rand
-    assert torch.equal(view.random(image, (largest, largest, largest)), crops[2, 5])
+    for draws, corner in (
+        ((0.0, 0.0, 0.9), (0, 0)),
+        ((largest, largest, largest), (2, 5)),
+    ):
+        expected = pixels(image)[:, corner[0] : corner[0] + 4, corner[1] : corner[1] + 4]
+        assert torch.equal(pixels(view.random(image, draws)), expected)
 
 
-def test_pictures_and_tensors_are_cut_alike():
-    view = View(resize=20, crop=12, hflip=0.5)
-    resized = view.resized(picture(31, 22))
-    for draws in torch.rand(20, 3).tolist():
-        assert torch.equal(pixels(view.random(resized, draws)), view.random(pixels(resized), draws))
-    assert torch.equal(pixels(view.centre(resized)), view.centre(pixels(resized)))
+@pytest.mark.parametrize(
+    "view", [View(resize=20, crop=12, hflip=0.5), View(hflip=0.5), View(resize=20, crop=12)]
+)
+def test_pictures_and_tensors_are_cut_alike(view):
+    resized = [view.resized(picture(31, 22, seed)) for seed in range(20)]
+    draws = torch.rand(20, 3).tolist()
+    together = view.random_batch(torch.stack([pixels(r) for r in resized]), draws)
+    for one, r, d in zip(together, resized, draws, strict=True):
+        assert torch.equal(pixels(view.random(r, d)), one)
+        assert torch.equal(pixels(view.centre(r)), view.centre(pixels(r)))
 
 
 def test_nothing_asked_nothing_done():
-    image = pixels(picture(9, 6))
-    assert torch.equal(View().centre(image), image)
-    assert torch.equal(View().random(image, (0.3, 0.3, 0.0)), image)
+    image, view = picture(9, 6), View()
+    for shown in (view.resized(image), view.centre(image), view.random(image, (0.3, 0.3, 0.0))):
+        assert torch.equal(pixels(shown), pixels(image))
 
 
 @pytest.mark.parametrize(
