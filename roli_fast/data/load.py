@@ -77,8 +77,12 @@ def load(
         splits = load_named(name, folder, view, input_img_mode, split_seed, download)
     elif name == "digits":
         _refuse_splits(name, train_split, val_split, test_split)
-        if input_size is not None:
-            refuse("input_size", input_size, "None: the digits are 8x8 pixels")
+        if input_size is not None or hflip:
+            refuse(
+                "input_size, hflip",
+                f"{input_size}, {hflip}",
+                "None: digits are 8x8 pixels, and no mirror images",
+            )
         splits = digits(split_seed)
     else:
         known = ", ".join((*NAMES, "digits", "folder", *(f"{prefix}..." for prefix in PREFIXES)))

@@ -50,13 +50,17 @@ class TorchvisionPictures:
 
 class ReaderPictures:
     """timm's random-access reader, without timm's data set around it: that puts the next image in the place
-    of one that cannot be decoded."""
+    of one that cannot be decoded.
 
-    def __init__(self, reader: Any):
+    title: of set and split.
+    """
+
+    def __init__(self, reader: Any, title: str):
         self._reader = reader
+        self._title = title
 
     def open(self, row: int) -> Image.Image:
         return Image.open(self._reader[row][0])
 
     def name(self, row: int) -> str:
-        return f"{self._reader.split}, image {row}"
+        return f"{self._title}, image {row}"

@@ -61,7 +61,7 @@ def load_timm(
         return Splits(*(_stream(make, split, view, num_classes, prefix == "tfds") for split in names))
 
     def pictures(split: str) -> Pictures:
-        return _pictures(make(split=split), view, mode, num_classes)
+        return _pictures(make(split=split), f"{name}, {split}", view, mode, num_classes)
 
     train, test = pictures(train_split), pictures(test_split)
     train, val = (
@@ -83,20 +83,18 @@ def _create(name: str, *, root: str | None, split: str, **options: Any) -> Any:
         ) from error
 
 
-def _pictures(dataset: Any, view: View, mode: str, num_classes: int | None) -> Pictures:
+def _pictures(dataset: Any, title: str, view: View, mode: str, num_classes: int | None) -> Pictures:
     source: Source
     if hasattr(dataset, "reader"):
         reader = dataset.reader
-        source, targets = ReaderPictures(reader), reader.dataset[reader.label_key]
+        source, targets = ReaderPictures(reader, title), reader.dataset[reader.label_key]
         classes = _names(reader.class_to_idx, num_classes)
     else:
         source, targets = TorchvisionPictures(dataset), getattr(dataset, "targets", None)
         classes = [str(c) for c in dataset.classes]
     labels = torch.as_tensor(targets if targets is not None else [])
     if labels.dim() != 1 or len(labels) != len(dataset):
-        refuse(
-            "name", f"{type(dataset).__name__}, which does not list one class per image", "a set that does"
-        )
+        refuse("name", f"{title}, which does not list one class per image", "a set that does")
     keys = [str(row) for row in range(len(labels))]
     return Pictures(source, labels, classes, keys, view, mode)
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -124,6 +125,24 @@ def test_processes_share_an_epoch(count, batch_size, world_size):
             assert len(indices) == batch_size * world_size
             assert sorted(indices) == sorted(batch[2].tolist())
         assert len(set(indices)) == len(indices)
+
+
+def test_the_processes_are_torch_distributeds(monkeypatch):
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 3)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    batches = list(Loader(numbered(10), 2))
+    assert torch.cat([index for _, _, index in batches]).tolist() == [1, 4, 7]
+    assert torch.cat([index for _, _, index in Loader(numbered(3), 2, rank=0, world_size=1)]).tolist() == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_what_workers_are_given_can_be_sent(photos):
+    """Where processes are not forked, data sets are pickled."""
+    sent = pickle.loads(pickle.dumps(photos))
+    assert same(Loader(sent, 6, workers=0), Loader(photos, 6, workers=0))
 
 
 def test_the_last_incomplete_batch_does_not_train():

@@ -1,11 +1,12 @@
 """Sets of timm's factory: torchvision's, and streams."""
 
 import importlib.util
+import io
 
 import pytest
 import torch
 from PIL import Image
-from timm.data import IterableImageDataset
+from timm.data import ImageDataset, IterableImageDataset
 from torchvision.datasets import CIFAR10
 
 from roli_fast.data import ImageStream, Loader, load, timm_sets
@@ -80,13 +81,43 @@ def test_a_set_that_is_not_there_or_unknown(name, error, message, tmp_path):
         ({"val_split": "val"}, "got None, val, None, accepted: None: the splits of digits are fixed"),
         ({"input_size": 0}, "input_size: got 0"),
         ({"input_size": 8, "crop_pct": 1.5}, r"crop_pct: got 1\.5, accepted: a number above 0 and up to 1"),
-        ({"input_size": 8}, "input_size: got 8, accepted: None: the digits are 8x8 pixels"),
+        ({"input_size": 8}, "input_size, hflip: got 8, None, accepted: None: digits are 8x8 pixels"),
+        ({"hflip": 0.5}, r"input_size, hflip: got None, 0\.5, accepted: None"),
         ({"hflip": -0.5}, r"hflip: got -0\.5"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         load("digits", **options)
+
+
+class Rows:
+    """A random-access reader as timm's for Hugging Face's data sets is: row 3 is broken."""
+
+    class_to_idx = None
+    label_key = "label"
+
+    def __init__(self):
+        self.dataset = {"label": [0, 1] * 10}
+
+    def __getitem__(self, row):
+        file = io.BytesIO()
+        Image.new("L", (10, 12), row).save(file, "PNG")
+        return io.BytesIO(file.getvalue()[: 40 if row == 3 else None]), row % 2
+
+    def __len__(self):
+        return 20
+
+
+def test_a_broken_row_is_named_and_not_replaced(monkeypatch):
+    monkeypatch.setattr(timm_sets, "create_dataset", lambda *_, **__: ImageDataset(None, reader=Rows()))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    splits = load("hfds/shapes", num_classes=2, input_img_mode="L")
+    assert [len(split) for split in splits] == [18, 2, 20]
+    assert [int(splits.test[row][0][0, 0, 0]) for row in (0, 5, 19)] == [0, 5, 19]
+    assert splits.test.labels.tolist() == [0, 1] * 10
+    with pytest.raises(OSError, match=r"hfds/shapes, test, image 3: got .*, accepted: an image that can"):
+        splits.test[3]
 
 
 class Shards:
