@@ -3,16 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
 
+from ..selection import few
+
 # eps and step size for a few hundred pixels.
 SIZES = {"linf": (8 / 255, 2 / 255), "l2": (0.5, 0.1), "l1": (5.0, 1.0)}
 KINDS = {"FGSM": FGSM, "PGD": PGD, "MIFGSM": MIFGSM, "TPGD": TPGD, "FeaturePGD": FeaturePGD}
 ATTACKS = [f"{kind}-{norm}" for kind in KINDS for norm in SIZES]
+each_attack = pytest.mark.parametrize(
+    "name", [pytest.param("-".join(row.values), marks=row.marks) for row in few(KINDS, SIZES)]
+)
 
 
 def make(name: str, **options: Any) -> PGD:
