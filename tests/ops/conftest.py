@@ -94,8 +94,8 @@ def call_on_cpu(request, monkeypatch):
 
 
 # Triton's interpreter takes minutes for what the contract says of all layouts and lengths, and for a million
-# draws. Without the slow tests, it shows what it computes: any call, on every dtype, against the reference. Of
-# a twin, which is its op on a copy, it shows nothing.
+# draws. Without the slow tests, it shows what it computes: any call, on every dtype, against the reference.
+# Of a twin, which is its op on a copy, it shows nothing.
 SHOWN_BY_THE_INTERPRETER = {
     "test_contract.py": (
         "test_agrees_with_the_reference",
