@@ -168,35 +168,37 @@ class Attack:
         """The model as this attack computes with it, with the model's current weights."""
         return self._oracle(model).view
 
-    def _judged(self, trial: Trial, *, strict: bool = True) -> AttackResult:
-        """All runs, judged by the model. strict: whether a model without any gradient is an error."""
-        if len(trial.rows) > 0:
+    def _judged(self, trial: Trial, rows: Tensor | None = None, *, strict: bool = True) -> AttackResult:
+        """All runs, judged by the model. rows: against these samples alone. strict: whether a model without
+        any gradient is an error."""
+        rows = trial.rows if rows is None else rows
+        if len(rows) > 0:
             self.prepare(trial)
         for run in range(self.runs(trial)):
-            rows = (~trial.fooled).nonzero().flatten() if self.early_stop else trial.rows
-            if len(rows) == 0:
+            stays = rows[~trial.fooled[rows]] if self.early_stop else rows
+            if len(stays) == 0:
                 break
-            self.search(trial, rows, run)
+            self.search(trial, stays, run)
         success = None if self.label_free else trial.fooled
-        notes = (*trial.oracle.notes, *self._undirected(trial, strict))
+        notes = (*trial.oracle.notes, *self._undirected(trial, rows, strict))
         return AttackResult(trial.adversarial, success, trial.loss, trial.forwards, trial.gradients, notes)
 
-    def _undirected(self, trial: Trial, strict: bool) -> tuple[str, ...]:
+    def _undirected(self, trial: Trial, rows: Tensor, strict: bool) -> tuple[str, ...]:
         """What is to be said of samples that withstood because the attack had no gradient to follow.
 
         Where strict, raises ValueError where it had none at all: that would be no robust accuracy. A loss
         that compares with the clean image has none there, as for an eps of 0.
         """
-        stuck = int((~trial.directed & ~trial.fooled).sum())
+        stuck = int((~trial.directed & ~trial.fooled)[rows].sum())
         if stuck == 0 or not self.follows_gradients:
             return ()
         if strict and not trial.directed.any() and not self.compares_with_clean:
             raise ValueError(
-                f"model: its gradient with respect to the input is zero or NaN for all {len(trial.directed)} "
+                f"model: its gradient with respect to the input is zero or NaN for all {len(rows)} "
                 "images, accepted: a model that is differentiable where it is attacked (rounding, arg max "
                 "and thresholds are not)"
             )
-        return (f"{stuck} of {len(trial.directed)} images withstood without a gradient to follow",)
+        return (f"{stuck} of {len(rows)} images withstood without a gradient to follow",)
 
     def _begin(
         self,

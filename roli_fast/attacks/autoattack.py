@@ -177,17 +177,17 @@ class _Ensemble:
 
     def _run(self, name: str, attack: Attack, rows: Tensor) -> None:
         trial = self._trial
-        assert trial.labels is not None
         assert trial.key is not None
         key = trial.key + NAMES.index(name)
-        given = trial.images[rows], trial.labels[rows], trial.index[rows], key
-        result = attack._judged(attack._begin(self._model, *given), strict=False)
-        assert result.success is not None
-        self._adversarial[rows[result.success]] = result.adversarial[result.success]
-        self._broken_by[rows[result.success]] = self._attack.stages.index(name)
+        own = attack._begin(self._model, trial.images, trial.labels, trial.index, key)
+        vars(own)["clean_output"] = trial.clean_output
+        result = attack._judged(own, rows, strict=False)
+        broken = rows[own.fooled[rows]]
+        self._adversarial[broken] = result.adversarial[broken]
+        self._broken_by[broken] = self._attack.stages.index(name)
         trial.forwards += result.forwards
         trial.gradients += result.gradients
-        self._notes += [f"{name}: {n}" for n in result.notes if n not in trial.oracle.notes]
+        self._notes += [f"{name}: {note}" for note in result.notes if note not in trial.oracle.notes]
 
     def result(self) -> AutoAttackResult:
         trial = self._trial

@@ -83,6 +83,10 @@ class FAB(Attack):
             output=output,
         )
 
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.restarts > 1
+
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
         """How far the target's logit is above the label's; target: (N, 2), label and target class."""
         label, other = (output.gather(1, classes[:, None])[:, 0] for classes in target.unbind(dim=1))
@@ -93,7 +97,14 @@ class FAB(Attack):
         far = distance(self.norm, to_state(images) - to_state(trial.images[rows]))
         return torch.where(self.fooled(output, trial.labels_of(rows)), -far, -torch.inf)
 
+    def prepare(self, trial: Trial) -> None:
+        """What is misclassified needs no change."""
+        trial.offer(trial.rows, trial.adversarial.clone(), trial.clean_output)
+
     def search(self, trial: Trial, rows: Tensor, run: int) -> None:
+        rows = rows[trial.loss[rows] < 0]
+        if len(rows) == 0:
+            return
         state = self._begin_run(trial, rows, run)
         for step in range(self.steps):
             gap, gradient = self._nearest_boundary(trial, state)
@@ -160,10 +171,10 @@ class FAB(Attack):
         lo, hi = self.bounds
         clean, adv, w = (t.flatten(1) for t in (state.clean, state.adv, gradient.to(state.adv.dtype)))
         gap = gap.to(adv.dtype)
-        gap_of_clean = gap + torch.linalg.vecdot(w, adv - clean)
-        here, there = to_hyperplane(
-            self.norm, torch.cat([adv, clean]), torch.cat([w, w]), torch.cat([gap, gap_of_clean]), lo, hi
-        ).chunk(2)
+        with torch.autocast(adv.device.type, enabled=False):
+            gap_of_clean = gap + torch.linalg.vecdot(w, adv - clean)
+            points, gaps = torch.cat([adv, clean]), torch.cat([gap, gap_of_clean])
+            here, there = to_hyperplane(self.norm, points, torch.cat([w, w]), gaps, lo, hi).chunk(2)
         near, far = (distance(self.norm, way).clamp(min=1e-8) for way in (here, there))
         alpha = (near / (near + far)).clamp(max=self.alpha_max).to(adv.dtype)[:, None]
         found = (adv + self.eta * here) * (1 - alpha) + (clean + self.eta * there) * alpha

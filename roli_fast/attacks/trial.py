@@ -92,8 +92,11 @@ class Trial:
         """Asks the model about these states of these samples, and keeps what is better than what there was:
         (n,) bool, which fool it."""
         images = to_images(adv, self.images[rows])
-        output = self.ask(images)
         self.forwards += len(rows)
+        return self.offer(rows, images, self.ask(images))
+
+    def offer(self, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
+        """As :meth:`judge`, where the model has been asked."""
         loss = self._attack.merit(self, rows, images, output)
         fooled = self._attack.fooled(output, self.labels_of(rows))
         better = beats(fooled, loss, self.fooled[rows], self.loss[rows])

@@ -95,6 +95,7 @@ def call_on_cpu(request, monkeypatch):
 
 # Triton's interpreter takes minutes for what the contract says of all layouts and lengths, and for a million
 # draws. Without the slow tests, it shows what it computes: any call, on every dtype, against the reference.
+# Of a twin, which is its op on a copy, it shows nothing.
 SHOWN_BY_THE_INTERPRETER = {
     "test_contract.py": (
         "test_agrees_with_the_reference",
@@ -123,5 +124,7 @@ def _is_interpreted(item):
 def pytest_collection_modifyitems(items):
     for item in items:
         shown = SHOWN_BY_THE_INTERPRETER.get(item.path.name)
-        if shown is not None and item.originalname not in shown and _is_interpreted(item):
-            item.add_marker(pytest.mark.slow)
+        if shown is not None and _is_interpreted(item):
+            op = item.callspec.params.get("op")
+            if item.originalname not in shown or (op is not None and op.twin):
+                item.add_marker(pytest.mark.slow)
