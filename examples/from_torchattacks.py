@@ -25,7 +25,7 @@ def main(epochs=10, batch_size=64):
 
     model.eval()
     atk.steps = 20
-    images, labels = splits.test.tensors
+    images, labels = splits.test.images, splits.test.labels
     with torch.no_grad():
         right = model(atk(images, labels)).argmax(1) == labels
     print(f"robust accuracy: {right.double().mean():.1%}")

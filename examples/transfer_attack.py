@@ -16,7 +16,7 @@ def main(epochs=5, batch_size=64):
     surrogate, target = small_resnet(10, in_chans=1), small_resnet(10, in_chans=1, channels=(16, 32, 64, 64))
     for model in (surrogate, target):
         fit(model, train, val, epochs=epochs, lr=3e-3)
-    images, labels = splits.test.tensors
+    images, labels = splits.test.images, splits.test.labels
     adv = MIFGSM(eps=EPS, step_size=EPS / 8, steps=10)(surrogate, images, labels)
     found = {
         name: verify(model, images, adv, labels, "linf", EPS)

@@ -47,7 +47,7 @@ def _digits() -> Subject:
         nn.Linear(16 * 16, 10),
     )
     splits = digits()
-    images, labels = splits.train.tensors
+    images, labels = splits.train.images, splits.train.labels
     optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), FGSM(eps=0.15)
     for _ in range(8):
         model.train()
@@ -56,7 +56,8 @@ def _digits() -> Subject:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return Subject(model.eval(), *splits.test.tensors, linf=0.15, l2=0.8, l1=3.0)
+    test = splits.test.images, splits.test.labels
+    return Subject(model.eval(), *test, linf=0.15, l2=0.8, l1=3.0)
 
 
 def _cifar10() -> Subject:

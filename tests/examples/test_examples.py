@@ -46,8 +46,10 @@ def run(monkeypatch):
 def robust_accuracy(model):
     from roli_fast.data import digits
 
-    images, labels = (t[:100] for t in digits().test.tensors)
-    return evaluate(model, [(images, labels)], PGD(eps=0.1, step_size=0.03, steps=5)).value
+    test = digits().test
+    return evaluate(
+        model, [(test.images[:100], test.labels[:100])], PGD(eps=0.1, step_size=0.03, steps=5)
+    ).value
 
 
 def test_every_example_has_a_test():
