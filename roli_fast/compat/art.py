@@ -90,8 +90,7 @@ class _Attack:
         self.estimator, self.norm, self.eps, self.eps_step = estimator, norm, eps, eps_step
         self.targeted, self.num_random_init, self.batch_size = targeted, num_random_init, batch_size
         self._make = Maker()
-        self._model: nn.Module | None = None
-        _pixel_model(estimator)
+        self._model = _pixel_model(estimator)
         self._check_params()
 
     def set_params(self, **kwargs: Any) -> None:
@@ -134,8 +133,6 @@ class _Attack:
             refuse(", ".join(kwargs), "an argument of generate", "x, y, mask")
         if y is None and self.targeted:
             refuse("y", None, "targets (N,) or (N, classes), since targeted=True")
-        if self._model is None:
-            self._model = _pixel_model(self.estimator)
         images = torch.from_numpy(numpy.array(x, dtype=numpy.float32))
         labels = None if y is None else _classes(numpy.asarray(y), len(images))
         allowed = None if mask is None else _allowed(numpy.asarray(mask), images)

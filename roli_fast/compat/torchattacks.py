@@ -41,6 +41,7 @@ class Attack:
         self.normalization_used: dict[str, Tensor] | None = None
         self._target_map: TargetMap | None = None
         self._kth_min = 1
+        self._normalized: Normalized | None = None
         self._make = Maker()
         self.set_model(model)
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
@@ -75,7 +76,6 @@ class Attack:
     def set_model(self, model: Model) -> None:
         self.model = model
         self.model_name = type(model).__name__
-        self._take_pixels()
 
     def set_device(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -92,7 +92,7 @@ class Attack:
             "mean": torch.tensor(mean).reshape(shape),
             "std": torch.tensor(std).reshape(shape),
         }
-        self._take_pixels()
+        self._normalized = None
 
     def normalize(self, inputs: Tensor) -> Tensor:
         mean, std = self._normalization(inputs)
@@ -103,20 +103,26 @@ class Attack:
         return inputs * std + mean
 
     def _normalization(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if self.normalization_used is None:
+        used = self.normalization_used
+        if used is None:
             refuse("normalization_used", None, "a call of set_normalization_used(mean, std) before")
-        return self.normalization_used["mean"].to(inputs.device), self.normalization_used["std"].to(
-            inputs.device
-        )
+        return used["mean"].to(inputs.device), used["std"].to(inputs.device)
 
-    def _take_pixels(self) -> None:
-        self._pixel_model = self.model
-        if self.normalization_used is not None:
+    @property
+    def _pixel_model(self) -> Model:
+        """The model behind the normalisation: the same object at every call."""
+        if self.normalization_used is None:
+            return self.model
+        if not isinstance(self.model, nn.Module):
+            refuse(
+                "model", f"a {type(self.model).__name__}", "a torch.nn.Module, where normalisation is used"
+            )
+        if self._normalized is None or self._normalized.model is not self.model:
             mean, std = (self.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
-            assert isinstance(self.model, nn.Module)
-            self._pixel_model = Normalized(self.model, mean, std)
+            self._normalized = Normalized(self.model, mean, std)
             if self.device is not None:
-                self._pixel_model.to(self.device)
+                self._normalized.to(self.device)
+        return self._normalized
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         return self.model(inputs)

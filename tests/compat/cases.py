@@ -57,11 +57,27 @@ def foolbox(kind: str, norm: str, targeted: bool = False, **settings: Any) -> Ca
     return call
 
 
-def estimator(model: nn.Module, shape: tuple[int, ...], **options: Any) -> Any:
-    from art.estimators.classification import PyTorchClassifier
+class StandIn:
+    """What an attack uses of ART's classifier, where ART is not installed."""
 
-    given = {"clip_values": (0.0, 1.0), "device_type": "cpu", **options}
-    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, **given)
+    def __init__(self, model, loss, input_shape, nb_classes, clip_values=None):
+        self.model, self.loss, self.input_shape, self.nb_classes = model, loss, input_shape, nb_classes
+        self.clip_values, self.channels_first, self.device = clip_values, True, torch.device("cpu")
+        self.preprocessing_operations: list[Any] = []
+        self.postprocessing_defences = None
+
+    def predict(self, x):
+        with torch.no_grad():
+            return self.model(torch.from_numpy(x)).numpy()
+
+
+def estimator(model: nn.Module, shape: tuple[int, ...], **options: Any) -> Any:
+    given = {"clip_values": (0.0, 1.0), **options}
+    try:
+        from art.estimators.classification import PyTorchClassifier
+    except ImportError:
+        return StandIn(model, nn.CrossEntropyLoss(), shape, 10, **given)
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, device_type="cpu", **given)
 
 
 def art(kind: str, norm: str = "linf", targeted: bool = False, **settings: Any) -> Callable:

@@ -12,7 +12,6 @@ from .cases import estimator
 
 @pytest.fixture
 def s(digits_subject):
-    pytest.importorskip("art.estimators.classification")
     return digits_subject.first(40)
 
 
@@ -149,15 +148,14 @@ def test_calls_that_are_refused(s, classifier):
 
 
 def test_estimators_that_are_refused(s):
-    from art.defences.preprocessor import FeatureSqueezing
-    from art.estimators.classification import PyTorchClassifier
-
+    preprocessor = pytest.importorskip("art.defences.preprocessor")
+    classification = pytest.importorskip("art.estimators.classification")
     with pytest.raises(ValueError, match="estimator: got a Sequential"):
         art.FastGradientMethod(s.model)
-    other = PyTorchClassifier(s.model, nn.MultiMarginLoss(), (1, 8, 8), 10, device_type="cpu")
+    other = classification.PyTorchClassifier(s.model, nn.MultiMarginLoss(), (1, 8, 8), 10, device_type="cpu")
     with pytest.raises(ValueError, match="estimator: got one with the loss MultiMarginLoss"):
         art.FastGradientMethod(other)
-    squeezing = FeatureSqueezing((0, 1))
+    squeezing = preprocessor.FeatureSqueezing((0, 1))
     with pytest.raises(ValueError, match="estimator: got one with FeatureSqueezing"):
         art.FastGradientMethod(estimator(s.model, (1, 8, 8), preprocessing_defences=squeezing))
 

@@ -84,12 +84,13 @@ def test_what_is_refused(s, fmodel):
         attack(fmodel, 2 * s.images, s.labels, epsilons=0.1)
 
 
-def test_repeated_attacks_keep_the_first_success(s, fmodel):
+def test_repeated_attacks_keep_the_first_success(digits_subject, fmodel):
+    s = digits_subject.first(200)
     attack = foolbox.attacks.LinfPGD(rel_stepsize=0.5, steps=1)
     torch.manual_seed(0)
-    runs = [attack(fmodel, s.images, s.labels, epsilons=[0.1]) for _ in range(4)]
+    runs = [attack(fmodel, s.images, s.labels, epsilons=[0.12]) for _ in range(4)]
     torch.manual_seed(0)
-    raw, clipped, is_adv = attack.repeat(2).repeat(2)(fmodel, s.images, s.labels, epsilons=[0.1])
+    raw, clipped, is_adv = attack.repeat(2).repeat(2)(fmodel, s.images, s.labels, epsilons=[0.12])
     every = torch.stack([run[2][0] for run in runs])
     assert torch.equal(is_adv[0], every.any(0))
     assert every[0].sum() < is_adv.sum()

@@ -64,7 +64,6 @@ def by_foolbox(model, images, labels):
 
 
 def by_art(model, images, labels):
-    pytest.importorskip("art.estimators.classification")
     classifier = estimator(model, tuple(images.shape[1:]))
     attack = art.ProjectedGradientDescent(classifier, norm=2, eps=0.5, eps_step=0.2, max_iter=2)
     return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
@@ -273,7 +272,6 @@ def test_settings_that_would_do_nothing(net):
         torchattacks.PGD(net).set_model_training_mode(True)
     with pytest.raises(AttributeError, match="'apgd': for settings of single attacks"):
         AutoAttack(net).apgd.n_restarts = 2
-    pytest.importorskip("art.estimators.classification")
     classifier = estimator(net, (1, 8, 8))
     for name, kind in (
         ("random_eps", art.ProjectedGradientDescent),
@@ -295,7 +293,6 @@ def test_losses_and_defences(net):
 
 @row("Restarts")
 def test_restarts(digits_subject):
-    pytest.importorskip("art.estimators.classification")
     s = digits_subject.first(60)
     classifier = estimator(s.model, (1, 8, 8))
     fooled = []

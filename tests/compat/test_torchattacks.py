@@ -148,8 +148,15 @@ def test_the_model_is_followed_as_it_trains(s):
     after = attack(s.images, s.labels)
     assert not torch.equal(before, after)
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    expected = torchattacks.FGSM(other, eps=0.1)(s.images, s.labels)
     attack.set_model(other)
-    assert torch.equal(attack(s.images, s.labels), torchattacks.FGSM(other, eps=0.1)(s.images, s.labels))
+    assert torch.equal(attack(s.images, s.labels), expected)
+    attack.set_normalization_used([0.0], [1.0])
+    attack.model = model
+    torch.testing.assert_close(attack(s.images, s.labels), after)
+    attack.model = model.forward
+    with pytest.raises(ValueError, match="model: got a method, accepted: a "):
+        attack(s.images, s.labels)
 
 
 def test_bim_chooses_its_steps(s):
