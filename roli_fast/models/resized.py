@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 
 class Resized(nn.Module):
-    """``model(images resized to size)``, bilinearly and antialiased, as torchvision resizes a tensor.
+    """``model(images enlarged to size)``, bilinearly, in the images' dtype.
 
-    It may stand behind a normalisation as well as before it: each resized pixel is a mean of pixels.
+    It may stand behind a normalisation as well as before it: each new pixel is a weighted mean of old ones.
+    What is larger than ``size`` is sampled without a filter: data are made smaller before they are attacked.
 
     model: takes images (N, C, *size).
     size: (H, W).
@@ -19,4 +20,5 @@ class Resized(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(F.interpolate(images, self.size, mode="bilinear", antialias=True))
+        # Not antialiased: that is the same for enlarging, and torch has it in no half precision on the CPU.
+        return self.model(F.interpolate(images, self.size, mode="bilinear", align_corners=False))
