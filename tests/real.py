@@ -76,19 +76,20 @@ def cifar10(folder):
     weights = torch.load(folder / "resnet4b_cifar10.pth", map_location="cpu")
     net = ResNet4b()
     net.load_state_dict(weights.get("state_dict", weights))
-    images, labels = images_in(folder / "cifar10-12k.tar.xz", "test")
+    images, labels = images_in(folder / "cifar10-12k.tar.xz", "test", 2000)
     model = Normalized(net, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
     return model.eval(), images, labels
 
 
 def tiny_imagenet(folder):
-    """Images (2000, 3, 32, 32) of 100 of Tiny-ImageNet's classes, mixed, with labels among all 200."""
-    images, labels = images_in(folder / "tiny-imagenet-100.tar.xz", "val")
+    """Images (600, 3, 32, 32) of 30 of Tiny-ImageNet's classes, mixed, with labels among all 200."""
+    images, labels = images_in(folder / "tiny-imagenet-100.tar.xz", "val", 20 * len(TINY_IMAGENET_CLASSES))
     return nn.functional.avg_pool2d(images, 2), torch.tensor(TINY_IMAGENET_CLASSES)[labels]
 
 
-def images_in(path, split):
-    """All images of a split of class folders, as floats in [0, 1], and the classes in sorted order."""
+def images_in(path, split, count):
+    """The first count images of a split of class folders, mixed, as floats in [0, 1], and their classes in
+    sorted order."""
     image = pytest.importorskip("PIL.Image")
     found = {}
     with tarfile.open(path) as archive:
@@ -96,6 +97,8 @@ def images_in(path, split):
             if f"/{split}/" in member.name and member.isfile():
                 file = io.BytesIO(archive.extractfile(member).read())
                 found[member.name] = numpy.asarray(image.open(file).convert("RGB"))
+            if len(found) == count:  # the rest would take seconds to unpack
+                break
     names = sorted(found, key=lambda n: (n.rsplit("/", 1)[1], n))
     classes = sorted({n.split("/")[-2] for n in names})
     images = torch.from_numpy(numpy.stack([found[n] for n in names])).permute(0, 3, 1, 2) / 255.0
@@ -103,11 +106,8 @@ def images_in(path, split):
     return images.contiguous(), labels
 
 
-# Where the archive's 100 classes stand among the names of Tiny-ImageNet's 200 in sorted order.
+# Where the archive's first 30 classes stand among the names of Tiny-ImageNet's 200 in sorted order.
 TINY_IMAGENET_CLASSES = [
-    1, 5, 7, 8, 10, 14, 15, 18, 19, 20, 22, 24, 26, 28, 29, 30, 32, 33, 36, 37,
-    38, 41, 43, 46, 49, 50, 51, 52, 53, 60, 61, 65, 66, 76, 77, 78, 79, 80, 81, 83,
-    84, 85, 94, 95, 97, 100, 102, 103, 104, 106, 107, 109, 110, 113, 115, 116, 117, 120, 121, 123,
-    124, 125, 126, 127, 129, 130, 133, 134, 136, 137, 142, 145, 146, 147, 148, 151, 152, 154, 157, 158,
-    162, 163, 165, 167, 168, 175, 176, 177, 181, 183, 185, 186, 187, 191, 192, 193, 194, 197, 198, 199,
+    1, 5, 7, 8, 10, 14, 15, 18, 19, 20, 22, 24, 26, 28, 29,
+    30, 32, 33, 36, 37, 38, 41, 43, 46, 49, 50, 51, 52, 53, 60,
 ]  # fmt: skip
