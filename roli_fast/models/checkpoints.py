@@ -103,15 +103,21 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
 
     metadata: more strings to keep, by names of the caller's.
 
-    Raises ValueError for a model that was not built by name.
+    Raises ValueError for a model that was not built by name, or with options that are no JSON.
     """
     classifier = find_classifier(model)
     if classifier.architecture is None or not isinstance(model, Normalized):
         raise ValueError("model: got one that was not built by name, accepted: one of create_model")
+    try:
+        architecture = json.dumps(dataclasses.asdict(classifier.architecture))
+    except TypeError as error:
+        raise ValueError(
+            f"model: got one with options that are no JSON ({error}), accepted: text and numbers"
+        ) from error
     own = {
         "format": _FORMAT,
         "version": _VERSION,
-        "architecture": json.dumps(dataclasses.asdict(classifier.architecture)),
+        "architecture": architecture,
         "method": json.dumps({"name": classifier.method, "options": classifier.options}),
     }
     if taken := own.keys() & (metadata or {}).keys():

@@ -69,21 +69,21 @@ def create_model(
             "load_backbone takes weights from a file"
         )
     config: Any = _Config() if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
+    mean = _per_channel(config.mean, in_chans) if mean is None else tuple(mean)
+    std = _per_channel(config.std, in_chans) if std is None else tuple(std)
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if mean is None:
-        mean = config.mean if len(config.mean) == in_chans else (0.5,) * in_chans
-    if std is None:
-        std = config.std if len(config.std) == in_chans else (0.5,) * in_chans
-    built = {"in_chans": in_chans, "num_classes": num_classes, **options}
+    arguments = {"num_classes": num_classes, "in_chans": in_chans, **options}
     if size is not None and config.fixed_input_size:
-        built["img_size"] = size
-    backbone = _OWN[name](**built) if name in _OWN else timm.create_model(name, pretrained, **built)
+        arguments["img_size"] = size
+    backbone = _OWN[name](**arguments) if name in _OWN else timm.create_model(name, pretrained, **arguments)
     classifier = separate(backbone)
     if not (pretrained and num_classes == config.num_classes):
         classifier.reset_head(num_classes)
     if resize:
         classifier.backbone = Resized(backbone, size or config.input_size[1:])
-    classifier.architecture = Architecture(
-        name, num_classes, in_chans, size, resize, tuple(mean), tuple(std), options
-    )
+    classifier.architecture = Architecture(name, num_classes, in_chans, size, resize, mean, std, options)
     return Normalized(classifier, mean, std)
+
+
+def _per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == in_chans else (0.5,) * in_chans

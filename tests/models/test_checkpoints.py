@@ -270,6 +270,11 @@ def test_what_was_not_built_by_name_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_options_that_no_file_can_hold(tmp_path):
+    with pytest.raises(ValueError, match="model: got one with options that are no JSON"):
+        save_model(tiny("resnet", act_layer=nn.SiLU), tmp_path / "model.safetensors")
+
+
 def test_metadata_of_our_own_names(tmp_path):
     with pytest.raises(ValueError, match="metadata: got version, accepted: other names than format, version"):
         save_model(tiny("resnet"), tmp_path / "model.safetensors", {"version": "2"})
