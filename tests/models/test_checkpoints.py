@@ -64,6 +64,11 @@ WRAPPINGS = {
         "0.std": torch.tensor([0.2, 0.2, 0.2]),
         **{f"1.{name}": t for name, t in state.items()},
     },
+    "attacked and beside another network": lambda state: {
+        **{f"module.attacker.model.{name}": t for name, t in state.items()},
+        **{f"module.model.{name}": t for name, t in state.items()},
+        next(iter(state)): torch.zeros(3, 3),
+    },
     "compiled and distributed": lambda state: {
         "net": {f"module._orig_mod.model.{name}": t for name, t in state.items()}
     },
@@ -80,6 +85,9 @@ def test_however_it_is_wrapped(kind, wrapping, tmp_path):
     assert_same_logits(model, source)
     if wrapping == "behind a normalisation":
         assert loaded.left_out == {"0.mean": "0.5, 0.5, 0.5", "0.std": "0.2, 0.2, 0.2"}
+    elif wrapping == "attacked and beside another network":
+        assert loaded.prefix == "module.model."
+        assert loaded.left_out[next(iter(source.state_dict()))] == "shape (3, 3)"
     else:
         assert loaded.left_out == {}
 

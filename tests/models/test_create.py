@@ -56,6 +56,22 @@ def test_the_size_is_the_backbones_unless_told_otherwise():
     assert not isinstance(backbone(create_model("resnet10_tin", 5)), Resized)
 
 
+def test_the_head_is_rolis_unless_it_is_pretrained(monkeypatch):
+    bias = find_classifier(create_model("test_vit", 1000)).head.bias
+    assert bias.sigmoid().tolist() == pytest.approx([0.01] * 1000)
+    asked = []
+
+    def downloaded(name, pretrained, num_classes, in_chans):
+        asked.append(pretrained)
+        return made
+
+    made = timm.create_model("test_vit", num_classes=1000)
+    weight = made.head.weight
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    assert find_classifier(create_model("test_vit", 1000, pretrained=True)).head.weight is weight
+    assert asked == [True]
+
+
 def test_timms_options_reach_timm():
     model = create_model("test_vit", 5, drop_path_rate=0.5)
     assert backbone(model).blocks[-1].drop_path1.drop_prob == pytest.approx(0.5)
