@@ -1,7 +1,7 @@
 """A classifier as two parts that can be told apart: a backbone, which makes features, and a linear head."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -73,28 +73,27 @@ def separate(model: nn.Module, head_name: str | None = None) -> Classifier:
 
     Raises ValueError where there is no such layer.
     """
-    is_timm = hasattr(model, "reset_classifier") and hasattr(model, "get_classifier")
-    if head_name is None:
-        if not is_timm:
-            raise ValueError(
-                f"head_name: got None for a {type(model).__name__}, which is not timm's, "
-                "accepted: the name of its last linear layer"
-            )
-        head = cast(Any, model).get_classifier()
-        head_name = next((name for name, module in model.named_modules() if module is head), "")
+    timms: Any = model
+    if head_name is not None:
+        name, head = head_name, dict(model.named_modules()).get(head_name)
+    elif hasattr(model, "reset_classifier"):
+        head = timms.get_classifier()
+        name = next((name for name, module in model.named_modules() if module is head), "")
     else:
-        is_timm = False
-        head = dict(model.named_modules()).get(head_name)
-    if not isinstance(head, nn.Linear) or not head_name:
         raise ValueError(
-            f"model: got a {type(model).__name__}, whose {head_name or 'classifier'!r} is a "
+            f"head_name: got None for a {type(model).__name__}, which is not timm's, "
+            "accepted: the name of its last linear layer"
+        )
+    if not isinstance(head, nn.Linear) or not name:
+        raise ValueError(
+            f"model: got a {type(model).__name__}, whose {name or 'classifier'!r} is a "
             f"{type(head).__name__}, accepted: one whose last layer is an nn.Linear"
         )
-    if is_timm:
-        cast(Any, model).reset_classifier(0)
+    if head_name is None:
+        timms.reset_classifier(0)
     else:
-        model.set_submodule(head_name, nn.Identity())
-    return Classifier(model, head, head_name)
+        model.set_submodule(name, nn.Identity())
+    return Classifier(model, head, name)
 
 
 def find_classifier(model: nn.Module) -> Classifier:

@@ -47,8 +47,8 @@ def create_model(
 
     name: of ``timm.list_models()``, or "small_resnet", "resnet10_tin".
     img_size: of the images that the backbone is built for, one number or (H, W); default its own.
-    resize: whether images, of any size, are resized to that size inside the model, so that an attack acts on
-        the pixels of the data.
+    resize: whether images of smaller sizes are enlarged to that size inside the model (:class:`Resized`), so
+        that an attack acts on the pixels of the data.
     mean, std: of the normalisation, one number per channel; default those of timm's configuration for the
         name, and 0.5 for another number of channels. What weights were trained with, counts: see
         ``docs/robust_checkpoints.md``.

@@ -33,9 +33,7 @@ class PromptedAttention(Inserted):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if attn_mask is not None or is_causal:
-            raise ValueError(
-                "attn_mask, is_causal: got a mask, accepted: none, in which prompts had no place"
-            )
+            raise ValueError("attn_mask, is_causal: got a mask, accepted: none, since prompts are not in it")
         prompts = self._normed_prompts(len(x)).expand(len(x), -1, -1)
         return self.attn(torch.cat((prompts, x), dim=1))[:, len(self.prompts) :]
 

@@ -182,7 +182,7 @@ def test_no_code_is_run(tmp_path):
         "accepted: safetensors, or a torch file of tensors and plain data, since no code",
     )
     with path.open("wb") as file:
-        pickle.dump(Code(), file)
+        pickle.dump(Code(), file, protocol=2)
     refused(tiny("resnet"), path, "since no code in a file is run")
 
 
