@@ -8,11 +8,14 @@ last.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .shared import QUICK
 
 Size = float | Tensor
 
@@ -328,9 +331,11 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as torch.compile makes it for the shapes, dtypes and numbers it is called with."""
     torch.compiler.reset()  # forgets earlier cases, whose number is above the limit on recompilations
+    backend = "aot_eager" if QUICK else "inductor"  # which takes seconds for each case
+    compile_ = partial(torch.compile, fullgraph=True, dynamic=False, backend=backend)
     if function is l2_apgd_step_:  # that torch 2.15's compiler fails on for CPUs: the copies stand outside
-        return _advanced(torch.compile(l2_apgd_step, fullgraph=True, dynamic=False))
-    return torch.compile(function, fullgraph=True, dynamic=False)
+        return _advanced(compile_(l2_apgd_step))
+    return compile_(function)
 
 
 class PreallocatedLinfStep:

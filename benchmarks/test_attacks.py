@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from roli_fast.attacks import PGD, verify
-from roli_fast.attacks.descent import Ascent, Batch
 from roli_fast.engine import PRECISIONS, AttackView
 from roli_fast.speed.bare import CALLS_TO_SPEED, model_alone
 from roli_fast.speed.memory import peak_bytes
@@ -159,7 +158,8 @@ def as_it_is(attack: PGD, subject: Subject) -> None:
 
 
 def without_graphs(attack: PGD, subject: Subject) -> None:
-    attack._ascent(subject.model)._captures = lambda: False  # type: ignore[method-assign]
+    oracle = attack._oracle(subject.model)
+    oracle.captured = lambda function: function  # type: ignore[method-assign]
 
 
 def compiled(attack: PGD, subject: Subject) -> None:
@@ -232,7 +232,7 @@ def measure(device: str, name: str) -> Result:
             result.measured = interleaved(calls, case.rounds, 1, until_done, warm_ups=1)
         for who, contender in there.items():
             if contender.attack is not None:
-                result.notes[who] = contender.attack._ascent(subject.model).notes
+                result.notes[who] = contender.attack._oracle(subject.model).notes
         if device == "cuda" and name in COUNTED:
             count_launches(there, subject, result)
     except Exception as error:  # of all together: each of their tests would only run into it again
@@ -279,10 +279,8 @@ def count_launches(contenders: dict[str, Contender], subject: Subject, result: R
     for who, contender in contenders.items():
         if who in EAGER and contender.attack is not None:
             attack = contender.attack
-            ascent = Ascent(attack, attack.view(subject.model))
-            seed, index = torch.zeros_like(labels[:2]), torch.arange(len(labels), device=labels.device)
-            batch = Batch(images, labels, labels, attack.eps, attack.step_size, seed, index)
-            count = launches(partial(ascent.whole, batch))
+            trial = attack._begin(subject.model, images, labels, None, None)
+            count = launches(partial(attack._run_whole, trial, trial.rows, 0))
             result.launches |= {who: count, who.removesuffix("-eager"): count}
         elif who.startswith("torchattacks"):
             result.launches[who] = launches(contender.call)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run in Python, on the CPU
@@ -15,6 +16,20 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    """Hypothesis draws the same examples at each run: a few in `make test`, many in `make test-all`."""
+    for name, count in (("few", 20), ("many", 100)):
+        settings.register_profile(
+            name,
+            deadline=None,
+            derandomize=True,
+            max_examples=count,
+            # A backend chosen once for all examples is what the tests mean.
+            suppress_health_check=[HealthCheck.function_scoped_fixture],
+        )
+    settings.load_profile("many" if config.getoption("--slow") else "few")
 
 
 def pytest_runtest_setup(item):

@@ -1,7 +1,30 @@
 """Attacks on the fused ops, and the check that decides what they reached."""
 
-from .descent import AttackResult
+from .apgd import APGD, APGDT
+from .attack import Attack
+from .autoattack import AutoAttack, AutoAttackResult
+from .fab import FAB, FABT
 from .pgd import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
+from .square import Square
+from .trial import AttackResult
 from .verify import Verification, predict, verify
 
-__all__ = ["FGSM", "MIFGSM", "PGD", "TPGD", "AttackResult", "FeaturePGD", "Verification", "predict", "verify"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "FAB",
+    "FABT",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "TPGD",
+    "Attack",
+    "AttackResult",
+    "AutoAttack",
+    "AutoAttackResult",
+    "FeaturePGD",
+    "Square",
+    "Verification",
+    "predict",
+    "verify",
+]

@@ -38,11 +38,11 @@ def check_count(argument: str, value: object) -> None:
         refuse(argument, repr(value), "an integer >= 1")
 
 
-def check_decay(argument: str, value: object) -> None:
-    accepted = "a number >= 0"
+def check_number(argument: str, value: object, least: float, most: float = math.inf) -> None:
+    accepted = f"a number >= {least}" if most == math.inf else f"a number from {least} to {most}"
     if not isinstance(value, numbers.Real):
         refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not 0 <= float(value) < math.inf:
+    elif not least <= float(value) <= most or not math.isfinite(float(value)):
         refuse(argument, value, accepted)
 
 
@@ -73,6 +73,16 @@ def check_generator(generator: torch.Generator | None, device: torch.device) -> 
         refuse("generator", f"a {type(generator).__name__}", "a torch.Generator, or None", TypeError)
     if generator.device.type != device.type:
         refuse("generator", f"one on {generator.device}", f"one on the images' device, {device}")
+
+
+def check_key(key: Tensor | None, device: torch.device) -> None:
+    if key is None:
+        return
+    accepted = f"torch.int64 of shape (1,) on the images' device, {device}"
+    if not isinstance(key, Tensor):
+        refuse("key", f"a {type(key).__name__}", accepted, TypeError)
+    if key.dtype != torch.int64 or key.shape != (1,) or key.device != device:
+        refuse("key", f"{key.dtype} of shape {tuple(key.shape)} on {key.device}", accepted)
 
 
 def check_inputs(

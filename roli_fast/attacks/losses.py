@@ -36,6 +36,12 @@ def targeted_dlr(logits: Tensor, pairs: Tensor) -> Tensor:
     return (_of(logits, pairs[:, 1]) - _of(logits, pairs[:, 0])) / (spread + _SAME)
 
 
+def rivals(logits: Tensor, labels: Tensor) -> Tensor:
+    """The other classes, the likeliest first: (N, classes - 1) int64."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(probabilities || softmax(logits)), both (N, classes) (TRADES; Zhang et al. 2019, eq. 3)."""
     return F.kl_div(F.log_softmax(logits.double(), dim=1), probabilities, reduction="none").sum(dim=1)

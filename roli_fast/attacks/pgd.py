@@ -1,37 +1,28 @@
 """Projected gradient descent (Madry et al., Towards Deep Learning Models Resistant to Adversarial
 Attacks, ICLR 2018), and its relatives."""
 
-import weakref
+import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
-from ..engine import PRECISIONS, AttackView, Output, widened
-from ..engine.modes import Model
-from ..engine.outputs import check_output
-from .descent import Ascent, AttackResult, Descent
-from .inputs import (
-    ITERATES,
-    check_bounds,
-    check_choice,
-    check_count,
-    check_decay,
-    check_generator,
-    check_inputs,
-    check_share,
-    check_size,
-    check_values,
-    refuse,
-    to_state,
-)
-from .losses import Loss, feature_distance, get_loss, kl_divergence
-from .norms import NORMS
-from .verify import is_fooled
+from ..engine import Output, widened
+from .ascent import Ascent, Batch, GradientAttack, State
+from .inputs import ITERATES, check_choice, check_number, check_share, check_size, refuse, to_state
+from .losses import Loss, feature_distance, kl_divergence
+from .norms import NORMS, movable, normal_draws
+from .samples import Best
+from .trial import Trial
 
 
-class PGD:
+@dataclasses.dataclass
+class MomentumState(State):
+    momentum: Tensor | None
+
+
+class PGD(GradientAttack):
     """Projected gradient descent with a random start.
 
     norm: "linf", "l2" or "l1": of the ball and of the steps, which go in the direction of steepest ascent.
@@ -64,8 +55,6 @@ class PGD:
 
     # What relatives do otherwise.
     decay: float | None = None
-    compares_with_clean = False  # the loss compares with the output for the clean images, not with labels
-    label_free = False  # the output has no classes
 
     def __init__(
         self,
@@ -88,126 +77,89 @@ class PGD:
         fold: bool = True,
         output: Output = None,
     ):
-        check_choice("norm", norm, tuple(NORMS))
         check_choice("iterate", iterate, ITERATES)
-        check_choice("precision", precision, tuple(PRECISIONS))
-        check_size("eps", eps)
         check_size("step_size", step_size)
-        check_count("steps", steps)
-        check_count("restarts", restarts)
-        check_count("eot", eot)
         check_share("sparsity", sparsity)
-        check_bounds(bounds)
-        check_output(output)
-        if restarts > 1 and not random_start:
+        if isinstance(restarts, int) and restarts > 1 and not random_start:
             refuse("restarts", f"{restarts} without a random start, which would all be the same", "1")
         if early_stop and iterate != "best":
             refuse("early_stop", f"True with iterate={iterate!r}", "iterate='best', whose success it keeps")
-        self.norm, self.eps, self.step_size, self.steps = norm, eps, step_size, steps
-        self.random_start, self.restarts, self.loss, self.targeted = random_start, restarts, loss, targeted
-        self.bounds, self.iterate, self.early_stop = bounds, iterate, early_stop
-        self.precision, self.generator = precision, generator
-        self.eot, self.sparsity, self.fold, self.output = eot, sparsity, fold, output
-        self._loss = get_loss(loss)
-        self._ascents: weakref.WeakKeyDictionary[nn.Module, Ascent] = weakref.WeakKeyDictionary()
+        self.step_size, self.sparsity = step_size, sparsity
+        self.random_start, self.iterate = random_start, iterate
+        super().__init__(
+            norm,
+            eps,
+            steps,
+            loss,
+            restarts=restarts,
+            targeted=targeted,
+            bounds=bounds,
+            early_stop=early_stop,
+            precision=precision,
+            generator=generator,
+            eot=eot,
+            fold=fold,
+            output=output,
+        )
 
-    def objective(self, output: Tensor, target: Tensor) -> Tensor:
-        """What is increased, (N,): the loss, or minus the loss for a target class."""
-        loss = self._loss(output, target)
-        return -loss if self.targeted else loss
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        return self.random_start
 
-    def target(self, clean_output: Tensor) -> Tensor:
-        """What the loss compares with, by the output for clean images, where it compares with that."""
-        return clean_output
+    @property
+    def keeps_best(self) -> bool:  # type: ignore[override]
+        return self.iterate == "best"
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
         """Random starting points (N, ...), in float32 or float64; seed: (2,) int64, index: (N,) int64."""
         return NORMS[self.norm].start(clean, eps, seed, *self.bounds, index=index)
 
-    def fooled(self, output: Tensor, labels: Tensor | None) -> Tensor:
-        """(N,) bool."""
-        if labels is None:
-            return torch.zeros(len(output), dtype=torch.bool, device=output.device)
-        return is_fooled(output, labels, self.targeted)
+    def begin(self, ascent: Ascent, batch: Batch) -> MomentumState:
+        clean, target, labels, eps, step_size, sparsity, seed, which = batch
+        clean = ascent.laid_out(clean)
+        adv = to_state(clean) if seed is None else self.start(clean, eps, seed, which)
+        return MomentumState(
+            target=target,
+            labels=labels,
+            clean=clean,
+            adv=adv,
+            x=ascent.view.prepare(adv),
+            gradient=None,
+            eps=eps,
+            step_size=step_size,
+            sparsity=sparsity,
+            best=Best.none_yet(adv) if self.keeps_best else None,
+            momentum=None if self.decay is None else torch.zeros_like(adv),
+        )
 
-    def __setattr__(self, name: str, value: object) -> None:
-        if "_ascents" in vars(self):
-            raise AttributeError(
-                f"{name}: the settings of an attack are fixed. Make another one, or keep eps and step_size "
-                "in tensors and change their values"
-            )
-        super().__setattr__(name, value)
+    def look(self, state: State, step: int, loss: Tensor, output: Tensor) -> Tensor:
+        fooled = self.fooled(output, state.labels)
+        if state.best is not None:
+            state.best.offer(state.adv, fooled, loss)
+        return fooled
 
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_ascents"}
+    def move(self, ascent: Ascent, state: State, step: int) -> None:
+        assert isinstance(state, MomentumState)
+        assert state.gradient is not None
+        mean, std = ascent.view.normalization(state.adv)
+        if state.momentum is None or self.decay is None:
+            self._step(state, state.gradient, out=state.x, mean=mean, std=std)
+            return
+        gradient = state.gradient
+        if std is not None:  # the mean of the gradient with respect to pixels counts
+            gradient = ascent.in_pixels(gradient)
+        ops.momentum_(state.momentum, gradient, self.decay)
+        self._step(state, state.momentum)
+        state.x = ascent.view.prepare(state.adv)
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state, _ascents=weakref.WeakKeyDictionary())
-
-    def __repr__(self) -> str:
-        shown = (f"{name}={value!r}" for name, value in vars(self).items() if name[0] != "_")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-    def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Adversarial images for a batch, in the images' dtype and layout (float32 for uint8 images).
-
-        model: maps images (N, ...) to logits (N, classes); it is attacked in eval mode and left as it was.
-        images: (N, ...) within bounds: any float dtype, or uint8 for v / 255.
-        labels: (N,) int64 on images' device; TPGD and FeaturePGD need none.
-
-        Raises ValueError or TypeError for inputs that do not fit, before anything is attacked.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            descent = self._begin(model, images, labels, None)
-            single = self.restarts == 1 and not self.early_stop
-            return descent.unjudged() if single else descent.judged().adversarial
-
-    def run(
-        self, model: Model, images: Tensor, labels: Tensor | None = None, *, index: Tensor | None = None
-    ) -> AttackResult:
-        """As a call, with all that an evaluation needs.
-
-        index: (N,) int64, which sample of the data set each one is: the same index draws the same
-            random numbers in any batch. Default 0 .. N - 1.
-        """
-        with torch.inference_mode(False), torch.no_grad():
-            return self._begin(model, images, labels, index).judged()
-
-    def view(self, model: Model) -> AttackView:
-        """The model as this attack computes gradients with it, with the model's current weights."""
-        return self._ascent(model).view
-
-    def _ascent(self, model: Model) -> Ascent:
-        ascent = self._ascents.get(model) if isinstance(model, nn.Module) else None
-        if ascent is not None:
-            ascent.view.refresh()
-            return ascent
-        view = AttackView(model, precision=self.precision, fold=self.fold, output=self.output)
-        ascent = Ascent(self, view)
-        if isinstance(model, nn.Module):
-            view.hold_weakly()
-            self._ascents[model] = ascent
-        return ascent
-
-    def _begin(self, model: Model, images: Tensor, labels: Tensor | None, index: Tensor | None) -> Descent:
-        """All checks, then a descent that is ready to go."""
-        if labels is None and not self.compares_with_clean:
-            refuse("labels", "None", "int64 (N,)", TypeError)
-        if self.label_free:
-            labels = None
-        sizes = {"eps": self.eps, "step_size": self.step_size, "sparsity": self.sparsity}
-        check_inputs(images, labels, index, **sizes)
-        check_generator(self.generator, images.device)
-        ascent = self._ascent(model)
-        view = ascent.view
-        check_values(images, labels, self.bounds, view.classes)
-        if view.output_shape is None and len(images) > 0:
-            view.confirm(to_state(images))
-            check_values(images, labels, self.bounds, view.classes)
-        if view.output_shape is not None and view.classes is None and not self.label_free:
-            shape = ", ".join(map(str, ("N", *view.output_shape)))
-            refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")
-        return Descent(self, model, ascent, images, labels, index)
+    def _step(self, state: State, gradient: Tensor, **following: Tensor | None) -> None:
+        """following: where the next input goes, and how it is normalised."""
+        share = {}
+        if self.norm == "l1":
+            share["sparsity"] = state.sparsity
+            gradient = movable(gradient, state.adv, *self.bounds)
+        sizes = state.step_size, state.eps, *self.bounds
+        NORMS[self.norm].step_(state.adv, gradient, state.clean, *sizes, **share, **following)
 
 
 class FGSM(PGD):
@@ -234,7 +186,7 @@ class MIFGSM(PGD):
         decay: float = 1.0,
         **options: Any,
     ):
-        check_decay("decay", decay)
+        check_number("decay", decay, 0)
         self.decay = decay
         super().__init__(norm, eps, step_size, steps, **{"random_start": False, **options})
 
@@ -262,6 +214,25 @@ class _AwayFromClean(PGD):
             refuse("early_stop", True, "False: features have no class that could be fooled")
         super().__init__(norm, eps, step_size, steps, **options, loss=self.distance)
 
+    def target(self, clean_output: Tensor) -> Tensor:
+        """What the distance is measured from."""
+        return clean_output
+
+    def prepare(self, trial: Trial) -> None:
+        self._name_classes(trial, trial.clean_output)
+
+    def loss_target(self, trial: Trial, run: int) -> Tensor:
+        self._name_classes(trial, trial.clean_view_output)
+        return self.target(trial.clean_view_output)
+
+    def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
+        return self.objective(widened(output), self.target(trial.clean_output[rows]))
+
+    def _name_classes(self, trial: Trial, clean_output: Tensor) -> None:
+        """Where no labels do."""
+        if trial.labels is None and not self.label_free:
+            trial.labels = clean_output.argmax(dim=1)
+
 
 class TPGD(_AwayFromClean):
     """The attack of TRADES (Zhang et al. 2019, section 4): increases the divergence of the model's
@@ -278,13 +249,8 @@ class TPGD(_AwayFromClean):
         return widened(clean_output).softmax(dim=1)
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
-        uniform = ops.linf_start(
-            torch.zeros_like(clean, dtype=to_state(clean[:0]).dtype), 1.0, seed, -1, 1, index=index
-        )
         lo, hi = self.bounds
-        inside = 1 - torch.finfo(uniform.dtype).eps / 2  # the ends of a normal distribution are infinite
-        normal = torch.erfinv(uniform.clamp_(-inside, inside)) * 2**0.5
-        adv = to_state(clean).add_(normal, alpha=1e-3 * (hi - lo))
+        adv = to_state(clean).add_(normal_draws(clean, seed, index), alpha=1e-3 * (hi - lo))
         NORMS[self.norm].project_(adv, clean, eps, lo, hi)
         return adv
 

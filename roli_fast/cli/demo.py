@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..attacks import PGD, predict
 from ..data import Splits, digits
@@ -96,12 +96,12 @@ def _model() -> nn.Module:
     return Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,))
 
 
-def _train_batches(dataset: TensorDataset, seed: int) -> DataLoader:
+def _train_batches(dataset: Dataset, seed: int) -> DataLoader:
     order = torch.Generator().manual_seed(seed)
     return DataLoader(dataset, batch_size=_BATCH_SIZE, shuffle=True, generator=order)
 
 
-def _batches(dataset: TensorDataset) -> DataLoader:
+def _batches(dataset: Dataset) -> DataLoader:
     return DataLoader(dataset, batch_size=256)
 
 
@@ -215,14 +215,14 @@ def _print_results(console: Console, trained: list[_Trained], plain: list[Epoch]
     console.print(table)
 
 
-def _draw(trained: list[_Trained], test: TensorDataset, path: Path) -> None:
+def _draw(trained: list[_Trained], test: Dataset, path: Path) -> None:
     """Clean images, what each model is attacked with, and what it then sees."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    images, labels = (t[:_PICTURED] for t in test.tensors)
+    images, labels = (t[:_PICTURED] for t in next(iter(_batches(test))))
     rows: list[tuple[str, Tensor, Tensor | None]] = []
     for t in trained:
         adversarial = _evaluation_attack(0).run(t.model, images, labels).adversarial

@@ -1,5 +1,11 @@
-"""Data sets."""
+"""Data sets, their splits, and batches of them."""
 
-from .digits import Splits, digits
+from .batch import Batch
+from .digits import digits
+from .images import ImageSet
+from .load import load
+from .loader import Loader
+from .splits import Splits
+from .stream import ImageStream
 
-__all__ = ["Splits", "digits"]
+__all__ = ["Batch", "ImageSet", "ImageStream", "Loader", "Splits", "digits", "load"]

@@ -3,36 +3,28 @@
 Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
 """
 
-from typing import NamedTuple
+from fractions import Fraction
 
 import torch
-from torch.utils.data import TensorDataset
 
-
-class Splits(NamedTuple):
-    """Data sets of (images, labels): images (N, C, H, W) float32 in [0, 1], labels (N,) int64."""
-
-    train: TensorDataset
-    val: TensorDataset
-    test: TensorDataset
+from .images import StoredImages
+from .splits import Splits, cut_share
+from .view import View
 
 
 def digits(seed: int = 0) -> Splits:
-    """1,797 greyscale 8x8 digits, split 60 / 20 / 20 % with the classes in proportion.
+    """1,797 greyscale 8x8 digits, split 1,077 / 360 / 360 with the classes in proportion.
+
+    Images are float32 in [0, 1]: they have 17 levels of grey, which bytes do not hold exactly.
 
     Needs scikit-learn (``pip install roli-fast[demo]``).
     """
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 1, 8, 8) / 16.0
-    rest, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=seed)
-    train, val = train_test_split(rest, test_size=0.25, stratify=labels[rest], random_state=seed)
-
-    def dataset(rows: list[int]) -> TensorDataset:
-        return TensorDataset(
-            torch.tensor(images[rows], dtype=torch.float32), torch.tensor(labels[rows], dtype=torch.int64)
-        )
-
-    return Splits(dataset(train), dataset(val), dataset(test))
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    keys = [str(row) for row in range(len(labels))]
+    whole = StoredImages(images, torch.tensor(labels), [str(c) for c in range(10)], keys, View())
+    rest, test = cut_share(whole, Fraction(360, 1_797), seed)
+    train, val = cut_share(rest, Fraction(360, 1_437), seed)
+    return Splits(train, val, test)

@@ -59,6 +59,20 @@ class InputGradient:
         with gradients(), torch.no_grad(), self._precision.arithmetic():
             return _mean([widened(self._view(x)) for _ in range(self._eot)])
 
+    def of_each_class(self, x: Tensor, visit: Callable[[int, Tensor], None]) -> Tensor:
+        """The output (N, classes); calls ``visit`` with each class and the gradient (N, ...) of its logit,
+        one after the other, so that no more than one is kept."""
+        with gradients(), self._precision.arithmetic():
+            x = _usable(x).detach().requires_grad_()
+            output = _mean([widened(self._view(x)) for _ in range(self._eot)])
+            for c in range(output.shape[1]):
+                gradient = _slope(output[:, c], x, keep_graph=True)
+                if gradient is None:
+                    raise ValueError(_NO_GRADIENT)
+                with torch.no_grad():
+                    visit(c, gradient)
+        return output.detach()
+
     def _once(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         returned = self._view(x)
         output = widened(returned)
@@ -74,7 +88,7 @@ class InputGradient:
         if gradient is None and returned.requires_grad and not loss.requires_grad:
             raise ValueError("loss: it has no gradient with respect to the model's output")
         if gradient is None:
-            raise ValueError("model: its output has no gradient with respect to the input")
+            raise ValueError(_NO_GRADIENT)
         return gradient, loss.detach(), output.detach()
 
     def _per_sample(self, output: Tensor, target: Tensor) -> Tensor:
@@ -101,11 +115,16 @@ def widened(output: Tensor) -> Tensor:
     return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
 
 
-def _slope(of: Tensor, at: Tensor, weights: Tensor | None = None) -> Tensor | None:
+_NO_GRADIENT = "model: its output has no gradient with respect to the input"
+
+
+def _slope(
+    of: Tensor, at: Tensor, weights: Tensor | None = None, *, keep_graph: bool = False
+) -> Tensor | None:
     if not of.requires_grad:
         return None
     weights = torch.ones_like(of) if weights is None else weights
-    return torch.autograd.grad(of, at, weights, allow_unused=True)[0]
+    return torch.autograd.grad(of, at, weights, retain_graph=keep_graph or None, allow_unused=True)[0]
 
 
 def _in_range(slope: Tensor) -> Tensor:

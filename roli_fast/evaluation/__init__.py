@@ -1,5 +1,7 @@
 """Accuracy on clean and on attacked images, with intervals."""
 
-from .accuracy import Accuracy, Difference, difference, evaluate
+from .accuracy import Accuracy, Difference, difference
+from .evaluate import Evaluation, evaluate
+from .records import SavedBatch, saved
 
-__all__ = ["Accuracy", "Difference", "difference", "evaluate"]
+__all__ = ["Accuracy", "Difference", "Evaluation", "SavedBatch", "difference", "evaluate", "saved"]

@@ -1,24 +1,64 @@
 """All attacks, and what they are by their papers' formulas in plain torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
+from roli_fast.attacks import (
+    APGD,
+    APGDT,
+    FAB,
+    FABT,
+    FGSM,
+    MIFGSM,
+    PGD,
+    TPGD,
+    Attack,
+    AutoAttack,
+    FeaturePGD,
+    Square,
+)
+
+from ..selection import few
 
 # eps and step size for a few hundred pixels.
 SIZES = {"linf": (8 / 255, 2 / 255), "l2": (0.5, 0.1), "l1": (5.0, 1.0)}
 KINDS = {"FGSM": FGSM, "PGD": PGD, "MIFGSM": MIFGSM, "TPGD": TPGD, "FeaturePGD": FeaturePGD}
 ATTACKS = [f"{kind}-{norm}" for kind in KINDS for norm in SIZES]
+STRONGER = {
+    "APGD": APGD,
+    "APGDT": APGDT,
+    "FAB": FAB,
+    "FABT": FABT,
+    "Square": Square,
+    "AutoAttack": AutoAttack,
+}
 
 
-def make(name: str, **options: Any) -> PGD:
-    """The attack of this name, of three steps."""
+def each(kinds: Iterable[str]) -> Any:
+    rows = few(kinds, SIZES)
+    return pytest.mark.parametrize(
+        "name", [pytest.param("-".join(row.values), marks=row.marks) for row in rows]
+    )
+
+
+each_descent = each(KINDS)  # those that take PGD's options
+each_attack = each([*KINDS, *STRONGER])
+
+
+def make(name: str, **options: Any) -> Attack:
+    """The attack of this name, of three steps, or five queries."""
     kind, norm = name.split("-")
     eps, step_size = SIZES[norm]
+    if kind in STRONGER:
+        steps = {} if kind == "Square" else {"steps": 3}
+        queries = {"queries": 5} if kind in ("Square", "AutoAttack") else {}
+        options = {name: value for name, value in options.items() if name != "step_size"}
+        return STRONGER[kind](**{"norm": norm, "eps": eps, **steps, **queries, **options})
     given = {"norm": norm, "eps": eps, "step_size": step_size, "steps": 3, **options}
     if kind == "FGSM":
         del given["step_size"], given["steps"]

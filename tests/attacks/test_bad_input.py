@@ -7,9 +7,9 @@ from torch import nn
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
 from roli_fast.evaluation import evaluate
 
-from .cases import ATTACKS, make
+from .cases import ATTACKS, each_descent, make
 
-each = pytest.mark.parametrize("name", ATTACKS)
+each = each_descent
 labelled = pytest.mark.parametrize(
     "name", [n for n in ATTACKS if n.split("-")[0] in ("FGSM", "PGD", "MIFGSM")]
 )

@@ -10,7 +10,7 @@ from torch import nn
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
 from roli_fast.models import Normalized
 
-from .cases import ATTACKS, SIZES, cross_entropy, divergence, make, reference
+from .cases import SIZES, cross_entropy, divergence, each_descent, make, reference
 
 NORMS = list(SIZES)
 
@@ -236,7 +236,7 @@ def test_the_noise_of_tpgd_belongs_to_the_sample_and_the_ball(norm):
 # --- settings ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@each_descent
 def test_settings_are_fixed(name, convnet, batch):
     attack = make(name)
     attack(convnet, *batch)
@@ -246,7 +246,7 @@ def test_settings_are_fixed(name, convnet, batch):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda a: pickle.loads(pickle.dumps(a))])
-@pytest.mark.parametrize("name", ATTACKS)
+@each_descent
 def test_copies_do_the_same(name, copied, convnet, batch):
     attack = make(name, generator=torch.Generator())
     before = copied(attack)
@@ -259,7 +259,7 @@ def test_copies_do_the_same(name, copied, convnet, batch):
             twin.steps = 3
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@each_descent
 def test_its_settings_can_be_read(name):
     shown = repr(make(name, precision="bf16"))
     kind, norm = name.split("-")
@@ -267,7 +267,7 @@ def test_its_settings_can_be_read(name):
     assert f"norm='{norm}'" in shown
     assert f"eps={SIZES[norm][0]}" in shown
     assert "precision='bf16'" in shown
-    assert "_ascents" not in shown
+    assert "_oracles" not in shown
 
 
 def test_a_size_in_a_tensor_may_change(convnet, batch):

@@ -11,11 +11,24 @@ from roli_fast.attacks import PGD, verify
 from roli_fast.evaluation import evaluate
 from roli_fast.models import Normalized
 
-from .cases import ATTACKS, SIZES, make
+from .cases import ATTACKS, SIZES, STRONGER, each_attack, each_descent, make
 
-each = pytest.mark.parametrize("name", ATTACKS)
 NO_LABELS = ("TPGD", "FeaturePGD")
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+
+
+def kind_of(name):
+    return name.split("-")[0]
+
+
+def always_moves(name):
+    """Whether it returns changed images where it fools nothing, too."""
+    return kind_of(name) not in ("FAB", "FABT", "AutoAttack")
+
+
+def skip_if_it_keeps_the_best_anyway(name, options):
+    if kind_of(name) in STRONGER and "iterate" in options:
+        pytest.skip("no option of this attack")
 
 
 def norm_of(name):
@@ -42,7 +55,7 @@ def assert_in_ball(name, adv, images, eps, bounds=(0.0, 1.0)):
 # --- the model ---------------------------------------------------------------------------------------------
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("way", ["call", "run", "best"])
 def test_the_model_is_left_alone(name, way, convnet, batch):
     """Gradients, modes (a frozen BatchNorm's too), requires_grad, parameters and statistics."""
@@ -54,7 +67,7 @@ def test_the_model_is_left_alone(name, way, convnet, batch):
     wants = [p.requires_grad for p in convnet.parameters()]
     before = {k: t.clone() for k, t in convnet.state_dict().items()}
     versions = [t._version for t in convnet.state_dict().values()]
-    attack = make(name, **({"iterate": "best"} if way == "best" else {}))
+    attack = make(name, **({"iterate": "best"} if way == "best" and kind_of(name) not in STRONGER else {}))
     attack.run(convnet, *batch) if way == "run" else attack(convnet, *batch)
     assert [m.training for m in convnet.modules()] == modes
     assert [p.requires_grad for p in convnet.parameters()] == wants
@@ -64,7 +77,7 @@ def test_the_model_is_left_alone(name, way, convnet, batch):
     assert sum(p.grad is not None for p in convnet.parameters()) == 1
 
 
-@each
+@each_attack
 def test_a_model_in_train_mode_is_attacked_in_eval_mode(name, convnet, batch):
     def run():
         return make(name, generator=torch.Generator())(convnet, *batch)
@@ -72,7 +85,7 @@ def test_a_model_in_train_mode_is_attacked_in_eval_mode(name, convnet, batch):
     assert torch.equal(run(), (convnet.eval(), run())[1])
 
 
-@each
+@each_descent
 def test_the_model_is_left_alone_where_the_attack_fails(name, convnet, batch):
     def fails(module, inputs):
         if torch.is_grad_enabled():
@@ -86,7 +99,7 @@ def test_the_model_is_left_alone_where_the_attack_fails(name, convnet, batch):
     assert torch.is_grad_enabled()
 
 
-@each
+@each_attack
 def test_training_goes_on_between_attacks(name, convnet, batch):
     """An attack in the midst of a forward and its backward disturbs neither."""
     images, labels = batch
@@ -100,7 +113,7 @@ def test_training_goes_on_between_attacks(name, convnet, batch):
 # --- the caller's modes ------------------------------------------------------------------------------------
 
 
-@each
+@each_attack
 @pytest.mark.parametrize(
     "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
 )
@@ -112,14 +125,18 @@ def test_every_mode_of_the_caller(name, mode, convnet, batch):
     with mode():
         enabled = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()
         made_here = tuple(t.clone() for t in batch)
-        assert torch.equal(run(*made_here), expected)
+        found = run(*made_here)
+        if enabled[1] and not always_moves(name):  # what the model says in bf16 guides the search
+            assert_in_ball(name, found, batch[0], eps_of(name))
+        else:
+            assert torch.equal(found, expected)
         assert enabled == (
             torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled(),
         )  # fmt: skip
     assert torch.equal(run(*batch), expected)
 
 
-@each
+@each_attack
 def test_the_result_is_the_callers(name, convnet, batch):
     images = batch[0].clone().requires_grad_()
     kept = batch[0].clone()
@@ -135,7 +152,7 @@ def test_the_result_is_the_callers(name, convnet, batch):
     assert torch.equal(images, kept)
 
 
-@each
+@each_attack
 def test_the_global_generator(name, convnet, batch):
     """Honoured, never seeded anew, and left alone where the attack has one of its own or draws nothing."""
 
@@ -145,7 +162,7 @@ def test_the_global_generator(name, convnet, batch):
         return adv, torch.rand(3)
 
     (first, after), (second, again), (other, _) = run(5), run(5), run(6)
-    draws = name.split("-")[0] not in ("FGSM", "MIFGSM")
+    draws = kind_of(name) not in ("FGSM", "MIFGSM", "FAB", "FABT")  # of one run
     assert torch.equal(first, second)
     assert torch.equal(after, again)
     assert torch.equal(first, other) == (not draws)
@@ -157,11 +174,12 @@ def test_the_global_generator(name, convnet, batch):
 # --- the images --------------------------------------------------------------------------------------------
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16"}, {"iterate": "best"}])
 def test_layouts(name, options, convnet, batch):
     """The layout is kept, and says nothing about the result."""
     images, labels = batch
+    skip_if_it_keeps_the_best_anyway(name, options)
 
     def run(images):
         return make(name, generator=torch.Generator(), **options)(convnet, images, labels)
@@ -175,17 +193,17 @@ def test_layouts(name, options, convnet, batch):
         torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_and_images_in_half_precision(name, dtype, convnet, batch):
     images, labels = batch[0].to(dtype), batch[1]
     result = make(name).run(convnet.to(dtype), images, labels)
     assert result.adversarial.dtype == dtype
-    assert (result.adversarial != images).any()
+    assert (result.adversarial != images).any() or not always_moves(name)
     assert_in_ball(name, result.adversarial, images, eps_of(name))
 
 
-@each
+@each_descent
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_gradients_at_other_precisions(name, precision, convnet, batch):
     """Reach about the same loss."""
@@ -197,7 +215,7 @@ def test_gradients_at_other_precisions(name, precision, convnet, batch):
     assert_in_ball(name, reached[precision].adversarial, batch[0], eps_of(name))
 
 
-@each
+@each_attack
 def test_uint8_images(name, convnet, batch):
     """Are v / 255, for the attack and for the judge."""
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
@@ -212,18 +230,22 @@ def test_uint8_images(name, convnet, batch):
         assert results[0].success is None or torch.equal(results[0].success, results[1].success)
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("shape", [(5,), (5, 7), (5, 3, 4), (5, 2, 3, 4, 3)])
 def test_batches_of_any_rank(name, shape):
     linear = nn.Linear(torch.Size(shape).numel() // 5, 4)
     images, labels = torch.rand(shape), torch.randint(0, 4, (5,))
+    if kind_of(name) == "Square":
+        with pytest.raises(ValueError, match=r"images: got shape .*accepted: \(N, C, H, W\)"):
+            make(name)(lambda x: linear(x.reshape(len(x), -1)), images, labels)
+        return
     adv = make(name)(lambda x: linear(x.reshape(len(x), -1)).tanh(), images, labels)
     assert adv.shape == images.shape
-    assert (adv != images).flatten().any()
+    assert (adv != images).flatten().any() or not always_moves(name)
     assert_in_ball(name, adv, images, eps_of(name))
 
 
-@each
+@each_attack
 def test_an_empty_batch(name, convnet):
     empty = torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)
     assert make(name)(convnet, *empty).shape == (0, 3, 8, 8)
@@ -232,7 +254,7 @@ def test_an_empty_batch(name, convnet):
     assert (result.forwards, result.gradients) == (0, 0)
 
 
-@each
+@each_descent
 def test_a_zero_gradient_moves_nothing(name, batch):
     """A model that is flat has no direction: no NaN, and no step."""
 
@@ -257,7 +279,7 @@ def test_a_zero_gradient_moves_nothing(name, batch):
             make(name).run(Flat(), images, labels)
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0), (-2.5, -0.5)])
 def test_other_bounds(name, bounds, convnet, batch):
     """The attack scales with the box."""
@@ -272,7 +294,7 @@ def test_other_bounds(name, bounds, convnet, batch):
     assert distance(name, adv, images).max() > eps / 4
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("shift", [-1e-3, 1e-3, 100.0])
 def test_images_outside_the_bounds_are_refused(name, shift, convnet, batch):
     images = batch[0].clone()
@@ -284,7 +306,7 @@ def test_images_outside_the_bounds_are_refused(name, shift, convnet, batch):
     assert torch.equal(images, kept)
 
 
-@each
+@each_attack
 def test_eps_per_sample(name, convnet, batch):
     share = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     eps, step_size = (s * share for s in SIZES[norm_of(name)])
@@ -293,12 +315,13 @@ def test_eps_per_sample(name, convnet, batch):
     assert torch.equal(adv[0], batch[0][0])
     assert_in_ball(name, adv, batch[0], eps)
     moved = distance(name, adv, batch[0])
-    assert (moved[1:] > 0.1 * eps[1:]).all()
+    assert (moved[1:] > 0.1 * eps[1:]).all() or not always_moves(name)
 
 
-@each
+@each_attack
 @pytest.mark.parametrize("options", [{}, {"iterate": "best"}])
 def test_a_result_belongs_to_the_sample(name, options, convnet):
+    skip_if_it_keeps_the_best_anyway(name, options)
     model = convnet.double()
     images, labels = torch.rand(9, 3, 8, 8, dtype=torch.float64), torch.randint(0, 5, (9,))
     index = torch.randperm(50)[:9]
@@ -312,7 +335,7 @@ def test_a_result_belongs_to_the_sample(name, options, convnet):
     torch.testing.assert_close(torch.cat([run(slice(0, 2)), run(slice(2, 9))]), whole)
 
 
-@each
+@each_descent
 def test_the_best_iterate_is_each_samples_own(name, convnet, batch):
     """At least as good as the last, for every sample; where the last is best, the same."""
     last, best = (
@@ -343,7 +366,7 @@ def test_fooled_samples_leave_the_batch(name, convnet):
     assert stopped.gradients == sum(sizes)
 
 
-@each
+@each_attack
 def test_weights_are_followed(name, convnet, batch):
     attack = make(name, generator=torch.Generator())
     for _ in range(3):
@@ -355,21 +378,21 @@ def test_weights_are_followed(name, convnet, batch):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-@each
+@each_attack
 def test_labels_are_needed_where_the_loss_wants_them(name, convnet, batch):
     needs = name.split("-")[0] not in NO_LABELS
     with pytest.raises(TypeError, match="labels: got None") if needs else contextlib.nullcontext():
         make(name)(convnet, batch[0])
 
 
-@each
+@each_attack
 def test_nothing_is_kept_alive(name, batch):
     """An attack that outlives its models keeps none of them."""
     attack = make(name)
     for _ in range(3):
         attack(Normalized(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), (0.5,) * 3, (0.2,) * 3), *batch)
     gc.collect()
-    assert len(attack._ascents) == 0
+    assert len(attack._oracles) == 0
 
 
 def test_a_million_images_are_not_moved_at_once(convnet):

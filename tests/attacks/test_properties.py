@@ -53,7 +53,7 @@ def calls(draw):
     return kind, options, images, torch.randint(0, 4, (samples,), generator=random)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=list(HealthCheck))
 @given(calls())
 def test_every_result_verifies(call):
     kind, options, images, labels = call

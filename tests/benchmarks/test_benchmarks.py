@@ -142,12 +142,12 @@ def test_the_peers_loops_spend_what_they_should():
         ),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "tools/gpu.py", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_a_run_that_cannot_be_is_refused(tool, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_readme_shows_the_committed_results(monkeypatch):

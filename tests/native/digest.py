@@ -4,6 +4,7 @@ A script, so that each environment has a process of its own.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ops.cases import BY_NAME, LAYOUTS, OPS, STATES, arguments, bits, copied
+from ops.cases import BY_NAME, LAYOUTS, STATES, TORCH_OPS, arguments, bits, contiguous, copied
 from ops.test_conversions import HALVES, every, tricky
 
 from roli_fast import _C
@@ -26,10 +27,11 @@ def add(name, *tensors):
     digests[name] = hashlib.sha256(content).hexdigest()
 
 
-for op in OPS:
+others = itertools.cycle(LAYOUTS[1:])
+for op in TORCH_OPS:
     for dtypes in op.dtypes():
         for shape in [(3, 3, 5, 7), (2, 1111)]:
-            for layout in LAYOUTS:
+            for layout in (contiguous, next(others)):
                 given = arguments(op, shape, **dtypes)
                 given |= {name: layout(given[name]) for name in op.tensors}
                 if op.agrees and op.state(given) == torch.float64:
@@ -37,7 +39,7 @@ for op in OPS:
                 add(f"{op} {shape} {layout.__name__} {dtypes}", *op(**given))
 
 for length in (*range(1, 70), 1023, 1025, 40_000):
-    for op in OPS:
+    for op in TORCH_OPS:
         given = arguments(op, (2, length))
         given |= {name: torch.tensor([0.01, 0.3]) for name in op.sizes}
         add(f"{op} of length {length}", *op(**given))

@@ -19,7 +19,7 @@ import roli_fast
 from roli_fast import numpy as on_numpy
 from roli_fast import ops
 
-from ..ops.cases import BY_NAME, INF, NAN, arguments, assert_same_bits, properties
+from ..ops.cases import BY_NAME, INF, NAN, arguments, assert_same_bits
 
 STEP = BY_NAME["linf_step_"]
 STATES = ("float32", "float64")
@@ -117,7 +117,7 @@ def calls(draw):
     return given, memory
 
 
-@settings(properties, max_examples=400)
+@settings(max_examples=4 * settings.default.max_examples)
 @given(calls())
 def test_the_step_has_the_bits_of_torch(call):
     given, memory = call
@@ -133,7 +133,6 @@ def test_the_step_has_the_bits_of_torch(call):
             assert_bits(window.view, as_tensor(given[name]))
 
 
-@settings(properties)
 @given(calls())
 def test_the_projection_has_the_bits_of_torch(call):
     given, memory = call

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -194,6 +194,10 @@ TORCH_OPS = [op for op in OPS if not op.twin]
 BY_NAME = {op.name: op for op in OPS}
 
 each_op = pytest.mark.parametrize("op", OPS, ids=str)
+# The twins, which are their ops on copies, only with the slow tests: for what takes long.
+each_kernel = pytest.mark.parametrize(
+    "op", [pytest.param(op, marks=pytest.mark.slow) if op.twin else op for op in OPS], ids=str
+)
 each_torch_op = pytest.mark.parametrize("op", TORCH_OPS, ids=str)
 each_writing_op = pytest.mark.parametrize("op", [op for op in TORCH_OPS if op.writes], ids=str)
 each_box_op = pytest.mark.parametrize("op", [op for op in OPS if op.box], ids=str)
@@ -208,22 +212,15 @@ def ops_with(argument: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("op", chosen, ids=str)
 
 
-properties = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=100,
-    # A backend chosen once for all examples is what the tests mean.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-
-
 def interpreted(backend: str) -> bool:
     """Whether each program of the backend's kernels runs in Python."""
     return backend == "triton" and not torch.cuda.is_available()
 
 
-def examples(backend: str, count: int) -> settings:
-    return settings(properties, max_examples=max(1, count // 6) if interpreted(backend) else count)
+def examples(backend: str, times: int = 1) -> settings:
+    """So many times the examples of the run's profile; fewer where each of them takes long."""
+    count = times * settings.default.max_examples
+    return settings(max_examples=count // 4 if interpreted(backend) else count)
 
 
 def arguments(
@@ -315,9 +312,9 @@ def attacks(draw: Any, op: Op, anything: bool = False) -> dict[str, Any]:
 
 
 def for_any(op: Op, backend: str, test: Callable[[dict[str, Any]], None], **options: Any) -> None:
-    """Runs the test on many attacks: fewer where each of them takes long."""
+    """Runs the test on many attacks."""
 
-    @examples(backend, 60)
+    @examples(backend)
     @given(attack=attacks(op, **options))
     def check(attack: dict[str, Any]) -> None:
         test(attack)

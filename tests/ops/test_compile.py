@@ -6,7 +6,17 @@ import torch
 import roli_fast
 from roli_fast import ops
 
-from .cases import BY_NAME, arguments, assert_same_bits, channels_last, copied, each_op, each_torch_op
+from ..selection import slow
+from .cases import (
+    BY_NAME,
+    arguments,
+    assert_same_bits,
+    channels_last,
+    copied,
+    each_kernel,
+    each_op,
+    each_torch_op,
+)
 
 STEP = BY_NAME["linf_step_"]
 
@@ -40,6 +50,18 @@ def variants(op, shape=(4, 3, 5, 7)):
     return kinds
 
 
+def each_kind(*always, of=("plain", "options", "double", "scalars", "vectors")):
+    """Parametrizes over the variants, of which `make test` runs these."""
+    return pytest.mark.parametrize("kind", [*always, *slow(*(kind for kind in of if kind not in always))])
+
+
+def variant(op, kind, shape=(4, 3, 5, 7)):
+    kinds = variants(op, shape)
+    if kind not in kinds:
+        pytest.skip(f"{op} has no sizes")
+    return kinds[kind]
+
+
 def assert_compiled(op, compiled, function, given):
     eager = copied(given)
     expected = op.results(function(**eager), eager)
@@ -48,32 +70,48 @@ def assert_compiled(op, compiled, function, given):
         assert got.stride() == want.stride()
 
 
-@each_op
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_fullgraph(op, backend_on_cpu, dynamic):
+def assert_fullgraph(op, kind, compiler, dynamic):
     function = getattr(ops, op.name)
-    kinds, compiler = variants(op).keys(), "aot_eager"
+    compiled = torch.compile(function, fullgraph=True, backend=compiler, dynamic=dynamic)
+    assert_compiled(op, compiled, function, variant(op, kind))
     if dynamic:
-        kinds = [kind for kind in kinds if kind in ("plain", "options", "vectors")]
-    if backend_on_cpu == "reference":  # hundreds of torch's ops: tracing them is ours, the rest is not
-        kinds, compiler = [list(kinds)[-1] if dynamic else "options"], "eager"
-    for kind in kinds:
-        torch.compiler.reset()
-        compiled = torch.compile(function, fullgraph=True, backend=compiler, dynamic=dynamic)
-        assert_compiled(op, compiled, function, variants(op)[kind])
-        if dynamic:
-            with torch._dynamo.config.patch(error_on_recompile=True):
-                assert_compiled(op, compiled, function, variants(op, (5, 2, 9, 6))[kind])
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            assert_compiled(op, compiled, function, variant(op, kind, (5, 2, 9, 6)))
+
+
+each_native_backend = pytest.mark.parametrize("backend_on_cpu", ["cpu", "triton"], indirect=True)
+
+
+@each_op
+@each_native_backend
+@each_kind("options")
+def test_fullgraph(op, backend_on_cpu, kind):
+    assert_fullgraph(op, kind, "aot_eager", dynamic=False)
+
+
+@each_op
+@each_native_backend
+@each_kind("options", of=("plain", "options", "vectors"))
+def test_fullgraph_of_any_shape(op, backend_on_cpu, kind):
+    assert_fullgraph(op, kind, "aot_eager", dynamic=True)
+
+
+@each_kernel
+@pytest.mark.parametrize("dynamic", [False, *slow(True)])
+def test_fullgraph_of_the_reference(op, dynamic):
+    """Hundreds of torch's ops: tracing them is ours, the rest is not."""
+    with roli_fast.backend("reference"):
+        assert_fullgraph(op, "vectors" if dynamic and op.sizes else "options", "eager", dynamic)
 
 
 @each_torch_op
-def test_fullgraph_of_the_torch_op(op):
-    for given in variants(op).values():
-        if "out" in given and torch.__version__ < "2.11":
-            given["out"] = given["out"].contiguous()  # else that compiler refuses a keyword of this name
-        torch.compiler.reset()
-        compiled = torch.compile(op.torch_op, fullgraph=True, backend="aot_eager")
-        assert_compiled(op, compiled, op.torch_op, given)
+@each_kind("options", "vectors")
+def test_fullgraph_of_the_torch_op(op, kind):
+    given = variant(op, kind)
+    if "out" in given and torch.__version__ < "2.11":
+        given["out"] = given["out"].contiguous()  # else that compiler refuses a keyword of this name
+    compiled = torch.compile(op.torch_op, fullgraph=True, backend="aot_eager")
+    assert_compiled(op, compiled, op.torch_op, given)
 
 
 def test_inductor(backend_on_cpu):
@@ -188,15 +226,15 @@ def test_fakes_have_the_shape_dtype_and_layout(op):
 
 @each_torch_op
 @pytest.mark.parametrize("namespace", ["roli_fast", "roli_fast_native"])
-def test_opcheck(op, namespace):
+@each_kind("options", "vectors")
+def test_opcheck(op, namespace, kind):
     missing = roli_fast.backends()["cpu"].missing
     if missing and namespace == "roli_fast_native":
         pytest.skip(missing)
     packet = getattr(getattr(torch.ops, namespace), op.name)
     assert {*packet.overloads()} == ({"default", "tensor"} if op.sizes else {"default"})
-    for kind, given in variants(op, (2, 3, 2, 2)).items():
-        overload = packet.tensor if kind in ("scalars", "vectors") else packet.default
-        torch.library.opcheck(overload, *split(overload, given))
+    overload = packet.tensor if op.sizes and kind in ("scalars", "vectors") else packet.default
+    torch.library.opcheck(overload, *split(overload, variant(op, kind, (2, 3, 2, 2))))
 
 
 @each_torch_op

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import roli_fast
 
+from ..selection import slow
 from .cases import (
     BY_NAME,
     FLOATS,
@@ -28,6 +29,7 @@ from .cases import (
     contiguous,
     copied,
     each_box_op,
+    each_kernel,
     each_op,
     each_torch_op,
     each_writing_op,
@@ -40,7 +42,7 @@ from .cases import (
 
 # Around the widths of vectors, of blocks and of the pieces that threads share.
 LENGTHS = (*range(1, 70), 255, 256, 257, 1023, 1024, 1025, 4099, 32767, 32768, 32769, 100_003)
-# Where the interpreter runs a program for each sample, and each block of it.
+# Where the interpreter runs a program for each sample, and each block of it; or where torch does it all.
 FEW_LENGTHS = (*range(1, 10), 31, 33, 64, 255, 257, 1023, 1024, 1025, 4099, 32_769)
 FEW_SAMPLES = (1, 2, 3, 7, 33, 130)
 RANKS = ((1,), (7,), (3, 5), (3, 2, 5), (2, 3, 5, 7), (4, 1, 1, 9), (2, 3, 2, 3, 5), (1, 1, 1, 1, 1))
@@ -51,32 +53,44 @@ def check(op, given):
     assert_ideal(op, op(**given), before)
 
 
-@each_op
+@each_kernel
 def test_every_combination_of_dtypes(op, backend):
     for dtypes in op.dtypes():
         check(op, arguments(op, **dtypes))
 
 
-@each_op
+@each_kernel
+def test_every_dtype(op, backend):
+    """Without their combinations, which take Triton's interpreter half a minute."""
+    for state in STATES:
+        check(op, arguments(op, state=state))
+    for name, dtypes in op.accepted().items():
+        if name in ("grad", "clean"):
+            for dtype in dtypes:
+                check(op, arguments(op, (2, 3, 5, 7), **{name: dtype}))
+
+
+@each_kernel
 def test_every_rank(op, backend):
     for shape in RANKS:
         check(op, arguments(op, shape))
 
 
-@each_op
+@each_kernel
 def test_every_length(op, backend):
-    for length in FEW_LENGTHS if interpreted(backend) else LENGTHS:
+    few = interpreted(backend) or backend == "reference"
+    for length in FEW_LENGTHS if few else LENGTHS:
         check(op, arguments(op, (1, length)))
-    for samples in FEW_SAMPLES if interpreted(backend) else LENGTHS:
+    for samples in FEW_SAMPLES if few else LENGTHS:
         check(op, arguments(op, (samples,)))
 
 
 @each_op
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0), (0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 1, 1, 1)])
-def test_nothing_to_do(op, backend, shape):
-    result, *_ = op(**arguments(op, shape))
-    assert result.shape == shape
-    assert result.dtype == torch.float32
+def test_nothing_to_do(op, backend):
+    for shape in [(0,), (0, 3), (2, 0), (0, 3, 4, 4), (2, 3, 0, 4), (2, 0, 1, 1, 1)]:
+        result, *_ = op(**arguments(op, shape))
+        assert result.shape == shape
+        assert result.dtype == torch.float32
 
 
 @each_op
@@ -103,20 +117,34 @@ def test_other_arguments_are_left_alone(op, backend):
 # Layouts
 
 
-@each_op
-@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 40, 6, 6), (5, 3), (7,), (2, 3, 2, 3, 5)], ids=str)
-def test_any_layout_of_any_argument(op, backend, shape):
-    expected = op(**arguments(op, shape))
-    # Every pair of layouts meets in every pair of arguments; with all in one layout but one, a kernel that
-    # asks only some of them about it is found.
-    for one, other in itertools.product(LAYOUTS, repeat=2):
+def assert_layouts(op, shape, pairs):
+    """With all arguments in one layout but one: a kernel that asks only some of them about it is found."""
+    values = arguments(op, shape)
+    expected = op(**copied(values))
+    for one, other in pairs:
         for apart in op.tensors if one != other else op.tensors[:1]:
-            given = arguments(op, shape)
-            given |= {name: (other if name == apart else one)(given[name]) for name in op.tensors}
-            assert_same_bits(op(**given), expected)
+            laid_out = {name: (other if name == apart else one)(values[name]) for name in op.tensors}
+            assert_same_bits(op(**copied(values) | laid_out), expected)
 
 
-@each_op
+PAIRS = [*itertools.product(LAYOUTS, repeat=2)]
+SHAPES = ((3, 3, 5, 7), (2, 40, 6, 6), (5, 3), (7,), (2, 3, 2, 3, 5))
+
+
+@each_kernel
+@pytest.mark.parametrize("shape", [SHAPES[0], *slow(*SHAPES[1:])], ids=str)
+def test_any_layout_of_any_argument(op, backend, shape):
+    """Every pair of layouts meets in every pair of arguments."""
+    assert_layouts(op, shape, PAIRS)
+
+
+@each_kernel
+def test_any_layout_in_any_rank(op, backend):
+    for shape in SHAPES[1:]:
+        assert_layouts(op, shape, [pair for pair in PAIRS if contiguous in pair or len({*pair}) == 1])
+
+
+@each_kernel
 def test_layouts_of_images(op, backend):
     """As large as images are: rows longer than a block, more rows than one thread takes."""
     shape = (2, 3, 130, 150)
@@ -141,7 +169,7 @@ def test_expanded_inputs(op, backend):
     assert_same_bits(op(**given), expected)
 
 
-@each_op
+@each_kernel
 def test_parameters_of_any_stride(op, backend):
     given = arguments(op) | vectors(op)
     expected = op(**copied(given))
@@ -168,17 +196,19 @@ def test_mean_and_std_of_any_stride(op, backend):
 
 
 @each_op
-@pytest.mark.parametrize("stride", [0, 12345])
-@pytest.mark.parametrize("shape", [(1, 1, 4, 5), (1, 3, 8), (3, 1, 8), (1, 7), (1,)], ids=str)
-def test_the_stride_of_a_single_element_means_nothing(op, backend, shape, stride):
-    def restrided(tensor):
-        strides = [stride if size == 1 else s for size, s in zip(shape, tensor.stride(), strict=True)]
-        return tensor.as_strided(shape, strides)
+def test_the_stride_of_a_single_element_means_nothing(op, backend):
+    def restrided(tensor, stride):
+        strides = [stride if size == 1 else s for size, s in zip(tensor.shape, tensor.stride(), strict=True)]
+        return tensor.as_strided(tensor.shape, strides)
 
-    given = arguments(op, shape)
-    given |= {name: torch.full(shape[:1], given[name]) for name in op.sizes}
-    expected = op(**copied(given))
-    assert_same_bits(op(**given | {name: restrided(given[name]) for name in op.tensors}), expected)
+    for shape in [(1, 1, 4, 5), (1, 3, 8), (3, 1, 8), (1, 7), (1,)]:
+        given = arguments(op, shape)
+        given |= {name: torch.full(shape[:1], given[name]) for name in op.sizes}
+        expected = op(**copied(given))
+        for stride in (0, 12345):
+            call = copied(given)
+            call |= {name: restrided(call[name], stride) for name in op.tensors}
+            assert_same_bits(op(**call), expected)
 
 
 def before_a_forbidden_page(tensor):
@@ -351,13 +381,14 @@ def test_invalid_sizes_in_tensors_count_as_zero(op, backend):
 @pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 2000), (4,)], ids=str)
 def test_inactive_samples_keep_their_bits(op, backend, shape):
     payload = torch.tensor([0x7FC12345], dtype=torch.int32).view(torch.float32)  # a NaN of its own
-    for mask in itertools.product([False, True], repeat=4):
+    given = arguments(op, shape)
+    given[op.tensors[0]].view(4, -1)[:, 0] = payload
+    before = op.results(None, copied(given)) or (given["adv"].clone(),)  # for the twin, what it copies
+    everywhere = op(**copied(given))
+    for mask in [(False, False, False, False), (True, False, False, True), (False, True, True, False)]:
         active = torch.tensor(mask)
-        given = arguments(op, shape)
-        given[op.tensors[0]].view(4, -1)[:, 0] = payload
-        before = op.results(None, copied(given)) or (given["adv"].clone(),)  # for the twin, what it copies
-        everywhere = op(**copied(given))
-        for result, was, active_one in zip(op(**given, active=active), before, everywhere, strict=True):
+        results = op(**copied(given), active=active)
+        for result, was, active_one in zip(results, before, everywhere, strict=True):
             assert torch.equal(result[~active].view(torch.int32), was[~active].view(torch.int32))
             assert_same_bits(result[active], active_one[active])
 
@@ -378,7 +409,7 @@ def test_other_bounds(op, backend, state):
 # A sample's result is its own
 
 
-@each_op
+@each_kernel
 def test_order_and_size_of_the_batch(op, backend):
     shape = (5, 3, 8, 9)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -396,7 +427,7 @@ def test_order_and_size_of_the_batch(op, backend):
         assert_same_bits(op(**samples(which)), tuple(result[which] for result in expected))
 
 
-@each_op
+@each_kernel
 def test_the_same_bits_from_run_to_run(op, backend):
     shape = (3, 3, 40, 41)
     expected = op(**arguments(op, shape))
@@ -522,9 +553,9 @@ def calls(draw, op):
     ]
 
 
-@each_op
+@each_kernel
 def test_any_call_is_the_formula(op, backend):
-    @examples(backend, 60)
+    @examples(backend)
     @given(data=st.data())
     def ideal(data):
         given, before = data.draw(calls(op))
@@ -533,11 +564,13 @@ def test_any_call_is_the_formula(op, backend):
     ideal()
 
 
-@each_op
+@each_kernel
 def test_agrees_with_the_reference(op, backend):
     """On every bit, or within the bound of the op's row."""
+    if backend == "reference":
+        pytest.skip("it is the reference")
 
-    @examples(backend, 4 if backend == "reference" else 200)
+    @examples(backend, times=3)
     @given(data=st.data())
     def agree(data):
         mine, reference = data.draw(calls(op))

@@ -1,0 +1,200 @@
+"""The loop of attacks that follow a gradient: gradient, look, move."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine import AttackView
+from ..engine.modes import Model
+from .attack import Attack
+from .inputs import check_count, to_images, to_state
+from .losses import Loss, get_loss
+from .oracle import Oracle
+from .samples import Best, Samples
+from .trial import Trial
+
+
+class Batch(NamedTuple):
+    """What a run starts from.
+
+    target: what the loss compares the output with; labels: what decides whether a sample is fooled.
+    sparsity: of L1 steps.
+    seed: (2,) int64 of the random start; None for none. which: (N,) int64, the samples' indices.
+    """
+
+    clean: Tensor
+    target: Tensor
+    labels: Tensor | None
+    eps: float | Tensor
+    step_size: float | Tensor
+    sparsity: float | Tensor
+    seed: Tensor | None
+    which: Tensor
+
+
+@dataclasses.dataclass
+class State(Samples):
+    """Where the samples of a run are, in float32 or float64.
+
+    x: adv as the view eats it. gradient: there, once it is known.
+    best: of the places so far; None where only the last counts.
+    """
+
+    target: Tensor
+    labels: Tensor | None
+    clean: Tensor
+    adv: Tensor
+    x: Tensor
+    gradient: Tensor | None
+    eps: float | Tensor
+    step_size: float | Tensor
+    sparsity: float | Tensor
+    best: Best | None
+
+    def result(self) -> Tensor:
+        return self.adv if self.best is None else self.best.adv
+
+
+class Ascent(Oracle):
+    """An attack's loop on a view of a model, as one function of tensors that a graph can capture."""
+
+    def __init__(self, attack: "GradientAttack", view: AttackView):
+        super().__init__(view, attack.objective, attack.precision, attack.eot)
+        self._attack = attack
+
+    def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Where a loop ends in which every sample takes part to the end, and which samples had a direction
+        to go in (N,)."""
+        adv, directed = self.captured(self._whole)(*batch)
+        return adv, directed
+
+    def _whole(self, *batch: Any) -> tuple[Tensor, Tensor]:
+        attack = self._attack
+        state = attack.begin(self, Batch(*batch))
+        directed = torch.empty(0)
+        for step in range(attack.steps):
+            state.gradient, loss, output = self.eager(state.x, state.target)
+            if step == 0:
+                directed = has_direction(state.gradient)
+            attack.look(state, step, loss, output)
+            attack.move(self, state, step)
+        if state.best is not None:
+            attack.look(state, attack.steps, *self.eager.loss(state.x, state.target))
+        return state.result(), directed
+
+
+class GradientAttack(Attack):
+    """Follows the gradient of a loss for some steps. Further arguments as in :class:`Attack`.
+
+    steps: gradient steps, at least 1.
+    loss: "ce", "margin", "dlr" (Croce and Hein 2020), or a callable of float logits (N, classes) and labels
+        (N,) that returns (N,); decreased where labels are targets.
+    step_size: at first, in pixel units, measured in the norm: a number, or a tensor () or (N,).
+    sparsity: share of a sample's elements that an L1 step moves at first, above 0 and up to 1.
+    """
+
+    step_size: float | Tensor
+    sparsity: float | Tensor
+    keeps_best = True  # the last places are looked at too
+
+    def __init__(self, norm: str, eps: float | Tensor, steps: int, loss: str | Loss, **options: Any):
+        check_count("steps", steps)
+        self.steps, self.loss, self._loss = steps, loss, get_loss(loss)
+        super().__init__(norm, eps, **options)
+
+    def begin(self, ascent: Ascent, batch: Batch) -> State:
+        """The starting points of the samples."""
+        raise NotImplementedError
+
+    def look(self, state: State, step: int, loss: Tensor, output: Tensor) -> Tensor:
+        """Takes notice of loss and output where the samples are before this step, or after the last: (N,)
+        bool, which are fooled there."""
+        raise NotImplementedError
+
+    def move(self, ascent: Ascent, state: State, step: int) -> None:
+        """Moves the samples along state.gradient."""
+        raise NotImplementedError
+
+    @property
+    def is_single(self) -> bool:
+        """Whether a call is one run whose end is its result."""
+        return self.restarts == 1
+
+    def objective(self, output: Tensor, target: Tensor) -> Tensor:
+        """The loss, or minus the loss for a target class."""
+        loss = self._loss(output, target)
+        return -loss if self.targeted else loss
+
+    def sizes(self) -> dict[str, float | Tensor]:
+        return {"eps": self.eps, "step_size": self.step_size, "sparsity": self.sparsity}
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        if not self.is_single or self.early_stop:
+            return super().__call__(model, images, labels)
+        # Training takes this way: nobody judges, and nothing waits for the device.
+        with torch.inference_mode(False), torch.no_grad():
+            trial = self._begin(model, images, labels, None, None)
+            adv = to_state(images) if len(images) == 0 else self._run_whole(trial, trial.rows, 0)[0]
+            return to_images(adv, images)
+
+    __call__.__doc__ = Attack.__call__.__doc__
+
+    def search(self, trial: Trial, rows: Tensor, run: int) -> None:
+        if self.early_stop:
+            self._run_stopping(trial, rows, run)
+            return
+        adv, directed = self._run_whole(trial, rows, run)
+        trial.directed[rows] |= directed
+        trial.judge(rows, adv)
+
+    def _oracle_of(self, view: AttackView) -> Ascent:
+        return Ascent(self, view)
+
+    def _run_whole(self, trial: Trial, rows: Tensor, run: int) -> tuple[Tensor, Tensor]:
+        ascent = trial.oracle
+        assert isinstance(ascent, Ascent)
+        found = ascent.whole(self._batch(trial, rows, run))
+        trial.spend(len(rows), gradients=self.steps, forwards=int(self.keeps_best))
+        return found
+
+    def _run_stopping(self, trial: Trial, rows: Tensor, run: int) -> None:
+        """A run that samples leave once the model itself is fooled; the rest are judged in the end."""
+        ascent = trial.oracle
+        assert isinstance(ascent, Ascent)
+        state = self.begin(ascent, self._batch(trial, rows, run))
+        for step in range(self.steps):
+            state.gradient, loss, output = ascent.gradient(state.x, state.target)
+            trial.spend(len(rows), gradients=1)
+            if step == 0:
+                trial.directed[rows] |= has_direction(state.gradient)
+            leaves = self.look(state, step, loss, output)
+            if leaves.any():
+                leaves[leaves.clone()] = trial.judge(rows[leaves], state.adv[leaves])
+                stays = ~leaves
+                rows, state = rows[stays], state.take(stays)
+                if len(rows) == 0:
+                    return
+            self.move(ascent, state, step)
+        self.look(state, self.steps, *ascent.loss(state.x, state.target))
+        trial.spend(len(rows), forwards=1)
+        trial.judge(rows, state.result())
+
+    def _batch(self, trial: Trial, rows: Tensor, run: int) -> Batch:
+        target = self.loss_target(trial, run)
+        return Batch(
+            clean=trial.images_of(rows),
+            target=target if len(rows) == len(target) else target[rows],
+            labels=trial.labels_of(rows),
+            eps=trial.size_of(self.eps, rows),
+            step_size=trial.size_of(self.step_size, rows),
+            sparsity=trial.size_of(self.sparsity, rows),
+            seed=trial.seed(run),
+            which=trial.index[rows],
+        )
+
+
+def has_direction(gradient: Tensor) -> Tensor:
+    """(N,) bool: which samples' gradients (N, ...) have an element that is neither zero nor NaN."""
+    return (gradient.abs() > 0).reshape(len(gradient), -1).any(dim=1)

@@ -1,0 +1,300 @@
+"""What all attacks have in common: settings, checks, the views of their models, and what a call does."""
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import PRECISIONS, AttackView, Output, widened
+from ..engine.modes import Model
+from ..engine.outputs import check_output
+from .inputs import (
+    check_bounds,
+    check_choice,
+    check_count,
+    check_generator,
+    check_inputs,
+    check_key,
+    check_size,
+    check_values,
+    draw_key,
+    refuse,
+    to_state,
+)
+from .norms import NORMS
+from .oracle import Oracle
+from .trial import AttackResult, Trial
+from .verify import is_fooled
+
+
+class Attack:
+    """An attack on images within bounds, in a ball of a norm.
+
+    ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
+    :class:`AttackResult`. Every draw is a function of key, sample index, run, iteration and element, so that
+    a result does not depend on batch size or order where the model's own outputs do not. Settings are fixed;
+    a size that changes from call to call is a tensor whose value changes.
+
+    norm: "linf", "l2" or "l1".
+    eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor () or (N,).
+    restarts: runs with different draws; per sample the best is kept: fooled first, then the highest loss.
+    targeted: labels are targets.
+    bounds: the box that pixels lie in.
+    early_stop: a fooled sample leaves the batch. Success stays the same; images and losses of fooled samples
+        may differ.
+    precision: of the copy that the attack computes with, "fp32", "tf32", "bf16" or "fp16"; success is decided
+        by the model itself, at its own.
+    generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
+    eot: calls that are averaged wherever the copy is asked, for a model whose output is random.
+    fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
+    output: where in what the model returns the logits are; default, that is the logits. See
+        :func:`roli_fast.engine.select`.
+    """
+
+    # What some do otherwise.
+    compares_with_clean = False  # the loss compares with the output for the clean images, not with labels
+    label_free = False  # the output has no classes
+    follows_gradients = True
+    draws = True  # makes random draws
+
+    def __init__(
+        self,
+        norm: str,
+        eps: float | Tensor,
+        *,
+        restarts: int = 1,
+        targeted: bool = False,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        early_stop: bool = False,
+        precision: str = "fp32",
+        generator: torch.Generator | None = None,
+        eot: int = 1,
+        fold: bool = True,
+        output: Output = None,
+    ):
+        check_choice("norm", norm, tuple(NORMS))
+        check_choice("precision", precision, tuple(PRECISIONS))
+        check_size("eps", eps)
+        check_count("restarts", restarts)
+        check_count("eot", eot)
+        check_bounds(bounds)
+        check_output(output)
+        self.norm, self.eps, self.restarts, self.targeted = norm, eps, restarts, targeted
+        self.bounds, self.early_stop, self.precision, self.generator = (
+            bounds,
+            early_stop,
+            precision,
+            generator,
+        )
+        self.eot, self.fold, self.output = eot, fold, output
+        self._views: weakref.WeakKeyDictionary[nn.Module, AttackView] = weakref.WeakKeyDictionary()
+        self._oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
+        self._fixed = True
+
+    # --- what an attack is ---------------------------------------------------------------------------------
+
+    def objective(self, output: Tensor, target: Tensor) -> Tensor:
+        """What the attack increases, (N,), by the output and what :meth:`loss_target` gives."""
+        raise NotImplementedError
+
+    def search(self, trial: Trial, rows: Tensor, run: int) -> None:
+        """One run from new draws against these samples; has the model judge what it finds."""
+        raise NotImplementedError
+
+    def runs(self, trial: Trial) -> int:
+        """How many there are."""
+        return self.restarts
+
+    def sizes(self) -> dict[str, float | Tensor]:
+        """Settings that may be per sample, by name."""
+        return {"eps": self.eps}
+
+    def prepare(self, trial: Trial) -> None:
+        """What has to be known before the first run; a model that cannot be asked says so here."""
+        trial.ask(trial.adversarial[:1])
+
+    def loss_target(self, trial: Trial, run: int) -> Tensor:
+        """What the objective compares with: (N, ...)."""
+        assert trial.labels is not None
+        return trial.labels
+
+    def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
+        """By what the best of a sample's adversarial images is chosen, (n,): the model's own loss there."""
+        assert trial.labels is not None
+        return self.objective(widened(output), trial.labels[rows])
+
+    def fooled(self, output: Tensor, labels: Tensor | None) -> Tensor:
+        """(N,) bool."""
+        if labels is None:
+            return torch.zeros(len(output), dtype=torch.bool, device=output.device)
+        return is_fooled(output, labels, self.targeted)
+
+    def _oracle_of(self, view: AttackView) -> Oracle:
+        return Oracle(view, self.objective, self.precision, self.eot)
+
+    # --- what it does --------------------------------------------------------------------------------------
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Adversarial images for a batch, in the images' dtype and layout (float32 for uint8 images).
+
+        model: maps images (N, ...) to logits (N, classes); it is attacked in eval mode and left as it was.
+        images: (N, ...) within bounds: any float dtype, or uint8 for v / 255.
+        labels: (N,) int64 on images' device; TPGD and FeaturePGD need none.
+
+        Raises ValueError or TypeError for inputs that do not fit, before anything is attacked.
+        """
+        return self.run(model, images, labels).adversarial
+
+    def run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> AttackResult:
+        """As a call, with all that an evaluation needs.
+
+        index: (N,) int64, which sample of the data set each one is: the same index draws the same
+            random numbers in any batch. Default 0 .. N - 1.
+        key: (1,) int64 of all draws, on images' device; default one from the generator. With the same key,
+            the batches of a data set are attacked as one.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            return self._judged(self._begin(model, images, labels, index, key))
+
+    def view(self, model: Model) -> AttackView:
+        """The model as this attack computes with it, with the model's current weights."""
+        return self._oracle(model).view
+
+    def _judged(self, trial: Trial, rows: Tensor | None = None, *, strict: bool = True) -> AttackResult:
+        """All runs, judged by the model. rows: against these samples alone. strict: whether a model without
+        any gradient is an error."""
+        rows = trial.rows if rows is None else rows
+        if len(rows) > 0:
+            self.prepare(trial)
+        for run in range(self.runs(trial)):
+            stays = rows[~trial.fooled[rows]] if self.early_stop else rows
+            if len(stays) == 0:
+                break
+            self.search(trial, stays, run)
+        success = None if self.label_free else trial.fooled
+        notes = (*trial.oracle.notes, *self._undirected(trial, rows, strict))
+        return AttackResult(trial.adversarial, success, trial.loss, trial.forwards, trial.gradients, notes)
+
+    def _undirected(self, trial: Trial, rows: Tensor, strict: bool) -> tuple[str, ...]:
+        """What is to be said of samples that withstood because the attack had no gradient to follow.
+
+        Where strict, raises ValueError where it had none at all: that would be no robust accuracy. A loss
+        that compares with the clean image has none there, as for an eps of 0.
+        """
+        stuck = int((~trial.directed & ~trial.fooled)[rows].sum())
+        if stuck == 0 or not self.follows_gradients:
+            return ()
+        if strict and not trial.directed.any() and not self.compares_with_clean:
+            raise ValueError(
+                f"model: its gradient with respect to the input is zero or NaN for all {len(rows)} "
+                "images, accepted: a model that is differentiable where it is attacked (rounding, arg max "
+                "and thresholds are not)"
+            )
+        return (f"{stuck} of {len(rows)} images withstood without a gradient to follow",)
+
+    def _begin(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor | None,
+        index: Tensor | None,
+        key: Tensor | None,
+    ) -> Trial:
+        """All checks, then a trial that is ready to go."""
+        if labels is None and not self.compares_with_clean:
+            refuse("labels", "None", "int64 (N,)", TypeError)
+        if self.label_free:
+            labels = None
+        check_inputs(images, labels, index, **self.sizes())
+        check_generator(self.generator, images.device)
+        check_key(key, images.device)
+        oracle = self._oracle(model)
+        view = oracle.view
+        check_values(images, labels, self.bounds, view.classes)
+        if view.output_shape is None and len(images) > 0:
+            view.confirm(to_state(images))
+            check_values(images, labels, self.bounds, view.classes)
+        if view.output_shape is not None and view.classes is None and not self.label_free:
+            shape = ", ".join(map(str, ("N", *view.output_shape)))
+            refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")
+        if key is None and self.draws:
+            key = draw_key(self.generator, images.device)
+        return Trial(self, model, oracle, images, labels, index, key if self.draws else None)
+
+    def _oracle(self, model: Model) -> Oracle:
+        """The model's, with its current weights."""
+        oracle = self._oracles.get(model) if isinstance(model, nn.Module) else None
+        if oracle is not None:
+            oracle.view.refresh()
+            return oracle
+        oracle = self._oracle_of(self._view(model))
+        if isinstance(model, nn.Module):
+            self._oracles[model] = oracle
+        return oracle
+
+    def _view(self, model: Model) -> AttackView:
+        view = self._views.get(model) if isinstance(model, nn.Module) else None
+        if view is not None:
+            view.refresh()
+            return view
+        view = AttackView(model, precision=self.precision, fold=self.fold, output=self.output)
+        if isinstance(model, nn.Module):
+            view.hold_weakly()
+            self._views[model] = view
+        return view
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What makes images wrong: nothing but their own class, and what attacks them."""
+        return ("clean", type(self).__name__)
+
+    # --- settings ------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_fixed" in vars(self):
+            raise AttributeError(
+                f"{name}: the settings of an attack are fixed. Make another one, or keep eps and step_size "
+                "in tensors and change their values"
+            )
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name not in _CACHES}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state, **{name: weakref.WeakKeyDictionary() for name in _CACHES})
+
+    @property
+    def label(self) -> str:
+        """What a result was reached with: our name and version, and all settings but the generator."""
+        from .. import __version__
+
+        return f"roli_fast {__version__} {self._described(without=('generator',))}"
+
+    def __repr__(self) -> str:
+        return self._described()
+
+    def _described(self, without: tuple[str, ...] = ()) -> str:
+        names = sorted(vars(self), key=lambda name: name not in ("norm", "eps"))
+        shown = (
+            f"{name}={_shown(getattr(self, name))}"
+            for name in names
+            if name[0] != "_" and name not in without
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(value: object) -> str:
+    """The same in every process."""
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+_CACHES = ("_views", "_oracles")

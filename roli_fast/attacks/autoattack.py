@@ -1,0 +1,209 @@
+"""AutoAttack (Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+Parameter-free Attacks, ICML 2020; in L1 Mind the Box, ICML 2021)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import Output, widened
+from ..engine.modes import Model
+from .apgd import APGD, APGDT
+from .attack import Attack
+from .checks import doubts
+from .fab import FAB, FABT
+from .inputs import check_choice, check_count, refuse, to_images, to_state
+from .losses import margin
+from .square import Square
+from .trial import AttackResult, Trial
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+NAMES = VERSIONS["plus"]
+
+# How many calls the gradients of a random model are averaged over.
+_EOT = 20
+
+# How many classes a loss is defined for.
+_LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttackResult(AttackResult):
+    """As :class:`AttackResult`; ``loss`` is the margin, ``adversarial`` the clean image of what withstood.
+
+    label: what was run, with our name and version; notes say what of it was left out.
+    stages: "clean", and the attacks in their order.
+    broken_by: (N,) int64, the stage that found a sample's adversarial image; -1 where it withstood all.
+    """
+
+    label: str = ""
+    stages: tuple[str, ...] = ()
+    broken_by: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+class AutoAttack(Attack):
+    """The ensemble that robust models are compared by: APGD on cross-entropy, targeted APGD on DLR, targeted
+    FAB and Square, each against what has withstood the ones before. A sample leaves as soon as it is fooled,
+    inside an attack as well.
+
+    norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`. With a half precision the
+        attacks compute in it, and a success still counts only where the model itself confirms it.
+    version: "standard"; "plus", with DLR, untargeted FAB and five restarts; or "rand", for models whose
+        output is random, with gradients averaged over 20 calls.
+    attacks: names of those to run, in their order, instead of the version's own: "apgd-ce", "apgd-dlr",
+        "apgd-t", "fab", "fab-t", "square".
+    steps, queries: of each run; the official ones are 100 and 5,000.
+
+    Targets are the 9 likeliest other classes (5 for APGD in L1), fewer where there are fewer. What a model
+    cannot be attacked with is left out, and the result's notes say so: DLR with fewer than 3 classes,
+    targeted DLR with fewer than 4, Square on what is no (N, C, H, W).
+    """
+
+    def __init__(
+        self,
+        norm: str = "linf",
+        eps: float | Tensor = 8 / 255,
+        version: str = "standard",
+        bounds: tuple[float, float] = (0.0, 1.0),
+        precision: str = "fp32",
+        generator: torch.Generator | None = None,
+        *,
+        attacks: Sequence[str] | None = None,
+        steps: int = 100,
+        queries: int = 5000,
+        fold: bool = True,
+        output: Output = None,
+    ):
+        check_choice("version", version, tuple(VERSIONS))
+        names = tuple(VERSIONS[version] if attacks is None else attacks)
+        for name in names:
+            check_choice("attacks", name, NAMES)
+        if not names or len(set(names)) < len(names):
+            refuse("attacks", repr(names), "at least one, each once")
+        check_count("steps", steps)
+        check_count("queries", queries)
+        self.version, self.attacks, self.steps, self.queries = version, names, steps, queries
+        shared: dict[str, Any] = {"bounds": bounds, "precision": precision, "fold": fold, "output": output}
+        self._stages = {name: _stage(name, self, norm, eps, shared) for name in names}
+        super().__init__(norm, eps, early_stop=True, generator=generator, **shared)
+        self._share_views()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("clean", *self.attacks)
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.run(model, images, labels).adversarial
+
+    def run(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        key: Tensor | None = None,
+    ) -> AutoAttackResult:
+        with torch.inference_mode(False), torch.no_grad():
+            ensemble = _Ensemble(self, model, self._begin(model, images, labels, index, key))
+            if len(images) > 0:
+                ensemble.run_all()
+            return ensemble.result()
+
+    run.__doc__ = Attack.run.__doc__
+
+    def _share_views(self) -> None:
+        """One copy of a model serves all attacks."""
+        for stage in self._stages.values():
+            vars(stage)["_views"] = self._views
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._share_views()
+
+
+def _stage(name: str, ensemble: AutoAttack, norm: str, eps: float | Tensor, shared: dict[str, Any]) -> Attack:
+    """The attack of this name, as the ensemble's version has it."""
+    if name == "square":
+        return Square(norm, eps, ensemble.queries, **shared)
+    stopping = {"steps": ensemble.steps, "early_stop": True, **shared}
+    many = ensemble.version == "plus"
+    if name == "fab":
+        return FAB(norm, eps, restarts=5 if many else 1, **stopping)
+    if name == "fab-t":
+        return FABT(norm, eps, **stopping)
+    eot = _EOT if ensemble.version == "rand" else 1
+    if name == "apgd-t":
+        return APGDT(norm, eps, targets=5 if norm == "l1" and not many else 9, eot=eot, **stopping)
+    restarts = 5 if many or (norm == "l1" and ensemble.version == "standard") else 1
+    return APGD(norm, eps, restarts=restarts, loss=name.removeprefix("apgd-"), eot=eot, **stopping)
+
+
+class _Ensemble:
+    """One call on one batch."""
+
+    def __init__(self, attack: AutoAttack, model: Model, trial: Trial):
+        self._attack, self._model, self._trial = attack, model, trial
+        self._adversarial = to_images(to_state(trial.images), trial.images)
+        self._notes = list(trial.oracle.notes)
+        self._broken_by = torch.full_like(trial.rows, -1)
+
+    def run_all(self) -> None:
+        trial, logits = self._trial, self._trial.clean_output
+        self._broken_by[logits.argmax(dim=1) != trial.labels] = 0
+        random = self._attack.version == "rand"
+        self._notes += doubts(trial.ask, self._adversarial, logits, random=random)
+        for name, attack in self._attack._stages.items():
+            reason = self._left_out(name, logits.shape[1])
+            if reason is not None:
+                self._notes.append(f"{name} left out: {reason}")
+                continue
+            rows = (self._broken_by < 0).nonzero().flatten()
+            if len(rows) > 0:
+                self._run(name, attack, rows)
+
+    def _left_out(self, name: str, classes: int) -> str | None:
+        if classes < _LEAST_CLASSES.get(name, 2):
+            return f"its loss needs {_LEAST_CLASSES[name]} classes, and the model has {classes}"
+        if name == "square" and self._trial.images.dim() != 4:
+            return f"images of shape {tuple(self._trial.images.shape)} have no squares"
+        return None
+
+    def _run(self, name: str, attack: Attack, rows: Tensor) -> None:
+        trial = self._trial
+        assert trial.key is not None
+        key = trial.key + NAMES.index(name)
+        own = attack._begin(self._model, trial.images, trial.labels, trial.index, key)
+        vars(own)["clean_output"] = trial.clean_output
+        result = attack._judged(own, rows, strict=False)
+        broken = rows[own.fooled[rows]]
+        self._adversarial[broken] = result.adversarial[broken]
+        self._broken_by[broken] = self._attack.stages.index(name)
+        trial.forwards += result.forwards
+        trial.gradients += result.gradients
+        self._notes += [f"{name}: {note}" for note in result.notes if note not in trial.oracle.notes]
+
+    def result(self) -> AutoAttackResult:
+        trial = self._trial
+        loss = trial.loss
+        if len(trial.rows) > 0:
+            assert trial.labels is not None
+            loss = margin(widened(trial.ask(self._adversarial)), trial.labels)
+            trial.forwards += len(trial.rows)
+        return AutoAttackResult(
+            adversarial=self._adversarial,
+            success=self._broken_by >= 0,
+            loss=loss,
+            forwards=trial.forwards,
+            gradients=trial.gradients,
+            notes=tuple(self._notes),
+            label=self._attack.label,
+            stages=self._attack.stages,
+            broken_by=self._broken_by,
+        )

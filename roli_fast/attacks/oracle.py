@@ -1,0 +1,78 @@
+"""The model as an attack computes with it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..engine import AttackView, GraphRunner, InputGradient, widened
+from ..engine.graphs import Function
+
+__all__ = ["Oracle", "widened"]
+
+
+class Oracle:
+    """Loss, output, and their gradients with respect to the input, by a view of the model; on a GPU captured
+    as CUDA graphs from the second call of a kind on.
+
+    objective: what is increased, (output, target) -> (N,).
+    """
+
+    def __init__(
+        self, view: AttackView, objective: Callable[[Tensor, Tensor], Tensor], precision: str, eot: int = 1
+    ):
+        self.view = view
+        self.eager = InputGradient(view, objective, precision=precision, eot=eot)
+        self.eot = eot
+        self._runners: dict[Function, GraphRunner] = {}
+        self._generation = view.generation
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        found = (self.view.report.note, *(runner.note for runner in self._runners.values()))
+        return tuple(note for note in found if note)
+
+    def captured(self, function: Function) -> Function:
+        """The function as a graph, where that can be: a copy can be captured, a callable may do anything
+        between its kernels."""
+        if self._generation != self.view.generation:
+            for runner in self._runners.values():
+                runner.clear()
+            self._generation = self.view.generation
+        if not self.view.is_copy:
+            return function
+        if function not in self._runners:
+            self._runners[function] = GraphRunner(function)
+        return self._runners[function]
+
+    def gradient(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient (N, ...), loss (N,) and output for prepared inputs."""
+        gradient, loss, output = self.captured(self.eager)(x, target)
+        return gradient, loss, output
+
+    def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss (N,) and output for prepared inputs."""
+        loss, output = self.captured(self.eager.loss)(x, target)
+        return loss, output
+
+    def output(self, x: Tensor) -> Tensor:
+        """What the view makes of prepared inputs."""
+        (output,) = self.captured(self._output)(x)
+        return output
+
+    def _output(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.eager.output(x),)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """The images in the layout that the view wants."""
+        layout = self.view.memory_format(images)
+        return images if layout == torch.preserve_format else images.contiguous(memory_format=layout)
+
+    def in_pixels(self, gradient: Tensor) -> Tensor:
+        """A gradient (N, C, ...) with respect to prepared inputs as one with respect to pixels, in float32 or
+        float64; NaN and infinity count as 0."""
+        gradient = widened(gradient)
+        _, std = self.view.normalization(gradient)
+        if std is not None:
+            gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
+        return gradient.nan_to_num(0, 0, 0)

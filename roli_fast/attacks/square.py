@@ -1,0 +1,149 @@
+"""The Square Attack (Andriushchenko et al., Square Attack: a query-efficient black-box adversarial attack via
+random search, ECCV 2020; in L1 Croce and Hein, Mind the Box, ICML 2021)."""
+
+import bisect
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..engine import Output
+from .attack import Attack
+from .inputs import check_count, check_share, refuse, to_state
+from .losses import Loss, get_loss
+from .norms import uniform_draws
+from .samples import Samples, keep, lowest
+from .square_moves import Mass, Stripes
+from .trial import Trial
+
+# The share of the pixels in a square halves after so many of 10,000 queries (section 4 of the paper).
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+# Draws of so many queries are made at once: one query's are too few to be worth a call.
+_TOGETHER = 64
+
+
+@dataclasses.dataclass
+class SquareState(Samples):
+    """clean, best: (N, C, H, W), float32 or float64. loss: at the best, (N,). which: (N,) int64, the samples'
+    indices. draws: for the next queries, (N, _TOGETHER, ...), uniform in (0, 1)."""
+
+    clean: Tensor
+    labels: Tensor
+    eps: float | Tensor
+    which: Tensor
+    best: Tensor
+    loss: Tensor
+    draws: Tensor
+
+
+class Square(Attack):
+    """Random search, without gradients: changes a random square of the image at a time, to the ball's
+    surface, and keeps what raises the loss. A sample that fools the model leaves.
+
+    norm, eps, restarts, targeted, bounds, precision, generator, eot, fold, output: as in :class:`PGD`.
+    queries: of a run for each sample, besides the starting point's.
+    p_init: the share of the pixels in the first squares, above 0 and up to 1; it halves as queries are made.
+    loss: as in :class:`PGD`.
+    rescale_schedule: whether the halvings, which the authors give for 10,000 queries, are spread over as many
+        as there are; otherwise fewer queries see the first halvings alone, as in AutoAttack.
+
+    Images are (N, C, H, W).
+    """
+
+    follows_gradients = False
+
+    def __init__(
+        self,
+        norm: str = "linf",
+        eps: float | Tensor = 8 / 255,
+        queries: int = 5000,
+        restarts: int = 1,
+        loss: str | Loss = "margin",
+        targeted: bool = False,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        precision: str = "fp32",
+        generator: torch.Generator | None = None,
+        *,
+        p_init: float = 0.8,
+        rescale_schedule: bool = False,
+        eot: int = 1,
+        fold: bool = True,
+        output: Output = None,
+    ):
+        check_count("queries", queries)
+        check_share("p_init", p_init)
+        self.queries, self.p_init, self.rescale_schedule, self.loss = queries, p_init, rescale_schedule, loss
+        self._loss = get_loss(loss)
+        self._moves = Stripes(bounds) if norm == "linf" else Mass(norm, bounds)
+        super().__init__(
+            norm,
+            eps,
+            restarts=restarts,
+            targeted=targeted,
+            bounds=bounds,
+            early_stop=True,
+            precision=precision,
+            generator=generator,
+            eot=eot,
+            fold=fold,
+            output=output,
+        )
+
+    def objective(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = self._loss(output, target)
+        return -loss if self.targeted else loss
+
+    def prepare(self, trial: Trial) -> None:
+        if trial.images.dim() != 4:
+            refuse("images", f"shape {tuple(trial.images.shape)}", "(N, C, H, W), in which there are squares")
+        super().prepare(trial)
+
+    def search(self, trial: Trial, rows: Tensor, run: int) -> None:
+        state = self._begin_run(trial, rows, run)
+        for query in range(self.queries + 1):
+            if query > 0 and (query - 1) % _TOGETHER == 0:
+                state.draws = self._draws(trial, state, run, 1 + (query - 1) // _TOGETHER)
+            tried = state.best.clone() if query == 0 else self._proposal(state, query - 1)
+            loss, output = trial.oracle.loss(trial.oracle.view.prepare(tried), state.labels)
+            trial.spend(len(rows), forwards=1)
+            fooled = self.fooled(output, state.labels)
+            better = (loss > state.loss) | fooled
+            keep(state.best, better, tried)
+            state.loss = torch.where(better, loss, state.loss)
+            if fooled.any():
+                fooled[fooled.clone()] = trial.judge(rows[fooled], state.best[fooled])
+                rows, state = rows[~fooled], state.take(~fooled)
+                if len(rows) == 0:
+                    return
+        trial.judge(rows, state.best)
+
+    def _begin_run(self, trial: Trial, rows: Tensor, run: int) -> SquareState:
+        labels, which = trial.labels_of(rows), trial.index[rows]
+        assert labels is not None
+        clean = trial.oracle.laid_out(to_state(trial.images_of(rows)))
+        eps = trial.size_of(self.eps, rows)
+        draws = self._drawn(trial, clean, which, run, 0, self._moves.start_draws(clean.shape))
+        best = self._moves.start(clean, eps, draws)
+        return SquareState(clean, labels, eps, which, best, lowest(clean, len(clean)), draws)
+
+    def _draws(self, trial: Trial, state: SquareState, run: int, part: int) -> Tensor:
+        """For the next queries."""
+        each = self._moves.draws(state.clean.shape)
+        draws = self._drawn(trial, state.clean, state.which, run, part, _TOGETHER * each)
+        return draws.reshape(len(draws), _TOGETHER, each)
+
+    def _drawn(self, trial: Trial, clean: Tensor, which: Tensor, run: int, part: int, count: int) -> Tensor:
+        """(N, count), uniform in (0, 1)."""
+        seed = trial.seed(run, part)
+        assert seed is not None
+        like = torch.empty(len(clean), count, dtype=clean.dtype, device=clean.device)
+        return uniform_draws(like, seed, which).add_(1).div_(2)
+
+    def _proposal(self, state: SquareState, query: int) -> Tensor:
+        """query: from 0."""
+        of_10_000 = query * 10_000 // self.queries if self.rescale_schedule else query
+        share = self.p_init / 2 ** bisect.bisect_left(_HALVED_AFTER, of_10_000)
+        side = self._moves.side(share, *state.clean.shape[2:])
+        draws = state.draws[:, query % _TOGETHER]
+        return self._moves.move(state.best, state.clean, state.eps, side, draws)

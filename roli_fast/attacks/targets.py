@@ -1,0 +1,36 @@
+"""Attacks that go towards one class after another."""
+
+import torch
+from torch import Tensor
+
+from .attack import Attack
+from .inputs import check_count, refuse
+from .losses import rivals
+from .trial import Trial
+
+
+class TowardsTargets(Attack):
+    """Of an attack whose runs go towards the likeliest of the other classes, by the model's own output for
+    the clean images, ``restarts`` times each.
+
+    targets: how many classes, fewer where the model has fewer others.
+    """
+
+    targets: int
+
+    def runs(self, trial: Trial) -> int:
+        return min(self.targets, trial.clean_output.shape[1] - 1) * self.restarts
+
+    def pairs(self, trial: Trial, run: int) -> Tensor:
+        """Label and target of each sample: (N, 2) int64."""
+        assert trial.labels is not None
+        target = rivals(trial.clean_output, trial.labels)[:, run // self.restarts]
+        return torch.stack([trial.labels, target], dim=1)
+
+    @staticmethod
+    def check_targets(targets: int, options: dict[str, object], *own: str) -> None:
+        """own: options that such an attack sets itself."""
+        check_count("targets", targets)
+        for name in own:
+            if name in options:
+                refuse(name, repr(options[name]), "nothing: this attack has a loss and targets of its own")

@@ -1,0 +1,133 @@
+"""One call of an attack on one batch, and what comes of it."""
+
+import dataclasses
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..engine import own_output
+from ..engine.modes import Model
+from .inputs import to_images, to_state
+from .oracle import Oracle
+from .samples import beats, lowest, taken
+from .verify import predict
+
+if TYPE_CHECKING:
+    from .attack import Attack
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+    """What an attack reached and what it spent.
+
+    adversarial: (N, ...) in the images' dtype and layout (float32 for uint8 images).
+    success: (N,) bool, by the caller's own model on ``adversarial``; None for an attack on features, which
+        have no class.
+    loss: (N,) float, the caller's model's loss there, as it was increased (targeted: minus the loss).
+    forwards, gradients: how many samples went forward, and backward, all calls of the model counted.
+    notes: what else a user should know, such as why no CUDA graph was used.
+    """
+
+    adversarial: Tensor
+    success: Tensor | None
+    loss: Tensor
+    forwards: int
+    gradients: int
+    notes: tuple[str, ...] = ()
+
+
+class Trial:
+    """What an attack works on, what it has found so far, and what it has spent.
+
+    images (N, ...), labels (N,) or None; index: (N,) int64, which sample of the data set each one is.
+    key: (1,) int64 of all random draws; None for an attack without any.
+    rows: (N,) int64, 0 .. N - 1. Where a method takes rows, it is about these samples.
+    adversarial, fooled, loss: the best images of each sample that the model has judged.
+    directed: (N,) bool, which samples had a gradient to follow.
+    forwards, gradients: how many samples went through the model, and back.
+    """
+
+    def __init__(
+        self,
+        attack: "Attack",
+        model: Model,
+        oracle: Oracle,
+        images: Tensor,
+        labels: Tensor | None,
+        index: Tensor | None,
+        key: Tensor | None,
+    ):
+        self._attack, self._model, self.oracle, self.images = attack, model, oracle, images
+        # Autograd saves labels for the backward pass, and cannot save an inference tensor.
+        self.labels = labels.clone() if labels is not None and labels.is_inference() else labels
+        self.rows = torch.arange(len(images), device=images.device)
+        self.index = self.rows if index is None else index
+        self.key = key
+        self.adversarial = to_images(to_state(images), images)
+        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.directed = torch.zeros_like(self.fooled)
+        self.loss = lowest(to_state(images[:0]), len(images))
+        self.forwards = self.gradients = 0
+
+    @cached_property
+    def clean_output(self) -> Tensor:
+        """The model's own output for the clean images."""
+        self.forwards += len(self.images)
+        return self.ask(to_images(to_state(self.images), self.images))
+
+    @cached_property
+    def clean_view_output(self) -> Tensor:
+        """The same as the view sees it."""
+        self.forwards += len(self.images)
+        return self.oracle.output(self.oracle.view.prepare(to_state(self.images)))
+
+    def ask(self, images: Tensor) -> Tensor:
+        """The model's own output."""
+        ask = own_output if self._attack.label_free else predict
+        return ask(self._model, images, self._attack.output)
+
+    def judge(self, rows: Tensor, adv: Tensor) -> Tensor:
+        """Asks the model about these states of these samples, and keeps what is better than what there was:
+        (n,) bool, which fool it."""
+        images = to_images(adv, self.images[rows])
+        self.forwards += len(rows)
+        return self.offer(rows, images, self.ask(images))
+
+    def offer(self, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
+        """As :meth:`judge`, where the model has been asked."""
+        loss = self._attack.merit(self, rows, images, output)
+        fooled = self._attack.fooled(output, self.labels_of(rows))
+        better = beats(fooled, loss, self.fooled[rows], self.loss[rows])
+        self.adversarial[rows[better]] = images[better]
+        self.fooled[rows[better]] = fooled[better]
+        self.loss[rows[better]] = loss[better].to(self.loss)
+        return fooled
+
+    def spend(self, samples: int, *, forwards: int = 0, gradients: int = 0) -> None:
+        """Counts calls of the view with so many samples; each gradient has a forward of its own."""
+        self.forwards += samples * (forwards + gradients) * self._attack.eot
+        self.gradients += samples * gradients * self._attack.eot
+
+    def images_of(self, rows: Tensor) -> Tensor:
+        return self.images if self._all(rows) else self.images[rows]
+
+    def labels_of(self, rows: Tensor) -> Tensor | None:
+        return self.labels if self.labels is None or self._all(rows) else self.labels[rows]
+
+    def size_of(self, size: float | Tensor, rows: Tensor) -> float | Tensor:
+        """A number, or a tensor of the state's dtype."""
+        if not isinstance(size, Tensor):
+            return size
+        dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
+        return taken(size.to(self.images.device, dtype), rows)
+
+    def seed(self, run: int, iteration: int = 0) -> Tensor | None:
+        """(2,) int64 for the draws of a run, or of one of its iterations; None without draws."""
+        if self.key is None:
+            return None
+        return torch.cat([self.key, torch.full_like(self.key, iteration << 32 | run)])
+
+    def _all(self, rows: Tensor) -> bool:
+        return len(rows) == len(self.images)

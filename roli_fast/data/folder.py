@@ -1,0 +1,97 @@
+"""Images in class folders."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from timm.data.readers.reader_image_folder import find_images_and_targets
+
+from .checks import refuse
+from .images import Pictures
+from .sources import Files
+from .splits import VALIDATION, Splits, cut_share
+from .view import View
+
+# Of all images, where a folder holds nothing but class folders.
+_TEST = Fraction(1, 5)
+
+# Names of the folders; timm's, for what validates.
+_TRAIN = ("train", "training")
+_VAL = ("val", "valid", "validation", "eval", "evaluation")
+_TEST_NAMES = ("test", "testing")
+
+
+def load_folder(
+    data_dir: Path,
+    train_split: str | None,
+    val_split: str | None,
+    test_split: str | None,
+    view: View,
+    mode: str,
+    split_seed: int,
+) -> Splits:
+    """``train``, ``val`` and ``test`` folders of class folders, or fewer of them.
+
+    What is missing is cut: test images (a fifth) from a folder of class folders alone, validation images (a
+    tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests,
+    unless val_split names it.
+
+    Raises FileNotFoundError for a folder that is not there or without images, ValueError for images outside
+    class folders and for a class that is not trained.
+    """
+    if not data_dir.is_dir():
+        raise FileNotFoundError(
+            f"data_dir: got {data_dir}, which is no folder, accepted: a folder of class folders, or of "
+            "train/, val/ and test/ with class folders"
+        )
+    train = _find(data_dir, "train_split", train_split, _TRAIN)
+    val = _find(data_dir, "val_split", val_split, _VAL)
+    test = _find(data_dir, "test_split", test_split, _TEST_NAMES)
+    held_out = test or val
+    if train is None and held_out is not None:
+        refuse("data_dir", f"{data_dir} with {held_out.name}/ alone", "train/ as well")
+    if test is None and val_split is None:
+        val, test = None, val
+
+    trained = _listed(train or data_dir, view, mode)
+    tested = None if test is None else _listed(test, view, mode, trained.classes)
+    if tested is None:
+        trained, tested = cut_share(trained, _TEST, split_seed)
+    if val is None:
+        trained, validating = cut_share(trained, VALIDATION, split_seed)
+    else:
+        validating = _listed(val, view, mode, trained.classes)
+    return Splits(trained, validating, tested)
+
+
+def _find(data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str]) -> Path | None:
+    """The split's folder; None where there is none and none was asked for."""
+    if name is not None:
+        if not (data_dir / name).is_dir():
+            raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
+        return data_dir / name
+    return next((data_dir / s for s in synonyms if (data_dir / s).is_dir()), None)
+
+
+def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:
+    """The images below root. classes: those that are trained; None for the folders' own, in natural order."""
+    found, numbers = find_images_and_targets(str(root))
+    if not found:
+        raise FileNotFoundError(f"data_dir: got no image below {root}, accepted: images in class folders")
+    names = list(numbers)
+    if "" in names:
+        stray = next(path for path, number in found if number == numbers[""])
+        refuse("data_dir", f"{stray}, outside a class folder", "images in class folders")
+    classes = names if classes is None else classes
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        refuse(
+            "data_dir",
+            f"{root} with {', '.join(unknown)}",
+            f"the {len(classes)} classes of the training images",
+        )
+    place = {number: classes.index(name) for name, number in numbers.items()}
+    labels = torch.tensor([place[number] for _, number in found])
+    paths = [Path(path).relative_to(root).as_posix() for path, _ in found]
+    return Pictures(Files(root, paths), labels, classes, paths, view, mode)

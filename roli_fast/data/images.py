@@ -1,0 +1,187 @@
+"""Sets of labelled images with random access: in memory, or decoded when they are asked for."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from .checks import refuse
+from .sources import Source
+from .view import Draws, View
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Bytes of a split that may be kept decoded: CIFAR-10's training images take 0.15 GB, Tiny-ImageNet's 1.2 GB.
+# What takes more is decoded anew in each epoch.
+MEMORY = 2 * 10**9
+
+
+class ImageSet(Dataset[tuple[Tensor, int]], ABC):
+    """Images (C, H, W), uint8 unless said otherwise, with the numbers of their classes.
+
+    ``images[i]`` is (image, label) as evaluation sees it; a :class:`Loader` makes batches, augmented in
+    training.
+
+    labels: (N,) int64, from 0.
+    classes: their names.
+    keys: what names each image on every machine: its path within the set, or its number.
+    view: what of each picture is shown.
+
+    Raises ValueError for a label that is no class.
+    """
+
+    def __init__(self, labels: Tensor, classes: Sequence[str], keys: Sequence[str], view: View):
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            got = f"values in [{labels.min()}, {labels.max()}]"
+            refuse("labels", got, f"0 .. {len(classes) - 1}, the numbers of {len(classes)} classes")
+        self.labels = labels
+        self.classes = tuple(classes)
+        self.keys = list(keys)
+        self.view = view
+
+    @abstractmethod
+    def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:
+        """Images (n, C, H, W); augmented by draws, one for each, where they are given."""
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """These images, in this order."""
+        chosen = copy.copy(self)
+        chosen.labels = self.labels[torch.as_tensor(rows)]
+        chosen.keys = [self.keys[row] for row in rows]
+        chosen._keep(rows)
+        return chosen
+
+    @abstractmethod
+    def _keep(self, rows: Sequence[int]) -> None:
+        """Keeps these rows of what is neither labels nor keys."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.batch([row])[0], int(self.labels[row])
+
+
+class StoredImages(ImageSet):
+    """Images in memory: a batch costs a copy.
+
+    images: (N, C, H, W), resized already; uint8, or float32 in [0, 1].
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, classes: Sequence[str], keys: Sequence[str], view: View
+    ):
+        super().__init__(labels, classes, keys, view)
+        self.images = images
+
+    def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:
+        images = self.images[torch.as_tensor(rows)]
+        if draws is None:
+            return self.view.centre(images)
+        if self.view.crop is None and self.view.hflip == 0:
+            return images
+        return self.view.random_batch(images, draws)
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        self.images = self.images[torch.as_tensor(rows)]
+
+
+class Pictures(ImageSet):
+    """Images that are decoded when they are asked for.
+
+    source: its pictures, one for each label.
+    mode: PIL's, to which all are converted: "RGB" or "L".
+
+    Raises OSError with its name for a picture that cannot be decoded, and ValueError where pictures differ in
+    size and the view leaves them so.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        labels: Tensor,
+        classes: Sequence[str],
+        keys: Sequence[str],
+        view: View,
+        mode: str,
+    ):
+        super().__init__(labels, classes, keys, view)
+        self.source = source
+        self.rows = list(range(len(labels)))  # of the source
+        self.mode = mode
+        self._stored: ImageSet | None = None
+
+    def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:
+        shown = []
+        for place, row in enumerate(rows):
+            resized = self._resized(row)
+            seen = self.view.centre(resized) if draws is None else self.view.random(resized, draws[place])
+            shown.append(F.pil_to_tensor(seen))
+            if shown[-1].shape != shown[0].shape:
+                self._refuse_sizes(rows[0], row)
+        return torch.stack(shown)
+
+    def _keep(self, rows: Sequence[int]) -> None:
+        self.rows = [self.rows[row] for row in rows]
+        self._stored = None
+
+    def stored(self) -> ImageSet:
+        """The same images in memory, where they are of one size and take at most MEMORY bytes; else self.
+
+        Decodes them the first time.
+        """
+        if self._stored is None:
+            self._stored = self._decoded()
+        return self._stored
+
+    def _decoded(self) -> ImageSet:
+        first = F.pil_to_tensor(self._resized(0))
+        if len(self) * first.numel() > MEMORY:
+            return self
+        size = self._size(0)
+        odd = next((row for row in range(1, len(self)) if self._size(row) != size), None)
+        if odd is not None:
+            if self.view.crop is None:
+                self._refuse_sizes(0, odd)
+            return self
+        images = first.new_empty(len(self), *first.shape)
+        console = Console(stderr=True)
+        for row in track(range(len(self)), "decoding", console=console, disable=not console.is_terminal):
+            images[row] = F.pil_to_tensor(self._resized(row))
+        return StoredImages(images, self.labels, self.classes, self.keys, self.view)
+
+    def _resized(self, row: int) -> Image.Image:
+        with self._opened(row) as picture:
+            return self.view.resized(picture.convert(self.mode))
+
+    def _size(self, row: int) -> tuple[int, int]:
+        """Width and height before resizing; of a file, only the header is read."""
+        with self._opened(row) as picture:
+            return picture.size
+
+    @contextmanager
+    def _opened(self, row: int) -> Iterator[Image.Image]:
+        try:
+            with self.source.open(self.rows[row]) as picture:
+                yield picture
+        except Exception as error:  # decoders raise many kinds
+            name = self.source.name(self.rows[row])
+            raise OSError(f"{name}: got {error}, accepted: an image that can be decoded") from error
+
+    def _refuse_sizes(self, *rows: int) -> None:
+        sizes = (
+            f"{self.source.name(self.rows[row])} has {'x'.join(map(str, self._size(row)))}" for row in rows
+        )
+        refuse("input_size", f"None, but {' and '.join(sizes)} pixels", "pixels a side for all, such as 224")

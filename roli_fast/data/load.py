@@ -1,0 +1,115 @@
+"""A data set by its name."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from .checks import refuse
+from .digits import digits
+from .folder import load_folder
+from .named import NAMES, PHOTO_NAMES, PHOTO_VIEW, load_named
+from .splits import Splits
+from .timm_sets import PREFIXES, load_timm
+from .view import View
+
+MODES = ("RGB", "L")
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    test_split: str | None = None,
+    input_size: int | None = None,
+    crop_pct: float = 0.875,
+    hflip: float | None = None,
+    input_img_mode: str = "RGB",
+    num_classes: int | None = None,
+    split_seed: int = 0,
+    download: bool = False,
+) -> Splits:
+    """Training, validation and test images. Options have timm's names.
+
+    name: ``cifar10``, ``cifar100``, ``caltech256``, ``cub200`` or ``stanford_dogs``, of the paper's sizes and
+        augmentation; ``digits``, which needs no data_dir; ``folder`` (or nothing), images in class folders;
+        or one of timm's, by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` or ``tfds/``.
+    data_dir: the folder in which the set lies, or to which it is downloaded; for shards, whatever timm reads.
+    train_split, val_split, test_split: the names of the splits in a folder or a set of timm's. Without one,
+        validation images are cut from the training images, a tenth of each class.
+    input_size: pixels a side that the model sees. None: the paper's for its sets, else the images' own, which
+        have to be the same.
+    crop_pct: of the resized image's shorter side, the part that is cropped to input_size.
+    hflip: probability of mirroring a training image. None: 0.5 where images are cropped, else 0.
+    input_img_mode: "RGB", or "L" for one channel of grey.
+    num_classes: for a set that does not tell; any other has to agree.
+    split_seed: chooses which images are cut off, and is no other seed's business: the same on every machine.
+    download: fetch the set if it is not there, where torchvision or timm can. Of several processes, let one
+        do so first.
+
+    Raises ValueError for an option, FileNotFoundError for a set that is not there (it says where to get it)
+    and ImportError for a package that is missing.
+    """
+    if input_img_mode not in MODES:
+        refuse("input_img_mode", repr(input_img_mode), " or ".join(MODES))
+    view = _view(name, input_size, crop_pct, hflip)
+    folder = None if data_dir is None else Path(data_dir)
+    if name.lower().startswith(PREFIXES):
+        splits = load_timm(
+            name,
+            None if data_dir is None else str(data_dir),  # for shards, it may be no path
+            train_split or "train",
+            val_split,
+            test_split or "test",
+            view,
+            input_img_mode,
+            num_classes,
+            split_seed,
+            download,
+        )
+    elif name in ("", "folder"):
+        folder = _needed(folder, "a folder of images in class folders")
+        splits = load_folder(folder, train_split, val_split, test_split, view, input_img_mode, split_seed)
+    elif name in NAMES:
+        _refuse_splits(name, train_split, val_split, test_split)
+        folder = _needed(folder, f"the folder in which {name} lies, or is downloaded to")
+        splits = load_named(name, folder, view, input_img_mode, split_seed, download)
+    elif name == "digits":
+        _refuse_splits(name, train_split, val_split, test_split)
+        if input_size is not None or hflip:
+            refuse(
+                "input_size, hflip",
+                f"{input_size}, {hflip}",
+                "None: digits are 8x8 pixels, and no mirror images",
+            )
+        splits = digits(split_seed)
+    else:
+        known = ", ".join((*NAMES, "digits", "folder", *(f"{prefix}..." for prefix in PREFIXES)))
+        refuse("name", repr(name), known)
+    if num_classes not in (None, len(splits.classes)):
+        refuse("num_classes", num_classes, f"{len(splits.classes)}, as many as {name or data_dir} has")
+    return splits
+
+
+def _view(name: str, input_size: int | None, crop_pct: float, hflip: float | None) -> View:
+    view = PHOTO_VIEW if name in PHOTO_NAMES else View()
+    if input_size is not None:
+        if input_size < 1:
+            refuse("input_size", input_size, "a number of pixels from 1 on, or None")
+        if not 0 < crop_pct <= 1:
+            refuse("crop_pct", crop_pct, "a number above 0 and up to 1")
+        view = View(math.floor(input_size / crop_pct), input_size, 0.5)
+    return view if hflip is None else dataclasses.replace(view, hflip=hflip)
+
+
+def _needed(data_dir: Path | None, accepted: str) -> Path:
+    if data_dir is None:
+        refuse("data_dir", "None", accepted)
+    return data_dir
+
+
+def _refuse_splits(name: str, *splits: str | None) -> None:
+    if any(split is not None for split in splits):
+        got = ", ".join(map(str, splits))
+        refuse("train_split, val_split, test_split", got, f"None: the splits of {name} are fixed")

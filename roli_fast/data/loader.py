@@ -1,0 +1,169 @@
+"""Batches of a set, in an order that seed and epoch fix."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, Dataset
+
+from .batch import Batch, generator
+from .checks import refuse
+from .images import ImageSet, Pictures, StoredImages
+from .stream import ImageStream
+from .view import DRAWS
+
+# Rows of a set, and what augments each of them.
+_Request = tuple[list[int], list[list[float]] | None]
+
+
+class Loader:
+    """Batches of a set, on the CPU.
+
+    ``loader.epoch(e)`` iterates over epoch e. Order and augmentation depend on seed, epoch and the set alone,
+    and not on workers or on any global random state: ``loader.epoch(e, start=s)`` goes on where a run was
+    interrupted, with the same bits. Of several processes, each has its own share. In training, all have as
+    many batches, and their batches number s hold together what a single process with ``world_size`` times
+    the batch size has in its own. In evaluation each image is in one process, once; processes may differ by
+    a batch.
+
+    images: as :func:`load` gives them.
+    batch_size: per process.
+    train: in random order, augmented, and without an incomplete last batch unless it is the only one.
+        Otherwise in the set's order and not augmented; then ``iter(loader)`` does.
+    seed: of order and augmentation.
+    workers: processes that decode; None: one per core, 4 at most. A split of images that are of one size and
+        take at most 2 GB, decoded, is decoded here, once, and needs none.
+    rank, world_size: which process this is, of how many; None: as torch.distributed has it.
+
+    A stream (:class:`ImageStream`) has timm's order, which also depends on how many workers and processes
+    there are. The index is then a place in that order, ``start`` has to read what it skips, and training
+    begins the shards again where they end before ``len(loader)`` batches.
+
+    An epoch ends where the next one begins. Raises ValueError for an argument out of range and for images of
+    different sizes, and OSError with its name for one that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet | ImageStream,
+        batch_size: int,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        workers: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ):
+        if batch_size < 1:
+            refuse("batch_size", batch_size, "an integer >= 1")
+        workers = min(4, os.cpu_count() or 1) if workers is None else workers
+        if workers < 0:
+            refuse("workers", workers, "an integer >= 0, or None")
+        launched = _launched()
+        rank = launched[0] if rank is None else rank
+        world_size = launched[1] if world_size is None else world_size
+        if not 0 <= rank < world_size:
+            refuse("rank", rank, f"0 .. world_size - 1 = {world_size - 1}")
+        if train and len(images) < world_size:
+            refuse("images", len(images), f"one for each of {world_size} processes, or more")
+        if isinstance(images, ImageStream):
+            if (rank, world_size) != launched:
+                refuse("rank, world_size", (rank, world_size), f"{launched}, as timm's readers see it")
+            if images.padded and not train and world_size > 1:
+                refuse(
+                    "images", f"a stream that {world_size} processes would pad", "evaluation in one process"
+                )
+        self.images = images.stored() if isinstance(images, Pictures) else images
+        self.batch_size = batch_size
+        self.train = train
+        self.seed = seed
+        self._workers = workers
+        self._rank = rank
+        self._world_size = world_size
+        self._requested = _Requested()
+        self._decoding: DataLoader | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch in this process."""
+        count, left = divmod(len(self.images), self._world_size)
+        if self.train:
+            return max(count // self.batch_size, 1)
+        return -(-(count + (self._rank < left)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.train:
+            refuse("loader", "iter() in training", "loader.epoch(e): no two epochs are the same", TypeError)
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number start on."""
+        if epoch < 0:
+            refuse("epoch", epoch, "an integer >= 0")
+        if not 0 <= start <= len(self):
+            refuse("start", start, f"0 .. {len(self)}, the batches of an epoch")
+        if isinstance(self.images, ImageStream):
+            batches = self.images.batches(
+                self.batch_size, self.train, self.seed, epoch, self._workers, self._rank, self._world_size
+            )
+            return itertools.islice(batches, start, len(self) if self.train else None)
+        requests = itertools.islice(self._requests(epoch), start, None)
+        if self._workers == 0 or isinstance(self.images, StoredImages):
+            return map(_Fetched(self.images).__getitem__, requests)
+        self._requested.requests = requests
+        if self._decoding is None:
+            self._decoding = DataLoader(
+                _Fetched(self.images),
+                batch_size=None,
+                sampler=self._requested,
+                num_workers=self._workers,
+                persistent_workers=True,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # or it would draw from the global one
+            )
+        return iter(self._decoding)
+
+    def _requests(self, epoch: int) -> Iterator[_Request]:
+        count = len(self.images)
+        order, draws = torch.arange(count), None
+        if self.train:
+            random = generator(self.seed, epoch)
+            order = torch.randperm(count, generator=random)
+            draws = torch.rand(count, DRAWS, generator=random)
+        mine = order[self._rank :: self._world_size]
+        if self.train:
+            mine = mine[: min(len(self) * self.batch_size, count // self._world_size)]
+        for begin in range(0, len(mine), self.batch_size):
+            rows = mine[begin : begin + self.batch_size]
+            yield rows.tolist(), None if draws is None else draws[rows].tolist()
+
+
+class _Fetched(Dataset[Batch]):
+    """Requests turned into batches."""
+
+    def __init__(self, images: ImageSet):
+        self._images = images
+
+    def __getitem__(self, request: _Request) -> Batch:
+        rows, draws = request
+        index = torch.tensor(rows)
+        return self._images.batch(rows, draws), self._images.labels[index], index
+
+
+class _Requested:
+    """A sampler whose requests change from epoch to epoch, while the workers stay: all that belongs to an
+    epoch comes to them with its requests."""
+
+    def __init__(self) -> None:
+        self.requests: Iterable[_Request] = ()
+
+    def __iter__(self) -> Iterator[_Request]:
+        return iter(self.requests)
+
+
+def _launched() -> tuple[int, int]:
+    """Rank and number of processes, as torch.distributed has them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,107 @@
+"""Images that are read one after the other from shards, for sets that are too large for anything else."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torchvision.transforms.v2 import functional as F
+
+from .batch import Batch, generator
+from .view import DRAWS, View
+
+
+class ImageStream(IterableDataset[tuple[Tensor, int]]):
+    """Images (C, H, W), uint8, in the order in which timm's reader takes them from their shards.
+
+    Iterates over (image, label) as evaluation sees it; a :class:`Loader` makes batches, augmented in
+    training.
+
+    make: timm's IterableImageDataset, of (PIL image, label), given ``is_training`` (in random order),
+        ``seed`` and ``batch_size``.
+    length: how many images there are.
+    classes: their names.
+    padded: in several processes, evaluation sees some images twice.
+    """
+
+    def __init__(
+        self, make: Callable[..., Any], length: int, classes: Sequence[str], view: View, padded: bool
+    ):
+        self.make = make
+        self.length = length
+        self.classes = tuple(classes)
+        self.view = view
+        self.padded = padded
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for picture, label in self.make():
+            yield F.pil_to_tensor(self.view.centre(self.view.resized(picture))), int(label)
+
+    def batches(
+        self, batch_size: int, train: bool, seed: int, epoch: int, workers: int, rank: int, world_size: int
+    ) -> Iterator[Batch]:
+        """One pass; in training without end, in full batches."""
+        random = generator(seed, epoch)
+        # The readers add small numbers to their seed, and hand it to libraries that take 32 bits.
+        reader_seed = int(torch.randint(2**31 - 2**16, (), generator=random))
+        dataset = self.make(is_training=train, seed=reader_seed, batch_size=batch_size)
+        dataset.set_loader_cfg(num_workers=workers)
+        return iter(
+            DataLoader(
+                _Samples(dataset, self.view, (seed, epoch) if train else None, rank, world_size),
+                batch_size=batch_size,
+                drop_last=train,
+                num_workers=workers,
+                collate_fn=_collated,
+                pin_memory=torch.cuda.is_available(),
+                generator=random,  # readers shuffle by their worker's seed, which comes from here
+            )
+        )
+
+
+class _Samples(IterableDataset[tuple[Tensor, int, int]]):
+    """(image, label, index) of this worker's images. seeds: None: not augmented, one pass."""
+
+    def __init__(self, dataset: Any, view: View, seeds: tuple[int, int] | None, rank: int, world_size: int):
+        self._dataset = dataset
+        self._view = view
+        self._seeds = seeds
+        self._rank = rank
+        self._world_size = world_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+        worker = get_worker_info()
+        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        first = self._rank * workers + number
+        if self._seeds is None:
+            for place, (picture, label) in enumerate(self._dataset):
+                image = self._view.centre(self._view.resized(picture))
+                yield F.pil_to_tensor(image), int(label), first + place * workers * self._world_size
+            return
+        random = generator(*self._seeds, first)
+        for place, (picture, label) in enumerate(self._without_end()):
+            image = self._view.random(
+                self._view.resized(picture), torch.rand(DRAWS, generator=random).tolist()
+            )
+            yield F.pil_to_tensor(image), int(label), first + place * workers * self._world_size
+
+    def _without_end(self) -> Iterator[tuple[Any, Any]]:
+        for _ in itertools.count():
+            empty = True
+            for pair in self._dataset:
+                empty = False
+                yield pair
+            if empty:
+                raise RuntimeError(
+                    "workers: got one without a shard, accepted: as many workers as shards at most"
+                )
+
+
+def _collated(samples: list[tuple[Tensor, int, int]]) -> Batch:
+    images, labels, index = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels), torch.tensor(index)

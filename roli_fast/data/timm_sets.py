@@ -1,0 +1,119 @@
+"""What timm's dataset factory knows by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` and ``tfds/``."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import create_dataset
+
+from .checks import refuse
+from .images import Pictures
+from .sources import ReaderPictures, Source, TorchvisionPictures
+from .splits import VALIDATION, Splits, cut_share
+from .stream import ImageStream
+from .view import View
+
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "torch": (),
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "wds": ("webdataset",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+}
+_STREAMED = ("hfids", "wds", "tfds")
+PREFIXES = tuple(f"{prefix}/" for prefix in _PACKAGES)
+
+
+def load_timm(
+    name: str,
+    data_dir: str | None,
+    train_split: str,
+    val_split: str | None,
+    test_split: str,
+    view: View,
+    mode: str,
+    num_classes: int | None,
+    split_seed: int,
+    download: bool,
+) -> Splits:
+    """Splits by the names that the set gives them; without one, validation images are cut from the others.
+
+    Raises ImportError for a package that is missing, FileNotFoundError for a set or split that is not
+    there, and ValueError for a name that timm does not know, a streamed set without a validation split, and
+    classes that neither the set nor num_classes tells.
+    """
+    prefix = name.partition("/")[0].lower()
+    for package in _PACKAGES[prefix]:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{name} needs a package: pip install {package.replace('_', '-')}")
+    if prefix in ("torch", "wds") and data_dir is None:
+        refuse("data_dir", "None", f"where {name} lies")
+    make = partial(_create, name, root=data_dir, download=download, input_img_mode=mode)
+
+    if prefix in _STREAMED:
+        if val_split is None:
+            refuse(
+                "val_split", "None", f"the name of one: {name} is streamed, so that none can be cut from it"
+            )
+        names = (train_split, val_split, test_split)
+        return Splits(*(_stream(make, split, view, num_classes, prefix == "tfds") for split in names))
+
+    def pictures(split: str) -> Pictures:
+        return _pictures(make(split=split), f"{name}, {split}", view, mode, num_classes)
+
+    train, test = pictures(train_split), pictures(test_split)
+    train, val = (
+        cut_share(train, VALIDATION, split_seed) if val_split is None else (train, pictures(val_split))
+    )
+    return Splits(train, val, test)
+
+
+def _create(name: str, *, root: str | None, split: str, **options: Any) -> Any:
+    """timm's create_dataset, with its errors in our words."""
+    try:
+        return create_dataset(name, root=root, split=split, **options)
+    except AssertionError as error:
+        refuse("name", f"{name} ({error})", "a set that timm's create_dataset knows")
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"data_dir: got {root} ({error}), accepted: where split {split} of {name} lies; download=True "
+            "fetches it where a library can"
+        ) from error
+
+
+def _pictures(dataset: Any, title: str, view: View, mode: str, num_classes: int | None) -> Pictures:
+    source: Source
+    if hasattr(dataset, "reader"):
+        reader = dataset.reader
+        source, targets = ReaderPictures(reader, title), reader.dataset[reader.label_key]
+        classes = _names(reader.class_to_idx, num_classes)
+    else:
+        source, targets = TorchvisionPictures(dataset), getattr(dataset, "targets", None)
+        classes = [str(c) for c in dataset.classes]
+    labels = torch.as_tensor(targets if targets is not None else [])
+    if labels.dim() != 1 or len(labels) != len(dataset):
+        refuse("name", f"{title}, which does not list one class per image", "a set that does")
+    keys = [str(row) for row in range(len(labels))]
+    return Pictures(source, labels, classes, keys, view, mode)
+
+
+def _names(numbers: dict[str, int] | None, num_classes: int | None) -> list[str]:
+    if numbers:
+        return sorted(numbers, key=numbers.__getitem__)
+    if num_classes is None:
+        refuse("num_classes", "None", "the number of classes, since the set does not tell")
+    return [str(c) for c in range(num_classes)]
+
+
+def _stream(
+    make: Callable[..., Any], split: str, view: View, num_classes: int | None, padded: bool
+) -> ImageStream:
+    make = partial(make, split=split)
+    reader = make().reader
+    if not reader.num_samples:
+        refuse(
+            "train_split, val_split, test_split", split, "one that tells its number of images, SHARDS|NUMBER"
+        )
+    return ImageStream(make, reader.num_samples, _names(reader.class_to_idx, num_classes), view, padded)

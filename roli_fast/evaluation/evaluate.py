@@ -1,0 +1,248 @@
+"""Accuracy on clean and on attacked images: by one process or several, in one go or resumed."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..attacks import AutoAttackResult, predict, verify
+from ..attacks.attack import Attack
+from ..attacks.checks import square_finds_more
+from ..attacks.inputs import check_inputs, check_labels, draw_key, to_images, to_state
+from ..engine import Output
+from ..engine.modes import Model
+from .accuracy import Accuracy
+from .records import Record, Records
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Accuracy):
+    """Which images are classified right, and stay so under the attack.
+
+    clean: without the attack.
+    stages: "clean", and the attacks that ran. broken_by: (N,) int64, the stage that made each image wrong;
+        -1 for none.
+    label: what was run.
+    notes: what else a user should know.
+    forwards, gradients: how many samples went through the model, and back. seconds: of all processes.
+    """
+
+    stages: tuple[str, ...]
+    broken_by: Tensor
+    label: str
+    notes: tuple[str, ...]
+    forwards: int
+    gradients: int
+    seconds: float
+
+    @property
+    def clean(self) -> Accuracy:
+        return self.after("clean")
+
+    def after(self, stage: str) -> Accuracy:
+        """After this stage and those before it."""
+        if stage not in self.stages:
+            raise ValueError(f"stage: got {stage!r}, accepted: {', '.join(self.stages)}")
+        return Accuracy((self.broken_by < 0) | (self.broken_by > self.stages.index(stage)))
+
+
+def evaluate(
+    model: Model,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attack: Attack | None = None,
+    *,
+    output: Output = None,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """The model's accuracy in eval mode; under an attack, the images that are right and stay so.
+
+    Under torchrun, with a process group, the processes share the batches, and all return the same as one
+    process would.
+
+    model: maps images (N, ...) to logits (N, classes); left as it was.
+    batches: (images, labels) in a fixed order, which gives each sample its index; all processes get all.
+    attack: None for clean accuracy. Its key is drawn once: results do not depend on the batches' size where
+        the model's own outputs do not.
+    output: where the logits are in what the model returns; an attack brings its own.
+    folder: where finished batches are saved, with their adversarial images (:func:`saved`) and a log. A run
+        that was interrupted goes on there, and ends with the same result. Bound to its model, data and
+        attack.
+    progress: whether to show a bar with the robust accuracy so far and the time left.
+
+    Raises ValueError for an attack that is targeted or on features, or whose sizes are per sample; for a
+    folder of another model, data set or attack; and RuntimeError where an attack left the ball or the box:
+    nothing could then be said of the model.
+    """
+    _check_attack(attack)
+    run = _Run(model, attack, attack.output if attack is not None else output, folder)
+    found: dict[int, Record] = {}
+    total, rank, processes = 0, *_place()
+    with _bar(batches, run.name, progress and rank == 0) as advance:
+        for number, (images, labels) in enumerate(batches):
+            check_inputs(images, labels, None)
+            if number % processes == rank:
+                found[number] = run.record(number, total, images, labels)
+            total += len(images)
+            advance(found)
+    if total == 0:
+        raise ValueError("batches: got none, accepted: at least one image")
+    every = _gathered(found)
+    return run.evaluation([every[number] for number in sorted(every)])
+
+
+def _check_attack(attack: Attack | None) -> None:
+    if attack is None:
+        return
+    if attack.targeted or attack.label_free:
+        kind = "a targeted one" if attack.targeted else f"{type(attack).__name__}, which has no success"
+        raise ValueError(f"attack: got {kind}, accepted: one against the labels")
+    if any(isinstance(size, Tensor) and size.dim() for size in attack.sizes().values()):
+        raise ValueError(
+            "attack: got an eps, step size or sparsity per sample of a batch, accepted: one for all"
+        )
+
+
+class _Run:
+    """One evaluation of a model."""
+
+    def __init__(self, model: Model, attack: Attack | None, output: Output, folder: str | Path | None):
+        self._model, self._attack, self._output = model, attack, output
+        self.name = "clean" if attack is None else type(attack).__name__
+        self._label = "clean" if attack is None else attack.label
+        self._stages = ("clean",) if attack is None else attack.stages
+        self._records = None if folder is None else Records(Path(folder))
+        self._key = self._common_key()
+
+    def record(self, number: int, first: int, images: Tensor, labels: Tensor) -> Record:
+        """Of this batch, from the folder where it is finished there; first: the index of its first sample."""
+        if self._records is None:
+            return self._measured(first, images, labels)
+        record = self._records.load(number, images, labels)
+        if record is None:
+            record = self._measured(first, images, labels)
+            self._records.save(number, first, images, labels, record)
+        return record
+
+    def evaluation(self, records: list[Record]) -> Evaluation:
+        broken_by = torch.cat([r.broken_by for r in records])
+        notes = dict.fromkeys(note for r in records for note in r.notes)
+        notes |= dict.fromkeys(square_finds_more(self._stages, broken_by))
+        return Evaluation(
+            right=broken_by < 0,
+            stages=self._stages,
+            broken_by=broken_by,
+            label=self._label,
+            notes=tuple(notes),
+            forwards=sum(r.forwards for r in records),
+            gradients=sum(r.gradients for r in records),
+            seconds=sum(r.seconds for r in records),
+        )
+
+    def _measured(self, first: int, images: Tensor, labels: Tensor) -> Record:
+        begin = time.perf_counter()
+        logits = predict(self._model, to_images(to_state(images), images), self._output)
+        check_labels(labels, logits.shape[1])
+        broken_by = torch.where(logits.argmax(dim=1) == labels, -1, 0)
+        record = Record(broken_by, None, (), len(images), 0, 0.0)
+        if self._attack is not None:
+            self._under(self._attack, first, images, labels, record)
+        record.broken_by = record.broken_by.cpu()
+        record.seconds = time.perf_counter() - begin
+        return record
+
+    def _under(self, attack: Attack, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
+        """Adds what the attack does. What is wrong already needs none, and stays wrong whatever it would
+        make of it."""
+        adversarial = to_images(to_state(images), images)
+        rows = (record.broken_by < 0).nonzero().flatten()
+        if len(rows) > 0:
+            key = self._key.to(images.device)
+            result = attack.run(self._model, images[rows], labels[rows], index=first + rows, key=key)
+            success = self._verified(attack, images[rows], result.adversarial, labels[rows])
+            stage = result.broken_by if isinstance(result, AutoAttackResult) else torch.ones_like(rows)
+            record.broken_by[rows[success]] = stage[success]
+            adversarial[rows[success]] = result.adversarial[success]
+            record.notes = result.notes
+            record.forwards += result.forwards + len(rows)
+            record.gradients += result.gradients
+        record.adversarial = adversarial.cpu()
+
+    def _verified(self, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """(N,) bool: where the attack has a verified success."""
+        checked = verify(
+            self._model,
+            images,
+            adversarial,
+            labels,
+            attack.norm,
+            attack.eps,
+            attack.bounds,
+            output=attack.output,
+        )
+        if not (checked.finite & checked.in_box & checked.in_ball).all():
+            raise RuntimeError(f"{attack!r} returned images outside its ball or box")
+        return checked.success
+
+    def _common_key(self) -> Tensor:
+        """Of all draws, the same in all processes; the folder's where an evaluation goes on."""
+        agreed: list[int | Exception] = [0]
+        if _place()[0] == 0:
+            try:
+                key = self._drawn_key()
+                agreed = [key if self._records is None else self._records.open(self._label, self._model, key)]
+            except Exception as error:  # the other processes must not wait for it
+                agreed = [error]
+        if _place()[1] > 1:
+            dist.broadcast_object_list(agreed)
+        if isinstance(agreed[0], Exception):
+            raise agreed[0]
+        return torch.tensor(agreed)
+
+    def _drawn_key(self) -> int:
+        if self._attack is None or not self._attack.draws:
+            return 0
+        generator = self._attack.generator
+        return int(draw_key(generator, generator.device if generator else torch.device("cpu")))
+
+
+def _place() -> tuple[int, int]:
+    """Rank, and number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gathered(found: dict[int, Record]) -> dict[int, Record]:
+    """Of all processes, without images."""
+    if _place()[1] == 1:
+        return found
+    slim = {number: dataclasses.replace(record, adversarial=None) for number, record in found.items()}
+    everyone: list[dict[int, Record]] = [{} for _ in range(_place()[1])]
+    dist.all_gather_object(everyone, slim)
+    return {number: record for of_one in everyone for number, record in of_one.items()}
+
+
+@contextlib.contextmanager
+def _bar(batches: Iterable[object], name: str, shown: bool) -> Iterator[Callable[[dict[int, Record]], None]]:
+    """A function that moves the bar on by a batch, and says how many images are still right."""
+    if not shown:
+        yield lambda found: None
+        return
+    total = len(batches) if isinstance(batches, Sized) else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(name, total=total)
+
+        def advance(found: dict[int, Record]) -> None:
+            right = torch.cat([record.broken_by for record in found.values()]) < 0
+            about = f"{name}: {right.double().mean():.1%} of {len(right)} right"
+            bar.update(task, advance=1, description=about)
+
+        yield advance

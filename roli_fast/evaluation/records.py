@@ -1,0 +1,185 @@
+"""Finished batches of an evaluation, in a folder."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..engine.attack_view import unwrap
+from ..engine.modes import Model
+
+
+@dataclasses.dataclass
+class Record:
+    """Of a batch, on the CPU.
+
+    broken_by: (N,) int64, the stage that made each image wrong; -1 for none.
+    adversarial: (N, ...), None without an attack; the clean image where it found nothing.
+    forwards, gradients: how many samples went through the model, and back.
+    """
+
+    broken_by: Tensor
+    adversarial: Tensor | None
+    notes: tuple[str, ...]
+    forwards: int
+    gradients: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedBatch:
+    """Adversarial images (N, ...) of the samples index (N,), with their labels (N,) int64."""
+
+    index: Tensor
+    adversarial: Tensor
+    labels: Tensor
+
+
+class Records:
+    """A folder of an evaluation: what it is bound to in ``evaluation.json``, a file per finished batch, and a
+    line in ``log.txt`` for each."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def open(self, attack: str, model: Model, key: int) -> int:
+        """The key of the evaluation that goes on here, or the given one, with which one begins.
+
+        Raises ValueError where another attack or another model was evaluated here.
+        """
+        bound = {"attack": attack, "model": fingerprint(model)}
+        path = self._folder / "evaluation.json"
+        if not path.exists():
+            if self._folder.is_dir() and any(self._folder.iterdir()):
+                raise ValueError(f"folder: {self._folder} holds something else, accepted: a new or empty one")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write(path, json.dumps(bound | {"key": key}, indent=1).encode())
+            return key
+        there = _parsed(path)
+        for what, value in bound.items():
+            if there.get(what) != value:
+                raise ValueError(
+                    f"folder: {self._folder} has an evaluation of another {what} ({there.get(what)}), "
+                    f"accepted: the same ({value}), or another folder"
+                )
+        return int(there["key"])
+
+    def save(self, number: int, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
+        """Whole or not at all. first: the index of the batch's first sample."""
+        kept = {"broken_by": record.broken_by, "labels": labels.cpu()}
+        if record.adversarial is not None:
+            kept["adversarial"] = record.adversarial.contiguous()
+        facts = {"notes": record.notes} | {
+            name: getattr(record, name) for name in ("forwards", "gradients", "seconds")
+        }
+        metadata = {"facts": json.dumps(facts), "first": str(first), "data": _digest(images, labels)}
+        _write(self._path(number), save(kept, metadata))
+        right = int((record.broken_by < 0).sum())
+        cost = f"{record.seconds:.1f} s, {record.forwards} forwards, {record.gradients} gradients"
+        with (self._folder / "log.txt").open("a") as log:
+            log.write(f"batch {number}: {right} of {len(labels)} right, {cost}\n")
+
+    def load(self, number: int, images: Tensor, labels: Tensor) -> Record | None:
+        """None where the batch is not finished. Raises ValueError where it was of other data."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        tensors, metadata = _opened(path)
+        if metadata["data"] != _digest(images, labels):
+            raise ValueError(
+                f"folder: batch {number} of {self._folder} had other images or labels, accepted: the same "
+                "data in the same order and batches, or another folder"
+            )
+        facts: dict[str, Any] = json.loads(metadata["facts"])
+        facts["notes"] = tuple(facts["notes"])
+        return Record(tensors["broken_by"], tensors.get("adversarial"), **facts)
+
+    def batches(self) -> Iterator[SavedBatch]:
+        for path in sorted(self._folder.glob("batch-*.safetensors")):
+            tensors, metadata = _opened(path)
+            labels, first = tensors["labels"], int(metadata["first"])
+            if "adversarial" in tensors:
+                yield SavedBatch(torch.arange(first, first + len(labels)), tensors["adversarial"], labels)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"batch-{number:08d}.safetensors"
+
+
+def saved(folder: str | Path) -> Iterator[SavedBatch]:
+    """The adversarial images that :func:`evaluate` has saved in this folder, batch by batch: clean where the
+    attack found none. With the clean images, :func:`roli_fast.attacks.verify` says what they do to a model.
+
+    Raises ValueError where no evaluation is, and where a file cannot be read.
+    """
+    path = Path(folder)
+    if not (path / "evaluation.json").exists():
+        raise ValueError(f"folder: {path} has no evaluation, accepted: what evaluate(folder=...) has made")
+    return Records(path).batches()
+
+
+def fingerprint(model: Model) -> str:
+    """Of a module, its class, weights and buffers; of another callable no more than its name."""
+    model = unwrap(model)
+    if not isinstance(model, nn.Module):
+        return getattr(model, "__qualname__", type(model).__qualname__)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(
+            f"{name} {tuple(value.shape)} {value.dtype}".encode() if isinstance(value, Tensor) else b""
+        )
+        if isinstance(value, Tensor):
+            digest.update(_bytes(value))
+    return f"{type(model).__qualname__} {digest.hexdigest()[:16]}"
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
+    digest.update(_bytes(images))
+    digest.update(_bytes(labels))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"folder: {path} cannot be read ({error}); without it, its batch is evaluated anew"
+        ) from error
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
+    return found

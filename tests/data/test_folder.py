@@ -1,0 +1,150 @@
+"""Image folders: which folder is which split, and what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from PIL import Image
+
+from roli_fast.data import Loader, images, load
+from roli_fast.data.images import Pictures, StoredImages
+
+from .layouts import folders, jpeg, write
+
+COUNTS = {"cat": 20, "dog": 20, "owl": 20}
+
+
+def sizes(splits):
+    return tuple(len(split) for split in splits)
+
+
+def test_train_val_and_test(tmp_path):
+    folders(tmp_path / "train", COUNTS)
+    folders(tmp_path / "val", {"cat": 3, "owl": 2}, first=10_000)
+    folders(tmp_path / "test", {"owl": 4}, first=20_000)
+    splits = load("folder", tmp_path)
+    assert sizes(splits) == (60, 5, 4)
+    assert splits.classes == ("cat", "dog", "owl")
+    assert splits.val.labels.tolist() == [0, 0, 0, 2, 2]  # numbered as in training, though a class is missing
+    assert splits.test.labels.tolist() == [2, 2, 2, 2]
+    assert splits.test.keys[0] == "owl/0.jpg"
+
+
+def test_train_and_test(tmp_path):
+    folders(tmp_path / "train", COUNTS)
+    folders(tmp_path / "test", COUNTS, first=10_000)
+    splits = load("", tmp_path)
+    assert sizes(splits) == (54, 6, 60)
+    assert torch.bincount(splits.val.labels).tolist() == [2, 2, 2]
+    assert set(splits.train.keys).isdisjoint(splits.val.keys)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_what_alone_is_held_out_tests(name, tmp_path):
+    folders(tmp_path / "train", COUNTS)
+    folders(tmp_path / name, {"cat": 7}, first=10_000)
+    assert sizes(load("folder", tmp_path)) == (54, 6, 7)
+
+
+def test_a_folder_of_class_folders(tmp_path):
+    splits = load("folder", folders(tmp_path, COUNTS))
+    assert sizes(splits) == (43, 5, 12)
+    assert len({key for split in splits for key in split.keys}) == 60
+
+
+def test_splits_by_name(tmp_path):
+    folders(tmp_path / "a", COUNTS)
+    folders(tmp_path / "b", {"cat": 3}, first=10_000)
+    folders(tmp_path / "c", {"dog": 4}, first=20_000)
+    assert sizes(load("folder", tmp_path, train_split="a", val_split="b", test_split="c")) == (60, 3, 4)
+    with pytest.raises(FileNotFoundError, match="val_split: got d, accepted: a folder in"):
+        load("folder", tmp_path, train_split="a", val_split="d", test_split="c")
+
+
+def test_images_are_read_as_they_are(tmp_path):
+    """Grey and transparent ones become RGB; sizes that differ need an input_size."""
+    folders(tmp_path, COUNTS)
+    write(tmp_path / "cat" / "100.jpg", jpeg(7, mode="L"))
+    Image.open(tmp_path / "dog" / "0.jpg").convert("RGBA").save(tmp_path / "dog" / "100.png")
+    splits = load("folder", tmp_path)
+    for split in splits:
+        loader = Loader(split, len(split))
+        assert isinstance(loader.images, StoredImages)
+        for key, image in zip(split.keys, next(iter(loader))[0], strict=True):
+            expected = torch.tensor(list(Image.open(tmp_path / key).convert("RGB").tobytes()))
+            assert torch.equal(image.permute(1, 2, 0).flatten().long(), expected)
+
+
+def test_sizes_that_differ(tmp_path):
+    folders(tmp_path / "train", COUNTS)
+    folders(tmp_path / "test", {"cat": 2})
+    write(tmp_path / "train" / "owl" / "odd.jpg", jpeg(7, (30, 20)))
+    splits = load("folder", tmp_path)
+    with pytest.raises(ValueError, match=r"got None, but .* has 20x16 and .*odd\.jpg has 30x20 pixels"):
+        [Loader(split, 4) for split in splits]
+    splits = load("folder", tmp_path, input_size=14, crop_pct=0.875)
+    assert splits.train[0][0].shape == (3, 14, 14)
+    assert {type(Loader(split, 4).images) for split in splits} == {Pictures, StoredImages}
+
+
+def test_what_is_too_large_stays_on_disk_and_gives_the_same(tmp_path, monkeypatch):
+    folders(tmp_path, COUNTS)
+    options = {"input_size": 12, "crop_pct": 0.75}
+    kept, read = (load("folder", tmp_path, **options).train for _ in range(2))
+    from_memory = Loader(kept, 8, train=True)
+    monkeypatch.setattr(images, "MEMORY", from_memory.images.images.numel() - 1)
+    from_disk = Loader(read, 8, train=True, workers=0)
+    assert (type(from_memory.images), type(from_disk.images)) == (StoredImages, Pictures)
+    for a, b in zip(from_memory.epoch(1), from_disk.epoch(1), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for i, (image, label) in enumerate(from_memory.images):
+        assert torch.equal(image, read[i][0])
+        assert label == read[i][1]
+
+
+def test_sizes_are_found_out_while_training_where_the_set_is_too_large_to_look(tmp_path, monkeypatch):
+    folders(tmp_path, COUNTS)
+    write(tmp_path / "owl" / "odd.jpg", jpeg(7, (30, 20)))
+    monkeypatch.setattr(images, "MEMORY", 0)
+    splits = load("folder", tmp_path)
+    loaders = [Loader(split, 100, workers=0) for split in splits]
+    with pytest.raises(ValueError, match=r"input_size: got None, but .*odd\.jpg has 30x20 pixels"):
+        list(itertools.chain(*loaders))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "message"),
+    [
+        (lambda d: None, FileNotFoundError, "which is no folder, accepted: a folder of class folders"),
+        (lambda d: d.mkdir(), FileNotFoundError, "got no image below"),
+        (lambda d: folders(d / "test", COUNTS), ValueError, "with test/ alone, accepted: train/ as well"),
+        (
+            lambda d: write(folders(d, COUNTS) / "x.jpg", jpeg(0)),
+            ValueError,
+            r"x\.jpg, outside a class",
+        ),
+        (
+            lambda d: folders(folders(d / "train", COUNTS).parent / "test", {"fox": 2, "cat": 2}),
+            ValueError,
+            "test with fox, accepted: the 3 classes of the training images",
+        ),
+        (
+            lambda d: folders(d, {"cat": 1, "dog": 1}),
+            ValueError,
+            "2 images of 2 classes, accepted: enough",
+        ),
+    ],
+)
+def test_a_folder_that_is_none(prepare, error, message, tmp_path):
+    prepare(tmp_path / "set")
+    with pytest.raises(error, match=message):
+        load("folder", tmp_path / "set")
+
+
+def test_a_broken_image_is_named_when_it_is_decoded(tmp_path):
+    folders(tmp_path, COUNTS)
+    broken = tmp_path / "dog" / "5.jpg"
+    write(broken, b"no image")
+    splits = load("folder", tmp_path)
+    with pytest.raises(OSError, match=rf"{broken}: got .*, accepted: an image that can be decoded"):
+        [Loader(split, 4) for split in splits]

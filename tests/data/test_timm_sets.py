@@ -1,0 +1,245 @@
+"""Sets of timm's factory: torchvision's, and streams."""
+
+import importlib.util
+import io
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import ImageDataset, IterableImageDataset
+from torchvision.datasets import CIFAR10
+
+from roli_fast.data import ImageStream, Loader, load, timm_sets
+from roli_fast.data.view import View
+
+from .layouts import cifar, folders
+
+
+def test_torchvisions_sets(tmp_path, monkeypatch):
+    pixels = cifar(tmp_path, CIFAR10, monkeypatch, 20, 10)
+    splits = load("torch/cifar10", tmp_path)
+    assert [len(split) for split in splits] == [90, 10, 20]
+    images, labels, _ = next(iter(Loader(splits.test, 20)))
+    assert torch.equal(images, torch.from_numpy(pixels["test"]))
+    assert labels.tolist() == list(range(10)) * 2
+    assert splits.classes[3] == "class 3"
+    same = load("cifar10", tmp_path)
+    for part in ("train", "val"):  # one cut, one content
+        assert getattr(splits, part).keys == getattr(same, part).keys
+        assert torch.equal(getattr(splits, part)[4][0], getattr(same, part)[4][0])
+
+
+def test_its_splits_have_its_names(tmp_path):
+    for split, count in (("a", 5), ("b", 6), ("c", 7)):
+        folders(tmp_path / split, {"cat": count, "dog": count})
+    splits = load("torch/folder", tmp_path, train_split="a", val_split="b", test_split="c")
+    assert [len(split) for split in splits] == [10, 12, 14]
+    assert splits.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("hfds/food101", "datasets"),
+        ("hfids/food101", "datasets"),
+        ("wds/imagenet", "webdataset"),
+        ("tfds/food101", "tensorflow"),
+    ],
+)
+def test_a_missing_package_is_named(name, package, tmp_path, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == package else there(n))
+    with pytest.raises(ImportError, match=f"{name} needs a package: pip install {package}"):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("torch/nonsense", ValueError, "name: got torch/nonsense .*accepted: a set that timm"),
+        (
+            "torch/mnist",
+            FileNotFoundError,
+            "data_dir: got .*accepted: where split train of torch/mnist lies",
+        ),
+        ("torch/qmnist", FileNotFoundError, "data_dir: got "),
+        ("nonsense", ValueError, r"name: got 'nonsense', accepted: cifar10, .*folder, torch/\.\.\."),
+        ("nonsense/x", ValueError, "name: got 'nonsense/x'"),
+        ("torch", ValueError, "name: got 'torch'"),
+    ],
+)
+def test_a_set_that_is_not_there_or_unknown(name, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 3}, "num_classes: got 3, accepted: 10, as many as digits has"),
+        ({"input_img_mode": "CMYK"}, "input_img_mode: got 'CMYK', accepted: RGB or L"),
+        ({"val_split": "val"}, "got None, val, None, accepted: None: the splits of digits are fixed"),
+        ({"input_size": 0}, "input_size: got 0"),
+        ({"input_size": 8, "crop_pct": 1.5}, r"crop_pct: got 1\.5, accepted: a number above 0 and up to 1"),
+        ({"input_size": 8}, "input_size, hflip: got 8, None, accepted: None: digits are 8x8 pixels"),
+        ({"hflip": 0.5}, r"input_size, hflip: got None, 0\.5, accepted: None"),
+        ({"hflip": -0.5}, r"hflip: got -0\.5"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        load("digits", **options)
+
+
+class Rows:
+    """A random-access reader as timm's for Hugging Face's data sets is: row 3 is broken."""
+
+    class_to_idx = None
+    label_key = "label"
+
+    def __init__(self):
+        self.dataset = {"label": [0, 1] * 10}
+
+    def __getitem__(self, row):
+        file = io.BytesIO()
+        Image.new("L", (10, 12), row).save(file, "PNG")
+        return io.BytesIO(file.getvalue()[: 40 if row == 3 else None]), row % 2
+
+    def __len__(self):
+        return 20
+
+
+def test_a_broken_row_is_named_and_not_replaced(monkeypatch):
+    monkeypatch.setattr(timm_sets, "create_dataset", lambda *_, **__: ImageDataset(None, reader=Rows()))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    splits = load("hfds/shapes", num_classes=2, input_img_mode="L")
+    assert [len(split) for split in splits] == [18, 2, 20]
+    assert [int(splits.test[row][0][0, 0, 0]) for row in (0, 5, 19)] == [0, 5, 19]
+    assert splits.test.labels.tolist() == [0, 1] * 10
+    with pytest.raises(OSError, match=r"hfds/shapes, test, image 3: got .*, accepted: an image that can"):
+        splits.test[3]
+
+
+class Shards:
+    """A reader as timm's are: shards that workers share; in training in an order that its seed gives."""
+
+    tells_classes = True
+
+    def __init__(self, is_training=False, seed=42, batch_size=1, shards=4, each=5):
+        self.class_to_idx = {"even": 0, "odd": 1} if self.tells_classes else {}
+        self.is_training = is_training
+        self.seed = seed
+        self.shards = shards
+        self.each = each
+        self.num_samples = shards * each
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        order = torch.arange(self.shards)
+        if self.is_training:
+            order = torch.randperm(self.shards, generator=torch.Generator().manual_seed(self.seed))
+        for shard in order[number::workers].tolist():
+            for i in range(shard * self.each, (shard + 1) * self.each):
+                yield Image.new("RGB", (12 + i, 10), (i, 0, 0)), i % 2
+
+
+def create(name="", split="", is_training=False, seed=42, batch_size=1, **_):
+    reader = Shards(is_training, seed, batch_size, each={"train": 5, "val": 3, "test": 2, "": 5}[split])
+    return IterableImageDataset(None, reader=reader)
+
+
+def stream(view=None, **options):
+    return ImageStream(create, 20, ["even", "odd"], view or View(resize=10, crop=8, hflip=0.5), **options)
+
+
+def content(batches):
+    """What each image was made of."""
+    return [int(v) for images, _, _ in batches for v in images[:, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_evaluated_once(workers):
+    loader = Loader(stream(padded=False), 3, workers=workers)
+    batches = list(loader)
+    assert sorted(content(batches)) == list(range(20))
+    index = torch.cat([index for _, _, index in batches])
+    assert sorted(index.tolist()) == list(range(20))
+    for images, labels, _ in batches:
+        assert images.shape[1:] == (3, 8, 8)
+        assert images.dtype == torch.uint8
+        assert torch.equal(labels, images[:, 0, 0, 0].long() % 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streams_epoch_is_a_function_of_seed_and_number(workers):
+    loader = Loader(stream(padded=False), 3, train=True, seed=1, workers=workers)
+    before = torch.get_rng_state()
+    epoch = list(loader.epoch(2))
+    assert len(epoch) == len(loader) == 6
+    assert all(len(labels) == 3 for _, labels, _ in epoch)
+    for a, b in zip(loader.epoch(2), epoch, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for a, b in zip(loader.epoch(2, start=4), epoch[4:], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert content(loader.epoch(3)) != content(epoch)
+    assert content(Loader(stream(padded=False), 3, train=True, seed=2, workers=workers).epoch(2)) != content(
+        epoch
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    indices = torch.cat([index for _, _, index in epoch]).tolist()
+    assert len(set(indices)) == 18
+
+
+def test_a_streams_training_epoch_is_full_whatever_its_shards():
+    """A process whose shards hold less begins them again: with DDP, the others would wait for it."""
+    short = ImageStream(create, 50, ["even", "odd"], View(resize=10, crop=8), padded=False)
+    seen = content(Loader(short, 10, train=True, workers=0).epoch(0))
+    assert len(seen) == 50
+    assert {seen.count(i) for i in range(20)} == {2, 3}
+
+
+def test_a_stream_is_a_plain_data_set():
+    images, labels = zip(*stream(padded=False), strict=True)
+    assert labels == tuple(i % 2 for i in range(20))
+    assert [int(image[0, 0, 0]) for image in images] == list(range(20))
+    assert len(stream(padded=False)) == 20
+
+
+def test_streams_through_timms_factory(monkeypatch):
+    monkeypatch.setattr(timm_sets, "create_dataset", create)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    options = {"input_size": 8, "crop_pct": 0.8}
+    splits = load("wds/shapes", "/somewhere", val_split="val", **options)
+    assert [len(split) for split in splits] == [20, 12, 8]
+    assert splits.classes == ("even", "odd")
+    assert sorted(content(Loader(splits.val, 4, workers=0))) == list(range(12))
+    with pytest.raises(
+        ValueError, match="val_split: got None, accepted: the name of one: wds/shapes is streamed"
+    ):
+        load("wds/shapes", "/somewhere", **options)
+    monkeypatch.setattr(Shards, "tells_classes", False)
+    with pytest.raises(ValueError, match="num_classes: got None, accepted: the number of classes"):
+        load("wds/shapes", "/somewhere", val_split="val", **options)
+    assert load("wds/shapes", "/x", val_split="val", num_classes=2, **options).classes == ("0", "1")
+
+
+def test_what_several_processes_cannot_have_of_a_stream(monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"rank, world_size: got \(1, 2\), accepted: \(0, 1\), as timm's readers"
+    ):
+        Loader(stream(padded=False), 3, rank=1, world_size=2)
+    monkeypatch.setattr("roli_fast.data.loader._launched", lambda: (0, 2))
+    with pytest.raises(ValueError, match="images: got a stream that 2 processes would pad"):
+        Loader(stream(padded=True), 3)
+    Loader(stream(padded=False), 3)
+    Loader(stream(padded=True), 3, train=True)
+
+
+def test_more_workers_than_shards():
+    def single(**options):
+        return IterableImageDataset(None, reader=Shards(shards=1, each=20))
+
+    images = ImageStream(single, 20, ["even", "odd"], View(resize=10, crop=8), padded=False)
+    with pytest.raises(RuntimeError, match="workers: got one without a shard"):
+        list(Loader(images, 2, train=True, workers=2).epoch(0))
