@@ -1,16 +1,14 @@
-"""What attacks are measured on: a timm model that takes pixels, and images for it."""
+"""What attacks are measured on: a model that takes pixels, and images for it."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import predict
-from ..models import Normalized
+from ..models import Normalized, create_model, load_backbone
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -18,28 +16,20 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 def timm_model(
     name: str, shape: Sequence[int], *, num_classes: int = 10, checkpoint: Path | None = None
 ) -> Normalized:
-    """A model of timm's by name, in eval mode, normalised inside by timm's mean and std.
+    """The model of that name, in eval mode, for images of that shape.
 
     shape: (C, H, W) of an image.
-    checkpoint: timm's or a plain state dict, as safetensors or pickled weights; default random weights.
+    checkpoint: weights, head included; default random ones, of which no block is the identity.
 
-    Raises ValueError for a name that timm does not know, RuntimeError for a checkpoint that does not fit.
+    Raises ValueError for a name that is not known, and for a checkpoint that does not fit.
     """
-    if not timm.is_model(name):
-        raise ValueError(f"model: got {name!r}, accepted: a name of timm.list_models()")
     channels, height, width = shape
-    config = timm.models.get_pretrained_cfg(name)
-    sized: dict[str, Any] = {"img_size": (height, width)} if config and config.fixed_input_size else {}
-    model = timm.create_model(name, num_classes=num_classes, in_chans=channels, **sized)
-    if checkpoint is not None:
-        model.load_state_dict(timm.models.load_state_dict(str(checkpoint), weights_only=True))
-    else:
+    model = create_model(name, num_classes, in_chans=channels, img_size=(height, width))
+    if checkpoint is None:
         _wake_norms(model)
-    if config and len(config.mean) == channels:
-        mean, std = config.mean, config.std
-    else:
-        mean = std = (0.5,) * channels
-    return Normalized(model, mean, std).eval()
+    elif not load_backbone(model, checkpoint).head:
+        raise ValueError(f"num_classes: got {num_classes}, accepted: as many as {checkpoint} has")
+    return model.eval()
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
 """How far the attacks get: closed forms, and the libraries that people use today."""
 
-import numpy
 import pytest
 import torch
 from torch import nn
 
 from roli_fast.attacks import FGSM, MIFGSM, PGD, verify
 from roli_fast.evaluation import Accuracy, difference, evaluate
-from roli_fast.models import Normalized
+
+from ..real import cifar10, mnist
 
 # --- linear models -----------------------------------------------------------------------------------------
 
@@ -136,86 +136,6 @@ def test_more_classes_than_two():
 
 
 # --- beside other libraries, on real images and weights ----------------------------------------------------
-
-
-class SmallCNN(nn.Module):
-    """TRADES' network for MNIST."""
-
-    def __init__(self):
-        super().__init__()
-        layers, channels = {}, 1
-        for i, out in enumerate((32, 32, 64, 64), 1):
-            layers[f"conv{i}"], layers[f"relu{i}"] = nn.Conv2d(channels, out, 3), nn.ReLU()
-            if i % 2 == 0:
-                layers[f"pool{i}"] = nn.MaxPool2d(2)
-            channels = out
-        self.feature_extractor = nn.Sequential()
-        self.classifier = nn.Sequential()
-        for name, layer in layers.items():
-            self.feature_extractor.add_module(name, layer)
-        for name, layer in {
-            "fc1": nn.Linear(1024, 200), "relu1": nn.ReLU(), "drop": nn.Dropout(0.5),
-            "fc2": nn.Linear(200, 200), "relu2": nn.ReLU(), "fc3": nn.Linear(200, 10),
-        }.items():  # fmt: skip
-            self.classifier.add_module(name, layer)
-
-    def forward(self, x):
-        return self.classifier(self.feature_extractor(x).flatten(1))
-
-
-class Block(nn.Module):
-    def __init__(self, channels, out, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
-        self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride)) if stride > 1 else nn.Sequential()
-
-    def forward(self, x):
-        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class ResNet4b(nn.Module):
-    """The network of Verified-Intelligence for CIFAR-10."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 2, 1)
-        self.layer1 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1))
-        self.layer2 = nn.Sequential(Block(32, 32, 2), Block(32, 32, 1))
-        self.linear1, self.linear2 = nn.Linear(512, 100), nn.Linear(100, 10)
-
-    def forward(self, x):
-        x = self.layer2(self.layer1(torch.relu(self.conv1(x)))).flatten(1)
-        return self.linear2(torch.relu(self.linear1(x)))
-
-
-def mnist(folder):
-    model = SmallCNN()
-    model.load_state_dict(torch.load(folder / "trades_mnist_smallcnn.pt", map_location="cpu"))
-    with numpy.load(folder / "mnist-2k.npz") as data:
-        images, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
-    return model.eval(), images[:, None] / 255.0, labels
-
-
-def cifar10(folder):
-    import io
-    import tarfile
-
-    image = pytest.importorskip("PIL.Image")
-    weights = torch.load(folder / "resnet4b_cifar10.pth", map_location="cpu")
-    net = ResNet4b()
-    net.load_state_dict(weights.get("state_dict", weights))
-    found = {}
-    with tarfile.open(folder / "cifar10-12k.tar.xz") as archive:
-        for member in archive:
-            if "/test/" in member.name and member.isfile():
-                found[member.name] = numpy.asarray(image.open(io.BytesIO(archive.extractfile(member).read())))
-    names = sorted(found, key=lambda n: (n.rsplit("/", 1)[1], n))  # classes mixed
-    classes = sorted({n.split("/")[-2] for n in names})
-    images = torch.from_numpy(numpy.stack([found[n] for n in names])).permute(0, 3, 1, 2) / 255.0
-    labels = torch.tensor([classes.index(n.split("/")[-2]) for n in names])
-    model = Normalized(net, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-    return model.eval(), images.contiguous(), labels
 
 
 def theirs(attack, model, images, labels, norm, eps, size=200):

@@ -1,6 +1,7 @@
 """Models and images to measure on."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -18,12 +19,13 @@ def test_a_timm_model_takes_pixels_of_the_size_asked_for(name):
 
 
 def test_a_checkpoint_is_loaded(tmp_path):
-    weights = timm_model("test_resnet", (1, 32, 32)).model.state_dict()
+    weights = timm.create_model("test_resnet", in_chans=1, num_classes=10).state_dict()
     torch.save({"state_dict": weights}, tmp_path / "weights.pth")
     loaded = timm_model("test_resnet", (1, 32, 32), checkpoint=tmp_path / "weights.pth")
-    for name, value in loaded.model.state_dict().items():
+    head = {f"fc.{name}": t for name, t in loaded.model.head.state_dict().items()}
+    for name, value in (loaded.model.backbone.state_dict() | head).items():
         torch.testing.assert_close(value, weights[name])
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ValueError, match=r"num_classes: got 3, accepted: as many as .*weights.pth has"):
         timm_model("test_resnet", (1, 32, 32), num_classes=3, checkpoint=tmp_path / "weights.pth")
 
 

@@ -1,0 +1,18 @@
+"""How a model was built, so that its checkpoint can say so."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The arguments of :func:`create_model`, as they turned out: all but where weights came from."""
+
+    name: str
+    num_classes: int
+    in_chans: int
+    img_size: tuple[int, int] | None
+    resize: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    options: dict[str, Any]

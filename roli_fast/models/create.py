@@ -1,0 +1,89 @@
+"""A model by name, which takes pixels."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from .architecture import Architecture
+from .classifier import separate
+from .normalized import Normalized
+from .resized import Resized
+from .small_resnet import resnet10_tin, small_resnet
+
+_OWN: dict[str, Callable[..., nn.Module]] = {"small_resnet": small_resnet, "resnet10_tin": resnet10_tin}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """What a backbone expects of its images: timm's configuration, or ours of the same names."""
+
+    input_size: tuple[int, int, int] = (3, 32, 32)
+    fixed_input_size: bool = False
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    num_classes: int = 0
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    resize: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    pretrained: bool = False,
+    **options: Any,
+) -> Normalized:
+    """A model that maps pixels (N, in_chans, H, W) in [0, 1] to logits (N, num_classes).
+
+    It is a :class:`Normalized` around a :class:`Classifier`. Its weights are random; the head is initialised
+    as in RoLI (:meth:`Classifier.reset_head`), unless it comes with pretrained weights.
+
+    name: of ``timm.list_models()``, or "small_resnet", "resnet10_tin".
+    img_size: of the images that the backbone is built for, one number or (H, W); default its own.
+    resize: whether images of smaller sizes are enlarged to that size inside the model (:class:`Resized`), so
+        that an attack acts on the pixels of the data.
+    mean, std: of the normalisation, one number per channel; default those of timm's configuration for the
+        name, and 0.5 for another number of channels. What weights were trained with, counts: see
+        ``docs/robust_checkpoints.md``.
+    pretrained: timm's weights, which it downloads.
+    options: handed to timm, such as ``drop_path_rate=0.5`` for full finetuning.
+
+    Raises ValueError for an unknown name and for a model without one linear layer at its end.
+    """
+    if name not in _OWN and not timm.is_model(name):
+        raise ValueError(f"model: got {name!r}, accepted: a name of timm.list_models(), or {', '.join(_OWN)}")
+    if pretrained and name in _OWN:
+        raise ValueError(
+            f"pretrained: got True for {name!r}, accepted: False, since timm has no such weights"
+        )
+    if elsewhere := options.keys() & {"checkpoint_path", "pretrained_cfg", "cache_dir"}:
+        raise ValueError(
+            f"options: got {', '.join(sorted(elsewhere))}, accepted: the network's own; "
+            "load_backbone takes weights from a file"
+        )
+    config: Any = _Config() if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
+    mean = _per_channel(config.mean, in_chans) if mean is None else tuple(mean)
+    std = _per_channel(config.std, in_chans) if std is None else tuple(std)
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    arguments = {"num_classes": num_classes, "in_chans": in_chans, **options}
+    if size is not None and config.fixed_input_size:
+        arguments["img_size"] = size
+    backbone = _OWN[name](**arguments) if name in _OWN else timm.create_model(name, pretrained, **arguments)
+    classifier = separate(backbone)
+    if not (pretrained and num_classes == config.num_classes):
+        classifier.reset_head(num_classes)
+    if resize:
+        classifier.backbone = Resized(backbone, size or config.input_size[1:])
+    classifier.architecture = Architecture(name, num_classes, in_chans, size, resize, mean, std, options)
+    return Normalized(classifier, mean, std)
+
+
+def _per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    return tuple(values) if len(values) == in_chans else (0.5,) * in_chans

@@ -1,0 +1,133 @@
+"""What of a model trains: full finetuning, and the methods that keep most of a robust backbone."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.vision_transformer import Attention, Block
+from torch import nn
+
+from .adapter import Adapted
+from .classifier import find_classifier
+from .lora import with_lora
+from .prompts import PromptedAttention, PromptedWindowAttention
+
+
+def finetune(model: nn.Module, method: str, **options: Any) -> None:
+    """Prepares a model for a finetuning method: inserts what it needs, and lets nothing else require a
+    gradient. The head always trains; the method's configuration is RoLI's.
+
+    | method | trains besides the head | options, with defaults |
+    |---|---|---|
+    | "linear" | nothing | |
+    | "bias" | every bias, relative position biases included | |
+    | "vpt" | prompts in every attention | tokens=10, dropout=0.1 |
+    | "adapter" | a bottleneck after every MLP | reduction=8 |
+    | "lora" | low-rank parts of all queries and values | rank=16, alpha=16.0, dropout=0.1 |
+    | "full" | everything | |
+
+    What is inserted leaves the model's output as it was, prompts excepted. With every method but "full" the
+    backbone stays in eval mode in training, as in the paper's code: BatchNorm keeps its statistics, and with
+    "bias" trains its biases all the same.
+
+    model: a :class:`Classifier`, or :class:`Normalized` around one.
+
+    Raises ValueError for an unknown method or option, for a backbone that the method has no place in ("vpt",
+    "adapter" and "lora" take timm's ViT and Swin), and for one in which something was inserted before.
+    """
+    classifier = find_classifier(model)
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, accepted: {', '.join(METHODS)}")
+    if classifier.inserted:
+        raise ValueError(
+            f"method: got {method!r} for a model that has {classifier.method}'s parts, accepted: one without"
+        )
+    if method in _INSERT:
+        accepted = inspect.signature(_INSERT[method]).parameters
+        defaults = {name: p.default for name, p in accepted.items() if p.kind is p.KEYWORD_ONLY}
+    else:
+        defaults = {}
+    if unknown := ", ".join(sorted(options.keys() - defaults.keys())):
+        raise ValueError(f"options: got {unknown} for {method!r}, accepted: {', '.join(defaults) or 'none'}")
+    options = defaults | options
+    biases = _biases(classifier.backbone) if method == "bias" else []
+    inserted = _INSERT[method](classifier.backbone, **options) if method in _INSERT else []
+    classifier.requires_grad_(method == "full")
+    for parameter in (*biases, *inserted, *classifier.head.parameters()):
+        parameter.requires_grad_()
+    classifier.method, classifier.options = method, options
+    classifier.train(classifier.training)
+
+
+def _biases(backbone: nn.Module) -> list[nn.Parameter]:
+    found = [p for name, p in backbone.named_parameters() if "bias" in name.rpartition(".")[2]]
+    if not found:
+        raise ValueError(
+            f"method: got 'bias' for a {type(backbone).__name__} without biases, accepted: full, linear"
+        )
+    return found
+
+
+def _blocks(backbone: nn.Module, method: str) -> list[Any]:
+    """The transformer blocks, of whose every kind we know what is in them."""
+    blocks = [m for m in backbone.modules() if type(m) in (Block, SwinTransformerBlock)]
+    known = all(type(block.attn) in (Attention, WindowAttention) for block in blocks)
+    if not (blocks and known):
+        raise ValueError(
+            f"method: got {method!r} for a {type(backbone).__name__}, "
+            "accepted: full, bias, linear; vpt, adapter, lora for timm's ViT and Swin"
+        )
+    return blocks
+
+
+def _insert_lora(
+    backbone: nn.Module, *, rank: int = 16, alpha: float = 16.0, dropout: float = 0.1
+) -> list[nn.Parameter]:
+    _check("rank", rank, rank >= 1, "at least 1")
+    _check_dropout(dropout)
+    blocks = _blocks(backbone, "lora")
+    for block in blocks:
+        block.attn.qkv = with_lora(block.attn.qkv, rank, alpha, dropout)
+    return [p for block in blocks for p in block.attn.qkv.parametrizations.weight[0].parameters()]
+
+
+def _insert_adapters(backbone: nn.Module, *, reduction: int = 8) -> list[nn.Parameter]:
+    _check("reduction", reduction, reduction >= 1, "at least 1")
+    blocks = _blocks(backbone, "adapter")
+    for block in blocks:
+        weight = block.attn.proj.weight
+        block.mlp = Adapted(block.mlp, len(weight), max(1, len(weight) // reduction), weight)
+    return [p for block in blocks for layer in (block.mlp.down, block.mlp.up) for p in layer.parameters()]
+
+
+def _insert_prompts(backbone: nn.Module, *, tokens: int = 10, dropout: float = 0.1) -> list[nn.Parameter]:
+    _check("tokens", tokens, tokens >= 1, "at least 1")
+    _check_dropout(dropout)
+    blocks = _blocks(backbone, "vpt")
+    patches = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).weight
+    bound = math.sqrt(6 / (patches[0].numel() + len(patches)))  # Xavier's of the patch embedding, as in VPT
+    for block in blocks:
+        weight = block.attn.qkv.weight
+        prompts = nn.init.uniform_(weight.new_empty(tokens, weight.shape[1]), -bound, bound)
+        kind = PromptedWindowAttention if isinstance(block.attn, WindowAttention) else PromptedAttention
+        block.attn = kind(block.attn, block.norm1, prompts, dropout)
+    return [block.attn.prompts for block in blocks]
+
+
+def _check_dropout(dropout: float) -> None:
+    _check("dropout", dropout, 0 <= dropout < 1, "0 <= dropout < 1")
+
+
+def _check(option: str, value: float, right: bool, accepted: str) -> None:
+    if not right:
+        raise ValueError(f"{option}: got {value}, accepted: {accepted}")
+
+
+_INSERT: dict[str, Callable[..., list[nn.Parameter]]] = {
+    "vpt": _insert_prompts,
+    "adapter": _insert_adapters,
+    "lora": _insert_lora,
+}
+METHODS = ("linear", "bias", *_INSERT, "full")
