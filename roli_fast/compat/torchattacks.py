@@ -376,13 +376,17 @@ class FFGSM(_Steps):
 
 
 class _FromACorner(ours.PGD):
-    """Starts from steps of random sign, which may lead out of the ball: the next one is projected."""
+    """Starts from steps of random sign, which may lead out of the ball: the next one is projected.
+
+    reach: their size.
+    """
+
+    def __init__(self, *arguments: Any, reach: float, **options: Any):
+        self.reach = reach
+        super().__init__(*arguments, **options)
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
-        size = self.step_size
-        if isinstance(size, Tensor):
-            size = size.to(clean.device, uniform_draws(clean[:0], seed, index[:0]).dtype)
-        return (to_state(clean) + size * uniform_draws(clean, seed, index).sign()).clamp(*self.bounds)
+        return (to_state(clean) + self.reach * uniform_draws(clean, seed, index).sign()).clamp(*self.bounds)
 
 
 class RFGSM(_Steps):
@@ -393,7 +397,7 @@ class RFGSM(_Steps):
         self.eps, self.alpha, self.steps = eps, alpha, steps
 
     def _made(self) -> ours.Attack:
-        return self._make(_FromACorner, **self._settings())
+        return self._make(_FromACorner, **self._settings(), reach=self.alpha)
 
 
 class MIFGSM(_Steps):
@@ -432,7 +436,7 @@ class _NearTheImage(ours.PGD):
         normal = normal_draws(clean, seed, index)
         per_sample = (-1, *[1] * (clean.dim() - 1))
         direction = normal / normal.flatten(1).norm(dim=1).reshape(per_sample)
-        other_stream = seed + torch.tensor([0, 1 << 32], device=seed.device)
+        other_stream = seed + (torch.arange(2, device=seed.device) << 32)
         radius = uniform_draws(torch.zeros_like(index, dtype=normal.dtype), other_stream, index).abs() * eps
         return (to_state(clean) + radius.reshape(per_sample) * direction).clamp(*self.bounds)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..selection import slow
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -81,10 +83,7 @@ def digits_subject() -> Subject:
     return _digits()
 
 
-_REAL = [pytest.param(name, marks=pytest.mark.slow) for name in ("resnet4b_cifar10", "trades_mnist")]
-
-
-@pytest.fixture(params=["digits", *_REAL], scope="session")
+@pytest.fixture(params=["digits", *slow("resnet4b_cifar10", "trades_mnist")], scope="session")
 def subject(request):
     if request.param == "digits":
         return request.getfixturevalue("digits_subject")
