@@ -58,5 +58,6 @@ def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
 
 def unit(gradient: Tensor, order: float) -> Tensor:
     """Each sample's gradient (N, ...) divided by its norm; a zero one stays zero."""
-    length = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1).clamp(min=1e-12)
+    length = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1, dtype=torch.float64)
+    length = torch.where(length > 0, length, 1.0).to(gradient.dtype)
     return gradient / length.reshape(-1, *[1] * (gradient.dim() - 1))

@@ -22,10 +22,8 @@ class _FoolboxStep(OwnStep):
 
     def accumulate_(self, momentum: Tensor, gradient: Tensor) -> None:
         assert self.decay is not None
-        momentum.mul_(self.decay)
-        momentum.add_(
-            gradient.sign() if self.norm == "linf" else unit(gradient, 2 if self.norm == "l2" else 1)
-        )
+        order = {"linf": None, "l2": 2, "l1": 1}[self.norm]
+        momentum.mul_(self.decay).add_(gradient.sign() if order is None else unit(gradient, order))
 
     def step_(self, state: State, direction: Tensor) -> None:
         if self.norm != "l1":
