@@ -2,6 +2,7 @@
 Parameter-free Attacks, ICML 2020; in L1 Croce and Hein, Mind the Box, ICML 2021)."""
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..engine import Output, widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import check_count, check_share
+from .inputs import check_share
 from .losses import Loss, margin, targeted_dlr
 from .samples import Best, Samples, keep
 from .targets import TowardsTargets
@@ -63,9 +64,7 @@ class APGD(GradientAttack):
         output: Output = None,
     ):
         check_share("rho", rho)
-        check_count("steps", steps)
         self.rho = rho
-        self._sizes = SparseSteps(steps, bounds) if norm == "l1" else HalvingSizes(norm, steps, rho, bounds)
         super().__init__(
             norm,
             eps,
@@ -81,6 +80,12 @@ class APGD(GradientAttack):
             fold=fold,
             output=output,
         )
+
+    @cached_property
+    def _sizes(self) -> HalvingSizes | SparseSteps:
+        if self.norm == "l1":
+            return SparseSteps(self.steps, self.bounds)
+        return HalvingSizes(self.norm, self.steps, self.rho, self.bounds)
 
     @property
     def step_size(self) -> float | Tensor:  # type: ignore[override]

@@ -156,6 +156,8 @@ class _Ensemble:
 
     def run_all(self) -> None:
         trial, logits = self._trial, self._trial.clean_output
+        if logits.shape[1] < 2:
+            refuse("model", "1 class", "2 or more")
         self._broken_by[logits.argmax(dim=1) != trial.labels] = 0
         random = self._attack.version == "rand"
         self._notes += doubts(trial.ask, self._adversarial, logits, random=random)

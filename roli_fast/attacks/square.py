@@ -3,6 +3,7 @@ random search, ECCV 2020; in L1 Croce and Hein, Mind the Box, ICML 2021)."""
 
 import bisect
 import dataclasses
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,7 +76,6 @@ class Square(Attack):
         check_share("p_init", p_init)
         self.queries, self.p_init, self.rescale_schedule, self.loss = queries, p_init, rescale_schedule, loss
         self._loss = get_loss(loss)
-        self._moves = Stripes(bounds) if norm == "linf" else Mass(norm, bounds)
         super().__init__(
             norm,
             eps,
@@ -89,6 +89,10 @@ class Square(Attack):
             fold=fold,
             output=output,
         )
+
+    @cached_property
+    def _moves(self) -> Stripes | Mass:
+        return Stripes(self.bounds) if self.norm == "linf" else Mass(self.norm, self.bounds)
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
         loss = self._loss(output, target)
