@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import Output, widened
+from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
 from .inputs import check_share
@@ -52,34 +52,13 @@ class APGD(GradientAttack):
         steps: int = 100,
         restarts: int = 1,
         loss: str | Loss = "ce",
-        targeted: bool = False,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        early_stop: bool = False,
-        precision: str = "fp32",
-        generator: torch.Generator | None = None,
         *,
         rho: float = 0.75,
-        eot: int = 1,
-        fold: bool = True,
-        output: Output = None,
+        **options: Any,
     ):
         check_share("rho", rho)
         self.rho = rho
-        super().__init__(
-            norm,
-            eps,
-            steps,
-            loss,
-            restarts=restarts,
-            targeted=targeted,
-            bounds=bounds,
-            early_stop=early_stop,
-            precision=precision,
-            generator=generator,
-            eot=eot,
-            fold=fold,
-            output=output,
-        )
+        super().__init__(norm, eps, steps, loss, restarts=restarts, **options)
 
     @cached_property
     def _sizes(self) -> HalvingSizes | SparseSteps:

@@ -98,9 +98,6 @@ class AutoAttack(Attack):
     def stages(self) -> tuple[str, ...]:
         return ("clean", *self.attacks)
 
-    def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.run(model, images, labels).adversarial
-
     def run(
         self,
         model: Model,
