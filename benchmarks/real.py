@@ -9,10 +9,9 @@ import numpy
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from roli_fast.models import Normalized
+from roli_fast.models import Normalized, resnet10_tin
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -32,7 +31,9 @@ class _Block(nn.Module):
         return (self.conv2(self.conv1(x).relu()) + self.shortcut(x)).relu()
 
 
-class _ResNet4b(nn.Module):
+class ResNet4b(nn.Module):
+    """Verified-Intelligence's network for CIFAR-10."""
+
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 2, 1)
@@ -45,7 +46,7 @@ class _ResNet4b(nn.Module):
         return self.linear2(self.linear1(x).relu())
 
 
-class _SmallCNN(nn.Module):
+class SmallCNN(nn.Module):
     """The network of TRADES' MNIST experiments."""
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class _SmallCNN(nn.Module):
 def trades_mnist() -> nn.Module:
     """Linf 0.3; grey pixels in [0, 1]."""
     return _loaded(
-        _SmallCNN(), torch.load(SHARED / "trades_mnist_smallcnn.pt", map_location="cpu", weights_only=True)
+        SmallCNN(), torch.load(SHARED / "trades_mnist_smallcnn.pt", map_location="cpu", weights_only=True)
     )
 
 
@@ -76,15 +77,12 @@ def resnet4b_cifar10() -> nn.Module:
     """Linf 2/255; without BatchNorm."""
     weights = torch.load(SHARED / "resnet4b_cifar10.pth", map_location="cpu", weights_only=True)
     weights = weights.get("state_dict", weights)
-    return Normalized(
-        _loaded(_ResNet4b(), weights), (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    ).eval()
+    return Normalized(_loaded(ResNet4b(), weights), (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)).eval()
 
 
 def resnet10_tiny_imagenet(which: str = "robust") -> nn.Module:
     """Linf 4/255 ("robust"), or trained without attacks ("standard"); BatchNorm, 32x32 pixels."""
-    model = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=200, channels=(32, 64, 128, 256))
-    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.Identity()
+    model = resnet10_tin(200)
     weights = load_file(SHARED / f"resnet10_tin200_{which}.safetensors")
     return Normalized(_loaded(model, weights), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).eval()
 

@@ -8,58 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.real import ResNet4b, SmallCNN
 from roli_fast.models import Normalized
-
-
-class SmallCNN(nn.Module):
-    """TRADES' network for MNIST."""
-
-    def __init__(self):
-        super().__init__()
-        layers, channels = {}, 1
-        for i, out in enumerate((32, 32, 64, 64), 1):
-            layers[f"conv{i}"], layers[f"relu{i}"] = nn.Conv2d(channels, out, 3), nn.ReLU()
-            if i % 2 == 0:
-                layers[f"pool{i}"] = nn.MaxPool2d(2)
-            channels = out
-        self.feature_extractor = nn.Sequential()
-        self.classifier = nn.Sequential()
-        for name, layer in layers.items():
-            self.feature_extractor.add_module(name, layer)
-        for name, layer in {
-            "fc1": nn.Linear(1024, 200), "relu1": nn.ReLU(), "drop": nn.Dropout(0.5),
-            "fc2": nn.Linear(200, 200), "relu2": nn.ReLU(), "fc3": nn.Linear(200, 10),
-        }.items():  # fmt: skip
-            self.classifier.add_module(name, layer)
-
-    def forward(self, x):
-        return self.classifier(self.feature_extractor(x).flatten(1))
-
-
-class Block(nn.Module):
-    def __init__(self, channels, out, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1)
-        self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride)) if stride > 1 else nn.Sequential()
-
-    def forward(self, x):
-        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class ResNet4b(nn.Module):
-    """The network of Verified-Intelligence for CIFAR-10."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 2, 1)
-        self.layer1 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1))
-        self.layer2 = nn.Sequential(Block(32, 32, 2), Block(32, 32, 1))
-        self.linear1, self.linear2 = nn.Linear(512, 100), nn.Linear(100, 10)
-
-    def forward(self, x):
-        x = self.layer2(self.layer1(torch.relu(self.conv1(x)))).flatten(1)
-        return self.linear2(torch.relu(self.linear1(x)))
 
 
 def mnist(folder):

@@ -2,15 +2,16 @@
 Parameter-free Attacks, ICML 2020; in L1 Croce and Hein, Mind the Box, ICML 2021)."""
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engine import Output, widened
+from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import check_count, check_share
+from .inputs import check_share
 from .losses import Loss, margin, targeted_dlr
 from .samples import Best, Samples, keep
 from .targets import TowardsTargets
@@ -51,36 +52,19 @@ class APGD(GradientAttack):
         steps: int = 100,
         restarts: int = 1,
         loss: str | Loss = "ce",
-        targeted: bool = False,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        early_stop: bool = False,
-        precision: str = "fp32",
-        generator: torch.Generator | None = None,
         *,
         rho: float = 0.75,
-        eot: int = 1,
-        fold: bool = True,
-        output: Output = None,
+        **options: Any,
     ):
         check_share("rho", rho)
-        check_count("steps", steps)
         self.rho = rho
-        self._sizes = SparseSteps(steps, bounds) if norm == "l1" else HalvingSizes(norm, steps, rho, bounds)
-        super().__init__(
-            norm,
-            eps,
-            steps,
-            loss,
-            restarts=restarts,
-            targeted=targeted,
-            bounds=bounds,
-            early_stop=early_stop,
-            precision=precision,
-            generator=generator,
-            eot=eot,
-            fold=fold,
-            output=output,
-        )
+        super().__init__(norm, eps, steps, loss, restarts=restarts, **options)
+
+    @cached_property
+    def _sizes(self) -> HalvingSizes | SparseSteps:
+        if self.norm == "l1":
+            return SparseSteps(self.steps, self.bounds)
+        return HalvingSizes(self.norm, self.steps, self.rho, self.bounds)
 
     @property
     def step_size(self) -> float | Tensor:  # type: ignore[override]

@@ -98,9 +98,6 @@ class AutoAttack(Attack):
     def stages(self) -> tuple[str, ...]:
         return ("clean", *self.attacks)
 
-    def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.run(model, images, labels).adversarial
-
     def run(
         self,
         model: Model,
@@ -156,6 +153,8 @@ class _Ensemble:
 
     def run_all(self) -> None:
         trial, logits = self._trial, self._trial.clean_output
+        if logits.shape[1] < 2:
+            refuse("model", "1 class", "2 or more")
         self._broken_by[logits.argmax(dim=1) != trial.labels] = 0
         random = self._attack.version == "rand"
         self._notes += doubts(trial.ask, self._adversarial, logits, random=random)

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import Output
 from .ascent import has_direction
 from .attack import Attack
 from .hyperplane import to_hyperplane
-from .inputs import check_count, check_number, check_share, to_state
+from .inputs import check_count, check_number, check_share, refuse, to_state
 from .norms import DUAL, distance, normal_draws, uniform_draws
 from .samples import Samples, per_sample
 from .targets import TowardsTargets
@@ -53,35 +52,20 @@ class FAB(Attack):
         eps: float | Tensor = 8 / 255,
         steps: int = 100,
         restarts: int = 1,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        early_stop: bool = False,
-        precision: str = "fp32",
-        generator: torch.Generator | None = None,
         *,
         alpha_max: float = 0.1,
         eta: float = 1.05,
         beta: float = 0.9,
-        eot: int = 1,
-        fold: bool = True,
-        output: Output = None,
+        **options: Any,
     ):
         check_count("steps", steps)
         check_number("alpha_max", alpha_max, 0, 1)
         check_number("eta", eta, 1)
         check_share("beta", beta)
+        if options.get("targeted", False):
+            refuse("targeted", True, "False: this attack goes to the nearest class")
         self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
-        super().__init__(
-            norm,
-            eps,
-            restarts=restarts,
-            bounds=bounds,
-            early_stop=early_stop,
-            precision=precision,
-            generator=generator,
-            eot=eot,
-            fold=fold,
-            output=output,
-        )
+        super().__init__(norm, eps, restarts=restarts, **options)
 
     @property
     def draws(self) -> bool:  # type: ignore[override]

@@ -3,11 +3,12 @@ random search, ECCV 2020; in L1 Croce and Hein, Mind the Box, ICML 2021)."""
 
 import bisect
 import dataclasses
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..engine import Output
 from .attack import Attack
 from .inputs import check_count, check_share, refuse, to_state
 from .losses import Loss, get_loss
@@ -60,35 +61,22 @@ class Square(Attack):
         queries: int = 5000,
         restarts: int = 1,
         loss: str | Loss = "margin",
-        targeted: bool = False,
-        bounds: tuple[float, float] = (0.0, 1.0),
-        precision: str = "fp32",
-        generator: torch.Generator | None = None,
         *,
         p_init: float = 0.8,
         rescale_schedule: bool = False,
-        eot: int = 1,
-        fold: bool = True,
-        output: Output = None,
+        **options: Any,
     ):
         check_count("queries", queries)
         check_share("p_init", p_init)
+        if not options.get("early_stop", True):
+            refuse("early_stop", False, "True: a sample that is fooled needs no more queries")
         self.queries, self.p_init, self.rescale_schedule, self.loss = queries, p_init, rescale_schedule, loss
         self._loss = get_loss(loss)
-        self._moves = Stripes(bounds) if norm == "linf" else Mass(norm, bounds)
-        super().__init__(
-            norm,
-            eps,
-            restarts=restarts,
-            targeted=targeted,
-            bounds=bounds,
-            early_stop=True,
-            precision=precision,
-            generator=generator,
-            eot=eot,
-            fold=fold,
-            output=output,
-        )
+        super().__init__(norm, eps, restarts=restarts, **{**options, "early_stop": True})
+
+    @cached_property
+    def _moves(self) -> Stripes | Mass:
+        return Stripes(self.bounds) if self.norm == "linf" else Mass(self.norm, self.bounds)
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
         loss = self._loss(output, target)

@@ -38,17 +38,16 @@ def direction(norm: str, gradient: Tensor) -> Tensor:
 def one_sample(
     model, clean: Tensor, label: Tensor, start: Tensor, norm: str, eps: float, steps: int
 ) -> Tensor:
-    """Algorithm 1 of Croce and Hein 2020 with its published constants; where it returns the point of the
-    highest loss, a point that fools the model goes first."""
+    """Algorithm 1 of Croce and Hein 2020, with checkpoints in whole steps as in the authors' code; where it
+    returns the point of the highest loss, a point that fools the model goes first."""
 
     def inside(z: Tensor) -> Tensor:
         return projection(norm, z[None], clean[None], sizes(eps, clean[None]), 0, 1)[0]
 
-    checkpoints, p = [0.0, 0.22], [0.0, 0.22]
-    while p[-1] < 1:
-        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-        checkpoints.append(p[-1])
-    checks = {int(share * steps + 1e-9) for share in checkpoints[1:]}
+    period, checks = max(int(0.22 * steps), 1), []
+    while sum(checks[-1:]) + period <= steps:
+        checks.append(sum(checks[-1:]) + period)
+        period = max(period - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
 
     x, previous = start, start
     loss, gradient, fooled = losses(model, x, label)

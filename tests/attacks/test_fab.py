@@ -1,0 +1,164 @@
+"""FAB: the way to a hyperplane within a box is exact, and on linear models so is the attack."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from torch import nn
+
+from roli_fast.attacks import FAB, FABT, verify
+from roli_fast.attacks.hyperplane import to_hyperplane
+
+ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+
+
+def shortest(norm, x, w, gap):
+    """The least norm of a change within [0, 1] along w to gap: by linear programming, or, in L2, by halving
+    the multiplier of its optimality condition."""
+    n = len(x)
+    if norm == "l2":
+        low, high = 0.0, 1e6
+        for _ in range(200):
+            middle = (low + high) / 2
+            d = (middle * w * gap.sign()).clamp(-x, 1 - x)
+            low, high = (middle, high) if w @ d * gap.sign() < gap.abs() else (low, middle)
+        return d.norm().item()
+    bound = [(-a, 1 - a) for a in x.tolist()]
+    eye = torch.eye(n, dtype=torch.float64)
+    sizes = eye if norm == "l1" else torch.ones(n, 1, dtype=torch.float64)
+    cost = [0.0] * n + [1.0] * sizes.shape[1]
+    above = torch.cat([torch.cat([eye, -sizes], 1), torch.cat([-eye, -sizes], 1)]).numpy()
+    found = linprog(
+        cost,
+        A_ub=above,
+        b_ub=[0.0] * (2 * n),
+        A_eq=[[*w.tolist(), *[0.0] * sizes.shape[1]]],
+        b_eq=[gap.item()],
+        bounds=bound + [(0, None)] * sizes.shape[1],
+    )
+    assert found.success
+    return found.fun
+
+
+@pytest.mark.parametrize("norm", ORDERS)
+@given(seed=st.integers(0, 2**31), size=st.integers(1, 12), share=st.floats(0.05, 0.95), up=st.booleans())
+def test_the_shortest_way_to_a_hyperplane(norm, seed, size, share, up):
+    generator = torch.Generator().manual_seed(seed)
+    x, w = (torch.rand(size, dtype=torch.float64, generator=generator) for _ in range(2))
+    w = w * 2 - 1
+    reach = (w * torch.where((w > 0) == up, 1 - x, -x)).sum()
+    gap = share * reach
+    d = to_hyperplane(norm, x[None], w[None], gap[None], 0.0, 1.0)[0]
+    assert ((x + d >= -1e-12) & (x + d <= 1 + 1e-12)).all()
+    torch.testing.assert_close(w @ d, gap, rtol=1e-9, atol=1e-9)
+    assert d.norm(p=ORDERS[norm]).item() == pytest.approx(shortest(norm, x, w, gap), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", ORDERS)
+def test_a_hyperplane_out_of_reach(norm):
+    """The corner of the box that comes nearest."""
+    x, w = torch.rand(5, 9), torch.randn(5, 9)
+    d = to_hyperplane(norm, x, w, torch.full((5,), 1e3), 0.0, 1.0)
+    torch.testing.assert_close(x + d, (w > 0).float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ORDERS)
+def test_a_zero_gradient_leads_nowhere(norm):
+    assert not to_hyperplane(norm, torch.rand(3, 4), torch.zeros(3, 4), torch.ones(3), 0.0, 1.0).any()
+
+
+@pytest.fixture
+def linear():
+    """Three classes in float64, and the distance of each image to the nearest boundary in each norm."""
+    model = nn.Linear(60, 3, dtype=torch.float64)
+    images = torch.rand(16, 60, dtype=torch.float64) * 0.4 + 0.3
+    logits = model(images).detach()
+    labels, weights = logits.argmax(1), model.weight.detach()
+    others = torch.stack([(labels + k) % 3 for k in (1, 2)], dim=1)
+    gaps = logits.gather(1, labels[:, None]) - logits.gather(1, others)
+    ways = weights[others] - weights[labels][:, None]
+    return model, images, labels, gaps, ways
+
+
+DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
+
+
+@pytest.mark.parametrize("kind", [FAB, FABT])
+@pytest.mark.parametrize("norm", ORDERS)
+def test_the_nearest_boundary_of_a_linear_model(linear, kind, norm):
+    """Reached but for the overshoot, by steps that end there."""
+    model, images, labels, gaps, ways = linear
+    nearest = (gaps / ways.norm(p=DUAL[norm], dim=2)).amin(1)
+    result = kind(norm, torch.inf, steps=30, eta=1.001).run(model, images, labels)
+    assert result.success.all()
+    found = -result.loss
+    assert (found >= nearest * (1 - 1e-6)).all()
+    box_is_far = found < 0.29 if norm != "l1" else nearest < 0.2
+    assert box_is_far.sum() > 1
+    assert (found < 1.01 * nearest)[box_is_far].all()
+    moved = (result.adversarial - images).norm(p=ORDERS[norm], dim=1)
+    torch.testing.assert_close(moved, found)
+
+
+@pytest.mark.parametrize("norm", ORDERS)
+def test_success_is_within_eps(linear, norm):
+    model, images, labels, gaps, ways = linear
+    nearest = (gaps / ways.norm(p=DUAL[norm], dim=2)).amin(1)
+    eps = nearest.median().item()
+    for early_stop in (False, True):
+        result = FABT(norm, eps, steps=30, eta=1.001, early_stop=early_stop).run(model, images, labels)
+        clear = (nearest / eps - 1).abs() > 0.02
+        assert torch.equal(result.success[clear], (nearest < eps)[clear])
+        checked = verify(model, images, result.adversarial, labels, norm, eps)
+        assert torch.equal(checked.success, result.success)
+        assert checked.in_ball.all()
+
+
+def test_standalone_it_goes_on_after_the_first_success(convnet, batch):
+    """Nearer and nearer; with early_stop it takes the first within eps, and spends less."""
+    images = batch[0]
+    labels = convnet.eval()(images).argmax(1)
+    first, whole = (FABT(eps=0.5, steps=20, early_stop=e).run(convnet, images, labels) for e in (True, False))
+    assert torch.equal(first.success, whole.success)
+    assert (whole.loss >= first.loss).all()
+    assert (whole.loss > first.loss).any()
+    assert first.gradients < whole.gradients
+
+
+@pytest.mark.parametrize("norm", ORDERS)
+def test_restarts_begin_elsewhere(norm):
+    """Beside a plateau, on which the gradient leads away."""
+
+    def model(x):
+        hill = (x[:, :1] - 0.5).relu() * 40 - 1 - x[:, :1] / 100
+        return torch.cat([torch.zeros_like(hill), hill], dim=1)
+
+    images, labels = torch.full((4, 3), 0.5, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    images[:, 0] = 0.49
+    one, many = (FAB(norm, 0.2, steps=5, restarts=r).run(model, images, labels) for r in (1, 12))
+    assert not one.success.any()
+    assert many.success.all()
+
+
+def test_what_is_misclassified_is_left_as_it_is(convnet, batch):
+    images = batch[0]
+    labels = (convnet.eval()(images).argmax(1) + 1) % 5
+    result = FAB(steps=3).run(convnet, images, labels)
+    assert result.success.all()
+    assert torch.equal(result.adversarial, images)
+    assert result.gradients == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha_max": 1.5}, "alpha_max: got 1.5, accepted: a number from 0 to 1"),
+        ({"eta": 0.9}, "eta: got 0.9, accepted: a number >= 1"),
+        ({"beta": 0.0}, "beta: got 0.0"),
+        ({"steps": -1}, "steps: got -1"),
+    ],
+)
+def test_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        FAB(**options)

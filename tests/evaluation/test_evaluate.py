@@ -1,0 +1,235 @@
+"""Evaluations that stop and go on, that several processes share, and what they leave behind."""
+
+import json
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from roli_fast.attacks import PGD, AutoAttack, verify
+from roli_fast.attacks.checks import square_finds_more
+from roli_fast.evaluation import evaluate, saved
+
+QUICK = {"eps": 0.004, "steps": 5, "queries": 10}
+
+
+def make_problem():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(216, 5)).double().eval()
+    with torch.no_grad():
+        net[0].weight.mul_(4)
+    images = torch.rand(23, 3, 8, 8, dtype=torch.float64)
+    labels = net(images).argmax(1)
+    labels[::6] = (labels[::6] + 1) % 5
+    return net, images, labels
+
+
+def batches(images, labels, size=5):
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def attack(**options):
+    return AutoAttack(**QUICK, generator=torch.Generator().manual_seed(1), **options)
+
+
+@pytest.fixture
+def problem():
+    return make_problem()
+
+
+def test_who_broke_what(problem):
+    net, images, labels = problem
+    found = evaluate(net, batches(images, labels), attack())
+    assert found.stages == ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
+    assert torch.equal(found.clean.right, net(images).argmax(1) == labels)
+    assert torch.equal(found.after("square").right, found.right)
+    values = [found.after(stage).value for stage in found.stages]
+    assert values == sorted(values, reverse=True)
+    assert 0 < found.value < found.clean.value
+    assert found.label == attack().label
+    assert found.gradients > 0
+    with pytest.raises(ValueError, match="stage: got 'pgd', accepted: clean, apgd-ce"):
+        found.after("pgd")
+    plain = evaluate(net, batches(images, labels), PGD(eps=0.004, step_size=0.001))
+    assert plain.stages == ("clean", "PGD")
+    assert torch.equal(plain.after("PGD").right, plain.right)
+
+
+def test_batches_say_nothing(problem):
+    """The key is drawn once for all of them."""
+    net, images, labels = problem
+    found = [evaluate(net, batches(images, labels, size), attack()).broken_by for size in (5, 23, 1)]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interrupted_run_goes_on_and_ends_the_same(problem, after, tmp_path):
+    net, images, labels = problem
+    whole = evaluate(net, batches(images, labels), attack(), folder=tmp_path / "whole")
+
+    def stopping():
+        for number, batch in enumerate(batches(images, labels)):
+            if number == after:
+                raise StoppedError
+            yield batch
+
+    with pytest.raises(StoppedError):
+        evaluate(net, stopping(), attack(), folder=tmp_path / "parts")
+    done = sorted((tmp_path / "parts").glob("batch-*"))
+    assert len(done) == after
+    times = [path.stat().st_mtime_ns for path in done]
+    # Another generator: the key that the run began with counts.
+    resumed = evaluate(net, batches(images, labels), AutoAttack(**QUICK), folder=tmp_path / "parts")
+    assert torch.equal(resumed.broken_by, whole.broken_by)
+    assert [path.stat().st_mtime_ns for path in done] == times
+    for ours, theirs in zip(saved(tmp_path / "parts"), saved(tmp_path / "whole"), strict=True):
+        assert torch.equal(ours.adversarial, theirs.adversarial)
+
+
+def test_finished_batches_are_not_attacked_again(problem, tmp_path):
+    net, images, labels = problem
+    first = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    asked = []
+    net.register_forward_hook(lambda *_: asked.append(1))
+    again = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    assert asked == []
+    assert torch.equal(first.broken_by, again.broken_by)
+    assert (first.forwards, first.notes, first.seconds) == (again.forwards, again.notes, again.seconds)
+
+
+def test_what_is_saved_can_be_verified(problem, tmp_path):
+    net, images, labels = problem
+    found = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    seen = 0
+    for batch in saved(tmp_path):
+        checked = verify(
+            net, images[batch.index], batch.adversarial, labels[batch.index], "linf", QUICK["eps"]
+        )
+        assert torch.equal(batch.labels, labels[batch.index])
+        assert torch.equal(~checked.success, found.right[batch.index])
+        seen += len(batch.index)
+    assert seen == len(images)
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(log) == 5
+    assert "of 5 right" in log[0]
+
+
+@pytest.mark.parametrize("other", ["model", "data", "labels", "attack"])
+def test_a_folder_is_bound(problem, other, tmp_path):
+    net, images, labels = problem
+    evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = attack()
+    if other == "model":
+        with torch.no_grad():
+            net[0].bias[0] += 1e-9
+    elif other == "data":
+        images = images.roll(1, 0)
+    elif other == "labels":
+        labels = labels.roll(1)
+    else:
+        changed = attack(version="plus")
+    what = "other images or labels" if other in ("data", "labels") else f"another {other}"
+    with pytest.raises(ValueError, match=f"folder: .*{what}.*accepted: .*another folder"):
+        evaluate(net, batches(images, labels), changed, folder=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_a_folder_of_something_else(problem, tmp_path):
+    net, images, labels = problem
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something else, accepted: a new or empty one"):
+        evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(ValueError, match="has no evaluation"):
+        saved(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["batch-00000001.safetensors", "evaluation.json"])
+def test_what_cannot_be_read_is_named(problem, name, tmp_path):
+    net, images, labels = problem
+    evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    (tmp_path / name).write_bytes(b"\x00 half of it")
+    with pytest.raises(ValueError, match=f"folder: .*{name} cannot be read"):
+        evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+
+
+def test_a_disk_that_is_full_loses_nothing(problem, tmp_path, monkeypatch):
+    net, images, labels = problem
+    import os
+
+    from roli_fast.evaluation import records
+
+    def full(descriptor):
+        if len(list(tmp_path.glob("batch-*.safetensors"))) == 2:
+            raise OSError(28, "No space left on device")
+        return fsync(descriptor)
+
+    fsync = os.fsync
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob("batch-*.safetensors"))) == 2
+    assert not list(tmp_path.glob("*.partial"))
+    resumed = evaluate(net, batches(images, labels), AutoAttack(**QUICK), folder=tmp_path)
+    assert torch.equal(resumed.broken_by, evaluate(net, batches(images, labels), attack()).broken_by)
+
+
+def test_the_bar_says_how_far_it_is(problem, capsys):
+    net, images, labels = problem
+    evaluate(net, batches(images, labels), PGD(steps=1), progress=True)
+    assert "of 23 right" in capsys.readouterr().out
+
+
+def test_clean_accuracy_draws_nothing(problem):
+    net, images, labels = problem
+    state = torch.get_rng_state()
+    evaluate(net, batches(images, labels))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_random_search_that_finds_more():
+    stages = ("clean", "apgd-ce", "square")
+    broken = torch.tensor([-1] * 400 + [1] * 97 + [2] * 3)
+    assert "square broke 0.6% of the images" in square_finds_more(stages, broken)[0]
+    assert square_finds_more(stages, broken[:-3]) == ()
+    assert square_finds_more(("clean", "square"), torch.tensor([1])) == ()
+
+
+def _share(rank, folder, results):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    net, images, labels = make_problem()
+    found = evaluate(net, batches(images, labels), attack(), folder=f"{folder}/run")
+    results.put((rank, found.broken_by.tolist(), found.forwards))
+    try:
+        evaluate(net, batches(images, labels), attack(version="plus"), folder=f"{folder}/run")
+    except ValueError as error:
+        results.put((rank, str(error), 0))
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_batches(problem, tmp_path):
+    """The same result as of one, in both; a mistake is an error in both, and nobody waits."""
+    net, images, labels = problem
+    expected = evaluate(net, batches(images, labels), attack())
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    workers = mp.start_processes(_share, (str(tmp_path), results), nprocs=2, join=False)
+    found = [results.get() for _ in range(4)]
+    workers.join()
+    values = [f for f in found if isinstance(f[1], list)]
+    assert {rank for rank, *_ in values} == {0, 1}
+    assert all(value == expected.broken_by.tolist() for _, value, _ in values)
+    assert all(forwards == expected.forwards for *_, forwards in values)
+    assert sum("another attack" in f[1] for f in found if isinstance(f[1], str)) == 2
+    assert len(list((tmp_path / "run").glob("batch-*"))) == 5
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["attack"] == attack().label
