@@ -4,7 +4,19 @@ import pytest
 import torch
 
 import roli_fast
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
+from roli_fast.attacks import (
+    APGD,
+    APGDT,
+    FABT,
+    FGSM,
+    MIFGSM,
+    PGD,
+    TPGD,
+    AutoAttack,
+    FeaturePGD,
+    Square,
+    verify,
+)
 from roli_fast.models import Normalized, small_resnet
 
 pytestmark = pytest.mark.gpu
@@ -183,3 +195,45 @@ def test_uint8_and_channels_last_images(gpu_backend, model, batch):
             assert adv.dtype == torch.float32
             assert adv.stride() == given.stride()
             assert (adv - given / 255).abs().max() <= 8 / 255 + 1e-6
+
+
+ADAPTIVE = {
+    "APGD": lambda norm, **options: APGD(norm, EPS[norm], 20, **options),
+    "APGDT": lambda norm, **options: APGDT(norm, EPS[norm], 20, targets=2, **options),
+    "FABT": lambda norm, **options: FABT(norm, EPS[norm], 20, targets=2, **options),
+    "Square": lambda norm, **options: Square(norm, EPS[norm], queries=100, **options),
+    "AutoAttack": lambda norm, **options: AutoAttack(norm, EPS[norm], steps=10, queries=50, **options),
+}
+
+
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_attacks_that_adapt_verify_eager_and_replayed(gpu_backend, model, batch, name, norm):
+    """With the same key, replays find about what the eager call found."""
+    images, labels = batch
+    attack, key = ADAPTIVE[name](norm), torch.tensor([5], device=DEVICE)
+    found = [attack.run(model, images, labels, key=key) for _ in range(CALLS)]
+    for result in found:
+        checked = verify(model, images, result.adversarial, labels, norm, EPS[norm])
+        assert (checked.finite & checked.in_box & checked.in_ball).all()
+        assert torch.equal(checked.success, result.success)
+        assert not any("CUDA graph" in note for note in result.notes)
+        assert (result.success != found[0].success).sum() <= 2
+
+
+def test_square_on_a_linear_model_is_that_of_the_cpu(gpu_backend):
+    """In float64 the draws decide: the same queries, and the same answers."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).double()
+    images, labels = torch.rand(8, 3, 8, 8, dtype=torch.float64), torch.arange(8) % 5
+
+    def attack(device):
+        square = Square(eps=8 / 255, queries=200)
+        key = torch.tensor([3], device=device)
+        given = images.to(device), labels.to(device)
+        return square.run(net.to(device), *given, key=key).adversarial.cpu()
+
+    there = attack(DEVICE)
+    with roli_fast.backend("cpu"):
+        here = attack("cpu")
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, verify
+from roli_fast.attacks import FGSM, MIFGSM, PGD, AutoAttack, predict, verify
 from roli_fast.evaluation import Accuracy, difference, evaluate
 
 from ..real import cifar10, mnist
@@ -222,3 +222,39 @@ def test_early_stop_on_all_images(shared_data):
     ]
     assert (results[0].right != results[1].right).sum() <= 4  # batches of other sizes round differently
     assert results[0].value == pytest.approx(results[1].value, abs=0.001)
+
+
+# --- AutoAttack --------------------------------------------------------------------------------------------
+
+
+def official(model, norm, eps, steps, queries):
+    """pyautoattack's standard version, with fewer steps and queries."""
+    pytest.importorskip("pyautoattack")
+    from pyautoattack import AutoAttack as Official
+
+    attack = Official(model, norm={"linf": "Linf"}.get(norm, norm.upper()), eps=eps, seed=0, device="cpu")
+    attack.apgd.n_iter = attack.apgd.n_iter_orig = attack.apgd_targeted.n_iter = steps
+    attack.apgd_targeted.n_iter_orig = attack.fab.n_iter = steps
+    for apgd in (attack.apgd, attack.apgd_targeted):
+        shares = {"n_iter_2": 0.22, "n_iter_min": 0.06, "size_decr": 0.03}
+        vars(apgd).update({name: max(int(share * steps), 1) for name, share in shares.items()})
+    attack.square.n_queries = queries
+    return attack
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.006), ("l2", 0.08), ("l1", 0.8)])
+def test_autoattack_is_as_strong_as_the_official_one(norm, eps, randomize_norms):
+    """On a small curved network, with the same budget: sample by sample but for a few near the edge."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 64, 10))
+    model = randomize_norms(net).eval()
+    images = torch.rand(60, 3, 10, 10)
+    labels = predict(model, images).argmax(1)
+    theirs = official(model, norm, eps, steps=15, queries=60)
+    with torch.random.fork_rng(), torch.no_grad():
+        adversarial, _ = theirs.run_standard_evaluation(images, labels, batch_size=60)
+    right = Accuracy(predict(model, adversarial).argmax(1) == labels)
+    ours = evaluate(model, [(images, labels)], AutoAttack(norm, eps, steps=15, queries=60))
+    gap = difference(ours, right)
+    assert 0.1 < ours.value < 0.9
+    assert gap.low <= 0
+    assert (ours.right != right.right).sum() <= 4
