@@ -68,7 +68,7 @@ def resnet10(which: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 PROBLEMS = {
     "trades_mnist_smallcnn": Problem(trades, 0.3),
-    "resnet4b_cifar10": Problem(resnet4b, 2 / 255, (OURS, BF16, THEIRS)),
+    "resnet4b_cifar10": Problem(resnet4b, 2 / 255),
     "resnet10_tin200_robust": Problem(lambda: resnet10("robust"), 4 / 255, (OURS, BF16, THEIRS), batch=50),
     "resnet10_tin200_standard": Problem(
         lambda: resnet10("standard"), 4 / 255, (OURS, BF16, THEIRS), batch=50

@@ -1,8 +1,8 @@
 """How strong the attacks are: PGD beside torchattacks' at the same settings, and bf16 beside fp32.
 
-``python -m benchmarks.strength peers precision --out FILE``; needs the real images and checkpoints of
-../shared/data, and torchattacks for "peers". Every comparison is paired: the same images, the caller's model
-in float32 as the judge, differences with a bootstrap's interval.
+``python -m benchmarks.strength peers resnet-precision vit-precision --out FILE``; needs the real images and
+checkpoints of ../shared/data, and torchattacks for "peers". Every comparison is paired: the same images, the
+caller's model in float32 as the judge, differences with a bootstrap's interval.
 """
 
 import argparse
@@ -91,40 +91,36 @@ def small_vit() -> nn.Module:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     parts = (order[500:], order[:500])
     train, val = (DataLoader(TensorDataset(images[p], labels[p]), 128, shuffle=p is parts[0]) for p in parts)
-    attack = PGD(eps=8 / 255, step_size=5 / 255, steps=2, precision="bf16")
+    attack = PGD(eps=8 / 255, step_size=5 / 255, steps=2)
     fit(model, train, val, epochs=5, lr=1e-3, attack=attack, val_attack=attack)
     return model.eval()
 
 
-def precision() -> dict[str, Any]:
+def resnet_precision() -> dict[str, Any]:
+    model, images = real.resnet10_tiny_imagenet(), real.tiny_imagenet("val", 10)[0].float() / 255
+    # What it says of a clean image counts.
+    return {"resnet10_tin200_robust": _precisions(model, images, predict(model, images).argmax(1))}
+
+
+def vit_precision() -> dict[str, Any]:
+    images, labels = real.cifar10("test", 50)
+    return {"small ViT": _precisions(small_vit(), images.float() / 255, labels)}
+
+
+def _precisions(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """PGD-10 at 8/255 with the gradients of a bf16 copy, beside those of a float32 one."""
-    resnet, tiny = real.resnet10_tiny_imagenet(), real.tiny_imagenet("val", 10)[0]
-    # Which of the network's 200 classes these 100 are is not recorded: what it says of a clean image counts.
-    predicted = predict(resnet, tiny.float() / 255).argmax(1)
-    cifar, cifar_labels = real.cifar10("test", 100)
-    problems = {
-        "resnet10_tin200_robust": (resnet, tiny, predicted),
-        "small ViT": (small_vit(), cifar, cifar_labels),
-    }
-    found = {}
-    for name, (model, images, labels) in problems.items():
-        images = images.float() / 255
-        sides: dict[str, list[Accuracy]] = {"bf16": [], "fp32": []}
-        for seed in SEEDS:
-            for side in sides:
-                attack = PGD(generator=torch.Generator().manual_seed(seed), precision=side)
-                craft = functools.partial(attack, model)
-                what = f"{name}, {side}, seed {seed}"
-                sides[side].append(withstood(model, images, labels, craft, 8 / 255, what))
-        clean = (
-            (torch.cat([predict(model, x).argmax(1) for x in images.split(BATCH)]) == labels).double().mean()
-        )
-        found[name] = {"clean": clean.item()} | compared(sides["bf16"], sides["fp32"])
-    return found
+    sides: dict[str, list[Accuracy]] = {"bf16": [], "fp32": []}
+    for seed in SEEDS:
+        for side in sides:
+            attack = PGD(generator=torch.Generator().manual_seed(seed), precision=side)
+            craft = functools.partial(attack, model)
+            sides[side].append(withstood(model, images, labels, craft, 8 / 255, f"{side}, seed {seed}"))
+    clean = torch.cat([predict(model, x).argmax(1) for x in images.split(BATCH)]) == labels
+    return {"clean": clean.double().mean().item()} | compared(sides["bf16"], sides["fp32"])
 
 
 if __name__ == "__main__":
-    parts = {"peers": peers, "precision": precision}
+    parts = {"peers": peers, "resnet-precision": resnet_precision, "vit-precision": vit_precision}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=parts, default=list(parts))
     parser.add_argument("--out", type=Path, required=True, help="a JSON file; other parts in it stay")

@@ -7,18 +7,18 @@ once, nothing is hooked in between and the weights are shared with nobody.
 
 import dataclasses
 import operator
+import sys
 from collections.abc import Sequence
 from typing import cast
 
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # Exact types: a subclass may do something else with its weights.
 _RANKS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of their output, where it is folded
 _LAYERS = tuple(_RANKS)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
@@ -90,7 +90,7 @@ def _hooked(module: nn.Module) -> bool:
 
 def _layer_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:
     """The layer that may take the BatchNorm up, or the reason why none may."""
-    if type(norm) not in _NORMS:
+    if type(norm) not in _NORMS and not _has_activation(norm):
         return f"{type(norm).__name__} is not a plain BatchNorm"
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
@@ -114,12 +114,18 @@ def _layer_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:
     return before
 
 
+def _has_activation(norm: nn.Module) -> bool:
+    """Whether it is timm's BatchNormAct2d. Who holds one has imported timm, which takes seconds."""
+    layers = sys.modules.get("timm.layers")
+    return layers is not None and type(norm) is layers.BatchNormAct2d
+
+
 class _Activation(nn.Module):
     """A timm BatchNormAct2d without its norm; the names of what remains stay the same."""
 
-    def __init__(self, norm: BatchNormAct2d):
+    def __init__(self, norm: nn.Module):
         super().__init__()
-        self.drop, self.act = norm.drop, norm.act
+        self.drop, self.act = cast(nn.Module, norm.drop), cast(nn.Module, norm.act)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(x))
@@ -143,7 +149,7 @@ class _Nothing(nn.Module):
 
 def without_norm(layer: Layer, norm: nn.Module) -> nn.Module:
     """What is left of a BatchNorm that has been folded into a layer."""
-    return _Activation(norm) if isinstance(norm, BatchNormAct2d) else _Nothing(layer)
+    return _Activation(norm) if _has_activation(norm) else _Nothing(layer)
 
 
 class FoldedLayers:

@@ -1,13 +1,38 @@
 """Models whose input are pixels: backbones and heads, what of them trains, and their checkpoints."""
 
-from .architecture import Architecture
-from .checkpoints import Loaded, load_backbone, load_model, read_metadata, save_model
-from .classifier import Classifier, find_classifier, separate, split
-from .create import create_model
-from .finetuning import METHODS, finetune
-from .normalized import Normalized
-from .resized import Resized
-from .small_resnet import resnet10_tin, small_resnet
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .architecture import Architecture
+    from .checkpoints import Loaded, load_backbone, load_model, read_metadata, save_model
+    from .classifier import Classifier, find_classifier, separate, split
+    from .create import create_model
+    from .finetuning import METHODS, finetune
+    from .normalized import Normalized
+    from .resized import Resized
+    from .small_resnet import resnet10_tin, small_resnet
+
+# Imported when they are first used: attacks need no more than Normalized, and timm takes seconds.
+_FROM = {
+    "METHODS": "finetuning",
+    "Architecture": "architecture",
+    "Classifier": "classifier",
+    "Loaded": "checkpoints",
+    "Normalized": "normalized",
+    "Resized": "resized",
+    "create_model": "create",
+    "find_classifier": "classifier",
+    "finetune": "finetuning",
+    "load_backbone": "checkpoints",
+    "load_model": "checkpoints",
+    "read_metadata": "checkpoints",
+    "resnet10_tin": "small_resnet",
+    "save_model": "checkpoints",
+    "separate": "classifier",
+    "small_resnet": "small_resnet",
+    "split": "classifier",
+}
 
 __all__ = [
     "METHODS",
@@ -28,3 +53,13 @@ __all__ = [
     "small_resnet",
     "split",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

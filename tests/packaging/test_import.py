@@ -37,3 +37,14 @@ def test_every_public_name_resolves():
 
 def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(roli_fast, "nonsense")
+
+
+def test_attacks_and_faces_load_no_model_library():
+    """timm takes seconds; who attacks a model of timm's has loaded it."""
+    faces = "torchattacks, foolbox, art, cleverhans, autoattack"
+    code = (
+        f"import sys, roli_fast.attacks; from roli_fast.compat import {faces}; "
+        "print([m for m in ('timm', 'torchvision', 'scipy', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
