@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .finetuning import METHODS, finetune
     from .normalized import Normalized
     from .resized import Resized
-    from .small_resnet import resnet10_tin, small_resnet
+    from .resnets import resnet10_tin, small_resnet
 
 # Imported when they are first used: attacks need no more than Normalized, and timm takes seconds.
 _FROM = {
@@ -27,10 +27,10 @@ _FROM = {
     "load_backbone": "checkpoints",
     "load_model": "checkpoints",
     "read_metadata": "checkpoints",
-    "resnet10_tin": "small_resnet",
+    "resnet10_tin": "resnets",
     "save_model": "checkpoints",
     "separate": "classifier",
-    "small_resnet": "small_resnet",
+    "small_resnet": "resnets",
     "split": "classifier",
 }
 

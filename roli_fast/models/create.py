@@ -12,7 +12,7 @@ from .architecture import Architecture
 from .classifier import separate
 from .normalized import Normalized
 from .resized import Resized
-from .small_resnet import resnet10_tin, small_resnet
+from .resnets import resnet10_tin, small_resnet
 
 _OWN: dict[str, Callable[..., nn.Module]] = {"small_resnet": small_resnet, "resnet10_tin": resnet10_tin}
 
