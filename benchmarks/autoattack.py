@@ -117,7 +117,7 @@ def turn(
     return {"right": [int(r) for r in right], "seconds": seconds, "notes": notes, **spent}
 
 
-def measure(name: str, problem: Problem, turns: dict[str, Any], save: Callable[[], None]) -> None:
+def measure(name: str, problem: Problem, turns: dict[str, Any], save: Callable[[int], None]) -> None:
     model, images, labels = problem.load()
     parts = list(zip(images.split(problem.batch), labels.split(problem.batch), strict=True))
     todo = [(s, b, side) for s in problem.seeds for b in range(len(parts)) for side in problem.sides]
@@ -125,12 +125,11 @@ def measure(name: str, problem: Problem, turns: dict[str, Any], save: Callable[[
         key = f"{side}, seed {seed}, batch {batch}"
         if key not in turns:
             turns[key] = turn(side, model, *parts[batch], problem.eps, seed)
-            save()
+            save(len(parts))
 
 
-def summary(problem: Problem, turns: dict[str, Any]) -> dict[str, Any]:
-    """Over the seeds that are finished."""
-    batches = 1 + max(int(key.rpartition(" ")[2]) for key in turns)
+def summary(problem: Problem, turns: dict[str, Any], batches: int) -> dict[str, Any]:
+    """Over the seeds of which all batches are finished."""
 
     def of(side: str, seed: int) -> list[dict[str, Any]]:
         return [turns.get(f"{side}, seed {seed}, batch {batch}", {}) for batch in range(batches)]
@@ -180,8 +179,8 @@ def main() -> None:
             name, {"machine": machine.describe("cpu"), "commit": machine.commit(), "turns": {}}
         )
 
-        def save(entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
-            entry["found"] = summary(problem, entry["turns"])
+        def save(batches: int, entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
+            entry["found"] = summary(problem, entry["turns"], batches)
             partial = arguments.out.with_suffix(".partial")
             partial.write_text(json.dumps(result, indent=1))
             partial.replace(arguments.out)

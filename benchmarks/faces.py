@@ -1,7 +1,7 @@
 """What a face costs: PGD-10 through each of roli_fast.compat, beside the same attack called as ours.
 
-``python -m benchmarks.faces --out FILE``. Weights are random: time alone is compared, interleaved. foolbox judges
-what it has found, as its original does; the others do not.
+``python -m benchmarks.faces --out FILE``. Weights are random: time alone is compared, interleaved. foolbox
+judges what it has found, as its original does; the others do not.
 """
 
 import argparse

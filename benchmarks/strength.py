@@ -7,6 +7,7 @@ caller's model in float32 as the judge, differences with a bootstrap's interval.
 
 import argparse
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def compared(ours: list[Accuracy], theirs: list[Accuracy]) -> dict[str, Any]:
         "ours": [a.value for a in ours],
         "theirs": [a.value for a in theirs],
         "flips": [int((a.right != b.right).sum()) for a, b in zip(ours, theirs, strict=True)],
-        "flips_between_seeds": int((theirs[0].right != theirs[1].right).sum()),
+        "flips_between_seeds": [int((a.right != b.right).sum()) for a, b in itertools.pairwise(theirs)],
         "difference": {"value": together.value, "low": together.low, "high": together.high},
         "images": len(ours[0].right),
     }
