@@ -30,11 +30,15 @@ from .strength import compared
 OURS, BF16, THEIRS = "ours", "ours-bf16", "pyautoattack"
 
 
+Loaded = tuple[nn.Module, Tensor, Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Problem:
-    """load: the model, images (N, C, H, W) in [0, 1], labels. sides: who is compared with THEIRS."""
+    """load: the model, images (N, C, H, W) in [0, 1], labels, and the images' indices in their data set.
+    sides: who is compared with THEIRS."""
 
-    load: Callable[[], tuple[nn.Module, Tensor, Tensor]]
+    load: Callable[[], Loaded]
     eps: float
     sides: tuple[str, ...] = (OURS, THEIRS)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -47,23 +51,23 @@ def first_of_each(labels: Tensor, count: int) -> Tensor:
     return torch.stack(by_class, dim=1).flatten()
 
 
-def trades() -> tuple[nn.Module, Tensor, Tensor]:
+def trades() -> Loaded:
     images, labels = real.mnist()
     chosen = first_of_each(labels, 50)
-    return real.trades_mnist(), images[chosen], labels[chosen]
+    return real.trades_mnist(), images[chosen], labels[chosen], chosen
 
 
-def resnet4b() -> tuple[nn.Module, Tensor, Tensor]:
+def resnet4b() -> Loaded:
     images, labels = real.cifar10("test", 20)
     chosen = first_of_each(labels, 20)
-    return real.resnet4b_cifar10(), images[chosen].float() / 255, labels[chosen]
+    return real.resnet4b_cifar10(), images[chosen].float() / 255, labels[chosen], chosen
 
 
-def resnet10(which: str) -> tuple[nn.Module, Tensor, Tensor]:
+def resnet10(which: str) -> Loaded:
     """Which of the network's 200 classes the images' 100 are is not recorded: what it says of the clean ones
     counts."""
     model, images = real.resnet10_tiny_imagenet(which), real.tiny_imagenet("val", 1)[0].float() / 255
-    return model, images, predict(model, images).argmax(dim=1)
+    return model, images, predict(model, images).argmax(dim=1), torch.arange(len(images))
 
 
 PROBLEMS = {
@@ -114,11 +118,14 @@ def turn(
     checked = verify(model, images, adversarial.detach(), labels, "linf", eps)
     assert (checked.in_box & checked.in_ball).all()
     right = (predict(model, images).argmax(1) == labels) & ~checked.success
-    return {"right": [int(r) for r in right], "seconds": seconds, "notes": notes, **spent}
+    found = {"right": [int(r) for r in right], "seconds": seconds, "notes": notes, **spent}
+    return found | {"commit": machine.commit()["id"][:10]}
 
 
-def measure(name: str, problem: Problem, turns: dict[str, Any], save: Callable[[int], None]) -> None:
-    model, images, labels = problem.load()
+def measure(name: str, problem: Problem, entry: dict[str, Any], save: Callable[[int], None]) -> None:
+    model, images, labels, indices = problem.load()
+    entry["indices"] = indices.tolist()
+    turns = entry["turns"]
     parts = list(zip(images.split(problem.batch), labels.split(problem.batch), strict=True))
     todo = [(s, b, side) for s in problem.seeds for b in range(len(parts)) for side in problem.sides]
     for seed, batch, side in track(todo, name):
@@ -175,9 +182,7 @@ def main() -> None:
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.problems:
         problem = PROBLEMS[name]
-        entry = result.setdefault(
-            name, {"machine": machine.describe("cpu"), "commit": machine.commit(), "turns": {}}
-        )
+        entry = result.setdefault(name, {"machine": machine.describe("cpu"), "turns": {}})
 
         def save(batches: int, entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
             entry["found"] = summary(problem, entry["turns"], batches)
@@ -185,7 +190,7 @@ def main() -> None:
             partial.write_text(json.dumps(result, indent=1))
             partial.replace(arguments.out)
 
-        measure(name, problem, entry["turns"], save)
+        measure(name, problem, entry, save)
 
 
 if __name__ == "__main__":

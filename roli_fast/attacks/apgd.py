@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import check_share
+from .inputs import check_fraction
 from .losses import Loss, margin, targeted_dlr
 from .samples import Best, Samples, keep
 from .targets import TowardsTargets
@@ -56,7 +56,7 @@ class APGD(GradientAttack):
         rho: float = 0.75,
         **options: Any,
     ):
-        check_share("rho", rho)
+        check_fraction("rho", rho)
         self.rho = rho
         super().__init__(norm, eps, steps, loss, restarts=restarts, **options)
 

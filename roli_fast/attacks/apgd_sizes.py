@@ -110,10 +110,10 @@ class Support(Samples):
 
 class SparseSteps:
     """In L1 (Croce and Hein 2021, section 3.3 and algorithm 1, as the authors run them): balls of 3, 2 and
-    1 eps, for 30, 30 and 40 % of the steps, each from the best point of the one before. Looked at after every
-    4 % of a ball's steps: a step moves as many elements as the best point has changed, over 1.5. Where these
-    have become fewer than 95 % of what they were, the size is the ball's radius again and the sample goes on
-    from its best point; elsewhere it shrinks by 1.5, down to a tenth of the radius.
+    1 eps, for 30, 30 and 40 % of the steps, of which the last leads from the best point into the next ball.
+    Looked at after every 4 % of a ball's steps: a step moves as many elements as the best point has changed,
+    over 1.5. Where these have become fewer than 95 % of what they were, the size is the ball's radius again
+    and the sample goes on from its best point; elsewhere it shrinks by 1.5, down to a tenth of the radius.
     """
 
     first = 3.0  # times eps
@@ -162,6 +162,9 @@ class SparseSteps:
         _go_on_from_the_best(state, sparser)
 
     def move(self, view: AttackView, state: "ApgdState", step: int) -> None:
+        if self._ball(step + 1) != self._ball(step):
+            self._change_ball(view, state, step + 1)
+            return
         assert state.gradient is not None
         mean, std = view.normalization(state.adv)
         ops.l1_step_(
@@ -176,11 +179,12 @@ class SparseSteps:
             mean=mean,
             std=std,
         )
-        if self._ball(step + 1) != self._ball(step):
-            state.adv.copy_(state.best.adv)
-            ops.l1_project_(state.adv, state.clean, self._radius(state.eps, step + 1), *self._bounds)
-            state.x = view.prepare(state.adv)
-            self.begin(state, step + 1)
+
+    def _change_ball(self, view: AttackView, state: "ApgdState", step: int) -> None:
+        state.adv.copy_(state.best.adv)
+        ops.l1_project_(state.adv, state.clean, self._radius(state.eps, step), *self._bounds)
+        state.x = view.prepare(state.adv)
+        self.begin(state, step)
 
     def _ball(self, step: int) -> int:
         return max(ball for ball, begin in enumerate(self._begins) if step >= begin)

@@ -156,7 +156,7 @@ class GradientAttack(Attack):
         ascent = trial.oracle
         assert isinstance(ascent, Ascent)
         found = ascent.whole(self._batch(trial, rows, run))
-        trial.spend(len(rows), gradients=self.steps, forwards=int(self.keeps_best))
+        trial.spend(len(rows), forwards=self.steps + int(self.keeps_best), gradients=self.steps)
         return found
 
     def _run_stopping(self, trial: Trial, rows: Tensor, run: int) -> None:
@@ -166,7 +166,7 @@ class GradientAttack(Attack):
         state = self.begin(ascent, self._batch(trial, rows, run))
         for step in range(self.steps):
             state.gradient, loss, output = ascent.gradient(state.x, state.target)
-            trial.spend(len(rows), gradients=1)
+            trial.spend(len(rows), forwards=1, gradients=1)
             if step == 0:
                 trial.directed[rows] |= has_direction(state.gradient)
             leaves = self.look(state, step, loss, output)

@@ -1,12 +1,14 @@
 """What all attacks have in common: settings, checks, the views of their models, and what a call does."""
 
+import functools
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import PRECISIONS, AttackView, Output, widened
-from ..engine.modes import Model
+from ..engine.modes import Model, identity
 from ..engine.outputs import check_output
 from .inputs import (
     check_bounds,
@@ -111,7 +113,8 @@ class Attack:
 
     def prepare(self, trial: Trial) -> None:
         """What has to be known before the first run; a model that cannot be asked says so here."""
-        trial.ask(trial.adversarial[:1])
+        if "clean_output" not in vars(trial):
+            trial.ask(trial.adversarial[:1])
 
     def loss_target(self, trial: Trial, run: int) -> Tensor:
         """What the objective compares with: (N, ...)."""
@@ -214,7 +217,8 @@ class Attack:
         if self.label_free:
             labels = None
         check_inputs(images, labels, index, **self.sizes())
-        check_generator(self.generator, images.device)
+        if key is None:
+            check_generator(self.generator, images.device)
         check_key(key, images.device)
         oracle = self._oracle(model)
         view = oracle.view
@@ -225,6 +229,8 @@ class Attack:
         if view.output_shape is not None and view.classes is None and not self.label_free:
             shape = ", ".join(map(str, ("N", *view.output_shape)))
             refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")
+        if view.classes == 1 and not self.label_free:
+            refuse("model", "1 class", "2 or more")
         if key is None and self.draws:
             key = draw_key(self.generator, images.device)
         return Trial(self, model, oracle, images, labels, index, key if self.draws else None)
@@ -292,9 +298,16 @@ class Attack:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _shown(value: object) -> str:
-    """The same in every process."""
-    return getattr(value, "__qualname__", None) or repr(value)
+def _shown(value: Any) -> str:
+    """The same in every process, and another for another setting."""
+    if isinstance(value, Tensor):
+        return f"{value.tolist()} ({str(value.dtype).removeprefix('torch.')})"
+    if isinstance(value, functools.partial):
+        parts = (value.func, *value.args, *value.keywords.items())
+        return f"partial({', '.join(map(_shown, parts))})"
+    if callable(value):
+        return identity(value)
+    return repr(value)
 
 
 _CACHES = ("_views", "_oracles")

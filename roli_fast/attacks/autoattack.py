@@ -14,7 +14,7 @@ from .apgd import APGD, APGDT
 from .attack import Attack
 from .checks import doubts
 from .fab import FAB, FABT
-from .inputs import check_choice, check_count, refuse, to_images, to_state
+from .inputs import check_choice, check_count, check_lengths, refuse, to_images, to_state
 from .losses import margin
 from .square import Square
 from .trial import AttackResult, Trial
@@ -88,6 +88,8 @@ class AutoAttack(Attack):
             refuse("attacks", repr(names), "at least one, each once")
         check_count("steps", steps)
         check_count("queries", queries)
+        if {"fab", "fab-t"} & set(names):
+            check_lengths(precision)
         self.version, self.attacks, self.steps, self.queries = version, names, steps, queries
         shared: dict[str, Any] = {"bounds": bounds, "precision": precision, "fold": fold, "output": output}
         self._stages = {name: _stage(name, self, norm, eps, shared) for name in names}
@@ -153,8 +155,6 @@ class _Ensemble:
 
     def run_all(self) -> None:
         trial, logits = self._trial, self._trial.clean_output
-        if logits.shape[1] < 2:
-            refuse("model", "1 class", "2 or more")
         self._broken_by[logits.argmax(dim=1) != trial.labels] = 0
         random = self._attack.version == "rand"
         self._notes += doubts(trial.ask, self._adversarial, logits, random=random)
@@ -194,7 +194,6 @@ class _Ensemble:
         if len(trial.rows) > 0:
             assert trial.labels is not None
             loss = margin(widened(trial.ask(self._adversarial)), trial.labels)
-            trial.forwards += len(trial.rows)
         return AutoAttackResult(
             adversarial=self._adversarial,
             success=self._broken_by >= 0,

@@ -10,7 +10,7 @@ from torch import Tensor
 from .ascent import has_direction
 from .attack import Attack
 from .hyperplane import to_hyperplane
-from .inputs import check_count, check_number, check_share, refuse, to_state
+from .inputs import check_count, check_fraction, check_lengths, check_number, refuse, to_state
 from .norms import DUAL, distance, normal_draws, uniform_draws
 from .samples import Samples, per_sample
 from .targets import TowardsTargets
@@ -42,8 +42,8 @@ class FAB(Attack):
     alpha_max: how strongly a step is held back, from 0 to 1. eta: how far it goes beyond the boundary, at
         least 1. beta: how much of the way remains after going back, above 0 and up to 1.
 
-    In a result, ``loss`` is minus the distance. Each step needs the gradients of all classes: with many of
-    them, :class:`FABT` is the one to take.
+    In a result, ``loss`` is minus the distance; minus infinity where nothing was found. Each step needs the
+    gradients of all classes: with many of them, :class:`FABT` is the one to take.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class FAB(Attack):
         check_count("steps", steps)
         check_number("alpha_max", alpha_max, 0, 1)
         check_number("eta", eta, 1)
-        check_share("beta", beta)
+        check_fraction("beta", beta)
         if options.get("targeted", False):
-            refuse("targeted", True, "False: this attack goes to the nearest class")
+            refuse("targeted", True, "False: this attack chooses its classes itself")
+        check_lengths(options.get("precision", "fp32"))
         self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
         super().__init__(norm, eps, restarts=restarts, **options)
 
@@ -135,19 +136,24 @@ class FAB(Attack):
     def _nearest_boundary(self, trial: Trial, state: FabState) -> tuple[Tensor, Tensor]:
         """How far the logit of the class whose boundary is the nearest is below the label's, (N,), and the
         gradient of that difference with respect to pixels (N, ...)."""
-        x, by_class = trial.oracle.view.prepare(state.adv), list[Tensor]()
-        output = trial.oracle.eager.of_each_class(
-            x, lambda _, gradient: by_class.append(trial.oracle.in_pixels(gradient))
-        )
-        trial.spend(len(x), gradients=output.shape[1])
-        label, every = state.labels[:, None], torch.arange(len(x), device=x.device)
-        gradients = torch.stack(by_class, dim=1)
-        differences = gradients - gradients[every, state.labels][:, None]
-        gaps = output.gather(1, label) - output
-        steepness = distance(DUAL[self.norm], differences.flatten(0, 1)).reshape(gaps.shape)
-        far = (gaps.abs() / steepness.clamp(min=1e-12)).scatter(1, label, torch.inf)
-        nearest = far.argmin(dim=1)
-        return gaps[every, nearest], differences[every, nearest]
+        nearest = torch.full_like(state.within, torch.inf)
+        gap = torch.zeros_like(nearest)
+        found = torch.zeros_like(state.adv)
+
+        def visit(c: int, difference: Tensor, gradient: Tensor) -> None:
+            nonlocal nearest, gap, found
+            gradient = trial.oracle.in_pixels(gradient)
+            steepness = distance(DUAL[self.norm], gradient).clamp(min=1e-12)
+            far = torch.where(state.labels == c, torch.inf, difference.abs() / steepness)
+            nearer = far < nearest
+            nearest = torch.where(nearer, far, nearest)
+            gap = torch.where(nearer, -difference.double(), gap)
+            found = torch.where(per_sample(nearer, found), gradient.to(found.dtype), found)
+
+        x = trial.oracle.view.prepare(state.adv)
+        classes = trial.oracle.eager.of_each_class(x, state.labels, visit).shape[1]
+        trial.spend(len(x), forwards=1, gradients=classes)
+        return gap, found
 
     def _stepped(self, state: FabState, gap: Tensor, gradient: Tensor) -> Tensor:
         """Beyond the linearised boundary from where the samples are and from the clean image, and between
@@ -209,5 +215,5 @@ class FABT(TowardsTargets, FAB):
     def _nearest_boundary(self, trial: Trial, state: FabState) -> tuple[Tensor, Tensor]:
         assert state.pairs is not None
         gradient, difference, _ = trial.oracle.gradient(trial.oracle.view.prepare(state.adv), state.pairs)
-        trial.spend(len(gradient), gradients=1)
+        trial.spend(len(gradient), forwards=1, gradients=1)
         return -difference, trial.oracle.in_pixels(gradient)

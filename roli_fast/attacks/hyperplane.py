@@ -33,9 +33,10 @@ def _all_at_once(weight: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Ten
         speed = _dot(weight, moving)
         left = gap - _dot(weight, distance)
         further = torch.where((speed > 0) & (left > 0), left / speed, torch.zeros_like(left))
-        if not (further > 1e-6 * t).any():
+        arrived = ~(further > 1e-6 * t)  # then no more: a sample's way hangs on no other's
+        if arrived.all():
             break
-        t = t + further
+        t = t + further.masked_fill(arrived, 0)
         distance = torch.minimum(t[:, None] * pace, room)
         moving = torch.where(distance < room, pace, torch.zeros_like(pace))
     unreachable = _dot(weight, room) < gap
@@ -45,7 +46,7 @@ def _all_at_once(weight: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Ten
 def _heaviest_first(weight: Tensor, room: Tensor, gap: Tensor) -> Tensor:
     """Elements go to the wall one after the other, those of the largest weight first, the last one part of
     the way."""
-    order = weight.argsort(dim=1, descending=True)
+    order = weight.argsort(dim=1, descending=True, stable=True)
     weights, rooms = weight.gather(1, order), room.gather(1, order)
     gains = weights * rooms
     before = gains.cumsum(dim=1, dtype=torch.float64) - gains

@@ -50,13 +50,24 @@ def check_number(argument: str, value: object, least: float, most: float = math.
 def check_share(argument: str, value: object) -> None:
     """A share of elements."""
     accepted = "a number above 0 and up to 1, or a float tensor of such"
-    if isinstance(value, Tensor):
-        if not value.is_floating_point() or value.dim() > 1:
-            refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
-    elif not isinstance(value, numbers.Real):
+    if not isinstance(value, Tensor):
+        check_fraction(argument, value, accepted)
+    elif not value.is_floating_point() or value.dim() > 1:
+        refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
+
+
+def check_fraction(argument: str, value: object, accepted: str = "a number above 0 and up to 1") -> None:
+    if not isinstance(value, numbers.Real):
         refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
     elif not 0 < float(value) <= 1:
         refuse(argument, value, accepted)
+
+
+def check_lengths(precision: object) -> None:
+    """Of an attack that needs the gradient's length, and not its direction alone."""
+    if precision == "fp16":
+        accepted = "fp32, tf32, bf16: loss scaling changes a gradient's length, which FAB needs"
+        refuse("precision", repr(precision), accepted)
 
 
 def check_bounds(bounds: tuple[float, float]) -> None:

@@ -3,6 +3,7 @@ random search, ECCV 2020; in L1 Croce and Hein, Mind the Box, ICML 2021)."""
 
 import bisect
 import dataclasses
+import math
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .attack import Attack
-from .inputs import check_count, check_share, refuse, to_state
+from .inputs import check_count, check_fraction, refuse, to_state
 from .losses import Loss, get_loss
 from .norms import uniform_draws
 from .samples import Samples, keep, lowest
@@ -26,8 +27,11 @@ _TOGETHER = 64
 
 @dataclasses.dataclass
 class SquareState(Samples):
-    """clean, best: (N, C, H, W), float32 or float64. loss: at the best, (N,). which: (N,) int64, the samples'
-    indices. draws: for the next queries, (N, _TOGETHER, ...), uniform in (0, 1)."""
+    """clean, best: (N, C, H, W), float32 or float64. loss: at the best, (N,).
+
+    which: (N,) int64, the samples' indices. draws: uniform in (0, 1), for the start (N, ...), then for the
+    next queries (N, _TOGETHER, ...).
+    """
 
     clean: Tensor
     labels: Tensor
@@ -67,7 +71,9 @@ class Square(Attack):
         **options: Any,
     ):
         check_count("queries", queries)
-        check_share("p_init", p_init)
+        check_fraction("p_init", p_init)
+        if isinstance(eps, float) and math.isinf(eps):
+            refuse("eps", eps, "a finite number: squares go to the ball's surface")
         if not options.get("early_stop", True):
             refuse("early_stop", False, "True: a sample that is fooled needs no more queries")
         self.queries, self.p_init, self.rescale_schedule, self.loss = queries, p_init, rescale_schedule, loss

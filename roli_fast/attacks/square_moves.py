@@ -113,7 +113,7 @@ class Mass:
 
     def _pattern(self, draws: Tensor, side: int, clean: Tensor) -> Tensor:
         """draws: which way it lies, and its colour: (N, 1 + C). Returns (N, C, side, side)."""
-        upright = pattern(self._order, side).to(clean)
+        upright = pattern(self._order, side, clean.dtype, clean.device)
         lying = per_sample(draws[:, :1].flatten() > 0.5, clean)
         return torch.where(lying, upright.mT, upright) * signs(draws[:, 1:])[:, :, None, None]
 
@@ -127,11 +127,16 @@ class Mass:
 
 
 @functools.lru_cache(maxsize=256)
-def pattern(order: int, side: int) -> Tensor:
-    """(side, side) float64, of mass 1: two halves of opposite sign, each the sharper the lower the order."""
+def pattern(
+    order: int,
+    side: int,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Tensor:
+    """(side, side), of mass 1: two halves of opposite sign, each the sharper the lower the order."""
     half = side // 2
     found = torch.cat([_peak(order, half, side), -_peak(order, side - half, side)])
-    return found / (found.abs() ** order).sum() ** (1 / order)
+    return (found / (found.abs() ** order).sum() ** (1 / order)).to(device, dtype)
 
 
 def _peak(order: int, height: int, width: int) -> Tensor:

@@ -74,17 +74,17 @@ class Trial:
     @cached_property
     def clean_output(self) -> Tensor:
         """The model's own output for the clean images."""
-        self.forwards += len(self.images)
         return self.ask(to_images(to_state(self.images), self.images))
 
     @cached_property
     def clean_view_output(self) -> Tensor:
         """The same as the view sees it."""
-        self.forwards += len(self.images)
+        self.spend(len(self.images), forwards=1)
         return self.oracle.output(self.oracle.view.prepare(to_state(self.images)))
 
     def ask(self, images: Tensor) -> Tensor:
         """The model's own output."""
+        self.forwards += len(images)
         ask = own_output if self._attack.label_free else predict
         return ask(self._model, images, self._attack.output)
 
@@ -92,7 +92,6 @@ class Trial:
         """Asks the model about these states of these samples, and keeps what is better than what there was:
         (n,) bool, which fool it."""
         images = to_images(adv, self.images[rows])
-        self.forwards += len(rows)
         return self.offer(rows, images, self.ask(images))
 
     def offer(self, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
@@ -106,8 +105,8 @@ class Trial:
         return fooled
 
     def spend(self, samples: int, *, forwards: int = 0, gradients: int = 0) -> None:
-        """Counts calls of the view with so many samples; each gradient has a forward of its own."""
-        self.forwards += samples * (forwards + gradients) * self._attack.eot
+        """Counts what the view did with so many samples."""
+        self.forwards += samples * forwards * self._attack.eot
         self.gradients += samples * gradients * self._attack.eot
 
     def images_of(self, rows: Tensor) -> Tensor:

@@ -59,18 +59,21 @@ class InputGradient:
         with gradients(), torch.no_grad(), self._precision.arithmetic():
             return _mean([widened(self._view(x)) for _ in range(self._eot)])
 
-    def of_each_class(self, x: Tensor, visit: Callable[[int, Tensor], None]) -> Tensor:
-        """The output (N, classes); calls ``visit`` with each class and the gradient (N, ...) of its logit,
-        one after the other, so that no more than one is kept."""
+    def of_each_class(
+        self, x: Tensor, labels: Tensor, visit: Callable[[int, Tensor, Tensor], None]
+    ) -> Tensor:
+        """The output (N, classes); calls ``visit`` with each class, how far its logit is above the label's
+        (N,), and the gradient (N, ...) of that difference: one after the other, so that one is kept."""
         with gradients(), self._precision.arithmetic():
             x = _usable(x).detach().requires_grad_()
             output = _mean([widened(self._view(x)) for _ in range(self._eot)])
             for c in range(output.shape[1]):
-                gradient = _slope(output[:, c], x, keep_graph=True)
+                difference = output[:, c] - output.gather(1, labels[:, None])[:, 0]
+                gradient = _slope(difference, x, keep_graph=True)
                 if gradient is None:
                     raise ValueError(_NO_GRADIENT)
                 with torch.no_grad():
-                    visit(c, gradient)
+                    visit(c, difference.detach(), gradient)
         return output.detach()
 
     def _once(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

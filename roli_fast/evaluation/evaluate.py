@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import datetime
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -93,7 +95,7 @@ def evaluate(
             advance(found)
     if total == 0:
         raise ValueError("batches: got none, accepted: at least one image")
-    every = _gathered(found)
+    every = run.gathered(found)
     return run.evaluation([every[number] for number in sorted(every)])
 
 
@@ -118,17 +120,27 @@ class _Run:
         self._label = "clean" if attack is None else attack.label
         self._stages = ("clean",) if attack is None else attack.stages
         self._records = None if folder is None else Records(Path(folder))
+        # One process may be done with its batches hours before the last, longer than a group usually waits.
+        patience = datetime.timedelta(days=30)
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if _place()[1] > 1 else None
         self._key = self._common_key()
 
     def record(self, number: int, first: int, images: Tensor, labels: Tensor) -> Record:
         """Of this batch, from the folder where it is finished there; first: the index of its first sample."""
-        if self._records is None:
-            return self._measured(first, images, labels)
-        record = self._records.load(number, images, labels)
+        record = None if self._records is None else self._records.load(number, images, labels)
         if record is None:
             record = self._measured(first, images, labels)
-            self._records.save(number, first, images, labels, record)
-        return record
+            if self._records is not None:
+                self._records.save(number, first, images, labels, record)
+        return dataclasses.replace(record, adversarial=None)  # a data set's images are more than memory holds
+
+    def gathered(self, found: dict[int, Record]) -> dict[int, Record]:
+        """Of all processes."""
+        if _place()[1] == 1:
+            return found
+        everyone: list[dict[int, Record]] = [{} for _ in range(_place()[1])]
+        dist.all_gather_object(everyone, found, group=self._group)
+        return {number: record for of_one in everyone for number, record in of_one.items()}
 
     def evaluation(self, records: list[Record]) -> Evaluation:
         broken_by = torch.cat([r.broken_by for r in records])
@@ -200,7 +212,7 @@ class _Run:
             except Exception as error:  # the other processes must not wait for it
                 agreed = [error]
         if _place()[1] > 1:
-            dist.broadcast_object_list(agreed)
+            dist.broadcast_object_list(agreed, group=self._group)
         if isinstance(agreed[0], Exception):
             raise agreed[0]
         return torch.tensor(agreed)
@@ -217,16 +229,6 @@ def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-def _gathered(found: dict[int, Record]) -> dict[int, Record]:
-    """Of all processes, without images."""
-    if _place()[1] == 1:
-        return found
-    slim = {number: dataclasses.replace(record, adversarial=None) for number, record in found.items()}
-    everyone: list[dict[int, Record]] = [{} for _ in range(_place()[1])]
-    dist.all_gather_object(everyone, slim)
-    return {number: record for of_one in everyone for number, record in of_one.items()}
 
 
 @contextlib.contextmanager

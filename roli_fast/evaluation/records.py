@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..engine.attack_view import unwrap
-from ..engine.modes import Model
+from ..engine.modes import Model, identity
 
 
 @dataclasses.dataclass
@@ -23,7 +23,7 @@ class Record:
     """Of a batch, on the CPU.
 
     broken_by: (N,) int64, the stage that made each image wrong; -1 for none.
-    adversarial: (N, ...), None without an attack; the clean image where it found nothing.
+    adversarial: (N, ...), the clean image where the attack found nothing; None without one, and once saved.
     forwards, gradients: how many samples went through the model, and back.
     """
 
@@ -59,7 +59,10 @@ class Records:
         bound = {"attack": attack, "model": fingerprint(model)}
         path = self._folder / "evaluation.json"
         if not path.exists():
-            if self._folder.is_dir() and any(self._folder.iterdir()):
+            if self._folder.exists() and not self._folder.is_dir():
+                raise ValueError(f"folder: {self._folder} is a file, accepted: a folder")
+            # What an interrupted write has left is nothing.
+            if self._folder.is_dir() and any(not p.name.endswith(_PARTIAL) for p in self._folder.iterdir()):
                 raise ValueError(f"folder: {self._folder} holds something else, accepted: a new or empty one")
             self._folder.mkdir(parents=True, exist_ok=True)
             _write(path, json.dumps(bound | {"key": key}, indent=1).encode())
@@ -75,7 +78,7 @@ class Records:
 
     def save(self, number: int, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
         """Whole or not at all. first: the index of the batch's first sample."""
-        kept = {"broken_by": record.broken_by, "labels": labels.cpu()}
+        kept = {"broken_by": record.broken_by, "labels": labels.cpu().contiguous()}
         if record.adversarial is not None:
             kept["adversarial"] = record.adversarial.contiguous()
         facts = {"notes": record.notes} | {
@@ -93,7 +96,7 @@ class Records:
         path = self._path(number)
         if not path.exists():
             return None
-        tensors, metadata = _opened(path)
+        tensors, metadata = _opened(path, without="adversarial")
         if metadata["data"] != _digest(images, labels):
             raise ValueError(
                 f"folder: batch {number} of {self._folder} had other images or labels, accepted: the same "
@@ -101,7 +104,7 @@ class Records:
             )
         facts: dict[str, Any] = json.loads(metadata["facts"])
         facts["notes"] = tuple(facts["notes"])
-        return Record(tensors["broken_by"], tensors.get("adversarial"), **facts)
+        return Record(tensors["broken_by"], None, **facts)
 
     def batches(self) -> Iterator[SavedBatch]:
         for path in sorted(self._folder.glob("batch-*.safetensors")):
@@ -127,11 +130,12 @@ def saved(folder: str | Path) -> Iterator[SavedBatch]:
 
 
 def fingerprint(model: Model) -> str:
-    """Of a module, its class, weights and buffers; of another callable no more than its name."""
+    """Of a module, its class, structure as it is printed, weights and buffers; of another callable its name
+    and code."""
     model = unwrap(model)
     if not isinstance(model, nn.Module):
-        return getattr(model, "__qualname__", type(model).__qualname__)
-    digest = hashlib.sha256()
+        return identity(model)
+    digest = hashlib.sha256(repr(model).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(
             f"{name} {tuple(value.shape)} {value.dtype}".encode() if isinstance(value, Tensor) else b""
@@ -153,24 +157,27 @@ def _bytes(tensor: Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
+_PARTIAL = ".partial"
+
+
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
 
 
-def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _opened(path: Path, without: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+            return {n: file.get_tensor(n) for n in file.keys() if n != without}, file.metadata()  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"folder: {path} cannot be read ({error}); without it, its batch is evaluated anew"

@@ -4,10 +4,9 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from roli_fast.attacks import FAB, AutoAttack, verify
+from roli_fast.attacks import APGD, FAB, FABT, PGD, AutoAttack, verify
 from roli_fast.attacks.autoattack import VERSIONS
 
 QUICK = {"steps": 10, "queries": 20}
@@ -203,6 +202,7 @@ def test_half_precision_counts_only_what_the_model_confirms(problem):
         ({"attacks": ("square", "square")}, "attacks: got .*each once"),
         ({"norm": "l0"}, "norm: got 'l0'"),
         ({"queries": 0}, "queries: got 0"),
+        ({"precision": "fp16"}, "precision: got 'fp16', accepted: fp32, tf32, bf16: loss scaling"),
     ],
 )
 def test_settings(options, message):
@@ -210,9 +210,29 @@ def test_settings(options, message):
         AutoAttack(**options)
 
 
-def test_a_single_class_is_no_classifier():
+@pytest.mark.parametrize("kind", [PGD, APGD, FAB, FABT, AutoAttack])
+def test_a_single_class_is_no_classifier(kind):
     with pytest.raises(ValueError, match="model: got 1 class, accepted: 2 or more"):
-        AutoAttack().run(nn.Linear(4, 1), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+        kind().run(nn.Linear(4, 1), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_call_of_the_model_is_counted(problem, version):
+    """But for the few images that confirm a new view."""
+    model, images, labels = problem
+    counts = [0, 0]
+
+    def counted(x):
+        counts[0] += len(x)
+        counts[1] += len(x) if x.requires_grad else 0
+        return model(x)
+
+    attack = AutoAttack(eps=0.004, version=version, **QUICK)
+    result = attack.run(counted, images, labels)
+    confirmed = 4 * (1 + len(attack.attacks))  # a callable gets a view of its own in each
+    assert result.forwards == counts[0] - confirmed
+    if version != "plus":  # untargeted FAB goes back once per class
+        assert result.gradients == counts[1]
 
 
 def test_fab_alone_finds_what_it_finds_in_the_ensemble(problem):
@@ -221,4 +241,3 @@ def test_fab_alone_finds_what_it_finds_in_the_ensemble(problem):
     alone = FAB(eps=0.004, steps=10, early_stop=True).run(model, images, labels)
     inside = AutoAttack(eps=0.004, attacks=("fab",), **QUICK).run(model, images, labels)
     assert torch.equal(alone.success, inside.success)
-    assert F.cross_entropy(model(images), labels).isfinite()

@@ -68,6 +68,15 @@ def test_a_zero_gradient_leads_nowhere(norm):
     assert not to_hyperplane(norm, torch.rand(3, 4), torch.zeros(3, 4), torch.ones(3), 0.0, 1.0).any()
 
 
+@pytest.mark.parametrize("norm", ORDERS)
+def test_a_way_hangs_on_no_other_samples(norm):
+    """Bit for bit, in float32: those that arrive early wait."""
+    x, w, gap = torch.rand(40, 200), torch.randn(40, 200) * torch.logspace(-3, 3, 40)[:, None], torch.rand(40)
+    whole = to_hyperplane(norm, x, w, gap, 0.0, 1.0)
+    alone = [to_hyperplane(norm, x[[i]], w[[i]], gap[[i]], 0.0, 1.0) for i in range(40)]
+    assert torch.equal(torch.cat(alone), whole)
+
+
 @pytest.fixture
 def linear():
     """Three classes in float64, and the distance of each image to the nearest boundary in each norm."""
@@ -99,6 +108,17 @@ def test_the_nearest_boundary_of_a_linear_model(linear, kind, norm):
     assert (found < 1.01 * nearest)[box_is_far].all()
     moved = (result.adversarial - images).norm(p=ORDERS[norm], dim=1)
     torch.testing.assert_close(moved, found)
+
+
+@pytest.mark.parametrize("kind", [FAB, FABT])
+@pytest.mark.parametrize("norm", ORDERS)
+def test_half_precision_finds_the_same_distances(linear, kind, norm):
+    model, images, labels, *_ = linear
+    model, images = model.float(), images.float()
+    whole, half = (
+        kind(norm, torch.inf, steps=20, precision=p).run(model, images, labels).loss for p in ("fp32", "bf16")
+    )
+    torch.testing.assert_close(half, whole, rtol=0.1, atol=1e-3)
 
 
 @pytest.mark.parametrize("norm", ORDERS)
@@ -157,6 +177,8 @@ def test_what_is_misclassified_is_left_as_it_is(convnet, batch):
         ({"eta": 0.9}, "eta: got 0.9, accepted: a number >= 1"),
         ({"beta": 0.0}, "beta: got 0.0"),
         ({"steps": -1}, "steps: got -1"),
+        ({"precision": "fp16"}, "precision: got 'fp16', accepted: .*loss scaling changes"),
+        ({"targeted": True}, "targeted: got True, accepted: False: this attack chooses its classes"),
     ],
 )
 def test_settings(options, message):

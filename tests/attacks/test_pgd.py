@@ -176,7 +176,7 @@ def test_a_training_call_spends_one_forward_per_step(convnet, batch):
     PGD(steps=7)(model, *batch)
     assert calls == [4, 4] + [6] * 7 or calls == [4] + [6] * 7
     result = PGD(steps=7).run(model, *batch)
-    assert (result.forwards, result.gradients) == (6 * 8, 6 * 7)
+    assert (result.forwards, result.gradients) == (1 + 6 * 8, 6 * 7)  # one image, before the work
 
 
 # --- randomness --------------------------------------------------------------------------------------------

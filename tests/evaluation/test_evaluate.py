@@ -1,15 +1,19 @@
 """Evaluations that stop and go on, that several processes share, and what they leave behind."""
 
+import functools
+import gc
 import json
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import nn
 
-from roli_fast.attacks import PGD, AutoAttack, verify
+from roli_fast.attacks import APGD, PGD, AutoAttack, verify
 from roli_fast.attacks.checks import square_finds_more
 from roli_fast.evaluation import evaluate, saved
+from roli_fast.evaluation.records import fingerprint
 
 QUICK = {"eps": 0.004, "steps": 5, "queries": 10}
 
@@ -139,6 +143,77 @@ def test_a_folder_is_bound(problem, other, tmp_path):
     with pytest.raises(ValueError, match=f"folder: .*{what}.*accepted: .*another folder"):
         evaluate(net, batches(images, labels), changed, folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), lambda net: nn.Sequential(*net, nn.Tanh())),
+        (lambda x: x.flatten(1)[:, :2] * 2, lambda _: lambda x: x.flatten(1)[:, :2] * 3),
+    ],
+    ids=["modules", "lambdas"],
+)
+def test_models_with_the_same_weights_are_told_apart(one, other):
+    assert fingerprint(one) == fingerprint(one)
+    assert fingerprint(one) != fingerprint(other(one))
+
+
+def test_settings_are_told_apart():
+    """To the last digit of a tensor; the same in every process."""
+
+    def label(**options):
+        return APGD(**options).label
+
+    assert label(eps=torch.tensor(8 / 255)) != label(eps=torch.tensor(0.03136))
+    assert label(loss=lambda z, y: z[:, 0]) != label(loss=lambda z, y: z[:, 1])
+    loss = functools.partial(F.cross_entropy, reduction="none", label_smoothing=0.1)
+    assert "label_smoothing" in label(loss=loss)
+    assert "0x" not in label(loss=loss)
+
+
+def test_labels_that_are_a_column(problem, tmp_path):
+    net, images, labels = problem
+    columns = torch.stack([labels, labels], dim=1)
+    found = evaluate(net, [(images, columns[:, 0])], attack(), folder=tmp_path)
+    assert torch.equal(found.broken_by, evaluate(net, [(images, labels)], attack()).broken_by)
+
+
+def test_images_are_not_kept_in_memory(problem, tmp_path):
+    """Neither of an attack nor of what is resumed."""
+    net, images, labels = problem
+
+    def alive():
+        gc.collect()
+        return sum(t.numel() for t in gc.get_objects() if type(t) is torch.Tensor and t.dim() == 4)
+
+    sizes = []
+
+    def watched():
+        for batch in batches(images, labels):
+            sizes.append(alive())
+            yield batch
+
+    for _ in range(2):
+        evaluate(net, watched(), PGD(eps=0.004, steps=1), folder=tmp_path)
+        assert sizes[-1] <= sizes[1] + images[0].numel()
+        del sizes[:]
+
+
+def test_what_an_interrupted_write_left_is_nothing(problem, tmp_path):
+    net, images, labels = problem
+    (tmp_path / "evaluation.json.123.partial").write_text("{")
+    evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file, accepted: a folder"):
+        evaluate(net, batches(images, labels), attack(), folder=tmp_path / "file")
+
+
+def test_a_generator_elsewhere_serves_where_the_key_is_drawn(problem):
+    """It draws the key, once; nothing else is asked of it."""
+    net, images, labels = problem
+    seeded = [AutoAttack(**QUICK, generator=torch.Generator().manual_seed(4)) for _ in range(2)]
+    first, second = (evaluate(net, batches(images, labels), a).broken_by for a in seeded)
+    assert torch.equal(first, second)
 
 
 def test_a_folder_of_something_else(problem, tmp_path):
