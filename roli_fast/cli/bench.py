@@ -26,7 +26,7 @@ from ..speed.subjects import labelled, random_images, settle, timm_model
 from .errors import UserError
 
 # eps in [0, 1] pixels, as the field has them for images of some dozens of pixels; a step is a quarter.
-_EPS = {"linf": 8 / 255, "l2": 0.5}
+_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12}
 
 _DEFAULTS: dict[str, Any] = {
     "models": ["resnet18"],
@@ -85,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     count("--batches", "N", "different batches, all of which count for robust accuracy")
     count("--num-classes", "N", "of the models (default: 10)", least=2, default=10)
     option("--checkpoint", "FILE", "weights of the one model (default: random)", type=Path)
-    option("--norms", "NORM", "linf, l2 (default: linf)", nargs="+", default=["linf"])
-    eps = "one per norm, in pixels of [0, 1] (default: 8/255 in linf, 0.5 in l2)"
+    option("--norms", "NORM", "linf, l2, l1 (default: linf)", nargs="+", default=["linf"])
+    eps = "one per norm, in pixels of [0, 1] (default: 8/255 in linf, 0.5 in l2, 12 in l1)"
     option("--eps", "EPS", eps, nargs="+", type=_number("--eps"))
     option("--step-size", "SIZE", "one per norm (default: eps / 4)", nargs="+", type=_number("--step-size"))
     count("--steps", "N", "of gradient", nargs="+")

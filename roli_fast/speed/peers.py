@@ -16,7 +16,7 @@ Attack = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """PGD from a random start. norm: "linf" or "l2"; eps and step_size in pixel units, in the norm."""
+    """PGD from a random start. norm: "linf", "l2" or "l1"; eps and step_size in pixel units, in the norm."""
 
     norm: str
     eps: float
@@ -40,14 +40,15 @@ class Peer:
 def _torchattacks(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
     import torchattacks
 
-    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[settings.norm]
+    kind = _of_norm({"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}, settings)
     return kind(model, eps=settings.eps, alpha=settings.step_size, steps=settings.steps)
 
 
 def _foolbox(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
     import foolbox
 
-    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[settings.norm]
+    in_norms = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD, "l1": foolbox.attacks.L1PGD}
+    kind = _of_norm(in_norms, settings)
     attack = kind(abs_stepsize=settings.step_size, steps=settings.steps, random_start=True)
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
     return lambda images, labels: attack(wrapped, images, labels, epsilons=settings.eps)[1]
@@ -113,7 +114,13 @@ def _cleverhans(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
 
 
 def _order(settings: Settings) -> float:
-    return {"linf": math.inf, "l2": 2}[settings.norm]
+    return {"linf": math.inf, "l2": 2, "l1": 1}[settings.norm]
+
+
+def _of_norm(kinds: dict[str, Any], settings: Settings) -> Any:
+    if settings.norm not in kinds:
+        raise ValueError(f"no PGD in {settings.norm}")
+    return kinds[settings.norm]
 
 
 PEERS = {
