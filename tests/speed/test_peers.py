@@ -45,3 +45,4 @@ def test_the_absent_are_named_with_the_reason(monkeypatch):
 def test_norms_have_orders():
     assert peers._order(Settings("linf", 1, 1, 1)) == math.inf
     assert peers._order(Settings("l2", 1, 1, 1)) == 2
+    assert peers._order(Settings("l1", 1, 1, 1)) == 1
