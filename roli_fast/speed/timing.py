@@ -55,7 +55,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     shuffle = random.Random(0).shuffle
     _warm_up(contenders, warm_ups)
-    watch = _OtherLoad()
+    watch = OtherLoad()
     gc.disable()
     try:
         for _ in range(rounds):
@@ -132,7 +132,7 @@ def launches(call: Call) -> int | None:
     return count if status == runtime.cudaError_t.cudaSuccess else None
 
 
-class _OtherLoad:
+class OtherLoad:
     """How many cores other processes keep busy: above a tenth or so, timings on all cores mean little."""
 
     _TICK = 0.01  # seconds; the system counts in these
