@@ -253,10 +253,12 @@ def _check_part(original: Any, name: str, attack: ours.Attack) -> None:
         refuse(f"attack.{place}", "nothing", f"what runs {name}")
     check_methods(part)
     expected = {theirs: getattr(attack, mine) for theirs, mine in settings.items()}
-    expected |= {"norm": original.norm, model: original.model}
+    expected["norm"] = original.norm
     if model == "model":  # APGD
         expected |= {"topk": None, "use_largereps": original.norm == "L1"}
+    if vars(part).get(model) is not original.model:
+        refuse(f"attack.{place}.{model}", "another model", "that of the object")
     for setting, accepted in expected.items():
         got = vars(part).get(setting, "nothing")
-        if got is not accepted and got != accepted:
+        if got != accepted:
             refuse(f"attack.{place}.{setting}", got, f"{accepted}; for others, use roli_fast.attacks")

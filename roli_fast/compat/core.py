@@ -127,13 +127,12 @@ def read(
     check_methods(original)
     check_methods(settings)
     twin = getattr(sys.modules[face], kind.__name__)(*constructor, **options)
-    for name, value in vars(settings).items():
-        if name[0] == "_":
-            continue
-        if name in vars(twin):
-            vars(twin)[name] = value
-        elif hasattr(type(settings), name) and getattr(type(settings), name) is not value:
-            refuse(f"attack.{name}", repr(value), f"that of {kind.__name__}, which has no such setting here")
+    for name in vars(settings):
+        if name[0] != "_" and name not in vars(twin) and hasattr(type(settings), name):
+            refuse(f"attack.{name}", "one of its own", f"{kind.__name__}'s, which has no such setting here")
+    for name in vars(twin):
+        if name[0] != "_" and hasattr(settings, name):
+            vars(twin)[name] = getattr(settings, name)
     return twin
 
 
