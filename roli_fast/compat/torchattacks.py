@@ -690,6 +690,8 @@ class FAB(_Search):
     """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn. Towards
     one target, the library compares the targets of some images with those of others: not covered."""
 
+    _modes = ("default",)
+
     def __init__(
         self,
         model: Model,

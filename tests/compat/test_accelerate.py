@@ -136,9 +136,9 @@ def test_settings_of_foolbox_that_are_no_arguments(s):
 
 
 def test_what_has_no_place_here(s):
-    attack = original("foolbox").attacks.FGSM()
-    vars(attack)["distance"] = "another"
-    with pytest.raises(ValueError, match=r"attack\.distance: got one of its own, accepted: LinfFast"):
+    attack = original("art").FastGradientMethod(estimator(s.model, (1, 8, 8)))
+    attack.attack_params = ["eps"]
+    with pytest.raises(ValueError, match=r"attack\.attack_params: got one of its own, accepted: FastGradient"):
         roli_fast.accelerate(attack)
 
 
@@ -342,6 +342,10 @@ def test_options_hold_inside_with(s):
     with options(precision="bf16", fold=False):
         assert (attack._made().precision, attack._made().fold) == ("bf16", False)
         assert attack(s.images, s.labels).dtype == s.images.dtype
-    assert attack._made().precision == "fp32"
+    with options(precision="bf16"), options(fold=False):
+        assert (attack._made().precision, attack._made().fold) == ("bf16", False)
+        with options(fold=True, precision="fp16"):
+            assert (attack._made().precision, attack._made().fold) == ("fp16", True)
+    assert (attack._made().precision, attack._made().fold) == ("fp32", True)
     with pytest.raises(ValueError, match="precision: got 'fp8'"), options(precision="fp8"):
         pass
