@@ -138,7 +138,9 @@ def test_settings_of_foolbox_that_are_no_arguments(s):
 def test_what_has_no_place_here(s):
     attack = original("art").FastGradientMethod(estimator(s.model, (1, 8, 8)))
     attack.attack_params = ["eps"]
-    with pytest.raises(ValueError, match=r"attack\.attack_params: got one of its own, accepted: FastGradient"):
+    with pytest.raises(
+        ValueError, match=r"attack\.attack_params: got one of its own, accepted: FastGradient"
+    ):
         roli_fast.accelerate(attack)
 
 

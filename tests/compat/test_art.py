@@ -150,7 +150,7 @@ def test_calls_that_are_refused(s, classifier):
 def test_estimators_that_are_refused(s):
     preprocessor = pytest.importorskip("art.defences.preprocessor")
     classification = pytest.importorskip("art.estimators.classification")
-    with pytest.raises(ValueError, match="estimator: got a torch.*Sequential, accepted: art\."):
+    with pytest.raises(ValueError, match=r"estimator: got a torch.*Sequential, accepted: art\."):
         art.FastGradientMethod(s.model)
     kind = type("Mine", (classification.PyTorchClassifier,), {"loss_gradient": lambda self, x, y: x})
     mine = kind(s.model, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")

@@ -69,7 +69,7 @@ def test_criteria(s, fmodel):
         assert is_adv.double().mean() > 0.9
     criterion = foolbox.TargetedMisclassification(targets)
     assert torch.equal(criterion(found, logits), logits.argmax(1) == targets)
-    with pytest.raises(ValueError, match="criterion: got a builtins.str, accepted: labels"):
+    with pytest.raises(ValueError, match=r"criterion: got a builtins\.str, accepted: labels"):
         attack(fmodel, s.images, "all", epsilons=0.5)
     with pytest.raises(ValueError, match="accepted by LinfFastGradientAttack: labels"):
         foolbox.attacks.FGSM()(fmodel, s.images, criterion, epsilons=0.5)
@@ -81,7 +81,7 @@ def test_what_is_refused(s, fmodel):
         attack(fmodel, s.images, s.labels, epsilons=None)
     with pytest.raises(TypeError, match="unexpected keyword argument 'early_stop'"):
         attack(fmodel, s.images, s.labels, epsilons=0.1, early_stop=True)
-    with pytest.raises(ValueError, match="model: got a torch.*Sequential, accepted: foolbox\.PyTorchModel"):
+    with pytest.raises(ValueError, match=r"model: got a torch.*Sequential, accepted: foolbox\.PyTorchModel"):
         attack(s.model, s.images, s.labels, epsilons=0.1)
     with pytest.raises(ValueError, match="images: got values in"):
         attack(fmodel, 2 * s.images, s.labels, epsilons=0.1)
@@ -118,7 +118,7 @@ def test_names_that_are_not_there():
         _ = foolbox.attacks.LinfPGD().distance
 
 
-def test_other_bounds(s):
+def test_other_bounds_in_place_and_wrapped(s):
     model = foolbox.PyTorchModel(s.model, bounds=(0, 1), device="cpu")
     logits = model(s.images)
     for options in ({}, {"wrapper": True}, {"inplace": True}):

@@ -161,7 +161,9 @@ def undecorated(method):
     """What torchattacks' decorator, which takes anything, calls."""
     arguments = [name for name, *_ in shape(method)]
     return (
-        inspect.getclosurevars(method).nonlocals["func"] if arguments == ["self", "args", "kwargs"] else method
+        inspect.getclosurevars(method).nonlocals["func"]
+        if arguments == ["self", "args", "kwargs"]
+        else method
     )
 
 

@@ -143,7 +143,10 @@ def test_logits_of_a_users_own_are_refused(s):
         def get_logits(self, inputs, labels=None):
             return s.model(inputs) / 2
 
-    for bases, own in (((torchattacks.PGD,), {"get_logits": Mixin.get_logits}), ((Mixin, torchattacks.PGD), {})):
+    for bases, own in (
+        ((torchattacks.PGD,), {"get_logits": Mixin.get_logits}),
+        ((Mixin, torchattacks.PGD), {}),
+    ):
         with pytest.raises(ValueError, match="get_logits: got one of Mine's own, accepted: none"):
             type("Mine", bases, own)
     with pytest.raises(ValueError, match="get_logits: got one of PGD's own"):
