@@ -44,7 +44,7 @@ def main(epochs=10, batch_size=64, precision=None):
             optimizer.step()
         print(f"epoch {epoch}: loss {loss.item():.3f}")
     print(f"folded: {', '.join(view.report.folded) or 'nothing'}")
-    return model
+    return model.cpu()
 
 
 if __name__ == "__main__":
