@@ -344,7 +344,7 @@ def test_unusual_arguments(net, batch):
     with pytest.raises(ValueError, match="labels: got "):
         torchattacks.PGD(net)(images, torch.full((5, 10), 0.1))
     wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
-    with pytest.raises(ValueError, match="eps: got -0.1"):
+    with pytest.raises(ValueError, match=r"eps: got -0.1"):
         foolbox.attacks.LinfPGD()(wrapped, images, labels, epsilons=-0.1)
 
 
