@@ -188,6 +188,17 @@ def test_channels_last(attack, batch):
         assert found[1].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_layouts_and_shapes_in_the_original():
+    call = theirs(by_torchattacks)
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    images, labels = torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="view"):
+        call(conv, images.to(memory_format=torch.channels_last), labels)
+    flat = nn.Linear(12, 10).eval()
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        call(flat, torch.rand(5, 12), labels)
+
+
 @row("Shapes")
 @pytest.mark.parametrize("attack", FACES[:-1])  # Square changes squares
 @pytest.mark.parametrize("shape", [(12,), (4, 6), (2, 2, 3, 2)])
@@ -207,6 +218,14 @@ def test_half_precision(attack, net, batch):
     assert found.dtype == torch.bfloat16
     eps = 5.0 if attack is by_autoattack else 0.5
     assert ((found - images).float().flatten(1).norm(dim=1) <= eps * (1 + 1e-3)).all()
+
+
+@pytest.mark.parametrize("attack", [by_art, by_cleverhans])
+def test_half_precision_in_the_original(attack, net, batch):
+    call = theirs(attack)
+    images = batch[0].bfloat16()
+    with pytest.raises((RuntimeError, TypeError)):
+        call(net.eval().bfloat16(), images, batch[1])
 
 
 @row("Result")
@@ -241,6 +260,13 @@ def by_art_at_random(model, images, labels):
     classifier = estimator(model, tuple(images.shape[1:]))
     attack = art.ProjectedGradientDescent(classifier, max_iter=1, num_random_init=1)
     return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+
+
+def test_seeds_in_the_original(net, batch):
+    library = original("torchattacks")
+    state = torch.get_rng_state()
+    library.APGD(net.eval(), steps=2, seed=0)(*batch)
+    assert not torch.equal(torch.get_rng_state(), state)
 
 
 @row("Range")
