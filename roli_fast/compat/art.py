@@ -382,6 +382,6 @@ def accelerated(original: Any) -> Any:
     """The library's own attack as one of these."""
     # The settings are all in the attack of the framework, which the general ones hold.
     settings = getattr(original, "_attack", original)
-    face = read(original, __name__, __all__, original.estimator, settings=settings)
+    face = read(original, __name__, __all__, settings.estimator, settings=settings)
     face._check_params()
     return face

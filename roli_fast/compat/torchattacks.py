@@ -546,7 +546,7 @@ class MultiAttack(Attack):
             refuse("attacks", "different models", "the same model for all")
         super().__init__("MultiAttack", attacks[0].model)
         self.attacks, self.verbose = attacks, verbose
-        self._left = torch.zeros(len(attacks) + 1, dtype=torch.int64)
+        self._left: Tensor | None = None  # how many withstood each attack, where this is counted
         for attack in attacks:
             attack._make.share(self._make)
 
@@ -570,7 +570,8 @@ class MultiAttack(Attack):
             left[stage] = len(withstood)
             if len(withstood) == 0:
                 break
-        self._left = self._left + left
+        if self._left is not None:
+            self._left += left
         if self.verbose:
             self._print_success(left)
         return found
@@ -587,19 +588,19 @@ class MultiAttack(Attack):
         """As of a single attack; after the accuracy, the share in % that each attack and those before it
         fooled, in a list."""
         printed, self.verbose = self.verbose, False
-        self._left = torch.zeros_like(self._left)
+        self._left = left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
         try:
             result = super().save(
                 data_loader, save_path, verbose, return_verbose, save_predictions, save_clean_images
             )
         finally:
-            self.verbose = printed
+            self.verbose, self._left = printed, None
         if verbose:
-            self._print_success(self._left)
+            self._print_success(left)
         if result is None:
             return None
         accuracy, distance, seconds = result
-        return accuracy, _success(self._left), distance, seconds
+        return accuracy, _success(left), distance, seconds
 
     def _print_success(self, left: Tensor) -> None:
         print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(left)))

@@ -438,6 +438,8 @@ def test_what_an_ensemble_saves(s, tmp_path, module):
     assert distance > 0
     assert {"adv_inputs", "labels", "preds", "clean_inputs"} <= torch.load(path).keys()
     assert ensemble.verbose
+    ensemble.attacks = ensemble.attacks[:1]  # a list that may change
+    assert torch.equal(logits(s, ensemble(s.images, s.labels)).argmax(1) != s.labels, first)
 
 
 def test_fab_knows_no_single_target(s):
