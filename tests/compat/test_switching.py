@@ -345,6 +345,13 @@ def test_small_gradients():
     attack = original("torchattacks").PGDL2(model, eps=1.0, alpha=0.3, steps=1, random_start=False)
     length = (attack(images, torch.zeros(5, dtype=torch.int64)) - images).flatten(1).norm(dim=1)
     assert (length < 0.299).all()
+    call = {"eps": 0.3, "norm": 2, "y": torch.zeros(5, dtype=torch.int64)}
+    lengths = [
+        (library.fast_gradient_method(model, images, **call).detach() - images).flatten(1).norm(dim=1)
+        for library in (cleverhans, original("cleverhans"))
+    ]
+    torch.testing.assert_close(lengths[0], torch.full((5,), 0.3))
+    assert (lengths[1] < 0.299).all()
 
 
 @row("Settings that would do nothing")
