@@ -12,7 +12,7 @@ from roli_fast.attacks import verify
 
 def check(model, path, norm="linf", eps=8 / 255):
     """model: maps pixels to logits."""
-    stored = torch.load(path, weights_only=True)
+    stored = torch.load(path, map_location="cpu", weights_only=True)
     checked = verify(model, stored["images"], stored["adversarial"], stored["labels"], norm, eps)
     for what, passed in {
         "without NaN and infinity": checked.finite,
@@ -35,7 +35,7 @@ def main(arguments=None):
     parser.add_argument("--eps", type=float, default=8 / 255)
     given = parser.parse_args(arguments)
     model = small_resnet(10, in_chans=1)
-    model.load_state_dict(torch.load(given.weights, weights_only=True))
+    model.load_state_dict(torch.load(given.weights, map_location="cpu", weights_only=True))
     return check(model, given.images, given.norm, given.eps)
 
 

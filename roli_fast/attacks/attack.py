@@ -257,6 +257,10 @@ class Attack:
             self._views[model] = view
         return view
 
+    def share_views(self, other: "Attack") -> None:
+        """One copy of a model serves both from now on: attacks of the same precision, fold and output."""
+        vars(self)["_views"] = other._views
+
     @property
     def stages(self) -> tuple[str, ...]:
         """What makes images wrong: nothing but their own class, and what attacks them."""

@@ -2,7 +2,8 @@
 Parameter-free Attacks, ICML 2020; in L1 Mind the Box, ICML 2021)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -100,6 +101,11 @@ class AutoAttack(Attack):
     def stages(self) -> tuple[str, ...]:
         return ("clean", *self.attacks)
 
+    @property
+    def parts(self) -> Mapping[str, Attack]:
+        """What is run, by its name."""
+        return MappingProxyType(self._stages)
+
     def run(
         self,
         model: Model,
@@ -120,7 +126,7 @@ class AutoAttack(Attack):
     def _share_views(self) -> None:
         """One copy of a model serves all attacks."""
         for stage in self._stages.values():
-            vars(stage)["_views"] = self._views
+            stage.share_views(self)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)

@@ -5,7 +5,23 @@
 same for an object that is there already. What changes with the switch: ``docs/switching.md``.
 """
 
-from .acceleration import accelerate
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .acceleration import LIBRARIES, accelerate
 from .core import options
 
-__all__ = ["accelerate", "options"]
+if TYPE_CHECKING:
+    from . import art, autoattack, cleverhans, foolbox, torchattacks
+
+__all__ = ["accelerate", "art", "autoattack", "cleverhans", "foolbox", "options", "torchattacks"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LIBRARIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -18,6 +18,8 @@ def accelerate(attack: Any) -> Any:
     Raises ValueError for everything else: other attacks, subclasses of these and settings that would mean
     something else here.
     """
+    if isinstance(attack, type):
+        refuse("attack", f"the class {attack.__module__}.{attack.__qualname__}", "an instance of it")
     kind = attack if inspect.isfunction(attack) else type(attack)
     library = kind.__module__.partition(".")[0]
     if library not in LIBRARIES:

@@ -17,7 +17,7 @@ from ..attacks.ascent import State
 from ..attacks.inputs import check_count, check_number, check_size, refuse
 from ..attacks.norms import NORMS
 from ..models.normalized import Normalized
-from .core import UNBOUNDED, Maker, no_such, read
+from .core import UNBOUNDED, Closed, Maker, check_methods, no_such, read
 from .steps import OwnStep, shrink_
 
 Size = float | numpy.ndarray
@@ -65,7 +65,7 @@ class _Masked(nn.Module):
         return self.model(torch.where(self.allowed[rows], x, self.clean[rows].to(x.dtype)))
 
 
-class _Attack:
+class _Attack(Closed):
     """Arguments of all.
 
     estimator: a PyTorchClassifier with cross-entropy, and no preprocessing but mean and standard deviation.
@@ -73,6 +73,7 @@ class _Attack:
     """
 
     attack_params: Sequence[str] = ("norm", "eps", "eps_step", "targeted", "num_random_init", "batch_size")
+    _never_called = ("_compute_perturbation", "_apply_perturbation", "_generate_batch")
     decay: float | None = None
     max_iter: int
     verbose: bool = False
@@ -178,14 +179,19 @@ class _Attack:
         return f"{type(self).__name__}({', '.join(settings)})"
 
 
+_ESTIMATOR = "art.estimators.classification.pytorch.PyTorchClassifier"
+
+
 def _pixel_model(estimator: Any) -> nn.Module:
     """The module inside the estimator, behind its normalisation.
 
     Raises ValueError for an estimator that does more than that.
     """
-    model = getattr(estimator, "model", None)
-    if not isinstance(model, nn.Module) or not hasattr(estimator, "nb_classes"):
-        refuse("estimator", f"a {type(estimator).__name__}", "ART's PyTorchClassifier", ValueError)
+    kind = f"{type(estimator).__module__}.{type(estimator).__name__}"
+    if kind != _ESTIMATOR:
+        refuse("estimator", f"a {kind}", f"{_ESTIMATOR}, and no subclass of it, which may compute otherwise")
+    check_methods(estimator, "estimator")
+    model = estimator.model
     loss = estimator.loss
     plain = type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.label_smoothing == 0
     if not plain:
@@ -375,4 +381,7 @@ def __getattr__(name: str) -> NoReturn:
 def accelerated(original: Any) -> Any:
     """The library's own attack as one of these."""
     # The settings are all in the attack of the framework, which the general ones hold.
-    return read(original, __name__, __all__, settings=getattr(original, "_attack", original))
+    settings = getattr(original, "_attack", original)
+    face = read(original, __name__, __all__, settings.estimator, settings=settings)
+    face._check_params()
+    return face

@@ -15,7 +15,7 @@ from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_count, draw_key, refuse
 from ..attacks.verify import predict
 from ..engine.modes import Model
-from .core import chosen, no_such, read
+from .core import check_methods, chosen, no_such, read
 
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _VERSIONS = ("standard", "plus", "rand")
@@ -38,6 +38,7 @@ class AutoAttack:
         verbose: bool = True,
         attacks_to_run: Sequence[str] = [],
         version: str = "standard",
+        is_tf_model: bool = False,
         device: str | torch.device = "cuda",
         log_path: str | None = None,
     ):
@@ -48,15 +49,33 @@ class AutoAttack:
         if version != "custom" and len(attacks_to_run) > 0:
             refuse("attacks_to_run", repr(attacks_to_run), f"none, which version={version!r} has itself")
         self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
-        self.version, self.device, self.log_path = version, device, log_path
+        if is_tf_model:
+            refuse("is_tf_model", True, "False: models are torch's")
+        self.version, self.is_tf_model, self.device = version, is_tf_model, device
+        self.log_path = log_path
         names = attacks_to_run if version == "custom" else ours.autoattack.VERSIONS[version]
         self.attacks_to_run = list(names)
+        self._set: str | None = None
 
     def __getattr__(self, name: str) -> NoReturn:
         hint = ""
         if name in ("apgd", "apgd_targeted", "fab", "square"):
             hint = ": for settings of single attacks, use roli_fast.attacks"
         raise AttributeError(f"AutoAttack has no attribute {name!r}{hint}")
+
+    def set_version(self, version: str = "standard") -> None:
+        """The attacks and their settings of a version: "standard", "plus" or "rand"."""
+        if version not in _VERSIONS:
+            refuse("version", repr(version), ", ".join(_VERSIONS))
+        self._set, self.attacks_to_run = version, list(ours.autoattack.VERSIONS[version])
+        if self.verbose:
+            print(f"settings are those of the version {version}")
+
+    def get_logits(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def get_seed(self) -> float:
+        return time.time() if self.seed is None else self.seed
 
     def run_standard_evaluation(
         self,
@@ -131,7 +150,7 @@ class AutoAttack:
 
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
         # A custom selection has five restarts, as the version "plus".
-        version = "plus" if self.version == "custom" else self.version
+        version = self._set or ("plus" if self.version == "custom" else self.version)
         return ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
 
     def _key(self) -> int:
@@ -193,30 +212,53 @@ def __getattr__(name: str) -> NoReturn:
 
 
 # Where the official object has the settings of its attacks, and what they are called here.
-_STEPS = {"n_iter": "steps"}
+_SEARCH = {"n_iter": "steps", "eps": "eps"}
+_APGD = {**_SEARCH, "n_restarts": "restarts", "eot_iter": "eot", "thr_decr": "rho"}
+_FAB = {**_SEARCH, "alpha_max": "alpha_max", "eta": "eta", "beta": "beta"}
+_SQUARE = {
+    "eps": "eps",
+    "n_queries": "queries",
+    "n_restarts": "restarts",
+    "p_init": "p_init",
+    "rescale_schedule": "rescale_schedule",
+    "loss": "loss",
+}
 _PARTS = {
-    "apgd-ce": ("apgd", {**_STEPS, "n_restarts": "restarts", "eot_iter": "eot"}),
-    "apgd-dlr": ("apgd", {**_STEPS, "n_restarts": "restarts", "eot_iter": "eot"}),
-    "apgd-t": ("apgd_targeted", {**_STEPS, "n_restarts": "restarts", "n_target_classes": "targets"}),
-    "fab": ("fab", {**_STEPS, "n_restarts": "restarts"}),
-    "fab-t": ("fab", {**_STEPS, "n_target_classes": "targets"}),
-    "square": ("square", {"n_queries": "queries", "n_restarts": "restarts"}),
+    "apgd-ce": ("apgd", "model", _APGD),
+    "apgd-dlr": ("apgd", "model", _APGD),
+    "apgd-t": ("apgd_targeted", "model", {**_APGD, "n_target_classes": "targets"}),
+    "fab": ("fab", "predict", {**_FAB, "n_restarts": "restarts"}),
+    "fab-t": ("fab", "predict", {**_FAB, "n_target_classes": "targets"}),  # always one restart
+    "square": ("square", "predict", _SQUARE),
 }
 
 
 def accelerated(original: Any) -> AutoAttack:
-    """The official object as this one."""
-    elsewhere = {
-        "eps": lambda attack: attack.epsilon,
-        "attacks_to_run": lambda attack: attack.attacks_to_run if attack.version == "custom" else [],
-        "log_path": lambda attack: getattr(attack.logger, "log_path", None),
-    }
-    face: AutoAttack = read(original, __name__, __all__, elsewhere=elsewhere)
-    stages = face._made(face.attacks_to_run)._stages
-    for name, (part, settings) in _PARTS.items():
-        for theirs, mine in settings.items():
-            if name in stages and hasattr(original, part):
-                got, accepted = getattr(getattr(original, part), theirs), getattr(stages[name], mine)
-                if got != accepted:
-                    refuse(f"attack.{part}.{theirs}", got, f"{accepted}; for others, use roli_fast.attacks")
+    """The official object as this one, with the attacks that it would run."""
+    if original.is_tf_model:
+        refuse("attack.is_tf_model", True, "False: models are torch's")
+    log_path = getattr(original.logger, "log_path", None)
+    face: AutoAttack = read(original, __name__, __all__, original.model, log_path=log_path)
+    face.attacks_to_run = list(original.attacks_to_run)
+    for name, attack in face._made(face.attacks_to_run).parts.items():
+        _check_part(original, name, attack)
     return face
+
+
+def _check_part(original: Any, name: str, attack: ours.Attack) -> None:
+    """Raises ValueError where the official object would run this attack with other settings."""
+    place, model, settings = _PARTS[name]
+    part = vars(original).get(place)
+    if part is None:
+        refuse(f"attack.{place}", "nothing", f"what runs {name}")
+    check_methods(part)
+    expected = {theirs: getattr(attack, mine) for theirs, mine in settings.items()}
+    expected["norm"] = original.norm
+    if model == "model":  # APGD
+        expected |= {"topk": None, "use_largereps": original.norm == "L1"}
+    if vars(part).get(model) is not original.model:
+        refuse(f"attack.{place}.{model}", "another model", "that of the object")
+    for setting, accepted in expected.items():
+        got = vars(part).get(setting, "nothing")
+        if got != accepted:
+            refuse(f"attack.{place}.{setting}", got, f"{accepted}; for others, use roli_fast.attacks")

@@ -5,14 +5,14 @@ import math
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks import predict
 from ..attacks.ascent import State
 from ..attacks.inputs import refuse, to_state
 from ..attacks.norms import NORMS, uniform_draws
 from ..engine.modes import Model
-from .core import UNBOUNDED, chosen, no_such
+from .core import UNBOUNDED, Maker, chosen, no_such
 from .steps import OwnStep
 
 _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
@@ -42,8 +42,9 @@ class _OwnStart(OwnStep):
             super().step_(state, direction)
 
 
-# Of settings that are used in turn. Each attack holds a copy of every model that it has seen and that lives.
-_attack_of = functools.lru_cache(maxsize=4)(_OwnStart)
+# By what is no size: of settings that are used in turn, each with a copy of every model that it has seen and
+# that lives.
+_maker = functools.lru_cache(maxsize=4)(lambda **settings: Maker())
 
 
 def fast_gradient_method(
@@ -104,10 +105,19 @@ def projected_gradient_descent(
     return _attack(model_fn, x, y, eps=eps, step_size=eps_iter, steps=nb_iter, reach=rand_minmax, **settings)
 
 
-def _attack(model: Model, x: Tensor, y: Tensor | None, **settings: Any) -> Tensor:
-    x = x.detach()
+def _attack(
+    model: Model, x: Tensor, y: Tensor | None, eps: float, step_size: float, **settings: Any
+) -> Tensor:
+    x = _as_taken(x.detach(), model)
     y = predict(model, x).argmax(dim=1) if y is None else y
-    return _attack_of(**settings, **chosen())(model, x, y)
+    make = _maker(**settings, **chosen())
+    return make(_OwnStart, eps=eps, step_size=step_size, **settings)(model, x, y)
+
+
+def _as_taken(x: Tensor, model: Model) -> Tensor:
+    """float64 images in float32, as cleverhans has them, unless the model computes in float64."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return x if parameter is None or x.dtype != torch.float64 else x.to(parameter.dtype)
 
 
 def _check(norm: float, accepted: tuple[float, ...], **sizes: float) -> None:

@@ -2,10 +2,8 @@
 
 import contextlib
 import contextvars
-import inspect
-import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,14 +19,16 @@ UNBOUNDED = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 
 
 @contextlib.contextmanager
-def options(*, precision: str = "fp32", fold: bool = True) -> Iterator[None]:
+def options(*, precision: str | None = None, fold: bool | None = None) -> Iterator[None]:
     """How the faces compute inside ``with``, for which the originals have no argument.
 
-    precision, fold: as in :class:`roli_fast.attacks.PGD`. Outside, they are "fp32", as the originals, and
-        True.
+    precision, fold: as in :class:`roli_fast.attacks.PGD`; default as outside of this ``with``, which without
+        another around it is "fp32", as the originals, and True.
     """
-    check_choice("precision", precision, tuple(PRECISIONS))
-    token = _OPTIONS.set({"precision": precision, "fold": fold})
+    given = {"precision": precision, "fold": fold}
+    if precision is not None:
+        check_choice("precision", precision, tuple(PRECISIONS))
+    token = _OPTIONS.set({**chosen(), **{name: value for name, value in given.items() if value is not None}})
     try:
         yield
     finally:
@@ -50,6 +50,12 @@ class Maker:
 
     def __init__(self) -> None:
         self._settings: dict[str, Any] | None = None
+        self._lenders: dict[tuple[Any, ...], Attack] = {}
+
+    def share(self, other: "Maker") -> None:
+        """What both make from now on has one copy of a model."""
+        self._lenders = other._lenders
+        self._settings = None
 
     def __call__(self, kind: Callable[..., Attack], **settings: Any) -> Attack:
         """kind(**settings); eps and step_size are numbers or tensors (N,)."""
@@ -62,37 +68,72 @@ class Maker:
         if wanted != self._settings:
             self._sizes = {name: value.clone() for name, value in values.items()}
             self._attack = kind(**self._sizes, **settings)
+            self._attack.share_views(self._lenders.setdefault(tuple(chosen().values()), self._attack))
             self._settings = wanted
         for name, value in values.items():
             self._sizes[name].copy_(value)
         return self._attack
 
 
-def read(
-    original: Any,
-    face: str,
-    covered: Sequence[str],
-    *,
-    settings: Any = None,
-    elsewhere: Mapping[str, Callable[[Any], Any]] = {},
-) -> Any:
-    """The class of the same name in the module ``face``, with the settings of an instance of the original.
+class Closed:
+    """Refuses methods of a user's own where the original would call them, and nothing here does.
 
-    settings: whose attributes they are; default the original's own.
-    elsewhere: where those are that have no attribute of their name, by the argument's name.
-
-    Raises ValueError for a class that is not covered, and for an instance whose methods were replaced.
+    Raises ValueError for a subclass that has one, and for an instance that is given one.
     """
+
+    _never_called: Sequence[str] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__mro__:
+            for name in vars(base).get("_never_called", ()):
+                if getattr(cls, name, None) is not getattr(base, name, None):
+                    _refuse_method(cls, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._never_called:
+            _refuse_method(type(self), name)
+        super().__setattr__(name, value)
+
+
+def _refuse_method(kind: type, name: str) -> NoReturn:
+    refuse(name, f"one of {kind.__name__}'s own", "none: nothing here would call it")
+
+
+def check_methods(original: Any, argument: str = "attack") -> None:
+    """Raises ValueError for an instance whose methods were replaced."""
     kind = type(original)
-    if kind.__name__ not in covered:
-        refuse("attack", f"{kind.__module__}.{kind.__name__}", ", ".join(covered))
     for name in vars(original):
         if callable(getattr(kind, name, None)):
-            refuse("attack", f"{kind.__name__} with a {name} of its own", "one whose methods are its class's")
+            refuse(argument, f"{kind.__name__} with a {name} of its own", "one whose methods are its class's")
+
+
+def read(
+    original: Any, face: str, covered: Sequence[str], *constructor: Any, settings: Any = None, **options: Any
+) -> Any:
+    """The class of the same name in the module ``face``, with the settings of an instance of the original as
+    they are now: what both have as a public attribute.
+
+    constructor, options: what the class is made with.
+    settings: whose attributes the settings are; default the original's own.
+
+    Raises ValueError for a class that is not covered, for an instance whose methods were replaced, and for a
+    setting that the face lacks though the class of the original has it.
+    """
+    kind = type(original)
     settings = original if settings is None else settings
-    twin = getattr(sys.modules[face], kind.__name__)
-    arguments = inspect.signature(twin).parameters
-    return twin(**{name: elsewhere.get(name, operator.attrgetter(name))(settings) for name in arguments})
+    if kind.__name__ not in covered:
+        refuse("attack", f"{kind.__module__}.{kind.__name__}", ", ".join(covered))
+    check_methods(original)
+    check_methods(settings)
+    twin = getattr(sys.modules[face], kind.__name__)(*constructor, **options)
+    for name in vars(settings):
+        if name[0] != "_" and name not in vars(twin) and hasattr(type(settings), name):
+            refuse(f"attack.{name}", "one of its own", f"{kind.__name__}'s, which has no such setting here")
+    for name in vars(twin):
+        if name[0] != "_" and hasattr(settings, name):
+            vars(twin)[name] = getattr(settings, name)
+    return twin
 
 
 def no_such(library: str, name: str, covered: Sequence[str]) -> NoReturn:

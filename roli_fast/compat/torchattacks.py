@@ -1,7 +1,7 @@
 """torchattacks' classes (3.5.1) on this package's attacks: ``import roli_fast.compat.torchattacks as
 torchattacks``."""
 
-import operator
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -15,7 +15,9 @@ from ..attacks.inputs import check_size, refuse, to_state
 from ..attacks.norms import normal_draws, uniform_draws
 from ..engine.modes import Model
 from ..models.normalized import Normalized
-from .core import Maker, no_such, read
+from .core import Closed, Maker, no_such, read
+
+__version__ = "3.5.1"
 
 TargetMap = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -25,27 +27,47 @@ _NORMS = {"Linf": "linf", "L2": "l2"}
 _ROUNDING = 1e-5
 
 
-class Attack:
+def _of_all_parts(setter: Callable[..., None]) -> Callable[..., None]:
+    """A setting of an attack that its parts get, too."""
+
+    @functools.wraps(setter)
+    def set_all(self: "Attack", *args: Any, **kwargs: Any) -> None:
+        setter(self, *args, **kwargs)
+        for part in self._parts():
+            getattr(part, setter.__name__)(*args, **kwargs)
+
+    return set_all
+
+
+class Attack(Closed):
     """What the library's attacks have in common. Settings are attributes, and may be changed between calls.
 
     model: maps images (N, C, H, W) in [0, 1] to logits (N, classes); normalised ones after
-        :meth:`set_normalization_used`. Attacked in eval mode, and left as it was.
+        :meth:`set_normalization_used`, or by a RobModel's own mean and std. Attacked in eval mode, and left
+        as it was.
     """
 
-    supported_mode: Sequence[str] = ("default", "targeted")
+    _never_called = ("get_logits",)
+    _modes: Sequence[str] = ("default", "targeted")
 
     def __init__(self, name: str, model: Model):
         self.attack = name
         self.attack_mode = "default"
         self.targeted = False
         self.normalization_used: dict[str, Tensor] | None = None
-        self._target_map: TargetMap | None = None
+        self._in_pixels = False
+        self._target_map_function: TargetMap | None = None
         self._kth_min = 1
         self._normalized: Normalized | None = None
         self._make = Maker()
         self.set_model(model)
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         self.device = None if parameter is None else parameter.device
+        self._read_normalization(model)
+
+    def _parts(self) -> Sequence["Attack"]:
+        """The attacks that this one is made of."""
+        return ()
 
     def _made(self) -> ours.Attack:
         """The attack by the settings as they are now."""
@@ -53,17 +75,22 @@ class Attack:
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
-        if self.normalization_used is None:
+        if self.normalization_used is None or self._in_pixels:
             return self.forward(inputs, labels, *args, **kwargs)
         pixels = self.inverse_normalize(inputs)
         inside = pixels.clamp(0, 1)
         pixels = torch.where((pixels - inside).abs() <= _ROUNDING, inside, pixels)
-        return self.normalize(self.forward(pixels, labels, *args, **kwargs))
+        self._set_in_pixels(True)
+        try:
+            found = self.forward(pixels, labels, *args, **kwargs)
+        finally:
+            self._set_in_pixels(False)
+        return self.normalize(found)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """As a call, from pixels to pixels."""
+        """As a call, which has brought normalised inputs to pixels before."""
         images, labels = self._placed(inputs, labels)
-        return self._made()(self._pixel_model, images, labels)
+        return self._made()(self._attacked, images, labels)
 
     def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Images and labels, in a targeted mode targets, on the attack's device."""
@@ -73,19 +100,24 @@ class Attack:
 
     # --- the model -----------------------------------------------------------------------------------------
 
+    @_of_all_parts
     def set_model(self, model: Model) -> None:
         self.model = model
         self.model_name = type(model).__name__
 
+    @_of_all_parts
     def set_device(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self._normalized = None
 
+    @_of_all_parts
     def set_model_training_mode(
         self, model_training: bool = False, batchnorm_training: bool = False, dropout_training: bool = False
     ) -> None:
         if model_training:
             refuse("model_training", True, "False: models are attacked in eval mode")
 
+    @_of_all_parts
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
         shape = (1, len(mean), 1, 1)
         self.normalization_used = {
@@ -93,6 +125,16 @@ class Attack:
             "std": torch.tensor(std).reshape(shape),
         }
         self._normalized = None
+
+    def _read_normalization(self, model: Any) -> None:
+        """That of a RobModel (of MAIR), which normalises its inputs itself where this is said."""
+        if type(model).__name__ != "RobModel":
+            return
+        mean, std = (getattr(model, name, None) for name in ("mean", "std"))
+        if mean is not None and std is not None:
+            mean, std = torch.as_tensor(mean).flatten(), torch.as_tensor(std).flatten()
+            if (mean != 0).all() or (std != 1).all():
+                self.set_normalization_used(mean.tolist(), std.tolist())
 
     def normalize(self, inputs: Tensor) -> Tensor:
         mean, std = self._normalization(inputs)
@@ -108,10 +150,15 @@ class Attack:
             refuse("normalization_used", None, "a call of set_normalization_used(mean, std) before")
         return used["mean"].to(inputs.device), used["std"].to(inputs.device)
 
+    @_of_all_parts
+    def _set_in_pixels(self, in_pixels: bool) -> None:
+        """Whether images are pixels though normalisation is used, as they are inside of a call."""
+        self._in_pixels = in_pixels
+
     @property
-    def _pixel_model(self) -> Model:
-        """The model behind the normalisation: the same object at every call."""
-        if self.normalization_used is None:
+    def _attacked(self) -> Model:
+        """The model of images as they are now, inside of a call or outside: the same object at every call."""
+        if self.normalization_used is None or not self._in_pixels:
             return self.model
         if not isinstance(self.model, nn.Module):
             refuse(
@@ -125,62 +172,85 @@ class Attack:
         return self._normalized
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        return self.model(inputs)
+        """inputs: as the model takes them; pixels inside of a call, in a target function for one."""
+        return self._attacked(inputs)
 
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
-        return ours.predict(self.model, inputs)
+        """inputs: as in :meth:`get_logits`."""
+        return ours.predict(self._attacked, inputs)
 
     # --- the mode ------------------------------------------------------------------------------------------
+
+    @property
+    def supported_mode(self) -> list[str]:
+        return list(self._modes)
 
     def get_mode(self) -> str:
         return self.attack_mode
 
+    @_of_all_parts
     def set_mode_default(self) -> None:
         self.attack_mode, self.targeted = "default", False
         print("Attack mode is changed to 'default.'")
 
+    @_of_all_parts
     def set_mode_targeted_by_function(self, target_map_function: TargetMap, quiet: bool = False) -> None:
         """target_map_function: images (N, C, H, W) and labels (N,) to targets (N,)."""
-        self._set_mode_targeted("custom", target_map_function, quiet)
+        self._set_mode_targeted("targeted(custom)", quiet)
+        self._target_map_function = target_map_function
 
+    @_of_all_parts
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
         """Any other class than the label, by torch's own generator."""
-        self._set_mode_targeted("random", self.get_random_target_label, quiet)
+        self._set_mode_targeted("targeted(random)", quiet)
 
+    @_of_all_parts
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """kth_min: 1 for the least likely class but the label, 2 for the second, ..."""
         if not isinstance(kth_min, int) or kth_min < 1:
             refuse("kth_min", repr(kth_min), "an integer >= 1")
+        self._set_mode_targeted("targeted(least-likely)", quiet)
         self._kth_min = kth_min
-        self._set_mode_targeted("least-likely", self.get_least_likely_label, quiet)
 
+    @_of_all_parts
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
         """The labels of a call are its targets."""
-        self._set_mode_targeted("label", _own_label, quiet)
+        self._set_mode_targeted("targeted(label)", quiet)
 
-    def _set_mode_targeted(self, kind: str, target_map: TargetMap, quiet: bool) -> None:
-        if "targeted" not in self.supported_mode:
+    def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
+        if "targeted" not in self._modes:
             raise ValueError("Targeted mode is not supported.")
-        self.targeted, self.attack_mode, self._target_map = True, f"targeted({kind})", target_map
+        self.targeted, self.attack_mode = True, mode
         if not quiet:
-            print(f"Attack mode is changed to '{self.attack_mode}'.")
+            print(f"Attack mode is changed to '{mode}'.")
 
     def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """inputs: pixels."""
-        if self._target_map is None:
+        """inputs: as in :meth:`get_logits`."""
+        if self.attack_mode == "targeted(label)":
+            if labels is None:
+                refuse("labels", None, "targets (N,): the mode is targeted(label)", TypeError)
+            return labels
+        targets = {
+            "targeted(random)": self.get_random_target_label,
+            "targeted(least-likely)": self.get_least_likely_label,
+            "targeted(custom)": self._target_map_function,
+        }.get(self.attack_mode)
+        if targets is None:
             raise ValueError("target_map_function is not initialized by set_mode_targeted.")
-        return self._target_map(inputs, labels)
+        return targets(inputs, labels)
 
     def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """inputs: pixels."""
-        logits = ours.predict(self._pixel_model, inputs)
+        """inputs: as in :meth:`get_logits`."""
+        logits = self.get_output_with_eval_nograd(inputs)
+        if self._kth_min >= logits.shape[1]:
+            refuse("kth_min", self._kth_min, f"at most {logits.shape[1] - 1}, the number of other classes")
         labels = logits.argmax(dim=1) if labels is None else labels
         others = logits.scatter(1, labels[:, None], torch.inf)
         return others.kthvalue(self._kth_min, dim=1).indices
 
     def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """inputs: pixels."""
-        logits = ours.predict(self._pixel_model, inputs)
+        """inputs: as in :meth:`get_logits`."""
+        logits = self.get_output_with_eval_nograd(inputs)
         labels = logits.argmax(dim=1) if labels is None else labels
         other = torch.randint(logits.shape[1] - 1, labels.shape, device=labels.device)
         return other + (other >= labels)
@@ -278,14 +348,8 @@ class Attack:
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
-def _own_label(inputs: Tensor, labels: Tensor | None) -> Tensor:
-    if labels is None:
-        refuse("labels", None, "targets (N,): the mode is targeted(label)", TypeError)
-    return labels
-
-
 class VANILA(Attack):
-    supported_mode = ("default",)
+    _modes = ("default",)
 
     def __init__(self, model: Model):
         super().__init__("VANILA", model)
@@ -417,7 +481,7 @@ class MIFGSM(_Steps):
 
 
 class TPGD(_Steps):
-    supported_mode = ("default",)
+    _modes = ("default",)
     random_start = True
 
     def __init__(self, model: Model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10):
@@ -468,20 +532,26 @@ class MultiAttack(Attack):
     attacks: at least two, on the same model.
     """
 
-    supported_mode = ("default",)
+    _modes = ("default",)
+
+    attacks: Sequence[Attack] = ()
 
     def __init__(self, attacks: Sequence[Attack], verbose: bool = False):
         if len(attacks) < 2:
             refuse("attacks", len(attacks), "two or more", ValueError)
+        for attack in attacks:
+            if not isinstance(attack, Attack):
+                refuse("attacks", f"a {type(attack).__module__}.{type(attack).__name__}", "attacks of here")
         if len({id(attack.model) for attack in attacks}) > 1:
             refuse("attacks", "different models", "the same model for all")
         super().__init__("MultiAttack", attacks[0].model)
         self.attacks, self.verbose = attacks, verbose
+        self._left: Tensor | None = None  # how many withstood each attack, where this is counted
+        for attack in attacks:
+            attack._make.share(self._make)
 
-    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().set_normalization_used(mean, std)
-        for attack in self.attacks:
-            attack.set_normalization_used(mean, std)
+    def _parts(self) -> Sequence[Attack]:
+        return self.attacks
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None:
@@ -489,18 +559,56 @@ class MultiAttack(Attack):
         images, labels = inputs.detach().to(self.device), labels.to(self.device)
         found = to_state(images).to(images.dtype)
         withstood = torch.arange(len(images), device=images.device)
-        rates = []
-        for attack in self.attacks:
-            adversarial = attack.forward(images[withstood], labels[withstood])
-            fooled = ours.predict(self._pixel_model, adversarial).argmax(dim=1) != labels[withstood]
-            found[withstood[fooled]] = adversarial[fooled]
+        left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
+        left[0] = len(images)
+        for stage, attack in enumerate(self.attacks, 1):
+            adversarial = attack(images[withstood], labels[withstood])
+            predicted = self.get_output_with_eval_nograd(adversarial).argmax(dim=1)
+            fooled = predicted != labels[withstood]
+            found[withstood[fooled]] = adversarial[fooled].to(found.dtype)
             withstood = withstood[~fooled]
-            rates.append(100 * (1 - len(withstood) / len(images)))
+            left[stage] = len(withstood)
             if len(withstood) == 0:
                 break
+        if self._left is not None:
+            self._left += left
         if self.verbose:
-            print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in rates))
+            self._print_success(left)
         return found
+
+    def save(  # type: ignore[override]  # the library's own has another last name, and one value more
+        self,
+        data_loader: Iterable[tuple[Tensor, Tensor]],
+        save_path: str | None = None,
+        verbose: bool = True,
+        return_verbose: bool = False,
+        save_predictions: bool = False,
+        save_clean_images: bool = False,
+    ) -> tuple[float, list[float], float, float] | None:
+        """As of a single attack; after the accuracy, the share in % that each attack and those before it
+        fooled, in a list."""
+        printed, self.verbose = self.verbose, False
+        self._left = left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
+        try:
+            result = super().save(
+                data_loader, save_path, verbose, return_verbose, save_predictions, save_clean_images
+            )
+        finally:
+            self.verbose, self._left = printed, None
+        if verbose:
+            self._print_success(left)
+        if result is None:
+            return None
+        accuracy, distance, seconds = result
+        return accuracy, _success(left), distance, seconds
+
+    def _print_success(self, left: Tensor) -> None:
+        print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(left)))
+
+
+def _success(left: Tensor) -> list[float]:
+    """What was fooled after each attack, in %; left: how many withstood, the first before all attacks."""
+    return [100 * (1 - count / left[0].item()) for count in left[1:].tolist()]
 
 
 class _Search(Attack):
@@ -509,7 +617,7 @@ class _Search(Attack):
     norm: "Linf" or "L2". seed: of the draws, the same at every call; None for torch's own generator.
     """
 
-    supported_mode: Sequence[str] = ("default",)
+    _modes: Sequence[str] = ("default",)
     norm: str
     eps: float
     seed: float | None
@@ -518,7 +626,7 @@ class _Search(Attack):
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         images, labels = self._placed(inputs, labels)
         key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
-        result = self._made().run(self._pixel_model, images, labels, key=key)
+        result = self._made().run(self._attacked, images, labels, key=key)
         assert result.success is not None
         found = result.success.reshape(-1, *[1] * (images.dim() - 1))
         return torch.where(found, result.adversarial, images)
@@ -545,10 +653,10 @@ class APGD(_Search):
     ):
         super().__init__("APGD", model)
         self.norm, self.eps, self.steps, self.n_restarts = norm, eps, steps, n_restarts
-        self.seed, self.loss, self.eot_iter, self.rho, self.verbose = seed, loss, eot_iter, rho, verbose
+        self.seed, self.loss, self.eot_iter, self.thr_decr, self.verbose = seed, loss, eot_iter, rho, verbose
 
     def _made(self) -> ours.Attack:
-        settings = {"steps": self.steps, "loss": self.loss, "eot": self.eot_iter, "rho": self.rho}
+        settings = {"steps": self.steps, "loss": self.loss, "eot": self.eot_iter, "rho": self.thr_decr}
         return self._make(ours.APGD, **self._ball(), **settings, early_stop=True)
 
 
@@ -570,16 +678,20 @@ class APGDT(_Search):
     ):
         super().__init__("APGDT", model)
         self.norm, self.eps, self.steps, self.n_restarts, self.seed = norm, eps, steps, n_restarts, seed
-        self.eot_iter, self.rho, self.verbose, self.n_classes = eot_iter, rho, verbose, n_classes
+        self.eot_iter, self.thr_decr, self.verbose = eot_iter, rho, verbose
+        self.n_target_classes = n_classes - 1
 
     def _made(self) -> ours.Attack:
-        settings = {"steps": self.steps, "eot": self.eot_iter, "rho": self.rho}
-        targets = self.n_classes - 1
+        settings = {"steps": self.steps, "eot": self.eot_iter, "rho": self.thr_decr}
+        targets = self.n_target_classes
         return self._make(ours.APGDT, **self._ball(), **settings, targets=targets, early_stop=True)
 
 
 class FAB(_Search):
-    """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn."""
+    """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn. Towards
+    one target, the library compares the targets of some images with those of others: not covered."""
+
+    _modes = ("default",)
 
     def __init__(
         self,
@@ -600,11 +712,11 @@ class FAB(_Search):
         self.norm, self.steps, self.n_restarts, self.seed = norm, steps, n_restarts, seed
         self.eps = eps if eps is not None else {"Linf": 0.3, "L2": 1.0}.get(norm, 5.0)
         self.alpha_max, self.eta, self.beta, self.verbose = alpha_max, eta, beta, verbose
-        self.multi_targeted, self.n_classes = multi_targeted, n_classes
+        self.multi_targeted, self.n_target_classes = multi_targeted, n_classes - 1
 
     def _made(self) -> ours.Attack:
         kind, targets = (
-            (ours.FABT, {"targets": self.n_classes - 1}) if self.multi_targeted else (ours.FAB, {})
+            (ours.FABT, {"targets": self.n_target_classes}) if self.multi_targeted else (ours.FAB, {})
         )
         settings = {"steps": self.steps, "alpha_max": self.alpha_max, "eta": self.eta, "beta": self.beta}
         return self._make(kind, **self._ball(), **settings, **targets, early_stop=True)
@@ -613,7 +725,7 @@ class FAB(_Search):
 class Square(_Search):
     """resc_schedule: whether the squares shrink as often in few queries as in 10,000."""
 
-    supported_mode = ("default", "targeted")
+    _modes = ("default", "targeted")
 
     def __init__(
         self,
@@ -630,16 +742,16 @@ class Square(_Search):
     ):
         super().__init__("Square", model)
         self.norm, self.eps, self.n_queries, self.n_restarts = norm, eps, n_queries, n_restarts
-        self.p_init, self.loss, self.resc_schedule = p_init, loss, resc_schedule
+        self.p_init, self.loss, self.rescale_schedule = p_init, loss, resc_schedule
         self.seed, self.verbose = seed, verbose
 
     def _made(self) -> ours.Attack:
-        schedule = {"p_init": self.p_init, "rescale_schedule": self.resc_schedule}
+        schedule = {"p_init": self.p_init, "rescale_schedule": self.rescale_schedule}
         search = {"queries": self.n_queries, "loss": self.loss, "targeted": self.targeted}
         return self._make(ours.Square, **self._ball(), **schedule, **search)
 
 
-class AutoAttack(_Search):
+class AutoAttack(Attack):
     """The library's ensemble, which takes 10 steps where AutoAttack takes 100: that one is
     :class:`roli_fast.attacks.AutoAttack`. Its attacks are made at construction."""
 
@@ -678,14 +790,13 @@ class AutoAttack(_Search):
             attacks = [APGD(model, loss=loss, eot_iter=20, **shared) for loss in ("ce", "dlr")]
         else:
             refuse("version", repr(version), "standard, plus, rand")
-        self._autoattack = MultiAttack(attacks)
+        self._autoattack: Attack = MultiAttack(attacks)
 
-    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().set_normalization_used(mean, std)
-        self._autoattack.set_normalization_used(mean, std)
+    def _parts(self) -> Sequence[Attack]:
+        return [self._autoattack] if "_autoattack" in vars(self) else []
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._autoattack.forward(inputs, labels)
+        return self._autoattack(inputs, labels)
 
 
 __all__ = [
@@ -712,34 +823,22 @@ def __getattr__(name: str) -> NoReturn:
     no_such("torchattacks", name, __all__)
 
 
-_ELSEWHERE: dict[str, Callable[[Any], Any]] = {
-    "n_classes": lambda attack: (
-        attack.n_classes if hasattr(attack, "n_classes") else attack.n_target_classes + 1
-    ),
-    "resc_schedule": operator.attrgetter("rescale_schedule"),
-    "rho": operator.attrgetter("thr_decr"),
-}
-
-
 def accelerated(original: Any) -> Attack:
     """The library's own attack as one of these, in its mode and with its normalisation."""
-    if type(original).__name__ == "MultiAttack":
-        face: Attack = MultiAttack([accelerated(attack) for attack in original.attacks], original.verbose)
+    name = type(original).__name__
+    if name == "MultiAttack":
+        parts = [accelerated(attack) for attack in original.attacks]
+        face: Attack = read(original, __name__, __all__, parts)
+        vars(face)["attacks"] = parts  # which were the original's own
+    elif name == "AutoAttack":
+        face = read(original, __name__, __all__, original.model)
+        vars(face)["_autoattack"] = accelerated(original._autoattack)
     else:
-        face = read(original, __name__, __all__, elsewhere=_ELSEWHERE)
+        face = read(original, __name__, __all__, original.model)
     if original._model_training:
         face.set_model_training_mode(True)
-    face.device = original.device
-    if original.normalization_used is not None:
-        mean, std = (original.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
-        face.set_normalization_used(mean, std)
-    if original.targeted:
-        kind = original.attack_mode.removeprefix("targeted(").removesuffix(")")
-        own = {
-            "label": _own_label,
-            "random": face.get_random_target_label,
-            "least-likely": face.get_least_likely_label,
-        }
-        face._kth_min = getattr(original, "_kth_min", 1)
-        face._set_mode_targeted(kind, own.get(kind, original._target_map_function), quiet=True)
+    if face.targeted and "targeted" not in face.supported_mode:
+        refuse("attack", f"{name} in the mode {face.attack_mode}", f"{name} in the default mode")
+    face._kth_min = getattr(original, "_kth_min", 1)
+    face._target_map_function = original._target_map_function
     return face

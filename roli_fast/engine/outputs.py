@@ -34,7 +34,7 @@ def select(returned: Any, output: Output) -> Tensor:
         hint = f", such as output={_suggestion(returned)!r}" if output is None else ""
         raise ValueError(
             f"model: got a {type(found).__name__} for output={output!r}, "
-            f"accepted: a tensor; output= says where it is{hint}"
+            f"accepted: a tensor; output=, where there is one, says where it is{hint}"
         )
     return found
 

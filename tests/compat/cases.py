@@ -71,6 +71,10 @@ class StandIn:
             return self.model(torch.from_numpy(x)).numpy()
 
 
+# By its name an attack knows the estimator.
+StandIn.__module__, StandIn.__name__ = "art.estimators.classification.pytorch", "PyTorchClassifier"
+
+
 def estimator(model: nn.Module, shape: tuple[int, ...], **options: Any) -> Any:
     given = {"clip_values": (0.0, 1.0), **options}
     try:

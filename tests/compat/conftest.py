@@ -33,10 +33,7 @@ class Subject:
 
 
 def _digits() -> Subject:
-    """The demo's digits, and a network with BatchNorm that was trained on them for some seconds."""
-    from roli_fast.attacks import FGSM
-    from roli_fast.data import digits
-
+    """The demo's digits, and a small network with BatchNorm."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
@@ -48,10 +45,26 @@ def _digits() -> Subject:
         nn.Flatten(),
         nn.Linear(16 * 16, 10),
     )
+    return _trained(model, epochs=8)
+
+
+def _demo() -> Subject:
+    """The demo's digits and its network."""
+    from roli_fast.models import Normalized, small_resnet
+
+    torch.manual_seed(0)
+    return _trained(Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,)), epochs=6)
+
+
+def _trained(model: nn.Module, epochs: int) -> Subject:
+    """On the digits, for some seconds."""
+    from roli_fast.attacks import FGSM
+    from roli_fast.data import digits
+
     splits = digits()
     images, labels = splits.train.images, splits.train.labels
     optimizer, attack = torch.optim.Adam(model.parameters(), 3e-3), FGSM(eps=0.15)
-    for _ in range(8):
+    for _ in range(epochs):
         model.train()
         for rows in torch.randperm(len(images)).split(64):
             loss = F.cross_entropy(model(attack(model, images[rows], labels[rows])), labels[rows])
@@ -83,10 +96,13 @@ def digits_subject() -> Subject:
     return _digits()
 
 
-@pytest.fixture(params=["digits", *slow("resnet4b_cifar10", "trades_mnist")], scope="session")
+@pytest.fixture(params=["digits", *slow("demo", "resnet4b_cifar10", "trades_mnist")], scope="session")
 def subject(request):
     if request.param == "digits":
         return request.getfixturevalue("digits_subject")
+    if request.param == "demo":
+        pytest.importorskip("sklearn")
+        return _demo()
     # Not the fixture shared_data, which is made anew for every test.
     if not importlib.import_module("benchmarks.real").SHARED.exists():
         pytest.skip("../shared/data is not there")

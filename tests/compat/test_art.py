@@ -150,8 +150,16 @@ def test_calls_that_are_refused(s, classifier):
 def test_estimators_that_are_refused(s):
     preprocessor = pytest.importorskip("art.defences.preprocessor")
     classification = pytest.importorskip("art.estimators.classification")
-    with pytest.raises(ValueError, match="estimator: got a Sequential"):
+    with pytest.raises(ValueError, match=r"estimator: got a torch.*Sequential, accepted: art\."):
         art.FastGradientMethod(s.model)
+    kind = type("Mine", (classification.PyTorchClassifier,), {"loss_gradient": lambda self, x, y: x})
+    mine = kind(s.model, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
+    with pytest.raises(ValueError, match=r"estimator: got a .*Mine, accepted: .*, and no subclass of it"):
+        art.FastGradientMethod(mine)
+    replaced = estimator(s.model, (1, 8, 8))
+    replaced.loss_gradient = print
+    with pytest.raises(ValueError, match="PyTorchClassifier with a loss_gradient of its own"):
+        art.FastGradientMethod(replaced)
     other = classification.PyTorchClassifier(s.model, nn.MultiMarginLoss(), (1, 8, 8), 10, device_type="cpu")
     with pytest.raises(ValueError, match="estimator: got one with the loss MultiMarginLoss"):
         art.FastGradientMethod(other)

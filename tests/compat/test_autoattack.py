@@ -78,7 +78,7 @@ def test_a_custom_version_is_of_five_restarts(s, monkeypatch):
     AutoAttack(s.model, norm="L2", eps=0.5, **kind).run_standard_evaluation(s.images, s.labels)
     (core,) = made
     assert (core.norm, core.eps, core.attacks) == ("l2", 0.5, ("apgd-dlr",))
-    assert core._stages["apgd-dlr"].restarts == 5
+    assert core.parts["apgd-dlr"].restarts == 5
 
 
 def test_an_interrupted_evaluation_goes_on(s, quick, tmp_path):
@@ -105,6 +105,7 @@ def test_clean_accuracy(s, quick):
     ("options", "message"),
     [
         ({"norm": "linf"}, "norm: got 'linf', accepted: Linf, L2, L1"),
+        ({"is_tf_model": True}, "is_tf_model: got True, accepted: False"),
         ({"version": "fast"}, "version: got 'fast', accepted: standard, plus, rand, custom"),
         (
             {"attacks_to_run": ["fab"]},
@@ -115,6 +116,20 @@ def test_clean_accuracy(s, quick):
 def test_what_is_refused(s, options, message):
     with pytest.raises(ValueError, match=message):
         AutoAttack(s.model, **options)
+
+
+def test_versions_that_are_set_later(s, capsys):
+    adversary = AutoAttack(s.model, version="custom", attacks_to_run=["fab"], seed=7, device="cpu")
+    assert adversary._made(["apgd-ce"]).parts["apgd-ce"].restarts == 5
+    adversary.set_version("rand")
+    assert adversary.attacks_to_run == ["apgd-ce", "apgd-dlr"]
+    core = adversary._made(adversary.attacks_to_run).parts["apgd-dlr"]
+    assert (core.restarts, core.eot) == (1, 20)
+    assert "rand" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="version: got 'custom', accepted: standard, plus, rand"):
+        adversary.set_version("custom")
+    torch.testing.assert_close(adversary.get_logits(s.images), s.model(s.images))
+    assert adversary.get_seed() == 7
 
 
 def test_settings_of_single_attacks_are_not_there(s):

@@ -47,10 +47,18 @@ def test_a_loop_copies_the_model_once(s, monkeypatch):
     made = []
     view = attack.AttackView
     monkeypatch.setattr(attack, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
-    cleverhans._attack_of.cache_clear()
-    for _ in range(3):
-        cleverhans.projected_gradient_descent(s.model, s.images, 0.1, 0.05, 2, math.inf)
+    cleverhans._maker.cache_clear()
+    for eps in (0.1, 0.2, 0.1):
+        cleverhans.projected_gradient_descent(s.model, s.images, eps, 0.05, 2, math.inf)
     assert len(made) == 1
+
+
+def test_float64_images_are_taken_in_the_models_type(s):
+    """cleverhans computes in float32 whatever it is given."""
+    for labels in (None, s.labels):
+        found = cleverhans.fast_gradient_method(s.model, s.images.double(), 0.1, math.inf, y=labels)
+        assert torch.equal(found, cleverhans.fast_gradient_method(s.model, s.images, 0.1, math.inf, y=labels))
+        assert found.dtype == torch.float32
 
 
 def test_rand_minmax(s):

@@ -1,5 +1,8 @@
 """foolbox's ways: epsilons, criteria, models with preprocessing, eagerpy tensors, repetitions."""
 
+import contextlib
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -66,7 +69,7 @@ def test_criteria(s, fmodel):
         assert is_adv.double().mean() > 0.9
     criterion = foolbox.TargetedMisclassification(targets)
     assert torch.equal(criterion(found, logits), logits.argmax(1) == targets)
-    with pytest.raises(ValueError, match="criterion: got a str, accepted: labels"):
+    with pytest.raises(ValueError, match=r"criterion: got a builtins\.str, accepted: labels"):
         attack(fmodel, s.images, "all", epsilons=0.5)
     with pytest.raises(ValueError, match="accepted by LinfFastGradientAttack: labels"):
         foolbox.attacks.FGSM()(fmodel, s.images, criterion, epsilons=0.5)
@@ -78,10 +81,56 @@ def test_what_is_refused(s, fmodel):
         attack(fmodel, s.images, s.labels, epsilons=None)
     with pytest.raises(TypeError, match="unexpected keyword argument 'early_stop'"):
         attack(fmodel, s.images, s.labels, epsilons=0.1, early_stop=True)
-    with pytest.raises(ValueError, match="model: got a Sequential, accepted: foolbox's PyTorchModel"):
+    with pytest.raises(ValueError, match=r"model: got a torch.*Sequential, accepted: foolbox\.PyTorchModel"):
         attack(s.model, s.images, s.labels, epsilons=0.1)
     with pytest.raises(ValueError, match="images: got values in"):
         attack(fmodel, 2 * s.images, s.labels, epsilons=0.1)
+
+
+def test_criteria_of_a_users_own(s, fmodel):
+    """What only looks like a criterion may judge otherwise."""
+    modules = [foolbox]
+    with contextlib.suppress(ImportError):
+        modules.append(importlib.import_module("foolbox"))
+    for module in modules:
+
+        class Mine(module.Misclassification):
+            def __call__(self, perturbed, outputs):
+                return outputs.argmax(-1) == self.labels
+
+        with pytest.raises(ValueError, match=r"criterion: got a .*Mine, accepted: labels"):
+            foolbox.attacks.FGSM()(fmodel, s.images, Mine(s.labels), epsilons=0.5)
+
+
+def test_methods_that_nothing_would_call():
+    for name in ("get_loss_fn", "project"):
+        with pytest.raises(ValueError, match=f"{name}: got one of Mine's own, accepted: none"):
+            type("Mine", (foolbox.attacks.LinfPGD,), {name: lambda self: None})
+        with pytest.raises(ValueError, match=f"{name}: got one of LinfProjected"):
+            setattr(foolbox.attacks.LinfPGD(), name, print)
+
+
+def test_names_that_are_not_there():
+    assert foolbox.__version__ == "3.3.4"
+    with pytest.raises(AttributeError, match=r"roli_fast\.compat\.foolbox: got 'utils', accepted: Mis"):
+        _ = foolbox.utils
+    with pytest.raises(AttributeError, match="no attribute 'distance': it is the norm, 'linf'"):
+        _ = foolbox.attacks.LinfPGD().distance
+
+
+def test_other_bounds_in_place_and_wrapped(s):
+    model = foolbox.PyTorchModel(s.model, bounds=(0, 1), device="cpu")
+    logits = model(s.images)
+    for options in ({}, {"wrapper": True}, {"inplace": True}):
+        moved = model.transform_bounds((-1, 3), **options)
+        torch.testing.assert_close(moved(4 * s.images - 1), logits, rtol=1e-4, atol=1e-4)
+        assert (tuple(moved.bounds), moved is model) == ((-1, 3), "inplace" in options)
+    with pytest.raises(ValueError, match="inplace and wrapper"):
+        model.transform_bounds((0, 1), inplace=True, wrapper=True)
+    library = pytest.importorskip("foolbox")
+    wrapped = library.PyTorchModel(s.model, (0, 1), device="cpu").transform_bounds((-1, 1), wrapper=True)
+    with pytest.raises(ValueError, match=r"TransformBoundsWrapper, accepted: one of transform_bounds"):
+        foolbox.attacks.FGSM()(wrapped, s.images, s.labels, epsilons=0.1)
 
 
 def test_repeated_attacks_keep_the_first_success(digits_subject, fmodel):

@@ -4,6 +4,22 @@ import subprocess
 import sys
 
 
+def test_a_face_is_there_once_it_is_named():
+    code = """
+import roli_fast
+print(roli_fast.compat.torchattacks.__name__, roli_fast.compat.art.FastGradientMethod.__name__)
+try:
+    roli_fast.compat.advertorch
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "roli_fast.compat.torchattacks FastGradientMethod",
+        "module 'roli_fast.compat' has no attribute 'advertorch'",
+    ]
+
+
 def test_no_peer_is_imported_nor_needed():
     code = """
 import sys, roli_fast

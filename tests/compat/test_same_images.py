@@ -32,6 +32,11 @@ def test_in_float32_after_one_step(case, subject):
     theirs, ours = both(case, DETERMINISTIC)
     mine, other = ours(subject), theirs(subject).detach()
     differs = (mine - other).abs() > 1e-3 * (other - subject.images).abs().max()
+    if case == "cleverhans FGM L2":  # a shorter step for a mean gradient below 1e-6: docs/switching.md
+        steps = [(images - subject.images).flatten(1).norm(dim=1) for images in (other, mine)]
+        full = steps[0] >= 0.99 * steps[1]
+        assert full.double().mean() > 0.95
+        differs = differs[full]
     assert differs.double().mean() <= 1e-3
 
 

@@ -1,5 +1,6 @@
 """Each row of what changes with the switch (docs/switching.md)."""
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from roli_fast.attacks import verify
 from roli_fast.compat import art, options
 from roli_fast.compat.autoattack import AutoAttack
 
-from .cases import estimator
+from .cases import estimator, original
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "switching.md"
 ROWS: dict[str, str] = {}
@@ -54,24 +55,25 @@ def test_what_is_covered_is_what_there_is():
 # --- every face in one step, from a model, images and labels -----------------------------------------------
 
 
-def by_torchattacks(model, images, labels):
-    return torchattacks.PGDL2(model, eps=0.5, alpha=0.2, steps=2)(images, labels)
+def by_torchattacks(model, images, labels, library=torchattacks):
+    return library.PGDL2(model, eps=0.5, alpha=0.2, steps=2)(images, labels)
 
 
-def by_foolbox(model, images, labels):
-    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    return foolbox.attacks.L2PGD(steps=2)(wrapped, images, labels, epsilons=0.5)[0]
+def by_foolbox(model, images, labels, library=foolbox):
+    wrapped = library.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    return library.attacks.L2PGD(steps=2)(wrapped, images, labels, epsilons=0.5)[0]
 
 
-def by_art(model, images, labels):
+def by_art(model, images, labels, library=art):
     classifier = estimator(model, tuple(images.shape[1:]))
-    attack = art.ProjectedGradientDescent(classifier, norm=2, eps=0.5, eps_step=0.2, max_iter=2)
+    sizes = {"norm": 2, "eps": 0.5, "eps_step": 0.2, "max_iter": 2}
+    attack = library.ProjectedGradientDescent(classifier, **sizes, verbose=False)
     return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
 
 
-def by_cleverhans(model, images, labels):
+def by_cleverhans(model, images, labels, library=cleverhans):
     sizes = {"eps": 0.5, "eps_iter": 0.2, "nb_iter": 2, "norm": 2, "clip_min": 0.0, "clip_max": 1.0}
-    return cleverhans.projected_gradient_descent(model, images, y=labels, **sizes)
+    return library.projected_gradient_descent(model, images, y=labels, **sizes)
 
 
 def by_autoattack(model, images, labels):
@@ -81,6 +83,12 @@ def by_autoattack(model, images, labels):
 
 FACES = [by_torchattacks, by_foolbox, by_art, by_cleverhans, by_autoattack]
 every_face = pytest.mark.parametrize("attack", FACES)
+
+
+def theirs(attack):
+    """The same call of the library itself; skips where it is not installed."""
+    library = original(attack.__name__.removeprefix("by_"))
+    return lambda *batch: attack(*batch, library=library)
 
 
 @pytest.fixture
@@ -116,6 +124,13 @@ def test_modes(attack, net, batch):
     assert [module.training for module in net.modules()] == before
 
 
+@pytest.mark.parametrize("attack", [by_torchattacks, by_art])
+def test_modes_in_the_original(attack, net, batch):
+    before = [module.training for module in net.modules()]
+    theirs(attack)(net, *batch)
+    assert [module.training for module in net.modules()] != before
+
+
 @row("Training mode")
 @every_face
 def test_training_mode(attack, net, batch):
@@ -134,6 +149,12 @@ def test_gradients(attack, net, batch):
     assert all((parameter.grad == 1).all() for parameter in net.parameters())
 
 
+@pytest.mark.parametrize("attack", [by_foolbox, by_art, by_cleverhans])
+def test_gradients_in_the_original(attack, net, batch):
+    theirs(attack)(net, *batch)
+    assert not all(p.grad is not None and (p.grad == 1).all() for p in net.parameters())
+
+
 @row("`torch.no_grad`")
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @every_face
@@ -144,6 +165,13 @@ def test_no_grad(attack, context, net, batch):
     with context():
         found = attack(net, *batch)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("attack", [by_torchattacks, by_foolbox, by_art, by_cleverhans])
+def test_no_grad_in_the_original(attack, net, batch):
+    call = theirs(attack)
+    with torch.no_grad(), pytest.raises(Exception, match="grad"):
+        call(net, *batch)
 
 
 @row("Channels-last")
@@ -158,6 +186,17 @@ def test_channels_last(attack, batch):
     torch.testing.assert_close(*found, rtol=0, atol=1e-4)
     if attack is not by_art:  # numpy's have one layout
         assert found[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_layouts_and_shapes_in_the_original():
+    call = theirs(by_torchattacks)
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10)).eval()
+    images, labels = torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="view"):
+        call(conv, images.to(memory_format=torch.channels_last), labels)
+    flat = nn.Linear(12, 10).eval()
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        call(flat, torch.rand(5, 12), labels)
 
 
 @row("Shapes")
@@ -181,10 +220,22 @@ def test_half_precision(attack, net, batch):
     assert ((found - images).float().flatten(1).norm(dim=1) <= eps * (1 + 1e-3)).all()
 
 
+@pytest.mark.parametrize("attack", [by_art, by_cleverhans])
+def test_half_precision_in_the_original(attack, net, batch):
+    call = theirs(attack)
+    images = batch[0].bfloat16()
+    with pytest.raises((RuntimeError, TypeError)):
+        call(net.eval().bfloat16(), images, batch[1])
+
+
 @row("Result")
 @every_face
 def test_result(attack, net, batch):
     assert not attack(net, batch[0].requires_grad_(attack is not by_art), batch[1]).requires_grad
+
+
+def test_a_result_in_the_original(net, batch):
+    assert theirs(by_cleverhans)(net, *batch).requires_grad
 
 
 @row("Seeds")
@@ -211,6 +262,13 @@ def by_art_at_random(model, images, labels):
     return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
 
 
+def test_seeds_in_the_original(net, batch):
+    library = original("torchattacks")
+    state = torch.get_rng_state()
+    library.APGD(net.eval(), steps=2, seed=0)(*batch)
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
 @row("Range")
 @every_face
 def test_range(attack, net, batch):
@@ -220,21 +278,41 @@ def test_range(attack, net, batch):
         cleverhans.fast_gradient_method(net, 2 * batch[0] - 1, 0.1, 2, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("attack", [by_torchattacks, by_art])
+def test_range_in_the_original(attack, net, batch):
+    found = theirs(attack)(net, 2 * batch[0] - 1, batch[1])
+    assert (found.min() >= 0) == (attack is by_torchattacks)
+
+
+@pytest.mark.parametrize("attack", [by_foolbox, by_cleverhans])
+def test_range_where_the_original_raises(attack, net, batch):
+    call = theirs(attack)
+    with pytest.raises(AssertionError):
+        call(net, 2 * batch[0] - 1, batch[1])
+
+
 @row("Confident images")
 def test_confident_images(batch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     with torch.no_grad():
         model[1].weight.mul_(100)
         labels = model(batch[0]).argmax(1)
-        margins = model(batch[0]).topk(2).values.diff(dim=1).abs()
-    assert margins.max() > 20
-    assert torch.nn.functional.cross_entropy(model(batch[0]), labels, reduction="none").min() == 0
-    found = torchattacks.FGSM(model, eps=0.1)(batch[0], labels)
-    change = (found - batch[0]).abs().flatten(1)
-    assert (change.amax(1) > 0.09).all()
+        margins = model(batch[0]).topk(2).values.diff(dim=1).abs()[:, 0]
+    sure = (margins > 17) & (margins < 90)
+    assert sure.any()
+    images = batch[0][sure].double().requires_grad_()
+    exact = nn.functional.cross_entropy(copy.deepcopy(model).double()(images), labels[sure], reduction="sum")
+    (gradient,) = torch.autograd.grad(exact, images)
+
+    def wrong(library):
+        found = library.FGSM(model, eps=0.1)(batch[0], labels)[sure]
+        moved = (found - batch[0][sure]).sign()
+        return ((moved != gradient.sign()) & (moved != 0)).double().mean().item()
+
+    assert wrong(torchattacks) == 0
+    assert wrong(original("torchattacks")) > 0.05
 
 
-@row("Zero gradients")
 def test_zero_gradients(batch):
     class Half(nn.Module):
         """Of constant output for all images but the first."""
@@ -264,6 +342,16 @@ def test_small_gradients():
     attack = torchattacks.PGDL2(model, eps=1.0, alpha=0.3, steps=1, random_start=False)
     length = (attack(images, torch.zeros(5, dtype=torch.int64)) - images).flatten(1).norm(dim=1)
     torch.testing.assert_close(length, torch.full((5,), 0.3))
+    attack = original("torchattacks").PGDL2(model, eps=1.0, alpha=0.3, steps=1, random_start=False)
+    length = (attack(images, torch.zeros(5, dtype=torch.int64)) - images).flatten(1).norm(dim=1)
+    assert (length < 0.299).all()
+    call = {"eps": 0.3, "norm": 2, "y": torch.zeros(5, dtype=torch.int64)}
+    lengths = [
+        (library.fast_gradient_method(model, images, **call).detach() - images).flatten(1).norm(dim=1)
+        for library in (cleverhans, original("cleverhans"))
+    ]
+    torch.testing.assert_close(lengths[0], torch.full((5,), 0.3))
+    assert (lengths[1] < 0.299).all()
 
 
 @row("Settings that would do nothing")
@@ -280,6 +368,28 @@ def test_settings_that_would_do_nothing(net):
     ):
         with pytest.raises(ValueError, match=f"{name}: got True, accepted: False"):
             kind(classifier, **{name: True})
+
+
+@row("Unusual arguments")
+def test_unusual_arguments(net, batch):
+    images, labels = batch
+    with pytest.raises(ValueError, match="steps: got 0"):
+        torchattacks.PGD(net, steps=0)(images, labels)
+    with pytest.raises(ValueError, match="labels: got "):
+        torchattacks.PGD(net)(images, torch.full((5, 10), 0.1))
+    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    with pytest.raises(ValueError, match=r"eps: got -0.1"):
+        foolbox.attacks.LinfPGD()(wrapped, images, labels, epsilons=-0.1)
+
+
+@row("Other attacks' arguments")
+def test_adversarial_trainers_of_art(net, batch):
+    trainer = pytest.importorskip("art.defences.trainer")
+    classifier = estimator(net, (1, 8, 8))
+    attack = art.FastGradientMethod(classifier)
+    with pytest.raises(ValueError, match="attack"):
+        trainer.AdversarialTrainer(classifier, attack)
+    assert trainer.AdversarialTrainer(classifier, [attack]).attacks == [attack]
 
 
 @row("Losses and defences")

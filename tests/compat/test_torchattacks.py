@@ -1,5 +1,6 @@
 """torchattacks' ways: modes, normalisation, settings that change, files, ensembles."""
 
+import importlib
 import pickle
 
 import pytest
@@ -63,6 +64,9 @@ def test_the_least_likely_is_counted_among_the_other_classes(s, kth):
     assert attack.get_target_label(s.images, s.labels).tolist() == expected
     with pytest.raises(ValueError, match="kth_min: got 0, accepted: an integer >= 1"):
         attack.set_mode_targeted_least_likely(0)
+    attack.set_mode_targeted_least_likely(10)
+    with pytest.raises(ValueError, match="kth_min: got 10, accepted: at most 9"):
+        attack(s.images, s.labels)
 
 
 def test_random_targets_are_any_other_class(s):
@@ -93,6 +97,60 @@ def test_normalised_images_in_and_out(s):
     attack.set_normalization_used(mean, std)
     found = attack(attack.normalize(s.images), s.labels)
     torch.testing.assert_close(attack.inverse_normalize(found), on_pixels, rtol=0, atol=1e-6)
+
+
+def test_logits_inside_a_call_are_those_of_pixels(s):
+    """As in the library: a target function is given pixels, and asks the attack for the logits of these."""
+    pytest.importorskip("torchattacks")
+    pixels, targets = [], []
+    for module in (torchattacks, importlib.import_module("torchattacks")):
+        attack = module.FGSM(s.model, eps=0.1)
+        attack.set_normalization_used([0.3], [0.25])
+
+        def likeliest(images, labels, attack=attack):
+            pixels.append(images)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    attack.get_output_with_eval_nograd(images), attack.get_logits(images)
+                )
+                targets.append(attack.get_logits(images))
+            return targets[-1].topk(2).indices[:, 1]
+
+        attack.set_mode_targeted_by_function(likeliest, quiet=True)
+        inputs = attack.normalize(s.images)
+        attack(inputs, s.labels)
+        torch.testing.assert_close(attack.get_logits(inputs), s.model(inputs))
+        torch.testing.assert_close(attack.get_output_with_eval_nograd(inputs), logits(s, inputs))
+    torch.testing.assert_close(*pixels, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*targets, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(targets[0], logits(s, (s.images - 0.3) / 0.25), rtol=1e-3, atol=1e-3)
+
+
+def test_a_robmodel_brings_its_normalisation(s):
+    kind = type("RobModel", (nn.Module,), {"forward": lambda self, x: s.model(x)})
+    model = kind()
+    model.mean, model.std = torch.tensor([0.1]), torch.tensor([0.5])
+    attacks = [torchattacks.BIM(model), torchattacks.MultiAttack([torchattacks.FGSM(model)] * 2)]
+    for attack in attacks:
+        assert attack.normalization_used["mean"].tolist() == [[[[pytest.approx(0.1)]]]]
+        assert attack.normalization_used["std"].tolist() == [[[[0.5]]]]
+    model.mean, model.std = torch.zeros(1), torch.ones(1)
+    assert torchattacks.BIM(model).normalization_used is None
+
+
+def test_logits_of_a_users_own_are_refused(s):
+    class Mixin:
+        def get_logits(self, inputs, labels=None):
+            return s.model(inputs) / 2
+
+    for bases, own in (
+        ((torchattacks.PGD,), {"get_logits": Mixin.get_logits}),
+        ((Mixin, torchattacks.PGD), {}),
+    ):
+        with pytest.raises(ValueError, match="get_logits: got one of Mine's own, accepted: none"):
+            type("Mine", bases, own)
+    with pytest.raises(ValueError, match="get_logits: got one of PGD's own"):
+        torchattacks.PGD(s.model).get_logits = s.model.forward
 
 
 def test_images_that_are_no_pixels_are_refused(s):
@@ -292,14 +350,117 @@ def test_ensembles_that_are_none(s, attacks):
         torchattacks.MultiAttack([torchattacks.FGSM(models[name]) for name in attacks])
 
 
-def test_an_ensemble_takes_normalised_images(s):
-    attacks = [torchattacks.FGSM(s.model, eps=0.05), torchattacks.BIM(s.model, eps=0.1, alpha=0.05)]
+def ensembles(model):
+    attacks = [torchattacks.FGSM(model), torchattacks.BIM(model)]
     ensemble = torchattacks.MultiAttack(attacks)
-    expected = torchattacks.MultiAttack([torchattacks.FGSM(Normalized(s.model, [0.3], [0.25]), eps=0.05)] * 2)
-    assert expected(s.images, s.labels).shape == s.images.shape
-    ensemble.set_normalization_used([0.3], [0.25])
-    found = ensemble.inverse_normalize(ensemble(ensemble.normalize(s.images), s.labels))
-    assert (found - s.images).abs().max() <= 0.1 + 1e-5
+    autoattack = torchattacks.AutoAttack(model)
+    return [
+        (ensemble, attacks),
+        (autoattack, [autoattack._autoattack, *autoattack._autoattack.attacks]),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_settings_of_an_ensemble_are_those_of_its_parts(s, which, capsys):
+    ensemble, parts = ensembles(s.model)[which]
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    ensemble.set_model(other)
+    ensemble.set_device("meta")
+    ensemble.set_normalization_used([0.25], [0.5])
+    for part in parts:
+        assert part.model is other
+        assert part.device == torch.device("meta")
+        assert (part.normalization_used["mean"].item(), part.normalization_used["std"].item()) == (0.25, 0.5)
+    modes = {
+        "set_mode_targeted_by_label": (),
+        "set_mode_targeted_random": (),
+        "set_mode_targeted_least_likely": (2,),
+        "set_mode_targeted_by_function": (lambda images, labels: labels,),
+    }
+    for name, arguments in modes.items():
+        with pytest.raises(ValueError, match="Targeted mode is not supported"):
+            getattr(ensemble, name)(*arguments)
+    targeted = [part for part in parts if "targeted" in part.supported_mode]
+    assert targeted
+    for part in targeted:
+        part.set_mode_targeted_by_label()
+    ensemble.set_mode_default()
+    assert {part.get_mode() for part in parts} == {"default"}
+    with pytest.raises(ValueError, match="model_training: got True"):
+        ensemble.set_model_training_mode(True)
+
+
+def test_an_ensemble_of_attacks_that_normalise(s):
+    """Each keeps its own ball of pixels, though the normalised range lies inside [0, 1]."""
+    attacks = [torchattacks.FGSM(s.model, eps=0.05), torchattacks.BIM(s.model, eps=0.1, alpha=0.05)]
+    for attack in attacks:
+        attack.set_normalization_used([-0.5], [2.0])
+    inputs = attacks[0].normalize(s.images)
+    found = torchattacks.MultiAttack(attacks)(inputs, s.labels)
+    assert 0.04 < (attacks[0].inverse_normalize(found) - s.images).abs().max() <= 0.1 + 1e-5
+    library = pytest.importorskip("torchattacks")
+    theirs = [library.FGSM(s.model, eps=0.05), library.BIM(s.model, eps=0.1, alpha=0.05)]
+    for attack in theirs:
+        attack.set_normalization_used([-0.5], [2.0])
+    differs = (found - library.MultiAttack(theirs)(inputs, s.labels)).abs() > 1e-4
+    assert differs.double().mean() < 1e-3
+
+
+def test_an_ensemble_has_one_copy_of_the_model(s, monkeypatch):
+    from roli_fast.attacks import attack as module
+
+    made = []
+    view = module.AttackView
+    monkeypatch.setattr(module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
+    attacks = [torchattacks.FGSM(s.model, eps=0.01), torchattacks.APGD(s.model, eps=0.01, steps=2)]
+    ensemble = torchattacks.MultiAttack(attacks)
+    ensemble(s.images, s.labels)
+    assert len(made) == 1
+    attacks[0].eps, attacks[1].steps = 0.02, 3
+    ensemble(s.images, s.labels)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("module", ["roli_fast.compat.torchattacks", "torchattacks"])
+def test_what_an_ensemble_saves(s, tmp_path, module):
+    module = pytest.importorskip(module)
+    ensemble = module.MultiAttack(
+        [module.FGSM(s.model, eps=0.05), module.BIM(s.model, eps=0.1, alpha=0.05)], verbose=True
+    )
+    batches = list(zip(s.images.split(16), s.labels.split(16), strict=True))
+    path = tmp_path / "images.pt"
+    accuracy, success, distance, _ = ensemble.save(batches, path, False, True, True, save_clean_images=True)
+    found = ensemble(s.images, s.labels)
+    wrong = logits(s, found).argmax(1) != s.labels
+    first = logits(s, ensemble.attacks[0](s.images, s.labels)).argmax(1) != s.labels
+    assert accuracy == pytest.approx(100 * (~wrong).double().mean().item())
+    assert success == pytest.approx([100 * f.double().mean().item() for f in (first, wrong)])
+    assert distance > 0
+    assert {"adv_inputs", "labels", "preds", "clean_inputs"} <= torch.load(path).keys()
+    assert ensemble.verbose
+    ensemble.attacks = ensemble.attacks[:1]  # a list that may change
+    assert torch.equal(logits(s, ensemble(s.images, s.labels)).argmax(1) != s.labels, first)
+
+
+def test_fab_knows_no_single_target(s):
+    with pytest.raises(ValueError, match="Targeted mode is not supported"):
+        torchattacks.FAB(s.model).set_mode_targeted_by_label()
+
+
+def test_an_ensemble_takes_normalised_images(s):
+    """As the ensemble on pixels through the normalisation."""
+    found = []
+    for model, normalises in ((Normalized(s.model, [0.3], [0.25]), False), (s.model, True)):
+        attacks = [torchattacks.FGSM(model, eps=0.05), torchattacks.BIM(model, eps=0.1, alpha=0.05)]
+        ensemble = torchattacks.MultiAttack(attacks)
+        if normalises:
+            ensemble.set_normalization_used([0.3], [0.25])
+            images = ensemble.inverse_normalize(ensemble(ensemble.normalize(s.images), s.labels))
+        else:
+            images = ensemble(s.images, s.labels)
+        found.append(images)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+    assert (found[0] != s.images).any()
 
 
 @pytest.mark.parametrize("version", ["standard", "plus", "rand"])
@@ -310,7 +471,7 @@ def test_autoattack_is_made_of_the_librarys_attacks(s, version):
     )
     assert [type(a).__name__ for a in ours] == [type(a).__name__ for a in theirs]
     for mine, other in zip(ours, theirs, strict=True):
-        shared = set(vars(mine)) & set(vars(other)) - {"model", "supported_mode"}
+        shared = set(vars(mine)) & set(vars(other)) - {"model"}
         assert {"eps", "norm", "n_restarts", "seed"} <= shared
         for name in shared:
             if name[0] != "_":

@@ -4,6 +4,9 @@ Models and criteria of foolbox itself are taken as well as the ones here, and ea
 torch's.
 """
 
+from typing import NoReturn
+
+from ..core import no_such
 from . import attacks
 from .attacks import accelerated as accelerated
 from .criteria import Misclassification, TargetedMisclassification
@@ -16,3 +19,9 @@ __all__ = [
     "accuracy",
     "attacks",
 ]
+
+__version__ = "3.3.4"
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("foolbox", name, __all__)

@@ -10,7 +10,7 @@ from ... import attacks as ours
 from ...attacks.ascent import State
 from ...attacks.inputs import check_count, check_size, refuse
 from ...attacks.norms import NORMS
-from ..core import Maker, no_such, read
+from ..core import Closed, Maker, check_methods, no_such, read
 from ..steps import OwnStep, shrink_, unit
 from .criteria import goal, raw
 from .models import pixel_model
@@ -35,10 +35,18 @@ class _FoolboxStep(OwnStep):
         state.adv.clamp_(*self.bounds)
 
 
-class _GradientDescent:
+class _GradientDescent(Closed):
     """Arguments of all: rel_stepsize in multiples of epsilon, or abs_stepsize in pixel units instead; steps;
     random_start, uniform in the ball."""
 
+    _never_called = (
+        "get_loss_fn",
+        "get_optimizer",
+        "get_random_start",
+        "normalize",
+        "project",
+        "value_and_grad",
+    )
     norm: str
     momentum: float | None = None
 
@@ -104,6 +112,10 @@ class _GradientDescent:
     def repeat(self, times: int) -> "_Repeated":
         """The same attack several times: the first success of a sample is kept."""
         return _Repeated(self, times)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        hint = f": it is the norm, {self.norm!r}" if name == "distance" else ""
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         settings = (f"{name}={value}" for name, value in vars(self).items() if name[0] != "_")
@@ -304,5 +316,6 @@ def __getattr__(name: str) -> NoReturn:
 def accelerated(original: Any) -> Any:
     """The library's own attack as one of these."""
     if type(original).__name__ == "Repeated":
+        check_methods(original)
         return accelerated(original.attack).repeat(original.times)
     return read(original, __name__, __all__)

@@ -48,12 +48,15 @@ class Goal(NamedTuple):
 def goal(criterion: Any) -> Goal:
     """By a criterion of foolbox or of this module, or by labels.
 
-    Raises ValueError for other criteria.
+    Raises ValueError for other criteria, and for subclasses, which may judge otherwise.
     """
-    for name, targeted in (("target_classes", True), ("labels", False)):
-        if hasattr(criterion, name):
-            return Goal(raw(getattr(criterion, name)), targeted)
+    kind = type(criterion)
+    if kind in (Misclassification, TargetedMisclassification) or kind.__module__ == "foolbox.criteria":
+        if kind.__name__ == "Misclassification":
+            return Goal(raw(criterion.labels), False)
+        if kind.__name__ == "TargetedMisclassification":
+            return Goal(raw(criterion.target_classes), True)
     if not isinstance(raw(criterion), Tensor):
         accepted = "labels (N,), Misclassification(labels) or TargetedMisclassification(target_classes)"
-        refuse("criterion", f"a {type(criterion).__name__}", accepted)
+        refuse("criterion", f"a {kind.__module__}.{kind.__name__}", accepted)
     return Goal(raw(criterion), False)

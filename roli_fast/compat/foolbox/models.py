@@ -1,5 +1,6 @@
 """The model as foolbox wraps it."""
 
+import copy
 import inspect
 import weakref
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from ...attacks.inputs import check_bounds, refuse
 from ...models.normalized import Normalized
+from ..core import check_methods
 from .criteria import raw
 
 
@@ -58,14 +60,23 @@ class PyTorchModel:
             logits = self.pixel_model(raw(inputs))
         return logits if isinstance(inputs, Tensor) else type(inputs)(logits)
 
-    def transform_bounds(self, bounds: tuple[float, float]) -> "PyTorchModel":
-        """The same model for images that lie in other bounds."""
+    def transform_bounds(
+        self, bounds: tuple[float, float], inplace: bool = False, wrapper: bool = False
+    ) -> "PyTorchModel":
+        """The same model for images that lie in other bounds.
+
+        inplace: this object itself. wrapper: what foolbox wraps is the same function, and so is this.
+        """
+        if inplace and wrapper:
+            raise ValueError("inplace and wrapper cannot both be True")
+        check_bounds(bounds)
         mean, std, flip_axis = self._preprocessing
         scale = (bounds[1] - bounds[0]) / (self.bounds[1] - self.bounds[0])
         mean = torch.zeros(1, device=self.device) if mean is None else mean
         std = torch.ones(1, device=self.device) if std is None else std
-        moved = PyTorchModel(self._model, bounds, self.device)
+        moved = self if inplace else copy.copy(self)
         moved._preprocess(scale * (mean - self.bounds[0]) + bounds[0], scale * std, flip_axis)
+        moved.bounds = Bounds(*bounds)
         return moved
 
 
@@ -130,8 +141,12 @@ def pixel_model(fmodel: Any) -> nn.Module:
     """
     if isinstance(fmodel, PyTorchModel):
         return fmodel.pixel_model
-    if type(fmodel).__name__ != "PyTorchModel" or not hasattr(fmodel, "_preprocess_args"):
-        refuse("model", f"a {type(fmodel).__name__}", "foolbox's PyTorchModel")
+    kind = f"{type(fmodel).__module__}.{type(fmodel).__name__}"
+    if kind == "foolbox.models.base.TransformBoundsWrapper":
+        refuse("model", f"a {kind}", "one of transform_bounds(bounds), without wrapper=True")
+    if kind != "foolbox.models.pytorch.PyTorchModel":
+        refuse("model", f"a {kind}", "foolbox.PyTorchModel, and no subclass of it")
+    check_methods(fmodel, "model")
     taken = _TAKEN.get(fmodel)
     if taken is None or taken.preprocessing is not fmodel._preprocess_args:
         module = inspect.getclosurevars(fmodel._model).nonlocals["model"]
