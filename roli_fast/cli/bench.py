@@ -7,9 +7,8 @@ import datetime
 import importlib.util
 import itertools
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from ..speed.peers import PEERS, Settings, find
 from ..speed.report import draw, table
 from ..speed.subjects import labelled, random_images, settle, timm_model
 from .errors import UserError
+from .options import check_names, device_of, new_folder, number
+from .options import count as option_count
 
 # eps in [0, 1] pixels, as the field has them for images of some dozens of pixels; a step is a quarter.
 _EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12}
@@ -46,29 +47,6 @@ class _Subject:
     shape: tuple[int, int, int, int]
 
 
-def _number(option: str) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        try:
-            numerator, slash, denominator = text.partition("/")
-            value = float(numerator) / (float(denominator) if slash else 1)
-        except (ValueError, ZeroDivisionError):
-            value = 0
-        if not 0 < value < math.inf:
-            raise UserError(f"{option}: got {text!r}, accepted: a number above 0, such as 0.5 or 8/255")
-        return value
-
-    return number
-
-
-def _count(option: str, least: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise UserError(f"{option}: got {text!r}, accepted: {least} or more")
-        return int(text)
-
-    return count
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     def option(name: str, metavar: str, about: str, **how: Any) -> None:
         default = _DEFAULTS.get(name[2:].replace("-", "_"))
@@ -77,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, metavar=metavar, help=about, **how)
 
     def count(name: str, metavar: str, about: str, least: int = 1, **how: Any) -> None:
-        option(name, metavar, about, type=_count(name, least), **how)
+        option(name, metavar, about, type=option_count(name, least), **how)
 
     option("--models", "MODEL", "timm's names, or NAME:NxCxHxW with batch size and image", nargs="+")
     count("--size", "PIXELS", "pixels a side", nargs="+")
@@ -87,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--checkpoint", "FILE", "weights of the one model (default: random)", type=Path)
     option("--norms", "NORM", "linf, l2, l1 (default: linf)", nargs="+", default=["linf"])
     eps = "one per norm, in pixels of [0, 1] (default: 8/255 in linf, 0.5 in l2, 12 in l1)"
-    option("--eps", "EPS", eps, nargs="+", type=_number("--eps"))
-    option("--step-size", "SIZE", "one per norm (default: eps / 4)", nargs="+", type=_number("--step-size"))
+    option("--eps", "EPS", eps, nargs="+", type=number("--eps"))
+    option("--step-size", "SIZE", "one per norm (default: eps / 4)", nargs="+", type=number("--step-size"))
     count("--steps", "N", "of gradient", nargs="+")
     precisions = f"of {', '.join(PRECISIONS)} (default: fp32 bf16)"
     option("--precisions", "PRECISION", precisions, nargs="+", default=["fp32", "bf16"])
@@ -106,12 +84,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name, default in (_QUICK if arguments.quick else _DEFAULTS).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
-    _check_names("--norms", arguments.norms, _EPS)
-    _check_names("--precisions", arguments.precisions, PRECISIONS)
-    _check_names("--peers", arguments.peers, PEERS)
-    device = _device(arguments.device)
+    check_names("--norms", arguments.norms, _EPS)
+    check_names("--precisions", arguments.precisions, PRECISIONS)
+    check_names("--peers", arguments.peers, PEERS)
+    device = device_of(arguments.device)
     subjects, attacks = _subjects(arguments), _attacks(arguments)
-    folder = _folder(arguments.out)
+    folder = new_folder("--out", arguments.out)
 
     console = Console(width=None if Console().is_terminal else 160)
     peers, missing = find(arguments.peers)
@@ -136,30 +114,6 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(table(subject.model, found))
             _save(folder, results, missing, arguments, device)  # also of a run that is interrupted later
     _say_where(console, arguments, results, folder, device)
-
-
-def _check_names(option: str, given: Sequence[str], accepted: Sequence[str] | dict[str, Any]) -> None:
-    for name in given:
-        if name not in accepted:
-            raise UserError(f"{option}: got {name!r}, accepted: {', '.join(accepted)}")
-    if len(set(given)) < len(given):
-        raise UserError(f"{option}: got {' '.join(given)}, accepted: each once")
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise UserError(f"--device: got {name!r}, accepted: cpu, cuda, cuda:1 ...") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device: got {name!r}, accepted: cpu, cuda")
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(
-                f"--device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices"
-            )
-        torch.cuda.set_device(device)
-    return device
 
 
 def _subjects(arguments: argparse.Namespace) -> list[_Subject]:
@@ -195,14 +149,6 @@ def _per_norm(option: str, given: list[float] | None, norms: list[str]) -> list[
     if given is not None and len(given) != len(norms):
         raise UserError(f"{option}: got {len(given)}, accepted: one for each of --norms {' '.join(norms)}")
     return given
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {error}") from error
-    return path
 
 
 def _seed(seed: int) -> None:
