@@ -1,0 +1,164 @@
+"""Probe or finetune: how much of accuracy and robustness linear probing keeps, and what is to be expected."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy
+from scipy.stats import binomtest
+from torch import Tensor
+
+from .accuracy import Accuracy, Difference
+from .sensitivity import Sensitivity
+from .transfer_result import Transfer
+
+TRANSFERRED = "(probed - finetuned) / finetuned, of accuracies that are means over the runs"
+_RESAMPLES = 2000
+
+
+def transferred(
+    probed: Sequence[Accuracy], finetuned: Sequence[Accuracy], confidence: float = 0.95
+) -> Difference:
+    """Transferred accuracy, or, of robust accuracies, transferred robustness: the normalised gap between
+    linear probing and full finetuning of the same backbone, (probed - finetuned) / finetuned. Above 0,
+    probing is better; -1 means that nothing transfers.
+
+    RoLI (Hua et al. 2024) describes it in words, "the normalised performance gap between linear probing and
+    full finetuning"; the formula is our reading of them.
+
+    probed, finetuned: of one or several runs each, such as seeds, on the same images. Accuracies are their
+        means; the interval is a bootstrap's over images, which are paired, and runs. Its upper end is
+        infinite where resamples leave finetuning nothing right.
+
+    Raises ValueError without a run of each, for other images, and where finetuning has nothing right: the gap
+    is measured in its accuracy.
+    """
+    means = _means(probed, finetuned)
+    if means[0, 1] == 0:
+        raise ValueError(
+            "finetuned: got an accuracy of 0, accepted: one above 0, in which the gap is measured"
+        )
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        gaps = numpy.nan_to_num((means[:, 0] - means[:, 1]) / means[:, 1], nan=0.0, posinf=numpy.inf)
+    return _difference(gaps, confidence)
+
+
+def _difference(resampled: numpy.ndarray, confidence: float) -> Difference:
+    """Of the value itself, which comes first, and its resamples."""
+    beyond = (1 - confidence) / 2
+    # Not interpolated: an infinite neighbour would make NaN of it.
+    low, high = numpy.quantile(resampled[1:], [beyond, 1 - beyond], method="nearest")
+    return Difference(float(resampled[0]), float(low), float(high))
+
+
+def _means(probed: Sequence[Accuracy], finetuned: Sequence[Accuracy]) -> numpy.ndarray:
+    """(1 + resamples, 2): mean accuracies of both groups, first those of all images and runs."""
+    if not probed or not finetuned:
+        raise ValueError(
+            f"probed, finetuned: got {len(probed)} and {len(finetuned)} runs, accepted: 1 or more"
+        )
+    sizes = {len(accuracy.right) for accuracy in (*probed, *finetuned)}
+    if len(sizes) > 1:
+        raise ValueError(f"probed, finetuned: got {sorted(sizes)} images, accepted: the same images")
+    groups = [numpy.stack([_numbers(a.right) for a in group]) for group in (probed, finetuned)]
+    found = [[group.mean() for group in groups]]
+    random, count = numpy.random.default_rng(0), sizes.pop()
+    for _ in range(_RESAMPLES):
+        images = random.integers(count, size=count)
+        runs = [random.integers(len(group), size=len(group)) for group in groups]
+        found.append([group[rows][:, images].mean() for group, rows in zip(groups, runs, strict=True)])
+    return numpy.array(found)
+
+
+def _numbers(right: Tensor) -> numpy.ndarray:
+    return right.numpy().astype(float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """What to do with a backbone, and why. Estimated, never certified.
+
+    method: "probe" or "finetune".
+    reason: in a sentence. expectation: what robust accuracy is to be expected, in a sentence.
+    """
+
+    method: str
+    reason: str
+    expectation: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.method}: {self.reason}. {self.expectation}."
+
+
+def advise_without_head(found: Sensitivity) -> Advice:
+    """Before a head is trained."""
+    relative = found.relative.median().item()
+    reason = (
+        "no head has been trained for these classes, and without one the theory predicts no robust accuracy; "
+        "a probe costs least, and finetuning begins with it"
+    )
+    expectation = (
+        f"Estimated: features move by {relative:.0%} of their length (median); of several backbones, the one "
+        "with the least has the most to hand on. With a probed head this becomes a robust accuracy"
+    )
+    return Advice("probe", reason, expectation)
+
+
+def advise(found: Transfer) -> Advice:
+    """By a model with a head on the representation in question.
+
+    The theory tells what a head on this representation keeps, not what finetuning would make of it. So the
+    rule, which is ours: where attacks leave more than half of the right images right, most of what is missing
+    is not robustness, and probing keeps what is there; where they leave less, the representation is too
+    sensitive for any head, and has to change. Where the interval of that share contains one half, too few
+    images were looked at to tell, and the cheaper one is advised.
+    """
+    right, stayed = int(found.clean.right.sum()), int(found.robust.right.sum())
+    if right == 0:
+        return Advice(
+            "finetune", "the model gets no image right, so that there is no robustness to keep", _OPEN
+        )
+    low, high = binomtest(stayed, right).proportion_ci(0.95, method="wilson")
+    kept = f"the attacks leave {stayed} of {right} right images right"
+    if low > 0.5:
+        reason = (
+            f"{kept}, more than half: the representation is robust for these classes, and probing keeps it"
+        )
+    elif high < 0.5:
+        reason = f"{kept}, less than half: the representation is too sensitive, and a head cannot mend that"
+        return Advice("finetune", reason, f"{_expected([found], 'With this head')}. {_OPEN}")
+    else:
+        reason = f"{kept}, about half: too few images to tell, and probing costs less"
+    return Advice("probe", reason, _expected([found], "With this representation and head"))
+
+
+def advise_between(probed: Sequence[Transfer], finetuned: Sequence[Transfer]) -> Advice:
+    """By probed and finetuned runs of one backbone under the same attacks: whichever is more robust, and
+    probing where the interval of the difference contains 0, as it costs less.
+
+    Raises ValueError for runs under different attacks, and as :func:`transferred`.
+    """
+    every = {tuple(outcome.label for outcome in run.outcomes) for run in (*probed, *finetuned)}
+    if len(every) > 1:
+        raise ValueError(f"probed, finetuned: got {len(every)} different sets of attacks, accepted: the same")
+    means = _means([run.robust for run in probed], [run.robust for run in finetuned])
+    gap = _difference(means[:, 0] - means[:, 1], 0.95)
+    points = f"{100 * gap.value:+.1f} points of robust accuracy [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    if gap.high < 0:
+        reason = f"probing measures {points} against finetuning"
+        return Advice("finetune", reason, _expected(finetuned, "Finetuned"))
+    reason = f"probing measures {points} against finetuning"
+    if gap.within_noise:
+        reason += ": no difference that these images could show, and probing costs less"
+    return Advice("probe", reason, _expected(probed, "Probed"))
+
+
+_OPEN = "What finetuning reaches is not estimated: it changes the representation that the theory is about"
+
+
+def _expected(runs: Sequence[Transfer], what: str) -> str:
+    low, high = (sum(bounds) / len(runs) for bounds in zip(*(run.expected for run in runs), strict=True))
+    return (
+        f"{what}, a robust accuracy between {low:.1%} and {high:.1%} is estimated: the criterion is "
+        "sufficient only, and attacks bound from above"
+    )

@@ -1,0 +1,159 @@
+"""How far an attack moves what a backbone makes of an image (Nern et al., On Transfer of Adversarial
+Robustness from Pretraining to Downstream Tasks, NeurIPS 2023)."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ..attacks import FeaturePGD, verify
+from ..attacks.attack import Attack
+from ..attacks.inputs import check_inputs, draw_key, to_images, to_state
+from ..engine.modes import Model, own_output
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def sensitivity_attack(
+    eps: float = 8 / 255, steps: int = 20, generator: torch.Generator | None = None
+) -> FeaturePGD:
+    """The attack that sensitivity is measured with: Linf, steps of 0.7 eps from a random start, as in the
+    paper's code; of the places on its way, the farthest counts."""
+    return FeaturePGD(eps=eps, step_size=0.7 * eps, steps=steps, iterate="best", generator=generator)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """How far a representation f moves within the ball. Estimated: an attack bounds the largest distance from
+    below.
+
+    distance: (N,) float64 on the CPU, ||f(x') - f(x)||_2.
+    length: (N,) float64, ||f(x)||_2.
+    label: the attack that found x'.
+    """
+
+    distance: Tensor
+    length: Tensor
+    label: str
+
+    @property
+    def relative(self) -> Tensor:
+        """(N,) float64, distance by length: infinite where features of length 0 move, 0 where they stay."""
+        return torch.where(self.distance > 0, self.distance / self.length, 0.0)
+
+    def summary(self) -> dict[str, Any]:
+        """What of it goes into JSON: see :func:`figures`."""
+        return {
+            "attack": self.label,
+            "images": len(self.distance),
+            "absolute": figures(self.distance),
+            "relative": figures(self.relative),
+        }
+
+
+def sensitivity(
+    features: Model,
+    batches: Iterable[Sequence[Tensor]],
+    attack: FeaturePGD | None = None,
+    *,
+    progress: bool = False,
+) -> Sensitivity:
+    """The sensitivity of a representation, which needs neither head nor labels.
+
+    features: maps images (N, ...) to features (N, ...), such as the first of :func:`roli_fast.models.split`;
+        asked in eval mode, left as it was.
+    batches: tuples that begin with the images, on the features' device, in a fixed order, which gives each
+        sample its index.
+    attack: default :func:`sensitivity_attack`.
+    progress: whether to show a bar.
+
+    Raises ValueError for no image and for features that are not finite, TypeError for another attack, and
+    RuntimeError where the attack left the ball or the box.
+    """
+    attack = sensitivity_attack() if attack is None else attack
+    check_feature_attack(attack)
+    key, found, first = key_of(attack), [], 0
+    for images, *_ in bar(batches, "sensitivity", progress):
+        check_inputs(images, None, None)
+        clean, moved = features_moved(features, attack, images, first, key)
+        found.append(torch.stack([(moved - clean).norm(dim=1), clean.norm(dim=1)]).cpu())
+        first += len(images)
+    if first == 0:
+        raise ValueError("batches: got none, accepted: at least one image")
+    distance, length = torch.cat(found, dim=1)
+    return Sensitivity(distance, length, attack.label)
+
+
+def figures(values: Tensor) -> dict[str, Any]:
+    """Mean and quantiles of values (N,), N at least 1, fit for JSON: None for what is not finite."""
+    # Not torch.quantile, which makes NaN of neighbours that are infinite.
+    ordered = values.sort().values
+    quantiles = {f"{q:g}": finite(ordered[round(q * (len(ordered) - 1))].item()) for q in QUANTILES}
+    return {"mean": finite(values.mean().item()), "quantiles": quantiles}
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def check_feature_attack(attack: object) -> None:
+    if not isinstance(attack, FeaturePGD):
+        got = f"a {type(attack).__name__}"
+        raise TypeError(
+            f"feature_attack: got {got}, accepted: FeaturePGD, such as sensitivity_attack(8 / 255)"
+        )
+    check_one_size_for_all("feature_attack", attack)
+
+
+def check_one_size_for_all(argument: str, attack: Attack) -> None:
+    if any(isinstance(size, Tensor) and size.dim() for size in attack.sizes().values()):
+        raise ValueError(f"{argument}: got an eps or step size per sample of a batch, accepted: one for all")
+
+
+def features_moved(
+    features: Model, attack: FeaturePGD, images: Tensor, first: int, key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Features (N, F) of the images and of what the attack makes of them; first: the index of the first."""
+    index = first + torch.arange(len(images), device=images.device)
+    adversarial = attack.run(features, images, index=index, key=key.to(images.device)).adversarial
+    anything = torch.zeros_like(index)  # where an image lies does not depend on its class
+    check_ball(lambda x: features_of(features, x), attack, images, adversarial, anything)
+    clean = features_of(features, to_images(to_state(images), images))
+    return clean, features_of(features, adversarial)
+
+
+def features_of(features: Model, images: Tensor) -> Tensor:
+    """(N, F) float64, as the model itself computes them at its own precision.
+
+    Raises ValueError where they are not finite.
+    """
+    found = own_output(features, images).reshape(len(images), -1).double()
+    broken = ~found.isfinite().all(dim=1)
+    if broken.any():
+        samples = broken.nonzero().flatten().tolist()[:8]
+        raise ValueError(f"model: its features are NaN or infinite for samples {samples}, accepted: numbers")
+    return found
+
+
+def check_ball(model: Model, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """(N,) bool: which fool the model. Raises RuntimeError where one is outside the ball or the box."""
+    checked = verify(model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds)
+    if not (checked.finite & checked.in_box & checked.in_ball).all():
+        raise RuntimeError(f"{attack!r} returned images outside its ball or box")
+    return checked.success
+
+
+def key_of(attack: Attack) -> Tensor:
+    """Of all draws, so that batches are attacked as one: (1,) int64."""
+    device = attack.generator.device if attack.generator else torch.device("cpu")
+    return draw_key(attack.generator, device)
+
+
+def bar(batches: Iterable[Sequence[Tensor]], title: str, shown: bool) -> Iterable[Sequence[Tensor]]:
+    total = len(batches) if isinstance(batches, Sized) else None
+    return track(batches, title, total=total, console=Console(stderr=True), disable=not shown)

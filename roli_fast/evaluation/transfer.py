@@ -1,0 +1,168 @@
+"""How much robustness a linear head can take over from its representation (Nern et al., On Transfer of
+Adversarial Robustness from Pretraining to Downstream Tasks, NeurIPS 2023)."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import FeaturePGD, predict
+from ..attacks.attack import Attack
+from ..attacks.inputs import check_inputs, check_labels, to_images, to_state
+from ..attacks.losses import cross_entropy
+from ..models import split
+from .accuracy import Accuracy
+from .linear_head import Criterion, LinearHead, LossBound
+from .sensitivity import (
+    Sensitivity,
+    bar,
+    check_ball,
+    check_feature_attack,
+    check_one_size_for_all,
+    features_moved,
+    features_of,
+    key_of,
+)
+from .transfer_result import Contradictions, Outcome, Transfer
+
+
+def transfer(
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    feature_attack: FeaturePGD,
+    attacks: Sequence[Attack],
+    *,
+    progress: bool = False,
+) -> Transfer:
+    """The theory's quantities for a classifier with a linear head: sensitivity, the loss bound and the
+    criterion for each image, and what attacks say of them. Without a trained head, :func:`sensitivity`.
+
+    model: what :func:`roli_fast.models.split` takes; asked in eval mode, left as it was.
+    batches: tuples that begin with images and labels (N,) int64, on the model's device, in a fixed order,
+        which gives each sample its index.
+    feature_attack: such as :func:`sensitivity_attack`.
+    attacks: on the classes, of different kinds, in the same ball and box: such as PGD and AutoAttack.
+    progress: whether to show a bar.
+
+    Everything that is estimated errs to a known side: the distance is bounded from below, so that the
+    criterion may be met where it is not; measured robust accuracy is bounded from above.
+
+    Raises ValueError for attacks that do not fit together and for no image, TypeError for a model without a
+    head that can be told apart, and RuntimeError where an attack left the ball, and where a theorem did not
+    hold: that would be a bug.
+    """
+    _check_attacks(feature_attack, attacks)
+    run = _Run(model, feature_attack, attacks)
+    for images, labels, *_ in bar(batches, "transfer", progress):
+        check_inputs(images, labels, None)
+        run.add(images, labels)
+    return run.found()
+
+
+def _check_attacks(feature_attack: FeaturePGD, attacks: Sequence[Attack]) -> None:
+    check_feature_attack(feature_attack)
+    names = [type(attack).__name__ for attack in attacks]
+    if not attacks or len(set(names)) < len(names):
+        raise ValueError(f"attacks: got {names}, accepted: at least one, each of another kind")
+    for attack in attacks:
+        check_one_size_for_all("attacks", attack)
+        if attack.targeted or attack.label_free:
+            raise ValueError(f"attacks: got {attack!r}, accepted: attacks against the labels")
+        if _ball(attack) != _ball(feature_attack):
+            raise ValueError(
+                f"attacks: got {attack!r}, accepted: the ball and box of {feature_attack!r}: the criterion "
+                "is about no other"
+            )
+
+
+def _ball(attack: Attack) -> tuple[str, float, tuple[float, ...]]:
+    return attack.norm, float(attack.eps), tuple(attack.bounds)
+
+
+class _Run:
+    """What becomes known batch by batch."""
+
+    def __init__(self, model: nn.Module, feature_attack: FeaturePGD, attacks: Sequence[Attack]):
+        self._model, self._feature_attack, self._attacks = model, feature_attack, attacks
+        self._features, layer = split(model)
+        self._head = LinearHead.of(layer)
+        self._keys = [key_of(attack) for attack in (feature_attack, *attacks)]
+        self._notes: list[dict[str, None]] = [{} for _ in attacks]
+        self._found: list[dict[str, Tensor]] = []
+        self._count = 0
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        logits = predict(self._model, to_images(to_state(images), images))
+        check_labels(labels, logits.shape[1])
+        right = logits.argmax(dim=1) == labels
+        clean, moved = features_moved(
+            self._features, self._feature_attack, images, self._count, self._keys[0]
+        )
+        exact = self._head.logits(clean)
+        found = {
+            "right": right,
+            "length": clean.norm(dim=1),
+            "radius": self._head.radius(exact, labels),
+            "constant": self._head.gaps(labels).amax(dim=1),
+        } | self._at("features", clean, moved, labels)
+        for number, attack in enumerate(self._attacks):
+            reached, success = self._attacked(number, attack, images, labels)
+            found |= self._at(str(number), clean, reached, labels)
+            found[f"{number} robust"] = right & ~success
+        self._found.append({name: value.cpu() for name, value in found.items()})
+        self._count += len(images)
+
+    def _attacked(self, number: int, attack: Attack, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Features where the attack arrived, and whether the model is fooled there."""
+        index = self._count + torch.arange(len(images), device=images.device)
+        key = self._keys[1 + number].to(images.device) if attack.draws else None
+        result = attack.run(self._model, images, labels, index=index, key=key)
+        self._notes[number] |= dict.fromkeys(result.notes)
+        success = check_ball(self._model, attack, images, result.adversarial, labels)
+        return features_of(self._features, result.adversarial), success
+
+    def _at(self, name: str, clean: Tensor, reached: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What the theorems are about, at points that an attack reached."""
+        before, after = self._head.logits(clean), self._head.logits(reached)
+        rounding = self._head.rounding(clean, reached)
+        excess = self._head.excess(clean, reached, labels)
+        if not (excess <= 4 * rounding).all():  # a margin is two logits, and here are two margins
+            raise RuntimeError(
+                f"a margin shrank by {excess.max():.6g} more than the features' distance allows: a bug in "
+                "roli_fast"
+            )
+        return {
+            f"{name} rise": cross_entropy(after, labels) - cross_entropy(before, labels),
+            f"{name} distance": (reached - clean).norm(dim=1),
+            f"{name} rounding": rounding,
+        }
+
+    def found(self) -> Transfer:
+        if self._count == 0:
+            raise ValueError("batches: got none, accepted: at least one image")
+        every = {name: torch.cat([f[name] for f in self._found]) for name in self._found[0]}
+        criterion = Criterion(every["right"], every["radius"], every["features distance"])
+        return Transfer(
+            sensitivity=Sensitivity(criterion.distance, every["length"], self._feature_attack.label),
+            clean=Accuracy(every["right"]),
+            criterion=criterion,
+            feature_bound=self._bound(every, "features"),
+            outcomes=tuple(self._outcome(every, criterion, number) for number in range(len(self._attacks))),
+        )
+
+    def _outcome(self, every: dict[str, Tensor], criterion: Criterion, number: int) -> Outcome:
+        attack, robust = self._attacks[number], every[f"{number} robust"]
+        contradicted = criterion.met & ~robust
+        farther = contradicted & (every[f"{number} distance"] >= criterion.radius)
+        return Outcome(
+            name=type(attack).__name__,
+            label=attack.label,
+            notes=tuple(self._notes[number]),
+            robust=Accuracy(robust),
+            bound=self._bound(every, str(number)),
+            contradictions=Contradictions(contradicted, farther),
+        )
+
+    def _bound(self, every: dict[str, Tensor], name: str) -> LossBound:
+        rise, distance, rounding = (every[f"{name} {what}"] for what in ("rise", "distance", "rounding"))
+        return LossBound(rise, distance, every["constant"], self._head.spectral_norm(), rounding)
