@@ -53,7 +53,7 @@ def _demo() -> Subject:
     from roli_fast.models import Normalized, small_resnet
 
     torch.manual_seed(0)
-    return _trained(Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,)), epochs=6)
+    return _trained(Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,)), epochs=3)
 
 
 def _trained(model: nn.Module, epochs: int) -> Subject:
@@ -96,7 +96,13 @@ def digits_subject() -> Subject:
     return _digits()
 
 
-@pytest.fixture(params=["digits", *slow("demo", "resnet4b_cifar10", "trades_mnist")], scope="session")
+_REAL = slow("resnet4b_cifar10", "trades_mnist")
+
+# For tests that take less than a second on the demo's network, which the others meet in the slow ones alone.
+every_subject = pytest.mark.parametrize("subject", ["digits", "demo", *_REAL], indirect=True)
+
+
+@pytest.fixture(params=["digits", *slow("demo"), *_REAL], scope="session")
 def subject(request):
     if request.param == "digits":
         return request.getfixturevalue("digits_subject")

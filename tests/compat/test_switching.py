@@ -17,7 +17,7 @@ from roli_fast.attacks import verify
 from roli_fast.compat import art, options
 from roli_fast.compat.autoattack import AutoAttack
 
-from .cases import estimator, original
+from .cases import Coin, estimator, original
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "switching.md"
 ROWS: dict[str, str] = {}
@@ -401,18 +401,21 @@ def test_losses_and_defences(net):
         art.FastGradientMethod(classifier)
 
 
+def fooled_in_six_starts(library):
+    """Which of 200 images, of which a start fools each with a probability of a half."""
+    images, labels = numpy.full((200, 1, 4, 4), 0.5, numpy.float32), numpy.zeros(200, numpy.int64)
+    classifier = estimator(Coin(), (1, 4, 4))
+    attack = library.FastGradientMethod(classifier, eps=0.1, num_random_init=6, batch_size=200)
+    return classifier.predict(attack.generate(images, labels)).argmax(1) != 0
+
+
 @row("Restarts")
-def test_restarts(digits_subject):
-    s = digits_subject.first(60)
-    classifier = estimator(s.model, (1, 8, 8))
-    fooled = []
-    for starts in (1, 6):
-        torch.manual_seed(0)
-        attack = art.FastGradientMethod(classifier, eps=0.1, num_random_init=starts, batch_size=60)
-        found = attack.generate(s.images.numpy(), s.labels.numpy())
-        fooled.append(classifier.predict(found).argmax(1) != s.labels.numpy())
-    assert (fooled[1] >= fooled[0]).all()  # the first start is among the six
-    assert fooled[1].sum() > fooled[0].sum()
+def test_restarts():
+    assert fooled_in_six_starts(art).mean() > 0.9  # 1 - 2^-6 is expected
+
+
+def test_restarts_in_the_original():
+    assert fooled_in_six_starts(original("art")).mean() < 0.75  # six standard deviations above a half
 
 
 @row("Clipped images")
