@@ -34,7 +34,8 @@ def select(returned: Any, output: Output) -> Tensor:
         hint = f", such as output={_suggestion(returned)!r}" if output is None else ""
         raise ValueError(
             f"model: got a {type(found).__name__} for output={output!r}, "
-            f"accepted: a tensor; output=, where there is one, says where it is{hint}"
+            "accepted: a tensor, or a module around the model that returns one; "
+            f"where an attack has output=, that says where it is{hint}"
         )
     return found
 
