@@ -297,15 +297,8 @@ class BasicIterativeMethod(ProjectedGradientDescent):
         batch_size: int = 32,
         verbose: bool = True,
     ):
-        super().__init__(
-            estimator,
-            eps=eps,
-            eps_step=eps_step,
-            max_iter=max_iter,
-            targeted=targeted,
-            batch_size=batch_size,
-            verbose=verbose,
-        )
+        sizes = numpy.inf, eps, eps_step, None, max_iter
+        super().__init__(estimator, *sizes, targeted, batch_size=batch_size, verbose=verbose)
 
 
 class MomentumIterativeMethod(ProjectedGradientDescent):
@@ -321,17 +314,8 @@ class MomentumIterativeMethod(ProjectedGradientDescent):
         batch_size: int = 32,
         verbose: bool = True,
     ):
-        super().__init__(
-            estimator,
-            norm,
-            eps,
-            eps_step,
-            decay=decay,
-            max_iter=max_iter,
-            targeted=targeted,
-            batch_size=batch_size,
-            verbose=verbose,
-        )
+        sizes = norm, eps, eps_step, decay, max_iter
+        super().__init__(estimator, *sizes, targeted, batch_size=batch_size, verbose=verbose)
 
 
 class FastGradientMethod(_Attack):

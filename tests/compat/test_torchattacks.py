@@ -244,6 +244,14 @@ def test_it_can_be_pickled(s):
     assert torch.equal(pickle.loads(pickle.dumps(attack))(s.images, s.labels), expected)
 
 
+@pytest.mark.parametrize("name", [name for name in torchattacks.__all__ if name != "MultiAttack"])
+def test_every_attack_can_be_pickled(s, name):
+    attack = getattr(torchattacks, name)(s.model)
+    again = pickle.loads(pickle.dumps(attack))
+    assert type(again) is type(attack)
+    assert repr(again) == repr(attack)
+
+
 # --- files -------------------------------------------------------------------------------------------------
 
 

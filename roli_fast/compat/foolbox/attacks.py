@@ -37,7 +37,7 @@ class _FoolboxStep(OwnStep):
 
 class _GradientDescent(Closed):
     """Arguments of all: rel_stepsize in multiples of epsilon, or abs_stepsize in pixel units instead; steps;
-    random_start, uniform in the ball."""
+    random_start, uniform in the ball. The defaults are PGD's; other attacks have others."""
 
     _never_called = (
         "get_loss_fn",
@@ -50,7 +50,17 @@ class _GradientDescent(Closed):
     norm: str
     momentum: float | None = None
 
-    def __init__(self, *, rel_stepsize: float, abs_stepsize: float | None, steps: int, random_start: bool):
+    def __init__(
+        self,
+        *,
+        rel_stepsize: float = 0.025,
+        abs_stepsize: float | None = None,
+        steps: int = 50,
+        random_start: bool = True,
+    ):
+        self._set(rel_stepsize, abs_stepsize, steps, random_start)
+
+    def _set(self, rel_stepsize: float, abs_stepsize: float | None, steps: int, random_start: bool) -> None:
         check_size("rel_stepsize", rel_stepsize)
         if abs_stepsize is not None:
             check_size("abs_stepsize", abs_stepsize)
@@ -161,25 +171,11 @@ def _like(inputs: Any, tensor: Tensor) -> Any:
     return tensor if isinstance(inputs, Tensor) else type(inputs)(tensor)
 
 
-class _Pgd(_GradientDescent):
-    def __init__(
-        self,
-        *,
-        rel_stepsize: float = 0.025,
-        abs_stepsize: float | None = None,
-        steps: int = 50,
-        random_start: bool = True,
-    ):
-        super().__init__(
-            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
-        )
-
-
-class L1ProjectedGradientDescentAttack(_Pgd):
+class L1ProjectedGradientDescentAttack(_GradientDescent):
     norm = "l1"
 
 
-class L2ProjectedGradientDescentAttack(_Pgd):
+class L2ProjectedGradientDescentAttack(_GradientDescent):
     norm = "l2"
 
 
@@ -194,9 +190,7 @@ class LinfProjectedGradientDescentAttack(_GradientDescent):
         steps: int = 40,
         random_start: bool = True,
     ):
-        super().__init__(
-            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
-        )
+        self._set(rel_stepsize, abs_stepsize, steps, random_start)
 
 
 class _Bim(_GradientDescent):
@@ -208,9 +202,7 @@ class _Bim(_GradientDescent):
         steps: int = 10,
         random_start: bool = False,
     ):
-        super().__init__(
-            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
-        )
+        self._set(rel_stepsize, abs_stepsize, steps, random_start)
 
 
 class L1BasicIterativeAttack(_Bim):
@@ -238,9 +230,7 @@ class _Momentum(_GradientDescent):
         random_start: bool = False,
     ):
         self.momentum = momentum
-        super().__init__(
-            rel_stepsize=rel_stepsize, abs_stepsize=abs_stepsize, steps=steps, random_start=random_start
-        )
+        self._set(rel_stepsize, abs_stepsize, steps, random_start)
 
 
 class L1MomentumIterativeFastGradientMethod(_Momentum):
@@ -259,7 +249,7 @@ class _FastGradient(_GradientDescent):
     """One step to the edge of the ball; knows no targets."""
 
     def __init__(self, *, random_start: bool = False):
-        super().__init__(rel_stepsize=1.0, abs_stepsize=None, steps=1, random_start=random_start)
+        self._set(1.0, None, 1, random_start)
 
     def _check(self, targeted: bool) -> None:
         if targeted:

@@ -1,0 +1,342 @@
+"""What torchattacks' attacks have in common."""
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ... import attacks as ours
+from ...attacks.inputs import refuse
+from ...engine.modes import Model
+from ...models.normalized import Normalized
+from ..core import Closed, Maker
+
+TargetMap = Callable[[Tensor, Tensor | None], Tensor]
+
+# How far from the box an image may be by having been normalised and brought back in float32.
+_ROUNDING = 1e-5
+
+
+def _of_all_parts(setter: Callable[..., None]) -> Callable[..., None]:
+    """A setting of an attack that its parts get, too."""
+
+    @functools.wraps(setter)
+    def set_all(self: "Attack", *args: Any, **kwargs: Any) -> None:
+        setter(self, *args, **kwargs)
+        for part in self._parts():
+            getattr(part, setter.__name__)(*args, **kwargs)
+
+    return set_all
+
+
+class Attack(Closed):
+    """What the library's attacks have in common. Settings are attributes, and may be changed between calls.
+
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes); normalised ones after
+        :meth:`set_normalization_used`, or by a RobModel's own mean and std. Attacked in eval mode, and left
+        as it was.
+    """
+
+    _never_called = ("get_logits",)
+    _modes: Sequence[str] = ("default", "targeted")
+
+    def __init__(self, name: str, model: Model):
+        self.attack = name
+        self.attack_mode = "default"
+        self.targeted = False
+        self.normalization_used: dict[str, Tensor] | None = None
+        self._in_pixels = False
+        self._target_map_function: TargetMap | None = None
+        self._kth_min = 1
+        self._normalized: Normalized | None = None
+        self._make = Maker()
+        self.set_model(model)
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        self.device = None if parameter is None else parameter.device
+        self._read_normalization(model)
+
+    def _parts(self) -> Sequence["Attack"]:
+        """The attacks that this one is made of."""
+        return ()
+
+    def _made(self) -> ours.Attack:
+        """The attack by the settings as they are now."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
+        if self.normalization_used is None or self._in_pixels:
+            return self.forward(inputs, labels, *args, **kwargs)
+        pixels = self.inverse_normalize(inputs)
+        inside = pixels.clamp(0, 1)
+        pixels = torch.where((pixels - inside).abs() <= _ROUNDING, inside, pixels)
+        self._set_in_pixels(True)
+        try:
+            found = self.forward(pixels, labels, *args, **kwargs)
+        finally:
+            self._set_in_pixels(False)
+        return self.normalize(found)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As a call, which has brought normalised inputs to pixels before."""
+        images, labels = self._placed(inputs, labels)
+        return self._made()(self._attacked, images, labels)
+
+    def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Images and labels, in a targeted mode targets, on the attack's device."""
+        images = inputs.detach().to(self.device)
+        labels = None if labels is None else labels.to(images.device)
+        return images, self.get_target_label(images, labels) if self.targeted else labels
+
+    # --- the model -----------------------------------------------------------------------------------------
+
+    @_of_all_parts
+    def set_model(self, model: Model) -> None:
+        self.model = model
+        self.model_name = type(model).__name__
+
+    @_of_all_parts
+    def set_device(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._normalized = None
+
+    @_of_all_parts
+    def set_model_training_mode(
+        self, model_training: bool = False, batchnorm_training: bool = False, dropout_training: bool = False
+    ) -> None:
+        if model_training:
+            refuse("model_training", True, "False: models are attacked in eval mode")
+
+    @_of_all_parts
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        shape = (1, len(mean), 1, 1)
+        self.normalization_used = {
+            "mean": torch.tensor(mean).reshape(shape),
+            "std": torch.tensor(std).reshape(shape),
+        }
+        self._normalized = None
+
+    def _read_normalization(self, model: Any) -> None:
+        """That of a RobModel (of MAIR), which normalises its inputs itself where this is said."""
+        if type(model).__name__ != "RobModel":
+            return
+        mean, std = (getattr(model, name, None) for name in ("mean", "std"))
+        if mean is not None and std is not None:
+            mean, std = torch.as_tensor(mean).flatten(), torch.as_tensor(std).flatten()
+            if (mean != 0).all() or (std != 1).all():
+                self.set_normalization_used(mean.tolist(), std.tolist())
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        mean, std = self._normalization(inputs)
+        return (inputs - mean) / std
+
+    def inverse_normalize(self, inputs: Tensor) -> Tensor:
+        mean, std = self._normalization(inputs)
+        return inputs * std + mean
+
+    def _normalization(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        used = self.normalization_used
+        if used is None:
+            refuse("normalization_used", None, "a call of set_normalization_used(mean, std) before")
+        return used["mean"].to(inputs.device), used["std"].to(inputs.device)
+
+    @_of_all_parts
+    def _set_in_pixels(self, in_pixels: bool) -> None:
+        """Whether images are pixels though normalisation is used, as they are inside of a call."""
+        self._in_pixels = in_pixels
+
+    @property
+    def _attacked(self) -> Model:
+        """The model of images as they are now, inside of a call or outside: the same object at every call."""
+        if self.normalization_used is None or not self._in_pixels:
+            return self.model
+        if not isinstance(self.model, nn.Module):
+            refuse(
+                "model", f"a {type(self.model).__name__}", "a torch.nn.Module, where normalisation is used"
+            )
+        if self._normalized is None or self._normalized.model is not self.model:
+            mean, std = (self.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
+            self._normalized = Normalized(self.model, mean, std)
+            if self.device is not None:
+                self._normalized.to(self.device)
+        return self._normalized
+
+    def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """inputs: as the model takes them; pixels inside of a call, in a target function for one."""
+        return self._attacked(inputs)
+
+    def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
+        """inputs: as in :meth:`get_logits`."""
+        return ours.predict(self._attacked, inputs)
+
+    # --- the mode ------------------------------------------------------------------------------------------
+
+    @property
+    def supported_mode(self) -> list[str]:
+        return list(self._modes)
+
+    def get_mode(self) -> str:
+        return self.attack_mode
+
+    @_of_all_parts
+    def set_mode_default(self) -> None:
+        self.attack_mode, self.targeted = "default", False
+        print("Attack mode is changed to 'default.'")
+
+    @_of_all_parts
+    def set_mode_targeted_by_function(self, target_map_function: TargetMap, quiet: bool = False) -> None:
+        """target_map_function: images (N, C, H, W) and labels (N,) to targets (N,)."""
+        self._set_mode_targeted("targeted(custom)", quiet)
+        self._target_map_function = target_map_function
+
+    @_of_all_parts
+    def set_mode_targeted_random(self, quiet: bool = False) -> None:
+        """Any other class than the label, by torch's own generator."""
+        self._set_mode_targeted("targeted(random)", quiet)
+
+    @_of_all_parts
+    def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
+        """kth_min: 1 for the least likely class but the label, 2 for the second, ..."""
+        if not isinstance(kth_min, int) or kth_min < 1:
+            refuse("kth_min", repr(kth_min), "an integer >= 1")
+        self._set_mode_targeted("targeted(least-likely)", quiet)
+        self._kth_min = kth_min
+
+    @_of_all_parts
+    def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
+        """The labels of a call are its targets."""
+        self._set_mode_targeted("targeted(label)", quiet)
+
+    def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
+        if "targeted" not in self._modes:
+            raise ValueError("Targeted mode is not supported.")
+        self.targeted, self.attack_mode = True, mode
+        if not quiet:
+            print(f"Attack mode is changed to '{mode}'.")
+
+    def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """inputs: as in :meth:`get_logits`."""
+        if self.attack_mode == "targeted(label)":
+            if labels is None:
+                refuse("labels", None, "targets (N,): the mode is targeted(label)", TypeError)
+            return labels
+        targets = {
+            "targeted(random)": self.get_random_target_label,
+            "targeted(least-likely)": self.get_least_likely_label,
+            "targeted(custom)": self._target_map_function,
+        }.get(self.attack_mode)
+        if targets is None:
+            raise ValueError("target_map_function is not initialized by set_mode_targeted.")
+        return targets(inputs, labels)
+
+    def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """inputs: as in :meth:`get_logits`."""
+        logits = self.get_output_with_eval_nograd(inputs)
+        if self._kth_min >= logits.shape[1]:
+            refuse("kth_min", self._kth_min, f"at most {logits.shape[1] - 1}, the number of other classes")
+        labels = logits.argmax(dim=1) if labels is None else labels
+        others = logits.scatter(1, labels[:, None], torch.inf)
+        return others.kthvalue(self._kth_min, dim=1).indices
+
+    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """inputs: as in :meth:`get_logits`."""
+        logits = self.get_output_with_eval_nograd(inputs)
+        labels = logits.argmax(dim=1) if labels is None else labels
+        other = torch.randint(logits.shape[1] - 1, labels.shape, device=labels.device)
+        return other + (other >= labels)
+
+    # --- files ---------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        data_loader: Iterable[tuple[Tensor, Tensor]],
+        save_path: str | None = None,
+        verbose: bool = True,
+        return_verbose: bool = False,
+        save_predictions: bool = False,
+        save_clean_inputs: bool = False,
+        save_type: str = "float",
+    ) -> tuple[float, float, float] | None:
+        """Attacks all batches, and writes what :meth:`load` reads, in the library's own format.
+
+        save_type: "float", or "int" for uint8 pixels.
+
+        With ``return_verbose``, returns robust accuracy in %, the mean L2 distance of what fooled the model,
+        and the seconds of the last batch.
+        """
+        saved: dict[str, list[Tensor]] = {"adv_inputs": [], "labels": [], "preds": [], "clean_inputs": []}
+        distances = []
+        seconds = 0.0
+        for inputs, labels in data_loader:
+            begin = time.perf_counter()
+            adversarial = self(inputs, labels).cpu()
+            prediction = self.get_output_with_eval_nograd(adversarial.to(self.device)).argmax(dim=1).cpu()
+            distances.append((adversarial - inputs.cpu()).flatten(1).norm(dim=1)[prediction != labels.cpu()])
+            for name, tensor in zip(saved, (adversarial, labels, prediction, inputs), strict=True):
+                saved[name].append(tensor.detach().cpu())
+            seconds = time.perf_counter() - begin
+        if not distances:
+            refuse("data_loader", "no batch", "at least one")
+        found = {name: torch.cat(tensors) for name, tensors in saved.items()}
+        accuracy = 100 * (found["preds"] == found["labels"]).double().mean().item()
+        distance = torch.cat(distances).mean().item()
+        if verbose:
+            print(f"- Save: robust accuracy {accuracy:.2f} %, L2 {distance:.5f}")
+        if save_path is not None:
+            kept = [
+                "adv_inputs",
+                "labels",
+                *["preds"] * save_predictions,
+                *["clean_inputs"] * save_clean_inputs,
+            ]
+            file: dict[str, Any] = {name: self._to_file(name, found[name], save_type) for name in kept}
+            torch.save({**file, "save_type": save_type}, save_path)
+        return (accuracy, distance, seconds) if return_verbose else None
+
+    def _to_file(self, name: str, tensor: Tensor, save_type: str) -> Tensor:
+        if name not in ("adv_inputs", "clean_inputs"):
+            return tensor
+        return self.to_type(
+            tensor if self.normalization_used is None else self.inverse_normalize(tensor), save_type
+        )
+
+    @staticmethod
+    def to_type(inputs: Tensor, type: str) -> Tensor:
+        """float32 pixels to uint8 ("int"), or back ("float"); what is there already stays."""
+        if type not in ("int", "float"):
+            refuse("type", repr(type), "int, float")
+        if type == "int" and inputs.dtype == torch.float32:
+            return (inputs * 255).to(torch.uint8)
+        if type == "float" and inputs.dtype == torch.uint8:
+            return inputs.float() / 255
+        return inputs
+
+    @staticmethod
+    def load(
+        load_path: str,
+        batch_size: int = 128,
+        shuffle: bool = False,
+        normalize: dict[str, Sequence[float]] | None = None,
+        load_predictions: bool = False,
+        load_clean_inputs: bool = False,
+    ) -> DataLoader:
+        """Batches of what :meth:`save` wrote: adversarial images, labels, and what else is asked for."""
+        saved = torch.load(load_path, weights_only=True)
+        names = ["adv_inputs", "labels", *["preds"] * load_predictions, *["clean_inputs"] * load_clean_inputs]
+        for name in ("adv_inputs", *["clean_inputs"] * load_clean_inputs):
+            saved[name] = Attack.to_type(saved[name], "float")
+            if normalize is not None:
+                mean, std = (torch.tensor(normalize[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+                saved[name] = (saved[name] - mean) / std
+        print(f"Data is loaded in the following order: [{', '.join(names)}]")
+        return DataLoader(TensorDataset(*(saved[n] for n in names)), batch_size=batch_size, shuffle=shuffle)
+
+    def __repr__(self) -> str:
+        hidden = ("model", "attack", "normalization_used")
+        shown = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in hidden}
+        shown["normalization_used"] = self.normalization_used is not None
+        return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"

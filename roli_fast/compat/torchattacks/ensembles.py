@@ -1,0 +1,145 @@
+"""torchattacks' attacks that are made of others."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...attacks.inputs import refuse, to_state
+from ...engine.modes import Model
+from .attack import Attack
+from .searches import APGD, APGDT, FAB, Square
+
+
+class MultiAttack(Attack):
+    """One attack after another, on the images that still withstand.
+
+    attacks: at least two, on the same model.
+    """
+
+    _modes = ("default",)
+
+    attacks: Sequence[Attack] = ()
+
+    def __init__(self, attacks: Sequence[Attack], verbose: bool = False):
+        if len(attacks) < 2:
+            refuse("attacks", len(attacks), "two or more", ValueError)
+        for attack in attacks:
+            if not isinstance(attack, Attack):
+                refuse("attacks", f"a {type(attack).__module__}.{type(attack).__name__}", "attacks of here")
+        if len({id(attack.model) for attack in attacks}) > 1:
+            refuse("attacks", "different models", "the same model for all")
+        super().__init__("MultiAttack", attacks[0].model)
+        self.attacks, self.verbose = attacks, verbose
+        self._left: Tensor | None = None  # how many withstood each attack, where this is counted
+        for attack in attacks:
+            attack._make.share(self._make)
+
+    def _parts(self) -> Sequence[Attack]:
+        return self.attacks
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            refuse("labels", None, "int64 (N,)", TypeError)
+        images, labels = inputs.detach().to(self.device), labels.to(self.device)
+        found = to_state(images).to(images.dtype)
+        withstood = torch.arange(len(images), device=images.device)
+        left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
+        left[0] = len(images)
+        for stage, attack in enumerate(self.attacks, 1):
+            adversarial = attack(images[withstood], labels[withstood])
+            predicted = self.get_output_with_eval_nograd(adversarial).argmax(dim=1)
+            fooled = predicted != labels[withstood]
+            found[withstood[fooled]] = adversarial[fooled].to(found.dtype)
+            withstood = withstood[~fooled]
+            left[stage] = len(withstood)
+            if len(withstood) == 0:
+                break
+        if self._left is not None:
+            self._left += left
+        if self.verbose:
+            self._print_success(left)
+        return found
+
+    def save(  # type: ignore[override]  # the library's own has another last name, and one value more
+        self,
+        data_loader: Iterable[tuple[Tensor, Tensor]],
+        save_path: str | None = None,
+        verbose: bool = True,
+        return_verbose: bool = False,
+        save_predictions: bool = False,
+        save_clean_images: bool = False,
+    ) -> tuple[float, list[float], float, float] | None:
+        """As of a single attack; after the accuracy, the share in % that each attack and those before it
+        fooled, in a list."""
+        printed, self.verbose = self.verbose, False
+        self._left = left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
+        try:
+            result = super().save(
+                data_loader, save_path, verbose, return_verbose, save_predictions, save_clean_images
+            )
+        finally:
+            self.verbose, self._left = printed, None
+        if verbose:
+            self._print_success(left)
+        if result is None:
+            return None
+        accuracy, distance, seconds = result
+        return accuracy, _success(left), distance, seconds
+
+    def _print_success(self, left: Tensor) -> None:
+        print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(left)))
+
+
+def _success(left: Tensor) -> list[float]:
+    """What was fooled after each attack, in %; left: how many withstood, the first before all attacks."""
+    return [100 * (1 - count / left[0].item()) for count in left[1:].tolist()]
+
+
+class AutoAttack(Attack):
+    """The library's ensemble, which takes 10 steps where AutoAttack takes 100: that one is
+    :class:`roli_fast.attacks.AutoAttack`. Its attacks are made at construction."""
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        version: str = "standard",
+        n_classes: int = 10,
+        seed: float | None = None,
+        verbose: bool = False,
+    ):
+        super().__init__("AutoAttack", model)
+        self.norm, self.eps, self.version, self.n_classes = norm, eps, version, n_classes
+        self.seed, self.verbose = seed, verbose
+        shared: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed, "verbose": verbose}
+        attacks: list[Attack]
+        if version == "standard":
+            attacks = [
+                APGD(model, **shared),
+                APGDT(model, n_classes=n_classes, **shared),
+                FAB(model, multi_targeted=True, n_classes=n_classes, **shared),
+                Square(model, **shared),
+            ]
+        elif version == "plus":
+            attacks = [
+                APGD(model, n_restarts=5, **shared),
+                APGD(model, n_restarts=5, loss="dlr", **shared),
+                FAB(model, n_restarts=5, n_classes=n_classes, **shared),
+                Square(model, **shared),
+                APGDT(model, n_classes=n_classes, **shared),
+                FAB(model, multi_targeted=True, n_classes=n_classes, **shared),
+            ]
+        elif version == "rand":
+            attacks = [APGD(model, loss=loss, eot_iter=20, **shared) for loss in ("ce", "dlr")]
+        else:
+            refuse("version", repr(version), "standard, plus, rand")
+        self._autoattack: Attack = MultiAttack(attacks)
+
+    def _parts(self) -> Sequence[Attack]:
+        return [self._autoattack] if "_autoattack" in vars(self) else []
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self._autoattack(inputs, labels)

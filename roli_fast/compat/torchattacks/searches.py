@@ -1,0 +1,154 @@
+"""torchattacks' searches: an adversarial image, or the image itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import attacks as ours
+from ...attacks.inputs import refuse
+from ...engine.modes import Model
+from .attack import Attack
+
+_NORMS = {"Linf": "linf", "L2": "l2"}
+
+
+class _Search(Attack):
+    """Returns an adversarial image where one is found, and the image itself where not.
+
+    norm: "Linf" or "L2". seed: of the draws, the same at every call; None for torch's own generator.
+    """
+
+    _modes: Sequence[str] = ("default",)
+    norm: str
+    eps: float
+    seed: float | None
+    n_restarts: int
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        images, labels = self._placed(inputs, labels)
+        key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
+        result = self._made().run(self._attacked, images, labels, key=key)
+        assert result.success is not None
+        found = result.success.reshape(-1, *[1] * (images.dim() - 1))
+        return torch.where(found, result.adversarial, images)
+
+    def _ball(self) -> dict[str, Any]:
+        if self.norm not in _NORMS:
+            refuse("norm", repr(self.norm), ", ".join(_NORMS))
+        return {"norm": _NORMS[self.norm], "eps": self.eps, "restarts": self.n_restarts}
+
+
+class APGD(_Search):
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        seed: float | None = 0,
+        loss: str = "ce",
+        eot_iter: int = 1,
+        rho: float = 0.75,
+        verbose: bool = False,
+    ):
+        super().__init__("APGD", model)
+        self.norm, self.eps, self.steps, self.n_restarts = norm, eps, steps, n_restarts
+        self.seed, self.loss, self.eot_iter, self.thr_decr, self.verbose = seed, loss, eot_iter, rho, verbose
+
+    def _made(self) -> ours.Attack:
+        settings = {"steps": self.steps, "loss": self.loss, "eot": self.eot_iter, "rho": self.thr_decr}
+        return self._make(ours.APGD, **self._ball(), **settings, early_stop=True)
+
+
+class APGDT(_Search):
+    """n_classes: one more than there are targets."""
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        seed: float | None = 0,
+        eot_iter: int = 1,
+        rho: float = 0.75,
+        verbose: bool = False,
+        n_classes: int = 10,
+    ):
+        super().__init__("APGDT", model)
+        self.norm, self.eps, self.steps, self.n_restarts, self.seed = norm, eps, steps, n_restarts, seed
+        self.eot_iter, self.thr_decr, self.verbose = eot_iter, rho, verbose
+        self.n_target_classes = n_classes - 1
+
+    def _made(self) -> ours.Attack:
+        settings = {"steps": self.steps, "eot": self.eot_iter, "rho": self.thr_decr}
+        targets = self.n_target_classes
+        return self._make(ours.APGDT, **self._ball(), **settings, targets=targets, early_stop=True)
+
+
+class FAB(_Search):
+    """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn. Towards
+    one target, the library compares the targets of some images with those of others: not covered."""
+
+    _modes = ("default",)
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float | None = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        verbose: bool = False,
+        seed: float | None = 0,
+        multi_targeted: bool = False,
+        n_classes: int = 10,
+    ):
+        super().__init__("FAB", model)
+        self.norm, self.steps, self.n_restarts, self.seed = norm, steps, n_restarts, seed
+        self.eps = eps if eps is not None else {"Linf": 0.3, "L2": 1.0}.get(norm, 5.0)
+        self.alpha_max, self.eta, self.beta, self.verbose = alpha_max, eta, beta, verbose
+        self.multi_targeted, self.n_target_classes = multi_targeted, n_classes - 1
+
+    def _made(self) -> ours.Attack:
+        kind, targets = (
+            (ours.FABT, {"targets": self.n_target_classes}) if self.multi_targeted else (ours.FAB, {})
+        )
+        settings = {"steps": self.steps, "alpha_max": self.alpha_max, "eta": self.eta, "beta": self.beta}
+        return self._make(kind, **self._ball(), **settings, **targets, early_stop=True)
+
+
+class Square(_Search):
+    """resc_schedule: whether the squares shrink as often in few queries as in 10,000."""
+
+    _modes = ("default", "targeted")
+
+    def __init__(
+        self,
+        model: Model,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        n_queries: int = 5000,
+        n_restarts: int = 1,
+        p_init: float = 0.8,
+        loss: str = "margin",
+        resc_schedule: bool = True,
+        seed: float | None = 0,
+        verbose: bool = False,
+    ):
+        super().__init__("Square", model)
+        self.norm, self.eps, self.n_queries, self.n_restarts = norm, eps, n_queries, n_restarts
+        self.p_init, self.loss, self.rescale_schedule = p_init, loss, resc_schedule
+        self.seed, self.verbose = seed, verbose
+
+    def _made(self) -> ours.Attack:
+        schedule = {"p_init": self.p_init, "rescale_schedule": self.rescale_schedule}
+        search = {"queries": self.n_queries, "loss": self.loss, "targeted": self.targeted}
+        return self._make(ours.Square, **self._ball(), **schedule, **search)
