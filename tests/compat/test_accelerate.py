@@ -174,7 +174,7 @@ def test_methods_that_were_replaced_anywhere(s):
 
 def test_the_librarys_attributes_are_the_faces(s):
     """What an original sets at construction is here, too, but for what it sets anew at every call."""
-    library, foreign = original("torchattacks"), {"supported_mode", "target_class"}
+    library, foreign = original("torchattacks"), {"target_class"}
     for name in roli_fast.compat.torchattacks.__all__:
         if name != "MultiAttack":
             kinds = (getattr(m, name) for m in (roli_fast.compat.torchattacks, library))

@@ -104,6 +104,7 @@ ALL = [(library, name) for library, table in TABLES.items() for name in table]
 METHODS = {
     "torchattacks": (
         "__call__",
+        "forward",
         "get_least_likely_label",
         "get_logits",
         "get_mode",

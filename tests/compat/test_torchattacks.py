@@ -1,5 +1,6 @@
 """torchattacks' ways: modes, normalisation, settings that change, files, ensembles."""
 
+import copy
 import importlib
 import pickle
 
@@ -151,6 +152,58 @@ def test_logits_of_a_users_own_are_refused(s):
             type("Mine", bases, own)
     with pytest.raises(ValueError, match="get_logits: got one of PGD's own"):
         torchattacks.PGD(s.model).get_logits = s.model.forward
+
+
+INTERNAL = {
+    "APGD": "dlr_loss",
+    "APGDT": "dlr_loss_targeted",
+    "FAB": "get_diff_logits_grads_batch",
+    "Square": "margin_and_loss",
+}
+
+
+@pytest.mark.parametrize("name", INTERNAL)
+def test_a_searchs_methods_of_a_users_own_are_refused(s, name):
+    kind = getattr(torchattacks, name)
+    for method in ("get_logits", "perturb", "attack_single_run", INTERNAL[name]):
+        with pytest.raises(ValueError, match=f"{method}: got one of Mine's own, accepted: none"):
+            type("Mine", (kind,), {method: print})
+        with pytest.raises(ValueError, match=f"{method}: got one of {name}'s own"):
+            setattr(kind(s.model), method, print)
+
+
+def test_all_that_the_searches_of_the_library_call_is_refused():
+    library = pytest.importorskip("torchattacks")
+    for name in INTERNAL:
+        theirs, ours = getattr(library, name), getattr(torchattacks, name)
+        internal = {method for method in dir(theirs) if method[0] != "_"} - {*dir(ours)}
+        assert internal <= {*ours._never_called}
+
+
+@pytest.mark.parametrize("module", ["roli_fast.compat.torchattacks", "torchattacks"])
+def test_attacks_of_a_users_own(s, module):
+    """Their forward, and their function of targets, see the model in eval mode, and the mode is left."""
+    base = pytest.importorskip(f"{module}.attack").Attack
+    modes = []
+
+    class Mine(base):
+        def __init__(self, model):
+            super().__init__("Mine", model)
+            self.supported_mode = ["default", "targeted"]
+
+        def forward(self, images, labels):
+            modes.append(self.model.training)
+            targets = self.get_target_label(images, labels) if self.targeted else labels
+            return images - 0.1 * (self.get_logits(images).argmax(1) == targets)[:, None, None, None]
+
+    model = copy.deepcopy(s.model).train()
+    attack = Mine(model)
+    attack(s.images, s.labels)
+    attack.set_mode_targeted_by_function(lambda images, labels: modes.append(model.training) or labels)
+    attack(s.images, s.labels)
+    assert modes == [False, False, False]
+    assert model.training
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), s.model.buffers(), strict=True))
 
 
 def test_images_that_are_no_pixels_are_refused(s):
@@ -450,6 +503,16 @@ def test_what_an_ensemble_saves(s, tmp_path, module):
     assert torch.equal(logits(s, ensemble(s.images, s.labels)).argmax(1) != s.labels, first)
 
 
+def test_what_ensembles_say_of_themselves(s):
+    ensemble = torchattacks.MultiAttack([torchattacks.FGSM(s.model), torchattacks.BIM(s.model)])
+    ensemble.check_validity()
+    ensemble.attacks = ensemble.attacks[:1]
+    with pytest.raises(ValueError, match="attacks: got 1, accepted: two or more"):
+        ensemble.check_validity()
+    assert torchattacks.AutoAttack(s.model, seed=3).get_seed() == 3
+    assert torchattacks.AutoAttack(s.model).get_seed() > 0
+
+
 def test_fab_knows_no_single_target(s):
     with pytest.raises(ValueError, match="Targeted mode is not supported"):
         torchattacks.FAB(s.model).set_mode_targeted_by_label()
@@ -479,7 +542,7 @@ def test_autoattack_is_made_of_the_librarys_attacks(s, version):
     )
     assert [type(a).__name__ for a in ours] == [type(a).__name__ for a in theirs]
     for mine, other in zip(ours, theirs, strict=True):
-        shared = set(vars(mine)) & set(vars(other)) - {"model"}
+        shared = set(vars(mine)) & set(vars(other)) - {"model", "supported_mode"}  # FAB's has no targets here
         assert {"eps", "norm", "n_restarts", "seed"} <= shared
         for name in shared:
             if name[0] != "_":

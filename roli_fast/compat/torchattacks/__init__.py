@@ -48,6 +48,7 @@ def accelerated(original: Any) -> Attack:
         vars(face)["_autoattack"] = accelerated(original._autoattack)
     else:
         face = read(original, __name__, __all__, original.model)
+    face.supported_mode = list(face._modes)
     if original._model_training:
         face.set_model_training_mode(True)
     if face.targeted and "targeted" not in face.supported_mode:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ... import attacks as ours
 from ...attacks.inputs import refuse
-from ...engine.modes import Model
+from ...engine.modes import Model, eval_mode
 from ...models.normalized import Normalized
 from ..core import Closed, Maker
 
@@ -41,12 +41,13 @@ class Attack(Closed):
         as it was.
     """
 
-    _never_called = ("get_logits",)
-    _modes: Sequence[str] = ("default", "targeted")
+    _never_called: Sequence[str] = ("get_logits",)
+    _modes: Sequence[str] = ("default",)
 
     def __init__(self, name: str, model: Model):
         self.attack = name
         self.attack_mode = "default"
+        self.supported_mode = list(self._modes)
         self.targeted = False
         self.normalization_used: dict[str, Tensor] | None = None
         self._in_pixels = False
@@ -63,34 +64,24 @@ class Attack(Closed):
         """The attacks that this one is made of."""
         return ()
 
-    def _made(self) -> ours.Attack:
-        """The attack by the settings as they are now."""
-        raise NotImplementedError
-
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
-        if self.normalization_used is None or self._in_pixels:
-            return self.forward(inputs, labels, *args, **kwargs)
-        pixels = self.inverse_normalize(inputs)
-        inside = pixels.clamp(0, 1)
-        pixels = torch.where((pixels - inside).abs() <= _ROUNDING, inside, pixels)
-        self._set_in_pixels(True)
-        try:
-            found = self.forward(pixels, labels, *args, **kwargs)
-        finally:
-            self._set_in_pixels(False)
-        return self.normalize(found)
+        with eval_mode(self.model):  # which a user's own forward or target function may ask
+            if self.normalization_used is None or self._in_pixels:
+                return self.forward(inputs, labels, *args, **kwargs)
+            pixels = self.inverse_normalize(inputs)
+            inside = pixels.clamp(0, 1)
+            pixels = torch.where((pixels - inside).abs() <= _ROUNDING, inside, pixels)
+            self._set_in_pixels(True)
+            try:
+                found = self.forward(pixels, labels, *args, **kwargs)
+            finally:
+                self._set_in_pixels(False)
+            return self.normalize(found)
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As a call, which has brought normalised inputs to pixels before."""
-        images, labels = self._placed(inputs, labels)
-        return self._made()(self._attacked, images, labels)
-
-    def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Images and labels, in a targeted mode targets, on the attack's device."""
-        images = inputs.detach().to(self.device)
-        labels = None if labels is None else labels.to(images.device)
-        return images, self.get_target_label(images, labels) if self.targeted else labels
+        raise NotImplementedError
 
     # --- the model -----------------------------------------------------------------------------------------
 
@@ -175,10 +166,6 @@ class Attack(Closed):
 
     # --- the mode ------------------------------------------------------------------------------------------
 
-    @property
-    def supported_mode(self) -> list[str]:
-        return list(self._modes)
-
     def get_mode(self) -> str:
         return self.attack_mode
 
@@ -212,7 +199,7 @@ class Attack(Closed):
         self._set_mode_targeted("targeted(label)", quiet)
 
     def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
-        if "targeted" not in self._modes:
+        if "targeted" not in self.supported_mode:
             raise ValueError("Targeted mode is not supported.")
         self.targeted, self.attack_mode = True, mode
         if not quiet:
@@ -336,7 +323,25 @@ class Attack(Closed):
         return DataLoader(TensorDataset(*(saved[n] for n in names)), batch_size=batch_size, shuffle=shuffle)
 
     def __repr__(self) -> str:
-        hidden = ("model", "attack", "normalization_used")
+        hidden = ("model", "attack", "supported_mode", "normalization_used")
         shown = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in hidden}
         shown["normalization_used"] = self.normalization_used is not None
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+class Single(Attack):
+    """By one attack of this package."""
+
+    def _made(self) -> ours.Attack:
+        """The attack by the settings as they are now."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        images, labels = self._placed(images, labels)
+        return self._made()(self._attacked, images, labels)
+
+    def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Images and labels, in a targeted mode targets, on the attack's device."""
+        images = inputs.detach().to(self.device)
+        labels = None if labels is None else labels.to(images.device)
+        return images, self.get_target_label(images, labels) if self.targeted else labels

@@ -1,5 +1,6 @@
 """torchattacks' attacks that are made of others."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,31 +19,27 @@ class MultiAttack(Attack):
     attacks: at least two, on the same model.
     """
 
-    _modes = ("default",)
-
     attacks: Sequence[Attack] = ()
 
     def __init__(self, attacks: Sequence[Attack], verbose: bool = False):
-        if len(attacks) < 2:
-            refuse("attacks", len(attacks), "two or more", ValueError)
-        for attack in attacks:
-            if not isinstance(attack, Attack):
-                refuse("attacks", f"a {type(attack).__module__}.{type(attack).__name__}", "attacks of here")
-        if len({id(attack.model) for attack in attacks}) > 1:
-            refuse("attacks", "different models", "the same model for all")
+        _check_attacks(attacks)
         super().__init__("MultiAttack", attacks[0].model)
         self.attacks, self.verbose = attacks, verbose
         self._left: Tensor | None = None  # how many withstood each attack, where this is counted
         for attack in attacks:
             attack._make.share(self._make)
 
+    def check_validity(self) -> None:
+        """Raises ValueError where these are no attacks to run one after another."""
+        _check_attacks(self.attacks)
+
     def _parts(self) -> Sequence[Attack]:
         return self.attacks
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             refuse("labels", None, "int64 (N,)", TypeError)
-        images, labels = inputs.detach().to(self.device), labels.to(self.device)
+        images, labels = images.detach().to(self.device), labels.to(self.device)
         found = to_state(images).to(images.dtype)
         withstood = torch.arange(len(images), device=images.device)
         left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
@@ -90,6 +87,16 @@ class MultiAttack(Attack):
 
     def _print_success(self, left: Tensor) -> None:
         print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(left)))
+
+
+def _check_attacks(attacks: Sequence[Attack]) -> None:
+    if len(attacks) < 2:
+        refuse("attacks", len(attacks), "two or more", ValueError)
+    for attack in attacks:
+        if not isinstance(attack, Attack):
+            refuse("attacks", f"a {type(attack).__module__}.{type(attack).__name__}", "attacks of here")
+    if len({id(attack.model) for attack in attacks}) > 1:
+        refuse("attacks", "different models", "the same model for all")
 
 
 def _success(left: Tensor) -> list[float]:
@@ -141,5 +148,8 @@ class AutoAttack(Attack):
     def _parts(self) -> Sequence[Attack]:
         return [self._autoattack] if "_autoattack" in vars(self) else []
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self._autoattack(inputs, labels)
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        return self._autoattack(images, labels)
+
+    def get_seed(self) -> float:
+        return time.time() if self.seed is None else self.seed

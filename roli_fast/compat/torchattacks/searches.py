@@ -1,6 +1,5 @@
 """torchattacks' searches: an adversarial image, or the image itself."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,25 +8,25 @@ from torch import Tensor
 from ... import attacks as ours
 from ...attacks.inputs import refuse
 from ...engine.modes import Model
-from .attack import Attack
+from .attack import Single
 
 _NORMS = {"Linf": "linf", "L2": "l2"}
 
 
-class _Search(Attack):
+class _Search(Single):
     """Returns an adversarial image where one is found, and the image itself where not.
 
     norm: "Linf" or "L2". seed: of the draws, the same at every call; None for torch's own generator.
     """
 
-    _modes: Sequence[str] = ("default",)
+    _never_called = (*Single._never_called, "attack_single_run", "check_shape", "perturb")
     norm: str
     eps: float
     seed: float | None
     n_restarts: int
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        images, labels = self._placed(inputs, labels)
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        images, labels = self._placed(images, labels)
         key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
         result = self._made().run(self._attacked, images, labels, key=key)
         assert result.success is not None
@@ -41,6 +40,8 @@ class _Search(Attack):
 
 
 class APGD(_Search):
+    _never_called = (*_Search._never_called, "check_oscillation", "dlr_loss")
+
     def __init__(
         self,
         model: Model,
@@ -65,6 +66,8 @@ class APGD(_Search):
 
 class APGDT(_Search):
     """n_classes: one more than there are targets."""
+
+    _never_called = (*_Search._never_called, "check_oscillation", "dlr_loss_targeted")
 
     def __init__(
         self,
@@ -94,7 +97,12 @@ class FAB(_Search):
     """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn. Towards
     one target, the library compares the targets of some images with those of others: not covered."""
 
-    _modes = ("default",)
+    _never_called = (
+        *_Search._never_called,
+        "attack_single_run_targeted",
+        "get_diff_logits_grads_batch",
+        "get_diff_logits_grads_batch_targeted",
+    )
 
     def __init__(
         self,
@@ -129,6 +137,18 @@ class Square(_Search):
     """resc_schedule: whether the squares shrink as often in few queries as in 10,000."""
 
     _modes = ("default", "targeted")
+    _never_called = (
+        *_Search._never_called,
+        "eta",
+        "eta_rectangles",
+        "init_hyperparam",
+        "lp_norm",
+        "margin_and_loss",
+        "normalize_delta",
+        "p_selection",
+        "random_choice",
+        "random_int",
+    )
 
     def __init__(
         self,

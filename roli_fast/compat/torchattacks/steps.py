@@ -1,5 +1,6 @@
 """torchattacks' attacks that follow the gradient for a number of steps, or none."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,20 +10,20 @@ from ... import attacks as ours
 from ...attacks.inputs import check_size, to_state
 from ...attacks.norms import normal_draws, uniform_draws
 from ...engine.modes import Model
-from .attack import Attack
+from .attack import Attack, Single
 
 
 class VANILA(Attack):
-    _modes = ("default",)
-
     def __init__(self, model: Model):
         super().__init__("VANILA", model)
 
-    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        return inputs.detach().clone().to(self.device)
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return images.detach().clone().to(self.device)
 
 
-class FGSM(Attack):
+class FGSM(Single):
+    _modes = ("default", "targeted")
+
     def __init__(self, model: Model, eps: float = 8 / 255):
         super().__init__("FGSM", model)
         self.eps = eps
@@ -32,9 +33,10 @@ class FGSM(Attack):
         return self._make(ours.PGD, **sizes, steps=1, random_start=False, targeted=self.targeted)
 
 
-class _Steps(Attack):
+class _Steps(Single):
     """Several steps in the Linf ball."""
 
+    _modes: Sequence[str] = ("default", "targeted")
     _name: str
     random_start: bool = False
 
@@ -105,7 +107,7 @@ class FFGSM(_Steps):
     steps = 1
 
     def __init__(self, model: Model, eps: float = 8 / 255, alpha: float = 10 / 255):
-        Attack.__init__(self, self._name, model)
+        Single.__init__(self, self._name, model)
         self.eps, self.alpha = eps, alpha
 
 
@@ -153,6 +155,9 @@ class TPGD(_Steps):
     _name = "TPGD"
     _modes = ("default",)
     random_start = True
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return super().forward(images, labels)
 
     def _made(self) -> ours.Attack:
         return self._make(ours.TPGD, **self._settings())
