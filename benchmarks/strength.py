@@ -17,13 +17,13 @@ import torch
 from rich.progress import track
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from roli_fast.attacks import PGD, predict, verify
+from roli_fast.data import Splits, StoredImages
 from roli_fast.evaluation import Accuracy, difference
 from roli_fast.models import Normalized
 from roli_fast.speed import machine
-from roli_fast.training import fit
+from roli_fast.training import Recipe, train
 
 from . import real
 
@@ -88,12 +88,19 @@ def small_vit() -> nn.Module:
     vit = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, num_classes=10)
     model = Normalized(vit, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
     images, labels = real.cifar10("train")
-    images = images.float() / 255
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    parts = (order[500:], order[:500])
-    train, val = (DataLoader(TensorDataset(images[p], labels[p]), 128, shuffle=p is parts[0]) for p in parts)
-    attack = PGD(eps=8 / 255, step_size=5 / 255, steps=2)
-    fit(model, train, val, epochs=5, lr=1e-3, attack=attack, val_attack=attack)
+    training, validation = (StoredImages(images[rows], labels[rows]) for rows in (order[500:], order[:500]))
+    recipe = Recipe(
+        epochs=5,
+        lr=1e-3,
+        batch_size=128,
+        eps=8 / 255,
+        step_size=5 / 255,
+        steps=2,
+        val_steps=2,
+        precision="fp32",
+    )
+    train(model, Splits(training, validation, validation), recipe, progress=True)
     return model.eval()
 
 

@@ -1,21 +1,19 @@
 """A black-box attack by transfer: images that were made against a surrogate, judged by the target."""
 
-from torch.utils.data import DataLoader
-
 from roli_fast.attacks import MIFGSM, verify
 from roli_fast.data import digits
 from roli_fast.models import small_resnet
-from roli_fast.training import fit
+from roli_fast.training import Recipe, train
 
 EPS = 0.2
 
 
 def main(epochs=5, batch_size=64):
     splits = digits()
-    train, val = (DataLoader(split, batch_size, shuffle=split is splits.train) for split in splits[:2])
+    recipe = Recipe(epochs=epochs, lr=3e-3, batch_size=batch_size, attack="none", precision="fp32")
     surrogate, target = small_resnet(10, in_chans=1), small_resnet(10, in_chans=1, channels=(16, 32, 64, 64))
     for model in (surrogate, target):
-        fit(model, train, val, epochs=epochs, lr=3e-3)
+        train(model, splits, recipe)
     images, labels = splits.test.images, splits.test.labels
     adv = MIFGSM(eps=EPS, step_size=EPS / 8, steps=10)(surrogate, images, labels)
     found = {

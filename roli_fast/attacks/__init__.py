@@ -4,7 +4,7 @@ from .apgd import APGD, APGDT
 from .attack import Attack
 from .autoattack import AutoAttack, AutoAttackResult
 from .fab import FAB, FABT
-from .pgd import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
+from .pgd import FGSM, MIFGSM, NFGSM, PGD, TPGD, FeaturePGD
 from .square import Square
 from .trial import AttackResult
 from .verify import Verification, predict, verify
@@ -16,6 +16,7 @@ __all__ = [
     "FABT",
     "FGSM",
     "MIFGSM",
+    "NFGSM",
     "PGD",
     "TPGD",
     "Attack",

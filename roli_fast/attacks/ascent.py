@@ -9,7 +9,7 @@ from torch import Tensor
 from ..engine import AttackView
 from ..engine.modes import Model
 from .attack import Attack
-from .inputs import check_count, to_images, to_state
+from .inputs import check_count, refuse, to_images, to_state
 from .losses import Loss, get_loss
 from .oracle import Oracle
 from .samples import Best, Samples
@@ -32,6 +32,15 @@ class Batch(NamedTuple):
     sparsity: float | Tensor
     seed: Tensor | None
     which: Tensor
+
+
+class Perturbed(NamedTuple):
+    """Adversarial images (N, ...) in the images' dtype and layout (float32 for uint8 images), and how many
+    samples went through the model, and back."""
+
+    adversarial: Tensor
+    forwards: int
+    gradients: int
 
 
 @dataclasses.dataclass
@@ -133,13 +142,33 @@ class GradientAttack(Attack):
     def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
         if not self.is_single or self.early_stop:
             return super().__call__(model, images, labels)
-        # Training takes this way: nobody judges, and nothing waits for the device.
-        with torch.inference_mode(False), torch.no_grad():
-            trial = self._begin(model, images, labels, None, None)
-            adv = to_state(images) if len(images) == 0 else self._run_whole(trial, trial.rows, 0)[0]
-            return to_images(adv, images)
+        return self.perturb(model, images, labels).adversarial
 
     __call__.__doc__ = Attack.__call__.__doc__
+
+    def perturb(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        key: Tensor | None = None,
+        checked: bool = False,
+    ) -> "Perturbed":
+        """Where one run ends, which nobody judges: what training needs. Arguments as in :meth:`run`.
+
+        checked: the caller answers for the values of images and labels; then nothing waits for the device,
+            but for the first batch.
+
+        Raises ValueError for an attack with restarts or early_stop, which have to be judged.
+        """
+        if not self.is_single or self.early_stop:
+            refuse("attack", f"{self!r}", "one run without early_stop: who chooses has to judge")
+        with torch.inference_mode(False), torch.no_grad():
+            trial = self._begin(model, images, labels, index, key, checked)
+            adv = to_state(images) if len(images) == 0 else self._run_whole(trial, trial.rows, 0)[0]
+            return Perturbed(to_images(adv, images), trial.forwards, trial.gradients)
 
     def search(self, trial: Trial, rows: Tensor, run: int) -> None:
         if self.early_stop:

@@ -170,6 +170,25 @@ class FGSM(PGD):
         super().__init__(norm, eps, step_size=eps, steps=1, random_start=False, **options)
 
 
+class NFGSM(PGD):
+    """FGSM from noise, for training (de Jorge et al. 2022): one step of eps from a uniform point of a larger
+    ball, which nothing pulls back into the ball of eps. So ``attack.eps`` is (noise + 1) eps, the radius of
+    the ball in which its images are. Arguments as in :class:`PGD`.
+
+    noise: the radius of the start, in multiples of eps; above 0.
+    """
+
+    def __init__(self, norm: str = "linf", eps: float | Tensor = 8 / 255, noise: float = 2.0, **options: Any):
+        check_number("noise", noise, 0)
+        if options.get("random_start", True) is not True or noise == 0:
+            refuse("random_start, noise", f"{options.get('random_start')}, {noise}", "a start in some noise")
+        self.noise = noise
+        super().__init__(norm, (noise + 1) * eps, step_size=eps, steps=1, **options)
+
+    def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
+        return super().start(clean, eps * (self.noise / (self.noise + 1)), seed, index)
+
+
 class MIFGSM(PGD):
     """The momentum iterative fast gradient sign method (Dong et al. 2018): steps in the direction of
     m <- decay m + g / mean|g|, from the clean image. Arguments as in :class:`PGD`.

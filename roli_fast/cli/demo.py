@@ -1,185 +1,152 @@
-"""``roli-fast demo``: a small network trained on real digits, with and without attacks.
+"""``roli-fast demo``: the story of RoLI on real digits, in minutes.
 
-The digits come with scikit-learn: nothing is downloaded.
+A small network learns the digits 0 to 4 adversarially. That is the robust backbone. The digits 5 to 9 are the
+downstream task: linear probing, finetuning from a random head (RanLI), and from the probed one (RoLI). The
+digits come with scikit-learn: nothing is downloaded.
 """
 
 import argparse
 import copy
 import dataclasses
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
-from ..attacks import PGD, predict
-from ..data import Splits, digits
-from ..evaluation import Accuracy, Difference, difference, evaluate
-from ..models import Normalized, small_resnet
-from ..training import Epoch, fit, train_epoch
+from ..attacks import PGD, AutoAttack
+from ..data import Loader, Splits, StoredImages, digits
+from ..evaluation import Accuracy, Evaluation, difference, evaluate
+from ..models import Normalized, create_model, find_classifier, save_model
+from ..training import Outcome, Recipe, roli, train
 from .errors import UserError
 
 # In [0, 1] pixels. An eps at which an undefended network is lost and a trained one is not.
 _EPS = 0.15
-_BATCH_SIZE = 64
-_LEARNING_RATE = 3e-3
-_TIMED_EPOCHS = 5
-_PICTURED = 6
+_BACKBONE_DIGITS, _TASK_DIGITS = range(5), range(5, 10)
+_AUTOATTACKED = 50  # test images
+_ARMS = ("Linear", "RanLI Full-FT", "RoLI Full-FT")
+_COLORS = {"Linear": "#0072b2", "RanLI Full-FT": "#e69f00", "RoLI Full-FT": "#009e73"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, default=30, help="per training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=16, help="of each finetuning (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and attacks (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for picture and results")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trained:
-    name: str
-    model: nn.Module
-    seconds: float
-    clean: Accuracy
-    robust: Accuracy
+class _Arm:
+    outcome: Outcome
+    pgd: Evaluation
+    autoattack: Evaluation
 
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.epochs < 1:
         raise UserError(f"--epochs: got {arguments.epochs}, accepted: 1 or more")
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        splits = digits()
+        _clear(arguments.out)
+        whole = digits()
     except ImportError as error:
         raise UserError(f"{error}; install what the demo needs: pip install 'roli-fast[demo]'") from error
     except OSError as error:
         raise UserError(f"--out: {error}") from error
     console = Console()
+    backbone_task, task = (_only(whole, kept) for kept in (_BACKBONE_DIGITS, _TASK_DIGITS))
     console.print(
-        f"Handwritten digits, 8x8 pixels: {len(splits.train)} train, {len(splits.val)} validation, "
-        f"{len(splits.test)} test images. Linf, eps {_EPS}."
+        f"Handwritten digits, 8x8 pixels, Linf, eps {_EPS}. Backbone: {len(backbone_task.train)} images of "
+        f"the digits 0 to 4. Task: the digits 5 to 9, {len(task.train)} train, {len(task.val)} validation, "
+        f"{len(task.test)} test images.",
+        soft_wrap=True,
     )
-    train_attack = PGD(eps=_EPS, step_size=_EPS / 4, steps=7)
-    trainings = {"normal": None, "adversarial": train_attack}
-    trained = [_train(console, name, attack, splits, arguments) for name, attack in trainings.items()]
-    plain, fused = _time_epochs(console, train_attack, splits, arguments.seed)
-
-    _print_results(console, trained, plain, fused)
+    backbone = _pretrain(backbone_task, arguments)
+    arms = {name: _arm(name, backbone, task, arguments) for name in _ARMS}
+    console.print(_table(arms))
+    console.print(_verdicts(arms), soft_wrap=True)
     picture = arguments.out / "demo.png"
-    _draw(trained, splits.test, picture)
-    _save(arguments, trained, plain, fused)
+    _draw(arms, picture)
+    _save(arguments, arms)
     console.print(f"Picture: {picture}\nNumbers: {arguments.out / 'demo.json'}", soft_wrap=True)
 
 
-@contextmanager
-def _bar(console: Console, title: str, total: int) -> Iterator[Callable[[str], None]]:
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
+def _clear(out: Path) -> None:
+    """A new folder, or one without the runs of an earlier demo."""
+    out.mkdir(parents=True, exist_ok=True)
+    for run in out.glob("*/finetune/recipe.json"):
+        shutil.rmtree(run.parents[1])
+    if (out / "pretrain" / "recipe.json").exists():
+        shutil.rmtree(out / "pretrain")
+
+
+def _only(splits: Splits, kept: range) -> Splits:
+    """The images of these classes, numbered anew."""
+
+    def chosen(images: Any) -> StoredImages:
+        rows = (images.labels >= kept.start) & (images.labels < kept.stop)
+        names = [images.classes[c] for c in kept]
+        return StoredImages(images.images[rows], images.labels[rows] - kept.start, names)
+
+    return Splits(*map(chosen, splits))
+
+
+def _recipe(arguments: argparse.Namespace, epochs: int, lr: float, **more: Any) -> Recipe:
+    return Recipe(
+        epochs=epochs,
+        lr=lr,
+        batch_size=64,
+        warmup_epochs=min(2, epochs - 1),
+        eps=_EPS,
+        seed=arguments.seed,
+        precision="fp32",
+        **more,
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=total, status="")
-        yield lambda status: progress.update(task, advance=1, status=status)
 
 
-def _model() -> nn.Module:
-    return Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,))
-
-
-def _train_batches(dataset: Dataset, seed: int) -> DataLoader:
-    order = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size=_BATCH_SIZE, shuffle=True, generator=order)
-
-
-def _batches(dataset: Dataset) -> DataLoader:
-    return DataLoader(dataset, batch_size=256)
-
-
-def _evaluation_attack(seed: int) -> PGD:
-    generator = torch.Generator().manual_seed(seed)
-    return PGD(eps=_EPS, step_size=_EPS / 8, steps=20, iterate="best", early_stop=True, generator=generator)
-
-
-def _train(
-    console: Console, name: str, attack: PGD | None, splits: Splits, arguments: argparse.Namespace
-) -> _Trained:
+def _pretrain(task: Splits, arguments: argparse.Namespace) -> Normalized:
+    """The robust backbone."""
     torch.manual_seed(arguments.seed)
-    model = _model()
-    begin = time.perf_counter()
-    with _bar(console, f"training, {name}", arguments.epochs) as advance:
-
-        def show(epoch: Epoch, validation: Accuracy) -> None:
-            advance(f"loss {epoch.loss:.3f}  validation {100 * validation.value:.1f} %")
-
-        fit(
-            model,
-            _train_batches(splits.train, arguments.seed),
-            _batches(splits.val),
-            epochs=arguments.epochs,
-            lr=_LEARNING_RATE,
-            attack=attack,
-            val_attack=_evaluation_attack(arguments.seed) if attack else None,
-            on_epoch=show,
-        )
-    seconds = time.perf_counter() - begin
-    test = _batches(splits.test)
-    return _Trained(
-        name, model, seconds, evaluate(model, test), evaluate(model, test, _evaluation_attack(arguments.seed))
+    model = create_model(
+        "small_resnet", len(task.classes), in_chans=1, mean=(0.305,), std=(0.376,), channels=(16, 32, 64, 64)
     )
+    recipe = _recipe(arguments, 2 * arguments.epochs, 3e-3)
+    train(
+        model, task, recipe, folder=arguments.out / "pretrain", progress=True, title="backbone, digits 0 to 4"
+    )
+    save_model(model, arguments.out / "backbone.safetensors")
+    return model
 
 
-def _plain_epoch(
-    model: nn.Module, batches: DataLoader, optimizer: torch.optim.Optimizer, attack: PGD
-) -> Epoch:
-    """:func:`train_epoch` as one writes it in plain torch."""
-    begin = time.perf_counter()
-    loss_sum, hits, count = torch.zeros(()), torch.zeros(()), 0
-    for images, labels in batches:
-        model.eval()
-        adv = (images + torch.empty_like(images).uniform_(-_EPS, _EPS)).clamp(0, 1)
-        for _ in range(attack.steps):
-            adv.requires_grad_()
-            gradient = torch.autograd.grad(F.cross_entropy(model(adv), labels), adv)[0]
-            adv = adv.detach() + attack.step_size * gradient.sign()
-            adv = (images + (adv - images).clamp(-_EPS, _EPS)).clamp(0, 1)
-        model.train()
-        logits = model(adv)
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        loss_sum += loss.detach() * len(images)
-        hits += (logits.detach().argmax(dim=1) == labels).sum()
-        count += len(images)
-    return Epoch((loss_sum / count).item(), (hits / count).item(), time.perf_counter() - begin)
+def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Namespace) -> _Arm:
+    model = copy.deepcopy(backbone)
+    torch.manual_seed(arguments.seed)
+    find_classifier(model).reset_head(len(task.classes))
+    probing = _recipe(arguments, max(1, arguments.epochs // 2), 0.1, opt="momentum", weight_decay=1e-3)
+    folder = arguments.out / name.split()[0].lower()
+    if name == "Linear":
+        outcome = roli(model, task, probing, method="linear", folder=folder, progress=True)
+    else:
+        finetuning = _recipe(arguments, arguments.epochs, 1e-3)
+        probe = probing if name.startswith("RoLI") else None
+        outcome = roli(model, task, finetuning, probing=probe, folder=folder, progress=True)
+    pgd = PGD(eps=_EPS, step_size=_EPS / 8, steps=20, iterate="best", early_stop=True, generator=_seeded())
+    autoattack = AutoAttack(eps=_EPS, generator=_seeded())
+    some = [(images[:_AUTOATTACKED], labels[:_AUTOATTACKED]) for images, labels in [_all(task)]]
+    return _Arm(outcome, evaluate(model, [_all(task)], pgd), evaluate(model, some, autoattack, progress=True))
 
 
-def _time_epochs(console: Console, attack: PGD, splits: Splits, seed: int) -> tuple[list[Epoch], list[Epoch]]:
-    """Adversarial epochs of the plain loop and of ours, in turns, each training its own copy of a model."""
-    torch.manual_seed(seed)
-    model = _model()
-    arms: list[tuple[Callable[..., Epoch], nn.Module, list[Epoch]]] = [
-        (loop, copy.deepcopy(model), []) for loop in (_plain_epoch, train_epoch)
-    ]
-    optimizers = [torch.optim.AdamW(arm.parameters(), lr=_LEARNING_RATE) for _, arm, _ in arms]
-    with _bar(console, "timing an adversarial epoch", 2 * (_TIMED_EPOCHS + 1)) as advance:
-        for epoch in range(_TIMED_EPOCHS + 1):
-            for (loop, arm, epochs), optimizer in zip(arms, optimizers, strict=True):
-                done = loop(arm, _train_batches(splits.train, seed + epoch), optimizer, attack)
-                advance(f"{done.seconds:.2f} s")
-                if epoch > 0:  # the first one warms up
-                    epochs.append(done)
-    return arms[0][2], arms[1][2]
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _all(task: Splits) -> tuple[Tensor, Tensor]:
+    """All test images, and their labels."""
+    images, labels, _ = next(iter(Loader(task.test, len(task.test))))
+    return images, labels
 
 
 def _percent(accuracy: Accuracy) -> str:
@@ -187,83 +154,95 @@ def _percent(accuracy: Accuracy) -> str:
     return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _points(gap: Difference) -> str:
-    return f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-
-
-def _yes(noise: bool) -> str:
-    return "yes" if noise else "no"
-
-
-def _print_results(console: Console, trained: list[_Trained], plain: list[Epoch], fused: list[Epoch]) -> None:
-    normal, adversarial = trained
-    table = Table(caption=f"PGD-20 at eps {_EPS}. In brackets: 95 % intervals; for the speed-up, its range.")
-    table.add_column("training")
-    for column in ("clean, %", "PGD-20, %", "seconds"):
+def _table(arms: dict[str, _Arm]) -> Table:
+    table = Table(
+        caption=f"Test accuracies in %, with 95 % intervals; AutoAttack on {_AUTOATTACKED} images. Passes "
+        "through the network: forward 1, backward to the input 1, to input and weights 2."
+    )
+    table.add_column("arm")
+    for column in ("clean", "PGD-20", "AutoAttack", "stage", "passes", "seconds"):
         table.add_column(column, justify="right")
-    for t in trained:
-        table.add_row(t.name, _percent(t.clean), _percent(t.robust), f"{t.seconds:.0f}")
-    clean = difference(adversarial.clean, normal.clean)
-    robust = difference(adversarial.robust, normal.robust)
-    table.add_row("difference", _points(clean), _points(robust), "")
-    table.add_row("within noise", _yes(clean.within_noise), _yes(robust.within_noise), "", end_section=True)
-    for name, epochs in (("epoch, plain torch", plain), ("epoch, roli_fast", fused)):
-        table.add_row(name, "", "", f"{statistics.median(e.seconds for e in epochs):.2f}")
-    ratios = sorted(p.seconds / f.seconds for p, f in zip(plain, fused, strict=True))
-    table.add_row("speed-up", "", f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]", f"{statistics.median(ratios):.2f}")
-    table.add_row("within noise", "", "", _yes(ratios[0] <= 1 <= ratios[-1]))
-    console.print(table)
+    for name, arm in arms.items():
+        shown = [_percent(arm.pgd.clean), _percent(arm.pgd), _percent(arm.autoattack)]
+        for stage, trained in arm.outcome.stages.items():
+            cost = trained.cost
+            table.add_row(name, *shown, stage, f"{cost.passes:,}", f"{cost.seconds:.1f}")
+            name, shown = "", ["", "", ""]
+    return table
 
 
-def _draw(trained: list[_Trained], test: Dataset, path: Path) -> None:
-    """Clean images, what each model is attacked with, and what it then sees."""
+def _verdicts(arms: dict[str, _Arm]) -> str:
+    """RoLI against the others, and what is noise."""
+    said = []
+    ours = arms["RoLI Full-FT"].pgd
+    for other in _ARMS[:2]:
+        theirs = arms[other].pgd
+        for what, gap in (
+            ("clean", difference(ours.clean, theirs.clean)),
+            ("PGD-20", difference(ours, theirs)),
+        ):
+            noise = ", within noise" if gap.within_noise else ""
+            interval = f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+            said.append(f"RoLI minus {other}, {what}: {100 * gap.value:+.1f} points {interval}{noise}")
+    return "\n".join(said)
+
+
+def _draw(arms: dict[str, _Arm], path: Path) -> None:
+    """Validation robustness against what has been spent, the probing included."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    images, labels = (t[:_PICTURED] for t in next(iter(_batches(test))))
-    rows: list[tuple[str, Tensor, Tensor | None]] = []
-    for t in trained:
-        adversarial = _evaluation_attack(0).run(t.model, images, labels).adversarial
-        rows.append((f"{t.name} training:\nclean", images, predict(t.model, images).argmax(dim=1)))
-        rows.append((f"perturbation,\n-{_EPS} to {_EPS}", (adversarial - images) / (2 * _EPS) + 0.5, None))
-        rows.append(
-            (f"{t.name} training:\nattacked", adversarial, predict(t.model, adversarial).argmax(dim=1))
+    figure, axis = pyplot.subplots(figsize=(8, 5))
+    for (name, arm), marker in zip(arms.items(), "so^", strict=True):
+        spent, costs, robust = 0, [], []
+        for trained in arm.outcome.stages.values():
+            for row in trained.history:
+                cost = row["cost"]
+                spent += cost["forwards"] + cost["input_gradients"] + 2 * cost["weight_gradients"]
+                costs.append(spent / 1000)
+                robust.append(100 * row["val_robust"])
+        axis.plot(
+            costs, robust, color=_COLORS[name], marker=marker, markersize=4, label=f"{name}, validation"
         )
-    figure, axes = pyplot.subplots(len(rows), len(images), figsize=(1.5 * len(images), 1.65 * len(rows)))
-    for (name, shown, classes), line in zip(rows, axes, strict=True):
-        for i, axis in enumerate(line):
-            axis.imshow(shown[i, 0].numpy(), cmap="gray" if classes is not None else "PuOr", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-            if classes is not None:
-                right = bool(classes[i] == labels[i])
-                verdict = f"{classes[i]}" if right else f"{classes[i]} (is {labels[i]})"
-                axis.set_title(verdict, fontsize=10, color="black" if right else "#b2182b")
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-    figure.suptitle(f"Predicted classes of digits under PGD-20, eps {_EPS}", fontsize=12)
+        low, high = (100 * bound for bound in arm.pgd.interval())
+        value = 100 * arm.pgd.value
+        axis.errorbar(
+            costs[-1] * 1.02,
+            value,
+            yerr=[[value - low], [high - value]],
+            color=_COLORS[name],
+            marker=marker,
+            markersize=9,
+            capsize=4,
+            label=f"{name}, test (best epoch, PGD-20)",
+        )
+    axis.set(xlabel="passes through the network, thousands", ylabel="robust accuracy, %")
+    axis.set_title(f"Digits 5 to 9 from a backbone that is robust on 0 to 4: Linf, eps {_EPS}")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
-def _save(
-    arguments: argparse.Namespace, trained: list[_Trained], plain: list[Epoch], fused: list[Epoch]
-) -> None:
-    def accuracy(a: Accuracy) -> dict[str, object]:
+def _save(arguments: argparse.Namespace, arms: dict[str, _Arm]) -> None:
+    def accuracy(a: Accuracy) -> dict[str, Any]:
         return {"value": a.value, "interval": a.interval(), "images": len(a.right)}
 
     results = {
         "epochs": arguments.epochs,
         "seed": arguments.seed,
         "eps": _EPS,
-        "trainings": {
-            t.name: {"clean": accuracy(t.clean), "pgd20": accuracy(t.robust), "seconds": t.seconds}
-            for t in trained
-        },
-        "adversarial_epoch_seconds": {
-            "plain torch loop": [e.seconds for e in plain],
-            "roli_fast": [e.seconds for e in fused],
+        "arms": {
+            name: {
+                "clean": accuracy(arm.pgd.clean),
+                "pgd20": accuracy(arm.pgd),
+                "autoattack": accuracy(arm.autoattack),
+                "stages": {s: dataclasses.asdict(t.cost) for s, t in arm.outcome.stages.items()},
+            }
+            for name, arm in arms.items()
         },
     }
     (arguments.out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")

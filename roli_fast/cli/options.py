@@ -1,6 +1,7 @@
 """Options that several subcommands have, and what becomes of them. Names are timm's where it has them."""
 
 import argparse
+import ast
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,21 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def users_mistakes() -> Iterator[None]:
-    """What the library refuses, as one line for the user: for what is done before any work begins."""
+    """What the library refuses, as one line for the user. What it did not mean to raise stays as it is."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        NotADirectoryError,
+        PermissionError,
+        ImportError,
+    ) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, (ValueError, TypeError)) and "accepted: " not in text:
+            raise
+        raise UserError(text) from error
 
 
 def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Callable[[str], float]:
@@ -48,15 +59,6 @@ def count(option: str, least: int = 1) -> Callable[[str], int]:
     return read
 
 
-def options_of(group: Any) -> Callable[..., None]:
-    """``option(name, metavar, help, **how)`` for a parser or a group of one."""
-
-    def option(name: str, metavar: str | None, about: str, **how: Any) -> None:
-        group.add_argument(name, help=about, **({"metavar": metavar} if metavar else {}), **how)
-
-    return option
-
-
 def one_of(option: str, accepted: Sequence[str]) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in accepted:
@@ -66,47 +68,98 @@ def one_of(option: str, accepted: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
+def options_of(group: Any) -> Callable[..., None]:
+    """``option(name, metavar, help, **how)`` for a parser or a group of one."""
+
+    def option(name: str, metavar: str | None, about: str, **how: Any) -> None:
+        group.add_argument(name, help=about, **({"metavar": metavar} if metavar else {}), **how)
+
+    return option
+
+
+class Options:
+    """Adds options to a group of a parser; help texts end with the default."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str):
+        self._group = parser.add_argument_group(title)
+
+    def text(self, name: str, metavar: str, about: str, **how: Any) -> None:
+        default = how.get("default")
+        shown = f" (default: {default})" if default not in (None, []) else ""
+        self._group.add_argument(name, metavar=metavar, help=about + shown, **how)
+
+    def number(
+        self, name: str, metavar: str, about: str, least: float = 0.0, open_below: bool = True, **how: Any
+    ) -> None:
+        self.text(name, metavar, about, type=number(name, least, open_below=open_below), **how)
+
+    def count(self, name: str, metavar: str, about: str, least: int = 1, **how: Any) -> None:
+        self.text(name, metavar, about, type=count(name, least), **how)
+
+    def choice(self, name: str, about: str, accepted: Sequence[str], **how: Any) -> None:
+        metavar = name[2:].upper().replace("-", "_")
+        self.text(name, metavar, f"{about}: {', '.join(accepted)}", type=one_of(name, accepted), **how)
+
+    def flag(self, name: str, about: str) -> None:
+        self._group.add_argument(name, help=about, action="store_true")
+
+
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """--dataset and all that :func:`roli_fast.data.load` takes, read by :func:`load_data`."""
-    option = options_of(parser.add_argument_group("data"))
+    option = Options(parser, "data")
     names = (
         "cifar10, cifar100, caltech256, cub200, stanford_dogs, digits (default), folder, or one of timm's: "
         "torch/..., hfds/..., wds/..., tfds/..."
     )
-    option("--dataset", "NAME", names, default="digits")
-    option("--data-dir", "FOLDER", "where it lies, or is downloaded to")
-    option("--dataset-download", None, "fetch it, where a library can", action="store_true")
+    option.text("--dataset", "NAME", names)
+    option.text("--data-dir", "FOLDER", "where it lies, or is downloaded to")
+    option.flag("--dataset-download", "fetch it, where a library can")
     for split in ("train", "val", "test"):
-        option(f"--{split}-split", "NAME", f"of the {split} images, in a folder or a set of timm's")
-    option("--input-size", "PIXELS", "a side (default: the set's)", type=count("--input-size"))
-    cropped = "of the resized image, that is cropped to --input-size (default: 0.875)"
-    option("--crop-pct", "SHARE", cropped, type=number("--crop-pct"), default=0.875)
-    mirrored = "of mirroring a training image (default: 0.5 where images are cropped, else 0)"
-    option("--hflip", "PROBABILITY", mirrored, type=number("--hflip", open_below=False))
-    option("--input-img-mode", "MODE", "RGB (default), or L for one channel of grey", default="RGB")
-    option("--num-classes", "N", "for a set that does not tell", type=count("--num-classes", 2))
-    seed = "chooses which images are cut off to validate (default: 0)"
-    option("--split-seed", "N", seed, type=count("--split-seed", 0), default=0)
-    decode = "processes that decode images (default: one per core, 4 at most)"
-    option("--workers", "N", decode, type=count("--workers", 0))
+        option.text(f"--{split}-split", "NAME", f"of the {split} images, in a folder or a set of timm's")
+    option.count("--input-size", "PIXELS", "a side (default: the set's)")
+    option.number("--crop-pct", "SHARE", "of the resized image, that is cropped (default: 0.875)")
+    mirrored = "probability of mirroring (default: 0.5 where images are cropped, else 0)"
+    option.number("--hflip", "SHARE", mirrored, open_below=False)
+    option.text("--input-img-mode", "MODE", "RGB (default), or L for one channel of grey")
+    option.count("--num-classes", "N", "for a set that does not tell", least=2)
+    option.count("--split-seed", "N", "chooses which images validate (default: 0)", least=0)
+    option.count("--workers", "N", "that decode images (default: one per core, 4 at most)", least=0)
+
+
+# What makes a data set, by the options' names; load()'s own defaults stand for what is not given.
+DATA_OPTIONS = (
+    "data_dir",
+    "train_split",
+    "val_split",
+    "test_split",
+    "input_size",
+    "crop_pct",
+    "hflip",
+    "input_img_mode",
+    "num_classes",
+    "split_seed",
+)
 
 
 def load_data(arguments: argparse.Namespace) -> Splits:
+    given = {name: getattr(arguments, name) for name in DATA_OPTIONS}
+    chosen = {name: value for name, value in given.items() if value is not None}
     with users_mistakes():
-        return load(
-            arguments.dataset,
-            arguments.data_dir,
-            train_split=arguments.train_split,
-            val_split=arguments.val_split,
-            test_split=arguments.test_split,
-            input_size=arguments.input_size,
-            crop_pct=arguments.crop_pct,
-            hflip=arguments.hflip,
-            input_img_mode=arguments.input_img_mode,
-            num_classes=arguments.num_classes,
-            split_seed=arguments.split_seed,
-            download=arguments.dataset_download,
-        )
+        return load(arguments.dataset or "digits", download=arguments.dataset_download, **chosen)
+
+
+def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE options as keyword arguments; values as Python has them, else text."""
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise UserError(f"{option}: got {text!r}, accepted: NAME=VALUE")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[name] = value
+    return found
 
 
 def device_of(name: str | None) -> torch.device:

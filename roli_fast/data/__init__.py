@@ -2,10 +2,10 @@
 
 from .batch import Batch
 from .digits import digits
-from .images import ImageSet
+from .images import ImageSet, StoredImages
 from .load import load
 from .loader import Loader
 from .splits import Splits
 from .stream import ImageStream
 
-__all__ = ["Batch", "ImageSet", "ImageStream", "Loader", "Splits", "digits", "load"]
+__all__ = ["Batch", "ImageSet", "ImageStream", "Loader", "Splits", "StoredImages", "digits", "load"]

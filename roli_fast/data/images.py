@@ -78,12 +78,21 @@ class StoredImages(ImageSet):
     """Images in memory: a batch costs a copy.
 
     images: (N, C, H, W), resized already; uint8, or float32 in [0, 1].
+    classes: their names; default the numbers up to the largest label. keys: default the images' numbers.
+    view: default the whole image, as it is.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, classes: Sequence[str], keys: Sequence[str], view: View
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None,
+        view: View | None = None,
     ):
-        super().__init__(labels, classes, keys, view)
+        classes = [str(c) for c in range(int(labels.max()) + 1)] if classes is None else classes
+        keys = [str(row) for row in range(len(labels))] if keys is None else keys
+        super().__init__(labels, classes, keys, view or View())
         self.images = images
 
     def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:

@@ -87,7 +87,7 @@ def evaluate(
     found: dict[int, Record] = {}
     total, rank, processes = 0, *_place()
     with _bar(batches, run.name, progress and rank == 0) as advance:
-        for number, (images, labels) in enumerate(batches):
+        for number, (images, labels, *_) in enumerate(batches):
             check_inputs(images, labels, None)
             if number % processes == rank:
                 found[number] = run.record(number, total, images, labels)

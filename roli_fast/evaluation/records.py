@@ -1,10 +1,8 @@
 """Finished batches of an evaluation, in a folder."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from ..engine.attack_view import unwrap
 from ..engine.modes import Model, identity
+from ..files import PARTIAL, write
 
 
 @dataclasses.dataclass
@@ -62,10 +61,10 @@ class Records:
             if self._folder.exists() and not self._folder.is_dir():
                 raise ValueError(f"folder: {self._folder} is a file, accepted: a folder")
             # What an interrupted write has left is nothing.
-            if self._folder.is_dir() and any(not p.name.endswith(_PARTIAL) for p in self._folder.iterdir()):
+            if self._folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in self._folder.iterdir()):
                 raise ValueError(f"folder: {self._folder} holds something else, accepted: a new or empty one")
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(bound | {"key": key}, indent=1).encode())
+            write(path, json.dumps(bound | {"key": key}, indent=1).encode())
             return key
         there = _parsed(path)
         for what, value in bound.items():
@@ -85,7 +84,7 @@ class Records:
             name: getattr(record, name) for name in ("forwards", "gradients", "seconds")
         }
         metadata = {"facts": json.dumps(facts), "first": str(first), "data": _digest(images, labels)}
-        _write(self._path(number), save(kept, metadata))
+        write(self._path(number), save(kept, metadata))
         right = int((record.broken_by < 0).sum())
         cost = f"{record.seconds:.1f} s, {record.forwards} forwards, {record.gradients} gradients"
         with (self._folder / "log.txt").open("a") as log:
@@ -155,23 +154,6 @@ def _digest(images: Tensor, labels: Tensor) -> str:
 def _bytes(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()
-
-
-_PARTIAL = ".partial"
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def _opened(path: Path, without: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:

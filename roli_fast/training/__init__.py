@@ -1,5 +1,8 @@
-"""Training, with or without an attack in the loop."""
+"""Training, with or without an attack in the loop: one stage, or RoLI's two."""
 
-from .loop import Epoch, Fit, fit, train_epoch
+from .cost import Cost
+from .recipe import Recipe, paper_settings
+from .roli import Outcome, roli
+from .stage import DivergedError, Trained, train
 
-__all__ = ["Epoch", "Fit", "fit", "train_epoch"]
+__all__ = ["Cost", "DivergedError", "Outcome", "Recipe", "Trained", "paper_settings", "roli", "train"]

@@ -1,0 +1,30 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+PARTIAL = ".partial"  # how the name of an interrupted write ends
+
+
+def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes a file that is on the disk when this returns; where anything fails, what was there stays.
+
+    content: bytes, or what writes them to an open file.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise

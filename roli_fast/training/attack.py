@@ -1,0 +1,108 @@
+"""The attack inside a training loop."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import NFGSM, PGD, TPGD
+from ..attacks.ascent import Perturbed
+from .recipe import AUTO, Recipe
+
+_ROUNDS = 3  # of timing
+
+
+class TrainingAttack:
+    """Makes a recipe's adversarial images for batches of a model in training, without a judge and without
+    waiting for the device.
+
+    precision: the recipe's, or what :func:`fastest_precision` found.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, precision: str):
+        self._model, self._recipe = model, recipe
+        # Tensors, where they grow: a graph then follows their values.
+        grow = recipe.eps_warmup_epochs > 0
+        device = next(model.parameters()).device
+        self._attack = _attack(recipe, precision, torch.zeros((), device=device) if grow else None)
+        full = _attack(recipe, precision, None).sizes()
+        self._growing = [(t, full[n]) for n, t in self._attack.sizes().items() if isinstance(t, Tensor)]
+
+    def grow(self, epoch: float) -> None:
+        """Sets eps and step size for this point of the training, in epochs since its beginning."""
+        for size, full in self._growing:
+            size.fill_(full * min(1.0, epoch / self._recipe.eps_warmup_epochs))
+
+    def __call__(self, images: Tensor, labels: Tensor, index: Tensor, key: Tensor) -> Perturbed:
+        """images: (N, ...) in [0, 1], float or uint8. key: (1,) int64 of this batch's draws."""
+        given = None if isinstance(self._attack, TPGD) else labels
+        if self._recipe.attack_mode == "eval":
+            return self._attack.perturb(self._model, images, given, index=index, key=key, checked=True)
+        with _in_train_mode(self._model):
+            model: Callable[[Tensor], Any] = lambda x: self._model(x)  # noqa: E731 - no module: stays in its mode
+            return self._attack.perturb(model, images, given, index=index, key=key, checked=True)
+
+
+def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:
+    """growing: a tensor to make sizes of, each its own; None for numbers."""
+
+    def size(value: float) -> Any:
+        return value if growing is None else growing + value
+
+    if recipe.attack == "nfgsm":
+        return NFGSM(recipe.norm, size(recipe.eps), precision=precision)
+    kind = TPGD if recipe.loss == "trades" else PGD
+    return kind(
+        recipe.norm, size(recipe.eps), size(recipe.attack_step), steps=recipe.steps, precision=precision
+    )
+
+
+@contextlib.contextmanager
+def _in_train_mode(model: nn.Module) -> Iterator[None]:
+    """The model normalises by the batch and drops out, but leaves its running statistics alone."""
+    tracking = [m for m in model.modules() if getattr(m, "track_running_stats", False) and m.training]
+    for module in tracking:
+        module.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True  # type: ignore[assignment]
+
+
+def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:
+    """In which of fp32, tf32 and bf16 one gradient of the attack takes the least time on this device: the
+    median of a few, in turns. images: a batch in [0, 1]."""
+    names = ("fp32", "bf16") if images.device.type == "cpu" else ("fp32", "tf32", "bf16")
+    step = {n: PGD(recipe.norm, recipe.eps, recipe.attack_step, steps=1, precision=n) for n in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_ROUNDS + 2):  # the first two calls of a graph are slower
+        for name, attack in list(step.items()):
+            try:
+                seconds[name].append(_seconds(partial(attack, model, images, labels), images.device))
+            except ValueError:  # its range does not hold what the model computes
+                del step[name], seconds[name]
+    return min(seconds, key=lambda name: statistics.median(seconds[name][2:]))
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait()
+    begin = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - begin
+
+
+def chosen_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:
+    """The recipe's, or the fastest for a batch in [0, 1]."""
+    if recipe.precision != AUTO:
+        return recipe.precision
+    if recipe.attack_mode == "train":
+        return "fp32"
+    return fastest_precision(model, images, labels, recipe)

@@ -1,0 +1,132 @@
+"""What changes the weights: optimiser, schedule, autocast, and the average of the weights."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..attacks.inputs import to_state
+from ..engine.precision import get_precision
+from ..models import find_classifier
+from .processes import world_size
+from .recipe import AUTO, Recipe
+
+
+class Learner:
+    """Trains what of a model requires a gradient, step by step.
+
+    precision: of the attacks, in whose arithmetic the training step multiplies, too.
+    steps: of an epoch.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, precision: str, steps: int):
+        self._model, self._recipe, self._arithmetic = model, recipe, get_precision(precision)
+        self._net = model
+        if world_size() > 1:
+            self._net = DistributedDataParallel(model, broadcast_buffers=False)
+        self._optimizer = create_optimizer_v2(
+            model,
+            opt=recipe.opt,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+        )
+        self._schedule = CosineLRScheduler(
+            self._optimizer,
+            t_initial=(recipe.epochs - recipe.warmup_epochs) * steps,
+            lr_min=recipe.lr if recipe.sched == "none" else recipe.min_lr,
+            warmup_t=recipe.warmup_epochs * steps,
+            warmup_lr_init=recipe.lr / (recipe.warmup_epochs * steps + 1),  # at 0 the first steps were wasted
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        half = "bfloat16" if self._arithmetic.is_half else "float32"
+        self.amp_dtype = getattr(torch, half if recipe.amp_dtype == AUTO else recipe.amp_dtype)
+        self._device = next(model.parameters()).device.type
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self.amp_dtype == torch.float16)
+        self._ema = None
+        if recipe.ema_decay is not None:
+            self._ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
+        self.moves_backbone = _moves_backbone(model)
+
+    @property
+    def result(self) -> nn.Module:
+        """What is validated and kept: the average of the weights, where there is one."""
+        return self._model if self._ema is None else self._ema.module
+
+    @property
+    def lr(self) -> float:
+        return self._optimizer.param_groups[0]["lr"]
+
+    def train(self) -> None:
+        """The mode for the steps that follow."""
+        self._net.train()
+
+    def step(self, number: int, images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser: the loss (), and which adversarial images were right (N,).
+
+        number: of the step, from the training's beginning.
+        """
+        self._schedule.step_update(number)
+        half = self.amp_dtype != torch.float32
+        with self._arithmetic.arithmetic():
+            with torch.autocast(self._device, self.amp_dtype, enabled=half):
+                loss, logits = self._objective(images, adversarial, labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._scaler.scale(loss).backward()
+            if self._recipe.clip_grad is not None:
+                self._scaler.unscale_(self._optimizer)
+                nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_grad)
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        if self._ema is not None:
+            self._ema.update(self._model, step=number)
+        return loss.detach(), logits.detach().argmax(dim=1) == labels
+
+    def _objective(self, images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the logits for the adversarial images.
+
+        Cross-entropy on adversarial images (Madry et al. 2018), or TRADES (Zhang et al. 2019, eq. 5):
+        CE(f(x), y) + beta KL(f(x) || f(x')).
+        """
+        logits = self._net(to_state(adversarial))
+        if self._recipe.loss == "ce":
+            return F.cross_entropy(logits, labels), logits
+        clean = self._net(to_state(images)).float()
+        log_adversarial = F.log_softmax(logits.float(), dim=1)
+        divergence = F.kl_div(log_adversarial, clean.softmax(dim=1), reduction="batchmean")
+        return F.cross_entropy(clean, labels) + self._recipe.trades_beta * divergence, logits
+
+    @property
+    def forwards(self) -> int:
+        """How often each image goes through the model in a step."""
+        return 2 if self._recipe.loss == "trades" else 1
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self._model.state_dict(),
+            "ema": None if self._ema is None else self._ema.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._model.load_state_dict(state["model"])
+        if self._ema is not None:
+            self._ema.module.load_state_dict(state["ema"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+
+def _moves_backbone(model: nn.Module) -> bool:
+    """Whether a backward pass goes through more than the head."""
+    try:
+        inside: nn.Module = find_classifier(model).backbone
+    except TypeError:
+        inside = model
+    return any(p.requires_grad for p in inside.parameters())

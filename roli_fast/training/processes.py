@@ -1,0 +1,108 @@
+"""Several processes, as torchrun starts them."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    return dist.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if _together() else 1
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def join(device: str | None) -> torch.device | None:
+    """Under torchrun, makes this process one of its group, and says which device is its own; else None."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    return own
+
+
+def leave() -> None:
+    if _together():
+        dist.destroy_process_group()
+
+
+def summed(values: Tensor) -> Tensor:
+    """Over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(decision: Any) -> Any:
+    """What the first process says."""
+    if world_size() == 1:
+        return decision
+    said = [decision]
+    dist.broadcast_object_list(said)
+    return said[0]
+
+
+def share_statistics(model: nn.Module) -> None:
+    """BatchNorms' running statistics become their mean over the processes."""
+    if world_size() == 1:
+        return
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            dist.all_reduce(buffer)
+            buffer /= world_size()
+
+
+def synchronize_norms(model: nn.Module) -> nn.Module:
+    """The model with BatchNorms over the batches of all processes, on GPUs torch's, on the CPU the same in
+    autograd's own operations, since torch has none there."""
+    model = convert_sync_batchnorm(model)
+    if next(model.parameters()).device.type == "cpu":
+        for module in model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.__class__ = _SyncActOnCPU if isinstance(module, SyncBatchNormAct) else _SyncOnCPU
+    return model
+
+
+class _SyncOnCPU(nn.SyncBatchNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.track_running_stats or world_size() == 1:
+            return super().forward(x)
+        over = [d for d in range(x.dim()) if d != 1]
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        count = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype)
+        sums = dist_nn.all_reduce(torch.cat([x.sum(over), x.square().sum(over), count]))
+        count, channels = sums[-1], x.shape[1]
+        mean = sums[:channels] / count
+        variance = sums[channels:-1] / count - mean.square()
+        self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        normalized = (x - mean.reshape(shape)) * (variance.reshape(shape) + self.eps).rsqrt()
+        if not self.affine:
+            return normalized
+        return normalized * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+class _SyncActOnCPU(SyncBatchNormAct, _SyncOnCPU):
+    pass

@@ -1,0 +1,49 @@
+"""What a training shows while it runs."""
+
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+
+
+class Progress:
+    """A bar over all steps of a stage, with a line for each epoch above it."""
+
+    def __init__(self, title: str, steps: int, shown: bool):
+        self._console = Console(quiet=not shown)
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeRemainingColumn(),
+        )
+        self._bar = rich.progress.Progress(*columns, console=self._console, disable=not shown)
+        self._title = title
+        self._task = self._bar.add_task(title, total=steps)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def advance(
+        self, steps: int, epoch: int = 0, epochs: int = 0, loss: float | None = None, hits: float = 0.0
+    ) -> None:
+        about = self._title
+        if loss is not None:
+            about += f" {epoch + 1}/{epochs}: loss {loss:.3f}, right {hits:.1%}"
+        self._bar.update(self._task, advance=steps, description=about)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        robust = row["val_robust"]
+        self.note(
+            f"epoch {row['epoch']}, loss {row['train_loss']:.3f}, training images right "
+            f"{row['train_accuracy']:.1%}, validation clean {row['val_clean']:.1%}"
+            + ("" if robust is None else f", robust {robust:.1%}")
+            + f", {row['images_per_second']:.0f} images/s"
+        )

@@ -1,0 +1,144 @@
+"""How a stage trains: what is fixed before it begins."""
+
+import dataclasses
+from typing import Any
+
+from ..attacks.inputs import check_choice, check_count, check_number, refuse
+from ..attacks.norms import NORMS
+from ..engine import PRECISIONS
+
+ATTACKS = ("pgd", "nfgsm", "none")
+LOSSES = ("ce", "trades")
+MODES = ("eval", "train")
+AUTO = "auto"
+AMP_DTYPES = (AUTO, "float32", "bfloat16", "float16")
+SCHEDULES = ("cosine", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of one stage. Names are timm's where it has them.
+
+    epochs: passes over the training images.
+    lr: the peak learning rate, for the global batch.
+    batch_size: of all processes together.
+    opt, momentum, weight_decay: of ``timm.optim.create_optimizer_v2``; "momentum" is SGD without Nesterov's
+        term, as in RoLI's probing. Biases and norms do not decay.
+    sched: "cosine", from the peak to min_lr over the epochs that are left after warmup_epochs, in which it
+        grows with every batch; or "none", constant after the warm-up.
+    clip_grad: largest norm of all gradients together; None for any.
+    attack: in training: "pgd"; "nfgsm" (one step from noise of 2 eps); "none" for normal training.
+    loss: "ce", cross-entropy on adversarial images; "trades" (Zhang et al. 2019): on clean images, plus
+        trades_beta times the divergence of the adversarial images' probabilities, which its attack increases.
+    norm, eps: of the ball, in pixels of [0, 1]; also where attack is "none", for validation.
+    step_size: default eps / 4. steps: of PGD.
+    eps_warmup_epochs: over which eps and step size grow from 0.
+    attack_mode: in which mode the model is attacked in training: "eval"; "train" uses the batch's BatchNorm
+        statistics and dropout, leaves the running statistics alone, and attacks the model itself, not a copy.
+    precision: of the attacks' copies: "fp32", "tf32", "bf16", "fp16"; "auto" for the fastest on the device of
+        fp32, tf32 and bf16, measured once.
+    amp_dtype: of autocast in the training step: "float32" for none, "bfloat16", "float16" (with loss
+        scaling); "auto" for bfloat16 where the attack runs in a half precision.
+    channels_last: whether images and the model are laid out so.
+    ema_decay: of an average of the weights, which then is what is validated and kept; None for none.
+    val_steps: of the PGD on validation images.
+    seed: of order, augmentation, attacks, dropout. With a seed, a run in one process repeats bit for bit on
+        the CPU.
+
+    Raises ValueError or TypeError for what does not fit.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    opt: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.05
+    sched: str = "cosine"
+    warmup_epochs: int = 0
+    min_lr: float = 0.0
+    clip_grad: float | None = None
+    attack: str = "pgd"
+    loss: str = "ce"
+    trades_beta: float = 6.0
+    norm: str = "linf"
+    eps: float = 8 / 255
+    step_size: float | None = None
+    steps: int = 7
+    eps_warmup_epochs: int = 0
+    attack_mode: str = "eval"
+    precision: str = AUTO
+    amp_dtype: str = AUTO
+    channels_last: bool = True
+    ema_decay: float | None = None
+    val_steps: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "steps", "val_steps"):
+            check_count(name, getattr(self, name))
+        for name in ("momentum", "weight_decay", "min_lr", "trades_beta", "warmup_epochs"):
+            check_number(name, getattr(self, name), 0)
+        check_number("eps_warmup_epochs", self.eps_warmup_epochs, 0)
+        for name in ("lr", "eps", "step_size", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value, 0)
+                if value == 0:
+                    refuse(name, 0, "a number above 0")
+        check_choice("attack", self.attack, ATTACKS)
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("sched", self.sched, SCHEDULES)
+        check_choice("norm", self.norm, tuple(NORMS))
+        check_choice("attack_mode", self.attack_mode, MODES)
+        check_choice("precision", self.precision, (AUTO, *PRECISIONS))
+        check_choice("amp_dtype", self.amp_dtype, AMP_DTYPES)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            refuse("ema_decay", self.ema_decay, "a number from 0 on and below 1, or None")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            refuse("warmup_epochs", self.warmup_epochs, f"fewer than the {self.epochs} epochs")
+        if self.loss == "trades" and self.attack != "pgd":
+            refuse("loss", f"'trades' with attack={self.attack!r}", "attack='pgd', whose steps TRADES takes")
+        if self.attack_mode == "train" and self.precision not in (AUTO, "fp32", "tf32"):
+            refuse("precision", f"{self.precision!r} with attack_mode='train'", "fp32, tf32: it has no copy")
+
+    @property
+    def attack_step(self) -> float:
+        return self.eps / 4 if self.step_size is None else self.step_size
+
+
+# --- what the public code of the paper is configured with
+
+# Base learning rates, for a batch of 256; where there are two, from a random and from a probed head.
+_BASE_LR: dict[str, dict[str, tuple[float, float]]] = {
+    "cifar10": {"linear": (0.05, 0.05), "bias": (0.005, 0.005), "vpt": (0.5, 0.5), "adapter": (0.05, 0.05),
+                "lora": (0.01, 0.001), "full": (5e-4, 1e-4)},
+    "cifar100": {"linear": (0.1, 0.1), "bias": (0.005, 0.005), "vpt": (0.5, 0.5), "adapter": (0.005, 0.05),
+                 "lora": (0.05, 0.001), "full": (5e-4, 1e-4)},
+    "caltech256": {"linear": (0.5, 0.5), "bias": (0.001, 1e-5), "vpt": (0.05, 0.05), "adapter": (0.005, 5e-4),
+                   "lora": (0.001, 1e-4), "full": (5e-4, 1e-4)},
+    "cub200": {"linear": (1.0, 1.0), "bias": (0.005, 5e-4), "vpt": (0.05, 0.05), "adapter": (0.05, 0.05),
+               "lora": (0.005, 0.005), "full": (5e-4, 1e-4)},
+    "stanford_dogs": {"linear": (1.0, 1.0), "bias": (0.001, 5e-5), "vpt": (0.05, 0.05),
+                      "adapter": (0.005, 1e-4), "lora": (0.005, 0.001), "full": (5e-4, 5e-5)},
+}  # fmt: skip
+_EPOCHS = {"cifar10": 20, "cifar100": 20, "caltech256": 40, "cub200": 60, "stanford_dogs": 40}
+PAPER_SETS = tuple(_EPOCHS)
+
+
+def paper_settings(dataset: str, method: str, *, probed: bool) -> dict[str, Any]:
+    """RoLI's settings for one of its data sets and a finetuning method ("linear" for its probing), as
+    arguments of :class:`Recipe`: epochs, warm-up, optimiser, and the learning rate for a batch of 64.
+
+    probed: whether finetuning begins from a probed head. Source: the configurations of the public code (Hua
+    et al. 2024), whose weight decay is not in effect there.
+    """
+    check_choice("dataset", dataset, PAPER_SETS)
+    check_choice("method", method, tuple(_BASE_LR[dataset]))
+    return {
+        "epochs": _EPOCHS[dataset],
+        "warmup_epochs": 10,
+        "opt": "momentum" if method == "linear" else "adamw",
+        "lr": _BASE_LR[dataset][method][probed] * 64 / 256,
+        "batch_size": 64,
+    }

@@ -1,0 +1,140 @@
+"""The folder of a stage: what it has saved, and how it goes on from there."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..attacks.inputs import refuse
+from ..files import write
+from ..models import find_classifier, save_model
+from .processes import rank
+from .recipe import Recipe
+
+
+class Records:
+    """Files of one stage; only the first process writes.
+
+    ``recipe.json`` binds the folder to its settings; ``last.pt`` holds all that a run needs to go on;
+    ``best.safetensors`` is the model of the best epoch; ``metrics.csv`` has a row per epoch.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module):
+        architecture = getattr(_classifier(model), "architecture", None)
+        if architecture is None:
+            refuse(
+                "folder", f"{folder} for a {type(model).__name__}", "a model of create_model, or no folder"
+            )
+        self._folder = folder
+        self._writer: Any = None
+
+    @property
+    def last(self) -> Path:
+        return self._folder / "last.pt"
+
+    @property
+    def has_last(self) -> bool:
+        return self.last.exists()
+
+    def open(self, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+        """What a run in this folder has left; None where one begins.
+
+        Raises ValueError where there is one that is not to go on or had other settings, and for a checkpoint
+        that cannot be read.
+        """
+        settings = dataclasses.asdict(recipe)
+        path = self._folder / "recipe.json"
+        if path.exists():
+            if not resume:
+                refuse(
+                    "folder", f"{self._folder}, which has a run", "a new one, or resume=True to go on there"
+                )
+            there = json.loads(path.read_text())
+            changed = [n for n in settings if there.get(n) != settings[n]]
+            if changed:
+                got = ", ".join(f"{name}={settings[name]!r}" for name in changed)
+                accepted = ", ".join(f"{name}={there.get(name)!r}" for name in changed)
+                refuse("recipe", f"{got} for the run in {self._folder}", f"{accepted}, as it began")
+        elif rank() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write(path, (json.dumps(settings, indent=1) + "\n").encode())
+        return self._read_last()
+
+    def _read_last(self) -> dict[str, Any] | None:
+        if not self.has_last:
+            return None
+        try:
+            return torch.load(self.last, map_location="cpu", weights_only=True)
+        except Exception as error:  # what zipfile and pickle say of a broken file
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"folder: {self.last} cannot be read ({reason}); without it the stage begins anew, and "
+                f"{self._folder / 'best.safetensors'} has the best weights so far"
+            ) from error
+
+    def write_last(self, state: dict[str, Any]) -> None:
+        if rank() == 0:
+            self._saving(self.last, lambda: write(self.last, lambda file: torch.save(state, file)))
+
+    def write_best(self, model: Any, row: dict[str, Any]) -> None:
+        if rank() == 0:
+            path = self._folder / "best.safetensors"
+            facts = {name: json.dumps(row[name]) for name in ("epoch", "val_clean", "val_robust")}
+            self._saving(path, lambda: save_model(model, path, facts))
+
+    def read_best(self) -> dict[str, Tensor]:
+        path = self._folder / "best.safetensors"
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """metrics.csv, and in TensorBoard what is new."""
+        if rank() != 0 or not history:
+            return
+        rows = [{**{k: v for k, v in row.items() if k != "cost"}, **row["cost"]} for row in history]
+        text = io.StringIO()
+        table = csv.DictWriter(text, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
+        path = self._folder / "metrics.csv"
+        self._saving(path, lambda: write(path, text.getvalue().encode()))
+        self._show(rows)
+
+    def _show(self, rows: list[dict[str, Any]]) -> None:
+        """In TensorBoard, where it is installed."""
+        fresh = rows[-1:]
+        if self._writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._writer = False
+            else:
+                self._writer, fresh = SummaryWriter(str(self._folder), purge_step=0), rows
+        if self._writer:
+            for row in fresh:
+                for name, value in row.items():
+                    if value is not None and name != "epoch":
+                        self._writer.add_scalar(name, value, row["epoch"])
+            self._writer.flush()
+
+    def _saving(self, path: Path, save: Any) -> None:
+        try:
+            save()
+        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+            kept = "what was saved before it is whole"
+            raise OSError(f"{path} cannot be written ({error}); {kept}") from error
+
+
+def _classifier(model: nn.Module) -> Any:
+    try:
+        return find_classifier(model)
+    except TypeError:
+        return None

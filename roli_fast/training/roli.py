@@ -1,0 +1,137 @@
+"""Robust linear initialisation (RoLI; Hua et al., CVPR 2024): probing, then finetuning from that head."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..attacks import PGD
+from ..attacks.inputs import refuse
+from ..data import Loader, Splits
+from ..evaluation import Evaluation, evaluate
+from ..files import write
+from ..models import Normalized, finetune
+from .cost import Cost
+from .processes import rank
+from .recipe import Recipe
+from .stage import Trained, own_randomness, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    stages: "probe", where there was one, and "finetune".
+    test: of the finetuned model on the test images, which nothing else has seen: under PGD with the recipe's
+        val_steps, or clean accuracy alone where nothing attacked.
+    """
+
+    stages: dict[str, Trained]
+    test: Evaluation
+
+    @property
+    def cost(self) -> Cost:
+        """Of all stages; not of the test."""
+        return sum((stage.cost for stage in self.stages.values()), Cost())
+
+
+def roli(
+    model: Normalized,
+    splits: Splits,
+    finetuning: Recipe,
+    *,
+    probing: Recipe | None = None,
+    method: str = "full",
+    method_options: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    sync_bn: bool = False,
+    progress: bool = False,
+) -> Outcome:
+    """Adversarial transfer learning: trains a linear head on the frozen backbone, then finetunes from it.
+
+    model: of :func:`roli_fast.models.create_model`, with a robust backbone
+        (:func:`roli_fast.models.load_backbone`) and any head, on the device where it trains. It ends with the
+        best weights of the last stage.
+    probing: of the first stage, which begins with the head as it is; None for finetuning alone, which with a
+        random head is what the paper calls RanLI.
+    method, method_options: of :func:`roli_fast.models.finetune`, for the second stage. With "linear", which
+        is adversarial linear probing, there is no other.
+    folder: where the stages have their folders, ``probe`` and ``finetune`` (:func:`train`), and
+        ``result.json`` lies in the end.
+
+    Other arguments as in :func:`train`. Raises ValueError for what does not fit together, before any stage
+    begins.
+    """
+    if method == "linear" and probing is not None:
+        refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
+    options = dict(method_options or {})
+    finetune(copy.deepcopy(model), method, **options)  # refused now, and not after hours of probing
+    folder = None if folder is None else Path(folder)
+    recipes = {"finetune": finetuning} if probing is None else {"probe": probing, "finetune": finetuning}
+    stages = {}
+    for name, recipe in recipes.items():
+        with own_randomness(recipe.seed, model.mean.device):
+            finetune(model, "linear" if name == "probe" else method, **({} if name == "probe" else options))
+        stages[name] = train(
+            model,
+            splits,
+            recipe,
+            folder=None if folder is None else folder / name,
+            resume=resume,
+            workers=workers,
+            sync_bn=sync_bn,
+            progress=progress,
+            title=name,
+        )
+    outcome = Outcome(stages, _tested(model, splits, finetuning, stages["finetune"].precision, workers))
+    if folder is not None and rank() == 0:
+        write(folder / "result.json", (json.dumps(summary(outcome), indent=1) + "\n").encode())
+    return outcome
+
+
+def _tested(
+    model: Normalized, splits: Splits, recipe: Recipe, precision: str, workers: int | None
+) -> Evaluation:
+    device = model.mean.device
+    loader = Loader(splits.test, recipe.batch_size, workers=workers, rank=0, world_size=1)
+    batches = ((images.to(device), labels.to(device)) for images, labels, _ in loader)
+    attack = PGD(
+        recipe.norm,
+        recipe.eps,
+        recipe.eps / 4,
+        recipe.val_steps,
+        iterate="best",
+        early_stop=True,
+        precision=precision,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    return evaluate(model, batches, None if recipe.attack == "none" else attack)
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON has it."""
+    test = outcome.test
+    found = {"clean": test.clean, **({} if test.label == "clean" else {"robust": test})}
+    return {
+        "test": {
+            "attack": test.label,
+            "images": len(test.right),
+            **{name: {"accuracy": a.value, "interval": a.interval()} for name, a in found.items()},
+        },
+        "stages": {
+            name: {
+                "best": stage.history[stage.best],
+                "cost": dataclasses.asdict(stage.cost),
+                "warnings": stage.warnings,
+                "precision": stage.precision,
+            }
+            for name, stage in outcome.stages.items()
+        },
+        "cost": dataclasses.asdict(outcome.cost),
+    }

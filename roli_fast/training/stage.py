@@ -1,0 +1,390 @@
+"""One stage of training: from a model and a recipe to the weights that validation chose."""
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import PGD
+from ..attacks.inputs import refuse, to_state
+from ..data import Loader, Splits
+from ..engine import own_output
+from ..evaluation import Evaluation, evaluate
+from .attack import TrainingAttack, chosen_precision
+from .cost import Cost, Stopwatch
+from .learner import Learner
+from .overfitting import overfitting
+from .processes import agree, rank, share_statistics, summed, synchronize_norms, world_size
+from .progress import Progress
+from .recipe import Recipe
+from .records import Records
+
+_LOOK = 20  # steps between two looks at what the device has found
+_SAVE_EVERY = 600.0  # seconds, within an epoch
+
+
+class DivergedError(RuntimeError):
+    """A loss or a weight is NaN or infinite.
+
+    epoch, step: where, from 0. index: (N,) int64, the batch's images in their set; None for a weight.
+    """
+
+    def __init__(self, epoch: int, step: int, index: Tensor | None, kept: str):
+        if index is None:
+            what = f"a weight is not finite after step {step} of epoch {epoch + 1}"
+        else:
+            images = ", ".join(map(str, index.tolist()))
+            what = f"the loss is not finite in step {step} of epoch {epoch + 1}, on images {images}"
+        super().__init__(f"{what}. {kept} A smaller learning rate, clip_grad or amp_dtype='float32' may help")
+        self.epoch, self.step, self.index = epoch, step, index
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished stage, whose model has the weights of the best epoch.
+
+    history: a row per epoch: epoch (from 1), lr, train_loss and train_accuracy (on what was trained on),
+        val_clean, val_robust (None without an attack), images_per_second, and the epoch's :class:`Cost`.
+    best: the number of the best epoch in history, by validation robustness, then clean accuracy.
+    cost: of all epochs. warnings: of overfitting. precision: in which the attacks ran.
+    """
+
+    model: nn.Module
+    history: list[dict[str, Any]]
+    best: int
+    cost: Cost
+    warnings: list[str]
+    precision: str
+
+
+def train(
+    model: nn.Module,
+    splits: Splits,
+    recipe: Recipe,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    sync_bn: bool = False,
+    progress: bool = False,
+    title: str = "train",
+) -> Trained:
+    """Trains what of a model requires a gradient, and ends with the weights that validation chose.
+
+    The attack acts on a copy of the bare model; with a process group (torchrun), gradients are averaged over
+    the processes by DistributedDataParallel, and what is counted and measured is that of all.
+
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), on the device where it trains.
+    splits: of :func:`roli_fast.data.load`; the test images are not looked at.
+    folder: where ``last.pt`` (all that a run needs to go on), ``best.safetensors`` (for
+        :func:`roli_fast.models.load_model`), ``metrics.csv``, ``recipe.json`` and TensorBoard files go; the
+        model is then one of :func:`roli_fast.models.create_model`. None for none.
+    resume: go on where the run in the folder was interrupted; begin where there is none.
+    workers: processes that decode images; see :class:`roli_fast.data.Loader`.
+    sync_bn: whether BatchNorm's statistics are those of the batches of all processes.
+    progress: whether to show a bar.
+
+    Raises ValueError for what does not fit together, and for a folder of another run or one that is not to be
+    resumed, before anything is trained; :class:`DivergedError` for a loss that is not finite; OSError where
+    nothing can be saved, with what was saved before as it was.
+    """
+    with own_randomness(recipe.seed, next(model.parameters()).device):
+        stage = _Stage(model, splits, recipe, folder, resume, workers, sync_bn)
+        with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
+            return stage.run(bar)
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """What is drawn inside comes from the seed, and leaves the caller's random state alone."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Stage:
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        recipe: Recipe,
+        folder: str | Path | None,
+        resume: bool,
+        workers: int | None,
+        sync_bn: bool,
+    ):
+        self.recipe = recipe
+        self.device = next(model.parameters()).device
+        self._check(model, splits)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.model = synchronize_norms(model) if sync_bn and world_size() > 1 else model
+        self.loader = Loader(
+            splits.train, recipe.batch_size // world_size(), train=True, seed=recipe.seed, workers=workers
+        )
+        # All processes see all validation images, which evaluate() shares among them.
+        self.validation = Loader(splits.val, recipe.batch_size, workers=workers, rank=0, world_size=1)
+        self.total_steps = recipe.epochs * len(self.loader)
+        self.records = None if folder is None else Records(Path(folder), model)
+        saved = self._open(resume)
+        self.precision = saved["precision"] if saved else self._measured_precision()
+        self._prepare()
+        self.epoch = self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.best: int | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        self._begin_epoch()
+        if saved:
+            self._restore(saved)
+
+    # --- before the first step -----------------------------------------------------------------------------
+
+    def _check(self, model: nn.Module, splits: Splits) -> None:
+        if self.recipe.batch_size % world_size():
+            refuse("batch_size", self.recipe.batch_size, f"a multiple of {world_size()} processes")
+        if not any(p.requires_grad for p in model.parameters()):
+            refuse("model", "one without a parameter that requires a gradient", "one that trains")
+        image, _ = next(iter(splits.val))
+        try:
+            classes = own_output(model, to_state(image[None].to(self.device))).shape[1:]
+        except (RuntimeError, AssertionError) as error:  # as torch and timm say it
+            shape = " x ".join(map(str, image.shape))
+            refuse(
+                "model", f"one that cannot take images of {shape} ({error})", "one that can, or resizes them"
+            )
+        if classes != (len(splits.classes),):
+            refuse(
+                "model",
+                f"outputs of shape (N, {', '.join(map(str, classes))})",
+                f"(N, {len(splits.classes)})",
+            )
+
+    def _open(self, resume: bool) -> dict[str, Any] | None:
+        """What an interrupted run has left."""
+        if self.records is None:
+            if resume:
+                refuse("resume", "True without a folder", "the folder of the run that goes on")
+            return None
+        return self.records.open(self.recipe, resume)
+
+    def _measured_precision(self) -> str:
+        images, labels, _ = next(self.loader.epoch(0))
+        found = chosen_precision(self.model, *self._moved(images, labels), self.recipe)
+        return agree(found)  # or the processes would not compute the same
+
+    def _prepare(self) -> None:
+        """All that acts on the model."""
+        r = self.recipe
+        self.learner = Learner(self.model, r, self.precision, len(self.loader))
+        self.attack = None if r.attack == "none" else TrainingAttack(self.model, r, self.precision)
+        self.val_generator = torch.Generator()
+        self.val_attack = PGD(
+            r.norm,
+            r.eps,
+            r.eps / 4,
+            r.val_steps,
+            iterate="best",
+            early_stop=True,
+            precision=self.precision,
+            generator=self.val_generator,
+        )
+
+    # --- epochs --------------------------------------------------------------------------------------------
+
+    def run(self, progress: Progress) -> Trained:
+        self.progress = progress
+        self.last_save = time.monotonic()
+        progress.note(
+            f"attacks in {self.precision}, training in {str(self.learner.amp_dtype).removeprefix('torch.')}"
+        )
+        progress.advance(self.epoch * len(self.loader) + self.step)
+        while self.epoch < self.recipe.epochs:
+            self._train_epoch()
+            self._finish_epoch(self._validate())
+        if self.records is not None:
+            self.records.write_history(self.history)
+        self.model.load_state_dict(self.best_weights)
+        assert self.best is not None
+        cost = sum((Cost(**row["cost"]) for row in self.history), Cost())
+        return Trained(self.model.eval(), self.history, self.best, cost, self.warnings, self.precision)
+
+    def _begin_epoch(self) -> None:
+        self.step = 0
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
+        self.cost = Cost()
+        self.watch = Stopwatch(self.device)
+        self.unseen: list[tuple[int, Tensor, Tensor]] = []  # step, loss, index: not looked at yet
+
+    def _train_epoch(self) -> None:
+        self.learner.train()
+        batches = self.loader.epoch(self.epoch, start=self.step)
+        keys = self._keys()
+        while self.step < len(self.loader):
+            with self.watch("data"):
+                images, labels, index = next(batches)
+            key = keys[self.step : self.step + 1]
+            loss = self._train_step(*self._moved(images, labels), index.to(self.device), key)
+            self.unseen.append((self.step, loss, index))
+            self.step += 1
+            if self.step % _LOOK == 0 or self.step == len(self.loader):
+                self._look()
+            if time.monotonic() - self.last_save > _SAVE_EVERY and self.step < len(self.loader):
+                self._look()
+                self._save()
+
+    def _keys(self) -> Tensor:
+        """The keys of an epoch's attacks: (steps,) int64."""
+        random = torch.Generator().manual_seed(_mixed(self.recipe.seed, self.epoch))
+        return torch.randint(-(2**63), 2**63 - 1, (len(self.loader),), generator=random).to(self.device)
+
+    def _moved(self, images: Tensor, labels: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        """To the device, without waiting for it."""
+        layout = torch.preserve_format
+        if self.recipe.channels_last and images.dim() == 4:
+            layout = torch.channels_last
+        images = images.to(self.device, non_blocking=True, memory_format=layout)
+        return images, labels.to(self.device, non_blocking=True)
+
+    def _train_step(self, images: Tensor, labels: Tensor, index: Tensor, key: Tensor) -> Tensor:
+        """The loss of a batch, as it was before the step."""
+        count, number = len(images), self.epoch * len(self.loader) + self.step
+        # What dropout and stochastic depth draw belongs to the step, whatever ran before it.
+        torch.manual_seed(_mixed(self.recipe.seed, self.epoch, self.step, rank()))
+        adversarial = images
+        if self.attack is not None:
+            with self.watch("attack"):
+                self.attack.grow(number / len(self.loader))
+                adversarial, forwards, gradients = self.attack(images, labels, index, key)
+            self.cost.forwards += forwards * world_size()
+            self.cost.input_gradients += gradients * world_size()
+        with self.watch("training"):
+            loss, right = self.learner.step(number, images, adversarial, labels)
+            found = (loss * count, right.sum(), torch.full_like(loss, count))
+            self.sums += torch.stack([value.double() for value in found])
+        passes = count * world_size() * self.learner.forwards
+        self.cost.forwards += passes
+        self.cost.weight_gradients += passes if self.learner.moves_backbone else 0
+        return loss
+
+    def _look(self) -> None:
+        """Waits for the device, stops at a loss that is not finite, and moves the bar on."""
+        if not self.unseen:
+            return
+        losses = torch.stack([loss for _, loss, _ in self.unseen]).double().tolist()
+        for (step, _, index), loss in zip(self.unseen, losses, strict=True):
+            if not abs(loss) < float("inf"):
+                raise DivergedError(self.epoch, step, index, self._kept())
+        done = len(self.unseen)
+        self.unseen.clear()
+        loss_sum, hits, images = self.sums.tolist()
+        self.progress.advance(done, self.epoch, self.recipe.epochs, loss_sum / images, hits / images)
+
+    def _validate(self) -> Evaluation:
+        share_statistics(self.model)
+        self.val_generator.manual_seed(self.recipe.seed)  # all epochs are held to the same starts
+        attack = None if self.attack is None else self.val_attack
+        with self.watch("evaluation"):
+            found = evaluate(self.learner.result, self._validation_batches(), attack)
+        self.cost.forwards += found.forwards
+        self.cost.input_gradients += found.gradients
+        return found
+
+    def _validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self._moved(*batch) for batch in self.validation)
+
+    def _finish_epoch(self, validation: Evaluation) -> None:
+        self.watch.read_into(self.cost)
+        loss, hits, images = summed(self.sums).tolist()
+        seconds = self.cost.attack + self.cost.training + self.cost.data
+        self.history.append(
+            {
+                "epoch": self.epoch + 1,
+                "lr": self.learner.lr,
+                "train_loss": loss / images,
+                "train_accuracy": hits / images,
+                "val_clean": validation.clean.value,
+                "val_robust": None if self.attack is None else validation.value,
+                "images_per_second": images / seconds,
+                "cost": dataclasses.asdict(self.cost),
+            }
+        )
+        if self.best is None or _merit(self.history[-1]) > _merit(self.history[self.best]):
+            self._keep_best()
+        self.epoch += 1
+        self._begin_epoch()
+        self._save()
+        if self.records is not None:
+            self.records.write_history(self.history)
+        self.progress.epoch(self.history[-1])
+        warning = None if self.attack is None else overfitting(self.history)
+        if warning is not None:
+            self.warnings.append(warning)
+            self.progress.note(warning)
+
+    # --- what is kept --------------------------------------------------------------------------------------
+
+    def _keep_best(self) -> None:
+        self.best = len(self.history) - 1
+        weights = self.learner.result.state_dict()
+        self.best_weights = {name: value.cpu().clone() for name, value in weights.items()}
+        self._refuse_what_is_not_finite(self.best_weights)
+        if self.records is not None:
+            self.records.write_best(self.learner.result, self.history[-1])
+
+    def _refuse_what_is_not_finite(self, weights: dict[str, Tensor]) -> None:
+        if not all(w.isfinite().all() for w in weights.values()):
+            raise DivergedError(self.epoch, self.step, None, self._kept())
+
+    def _save(self) -> None:
+        self.last_save = time.monotonic()
+        if self.records is None:
+            return
+        self._refuse_what_is_not_finite(self.model.state_dict())
+        self.watch.read_into(self.cost)
+        self.records.write_last(
+            {
+                "precision": self.precision,
+                "epoch": self.epoch,
+                "step": self.step,
+                "learner": self.learner.state(),
+                "sums": self.sums,
+                "cost": dataclasses.asdict(self.cost),
+                "history": self.history,
+                "warnings": self.warnings,
+                "best": self.best,
+            }
+        )
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        assert self.records is not None
+        self.learner.load_state(saved["learner"])
+        self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
+        self.history, self.warnings = saved["history"], saved["warnings"]
+        if rank() == 0:  # which wrote it: its sums are its own images'
+            self.sums = saved["sums"].to(self.device)
+        self.cost = Cost(**saved["cost"])
+        if self.best is not None:
+            self.best_weights = self.records.read_best()
+
+    def _kept(self) -> str:
+        if self.records is None or not self.records.has_last:
+            return "No checkpoint was there yet."
+        return f"{self.records.last} is the last good checkpoint."
+
+
+def _merit(row: dict[str, Any]) -> tuple[float, float]:
+    robust = row["val_robust"]
+    return (row["val_clean"] if robust is None else robust, row["val_clean"])
+
+
+def _mixed(*parts: int) -> int:
+    """A seed; neighbouring parts have nothing in common."""
+    name = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
