@@ -4,14 +4,16 @@ import argparse
 import importlib
 import sys
 
-from .errors import UserError
+from .errors import RunError, UserError
 
 # A subcommand is a module of this package with add_arguments(parser) and run(arguments). It is imported
 # when it is asked for: doctor must run where the ops cannot be imported.
 _COMMANDS = {
     "bench": "measure our attack against every peer that is installed, side by side",
     "demo": "train on real digits, with and without attacks, and show what it buys",
+    "train": "probe and finetune a robust backbone adversarially, or either",
     "doctor": "say what a bug report needs: versions, devices, and which backends run",
+    "transfer": "estimate how much robustness a backbone hands on: sensitivity, bounds, probe or finetune",
 }
 
 
@@ -24,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ImportError) as error:
         print(f"roli-fast {command}: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"roli-fast {command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
