@@ -109,8 +109,8 @@ def advise(found: Transfer) -> Advice:
 
     The theory tells what a head on this representation keeps, not what finetuning would make of it. So the
     rule, which is ours: where attacks leave more than half of the right images right, most of what is missing
-    is not robustness, and probing keeps what is there; where they leave less, the representation is too
-    sensitive for any head, and has to change. Where the interval of that share contains one half, too few
+    is not robustness, and probing keeps what is there; where they leave less, it is the representation
+    that gives way, which only finetuning changes. Where the interval of that share contains one half, too few
     images were looked at to tell, and the cheaper one is advised.
     """
     right, stayed = int(found.clean.right.sum()), int(found.robust.right.sum())
@@ -125,7 +125,7 @@ def advise(found: Transfer) -> Advice:
             f"{kept}, more than half: the representation is robust for these classes, and probing keeps it"
         )
     elif high < 0.5:
-        reason = f"{kept}, less than half: the representation is too sensitive, and a head cannot mend that"
+        reason = f"{kept}, less than half: the representation gives way, and a new head leaves it as it is"
         return Advice("finetune", reason, f"{_expected([found], 'With this head')}. {_OPEN}")
     else:
         reason = f"{kept}, about half: too few images to tell, and probing costs less"

@@ -1,0 +1,213 @@
+"""``roli-fast transfer``: what the theory of transferred robustness says of a backbone and a data set."""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from .. import __version__
+from ..attacks import PGD, Attack, AutoAttack
+from ..data import ImageSet, ImageStream, Loader, Splits
+from ..evaluation import (
+    TRANSFERRED,
+    Advice,
+    Difference,
+    Sensitivity,
+    Transfer,
+    advise,
+    advise_between,
+    advise_without_head,
+    sensitivity,
+    sensitivity_attack,
+    transfer,
+    transferred,
+)
+from ..models import split
+from .options import (
+    add_data_arguments,
+    count,
+    device_of,
+    load_data,
+    new_folder,
+    number,
+    one_of,
+    options_of,
+    users_mistakes,
+)
+from .transfer_subjects import Subject, check_subjects, load_subjects
+from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    files = "of save_model; several, such as probed and finetuned ones, are compared"
+    parser.add_argument("files", metavar="MODEL", help=files, nargs="*", type=Path)
+    option = options_of(parser.add_argument_group("a backbone, instead of files"))
+    option("--model", "NAME", "timm's, or small_resnet, resnet10_tin")
+    option("--checkpoint", "FILE", "its weights; a head that does not fit is left out", type=Path)
+    option("--img-size", "PIXELS", "a side that it is built for (default: its own)", type=count("--img-size"))
+    option("--resize", None, "enlarge images to that inside the model", action="store_true")
+    for name, default in (("--mean", "mean"), ("--std", "standard deviation")):
+        channels = f"of its normalisation, per channel (default: timm's {default} for the name)"
+        option(name, "VALUE", channels, nargs="+", type=number(name, open_below=name == "--std"))
+    add_data_arguments(parser)
+    option = options_of(parser.add_argument_group("evaluation"))
+    of = "val (default: advice is a choice, and test images are for what was chosen) or test"
+    option("--split", "SPLIT", of, default="val", type=one_of("--split", ("val", "test")))
+    taken = "that are looked at, evenly spaced in the split (default: 1000, or all if there are fewer)"
+    option("--images", "N", taken, default=1000, type=count("--images"))
+    option("--batch-size", "N", "images at once (default: 100)", default=100, type=count("--batch-size"))
+    option("--eps", "EPS", "Linf, in [0, 1] pixels (default: 8/255)", default=8 / 255, type=number("--eps"))
+    option("--steps", "N", "of each attack by gradients (default: 20)", default=20, type=count("--steps"))
+    option("--autoattack", None, "measure with AutoAttack, too, which takes long", action="store_true")
+    option("--seed", "N", "of the attacks (default: 0)", default=0, type=count("--seed", 0))
+    option("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    out = "folder for the numbers (default: runs/transfer)"
+    option("--out", "FOLDER", out, type=Path, default=Path("runs/transfer"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    check_subjects(arguments)
+    device = device_of(arguments.device)
+    splits = load_data(arguments)
+    with users_mistakes():
+        batches = _Batches(splits, arguments, device)
+        image = next(iter(batches))[0][:1]
+        subjects = load_subjects(arguments, image, len(splits.classes), device)
+    folder = new_folder("--out", arguments.out)
+
+    console = Console(width=None if Console().is_terminal else 140)
+    arguments.dataset = arguments.dataset or "digits"
+    console.print(
+        f"{arguments.dataset}, {arguments.split}: {batches.images} images. Linf, eps {arguments.eps:.4g}. "
+        "All is estimated, nothing certified.",
+        highlight=False,
+    )
+    with users_mistakes():  # what shows only under attack, such as a model without gradients
+        found = {subject.name: _looked_at(subject, batches, arguments, console) for subject in subjects}
+    headed = {name: run for name, run in found.items() if isinstance(run, Transfer)}
+    print_sensitivity(console, {name: _sensitivity(run) for name, run in found.items()})
+    if headed:
+        print_robustness(console, headed, {s.name: s.method for s in subjects})
+        print_bounds(console, headed)
+    comparison = _compared(subjects, headed)
+    if comparison is not None:
+        print_transferred(console, comparison[0])
+    advice = {"comparison": comparison[1]} if comparison else {n: _advice(run) for n, run in found.items()}
+    for name, advised in advice.items():
+        console.print(f"Advice ({name}): {advised.text}", soft_wrap=True, markup=False, highlight=False)
+    _save(folder, arguments, batches, subjects, found, comparison, advice)
+    console.print(f"Numbers: {folder / 'transfer.json'}", soft_wrap=True)
+
+
+class _Batches:
+    """(images, labels) on the device, the same at each pass."""
+
+    def __init__(self, splits: Splits, arguments: argparse.Namespace, device: torch.device):
+        chosen: ImageSet | ImageStream = getattr(splits, arguments.split)
+        self.images = min(arguments.images, len(chosen))
+        if self.images == 0:
+            raise ValueError(f"--split: got {arguments.split}, which has no images, accepted: one that has")
+        if isinstance(chosen, ImageSet):  # a stream is mixed already, and read from its beginning
+            chosen = chosen.select([i * len(chosen) // self.images for i in range(self.images)])
+        self._loader = Loader(chosen, arguments.batch_size, workers=arguments.workers)
+        self._device = device
+
+    def __len__(self) -> int:
+        return math.ceil(self.images / self._loader.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        left = self.images
+        for images, labels, _ in itertools.islice(self._loader, len(self)):
+            yield images[:left].to(self._device), labels[:left].to(self._device)
+            left -= len(images)
+
+
+def _looked_at(
+    subject: Subject, batches: _Batches, arguments: argparse.Namespace, console: Console
+) -> Transfer | Sensitivity:
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(arguments.seed)
+
+    eps, steps = arguments.eps, arguments.steps
+    moving = sensitivity_attack(eps, steps, generator())
+    console.print(f"{subject.name} ...", highlight=False)
+    if not subject.head:
+        return sensitivity(split(subject.model)[0], batches, moving, progress=True)
+    # Steps that reach any point of the ball and come back from its edge (Madry et al. 2018).
+    pgd = PGD(eps=eps, step_size=2.5 * eps / steps, steps=steps, iterate="best", generator=generator())
+    attacks: list[Attack] = [pgd]
+    if arguments.autoattack:
+        attacks.append(AutoAttack(eps=eps, generator=generator()))
+    return transfer(subject.model, batches, moving, attacks, progress=True)
+
+
+def _sensitivity(found: Transfer | Sensitivity) -> Sensitivity:
+    return found.sensitivity if isinstance(found, Transfer) else found
+
+
+def _advice(found: Transfer | Sensitivity) -> Advice:
+    return advise(found) if isinstance(found, Transfer) else advise_without_head(found)
+
+
+def _compared(
+    subjects: list[Subject], headed: dict[str, Transfer]
+) -> tuple[dict[str, Difference | None], Advice] | None:
+    """Transferred accuracy and robustness, None where undefined, and advice: where there are probed and
+    finetuned models."""
+    probed, finetuned = (
+        [headed[s.name] for s in subjects if s.method == method and s.head] for method in ("linear", "full")
+    )
+    if not probed or not finetuned:
+        return None
+    accuracies = {
+        "accuracy": ([run.clean for run in probed], [run.clean for run in finetuned]),
+        "robustness": ([run.robust for run in probed], [run.robust for run in finetuned]),
+    }
+    gaps = {
+        name: transferred(*groups) if any(a.value > 0 for a in groups[1]) else None
+        for name, groups in accuracies.items()
+    }
+    return gaps, advise_between(probed, finetuned)
+
+
+def _save(
+    folder: Path,
+    arguments: argparse.Namespace,
+    batches: _Batches,
+    subjects: list[Subject],
+    found: dict[str, Transfer | Sensitivity],
+    comparison: tuple[dict[str, Difference | None], Advice] | None,
+    advice: dict[str, Advice],
+) -> None:
+    saved: dict[str, Any] = {
+        "certified": False,
+        "dataset": arguments.dataset,
+        "split": arguments.split,
+        "images": batches.images,
+        "eps": arguments.eps,
+        "seed": arguments.seed,
+        "versions": {"roli_fast": __version__, "torch": torch.__version__},
+        "models": {s.name: {"method": s.method, "head": s.head} | _summary(found[s.name]) for s in subjects},
+        "advice": {name: dataclasses.asdict(advised) for name, advised in advice.items()},
+    }
+    if comparison is not None:
+        saved["transferred"] = {"formula": TRANSFERRED} | {n: _interval(g) for n, g in comparison[0].items()}
+    (folder / "transfer.json").write_text(json.dumps(saved, indent=1, allow_nan=False) + "\n")
+
+
+def _summary(found: Transfer | Sensitivity) -> dict[str, Any]:
+    return found.summary() if isinstance(found, Transfer) else {"sensitivity": found.summary()}
+
+
+def _interval(gap: Difference | None) -> dict[str, Any] | None:
+    if gap is None:
+        return None
+    return {"value": gap.value, "interval": [gap.low, gap.high if math.isfinite(gap.high) else None]}
