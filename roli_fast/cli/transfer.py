@@ -31,17 +31,7 @@ from ..evaluation import (
     transferred,
 )
 from ..models import split
-from .options import (
-    add_data_arguments,
-    count,
-    device_of,
-    load_data,
-    new_folder,
-    number,
-    one_of,
-    options_of,
-    users_mistakes,
-)
+from .options import Options, add_data_arguments, device_of, load_data, new_folder, users_mistakes
 from .transfer_subjects import Subject, check_subjects, load_subjects
 from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred
 
@@ -49,32 +39,32 @@ from .transfer_tables import print_bounds, print_robustness, print_sensitivity, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = "of save_model; several, such as probed and finetuned ones, are compared"
     parser.add_argument("files", metavar="MODEL", help=files, nargs="*", type=Path)
-    option = options_of(parser.add_argument_group("a backbone, instead of files"))
-    option("--model", "NAME", "timm's, or small_resnet, resnet10_tin")
-    option("--checkpoint", "FILE", "its weights; a head that does not fit is left out", type=Path)
-    option("--img-size", "PIXELS", "a side that it is built for (default: its own)", type=count("--img-size"))
-    option("--resize", None, "enlarge images to that inside the model", action="store_true")
-    for name, default in (("--mean", "mean"), ("--std", "standard deviation")):
-        channels = f"of its normalisation, per channel (default: timm's {default} for the name)"
-        option(name, "VALUE", channels, nargs="+", type=number(name, open_below=name == "--std"))
+    option = Options(parser, "a backbone, instead of files")
+    option.text("--model", "NAME", "timm's, or small_resnet, resnet10_tin")
+    option.text("--checkpoint", "FILE", "its weights; a head that does not fit is left out", type=Path)
+    option.count("--img-size", "PIXELS", "a side that it is built for (default: its own)")
+    option.flag("--resize", "enlarge images to that size inside the model")
+    channels = "of its normalisation, per channel (default: timm's for the name)"
+    option.number("--mean", "X", channels, open_below=False, nargs="+")
+    option.number("--std", "X", channels, nargs="+")
     add_data_arguments(parser)
-    option = options_of(parser.add_argument_group("evaluation"))
-    of = "val (default: advice is a choice, and test images are for what was chosen) or test"
-    option("--split", "SPLIT", of, default="val", type=one_of("--split", ("val", "test")))
-    taken = "that are looked at, evenly spaced in the split (default: 1000, or all if there are fewer)"
-    option("--images", "N", taken, default=1000, type=count("--images"))
-    option("--batch-size", "N", "images at once (default: 100)", default=100, type=count("--batch-size"))
-    option("--eps", "EPS", "Linf, in [0, 1] pixels (default: 8/255)", default=8 / 255, type=number("--eps"))
-    option("--steps", "N", "of each attack by gradients (default: 20)", default=20, type=count("--steps"))
-    option("--autoattack", None, "measure with AutoAttack, too, which takes long", action="store_true")
-    option("--seed", "N", "of the attacks (default: 0)", default=0, type=count("--seed", 0))
-    option("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    out = "folder for the numbers (default: runs/transfer)"
-    option("--out", "FOLDER", out, type=Path, default=Path("runs/transfer"))
+    option = Options(parser, "evaluation")
+    of = "whose images are looked at: advice is a choice, and test images are for what was chosen"
+    option.choice("--split", of, ("val", "test"), default="val")
+    option.count("--images", "N", "at most, evenly spaced in the split", default=1000)
+    option.count("--batch-size", "N", "images at once", default=100)
+    option.number("--eps", "EPS", "Linf, in [0, 1] pixels (default: 8/255)")
+    option.count("--steps", "N", "of each attack by gradients", default=20)
+    option.flag("--autoattack", "measure with AutoAttack, too, which takes long")
+    option.count("--seed", "N", "of the attacks", least=0, default=0)
+    option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    option.text("--out", "FOLDER", "for the numbers", type=Path, default=Path("runs/transfer"))
 
 
 def run(arguments: argparse.Namespace) -> None:
     check_subjects(arguments)
+    arguments.dataset = arguments.dataset or "digits"
+    arguments.eps = arguments.eps or 8 / 255
     device = device_of(arguments.device)
     splits = load_data(arguments)
     with users_mistakes():
@@ -84,7 +74,6 @@ def run(arguments: argparse.Namespace) -> None:
     folder = new_folder("--out", arguments.out)
 
     console = Console(width=None if Console().is_terminal else 140)
-    arguments.dataset = arguments.dataset or "digits"
     console.print(
         f"{arguments.dataset}, {arguments.split}: {batches.images} images. Linf, eps {arguments.eps:.4g}. "
         "All is estimated, nothing certified.",
