@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,7 @@ class Attack:
         *,
         index: Tensor | None = None,
         key: Tensor | None = None,
+        strict: bool = True,
     ) -> AttackResult:
         """As a call, with all that an evaluation needs.
 
@@ -163,9 +164,11 @@ class Attack:
             random numbers in any batch. Default 0 .. N - 1.
         key: (1,) int64 of all draws, on images' device; default one from the generator. With the same key,
             the batches of a data set are attacked as one.
+        strict: whether it is an error that no sample at all had a gradient to follow; otherwise the result
+            says how many had none.
         """
         with torch.inference_mode(False), torch.no_grad():
-            return self._judged(self._begin(model, images, labels, index, key))
+            return self._judged(self._begin(model, images, labels, index, key), strict=strict)
 
     def view(self, model: Model) -> AttackView:
         """The model as this attack computes with it, with the model's current weights."""
@@ -183,25 +186,24 @@ class Attack:
                 break
             self.search(trial, stays, run)
         success = None if self.label_free else trial.fooled
-        notes = (*trial.oracle.notes, *self._undirected(trial, rows, strict))
-        return AttackResult(trial.adversarial, success, trial.loss, trial.forwards, trial.gradients, notes)
+        undirected = self._undirected(trial, rows, strict)
+        notes = (*trial.oracle.notes, *undirected_note(undirected, len(rows)))
+        return AttackResult(
+            trial.adversarial, success, trial.loss, trial.forwards, trial.gradients, notes, undirected
+        )
 
-    def _undirected(self, trial: Trial, rows: Tensor, strict: bool) -> tuple[str, ...]:
-        """What is to be said of samples that withstood because the attack had no gradient to follow.
+    def _undirected(self, trial: Trial, rows: Tensor, strict: bool) -> int:
+        """How many samples withstood because the attack had no gradient to follow.
 
         Where strict, raises ValueError where it had none at all: that would be no robust accuracy. A loss
         that compares with the clean image has none there, as for an eps of 0.
         """
+        if not self.follows_gradients:
+            return 0
         stuck = int((~trial.directed & ~trial.fooled)[rows].sum())
-        if stuck == 0 or not self.follows_gradients:
-            return ()
-        if strict and not trial.directed.any() and not self.compares_with_clean:
-            raise ValueError(
-                f"model: its gradient with respect to the input is zero or NaN for all {len(rows)} "
-                "images, accepted: a model that is differentiable where it is attacked (rounding, arg max "
-                "and thresholds are not)"
-            )
-        return (f"{stuck} of {len(rows)} images withstood without a gradient to follow",)
+        if strict and stuck and not trial.directed.any() and not self.compares_with_clean:
+            refuse_without_gradient(len(rows))
+        return stuck
 
     def _begin(
         self,
@@ -302,6 +304,19 @@ class Attack:
             if name[0] != "_" and name not in without
         )
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def undirected_note(undirected: int, images: int) -> tuple[str, ...]:
+    """What is to be said of images that withstood without a gradient."""
+    return (f"{undirected} of {images} images withstood without a gradient to follow",) * (undirected > 0)
+
+
+def refuse_without_gradient(images: int) -> NoReturn:
+    refuse(
+        "model",
+        f"one whose gradient with respect to the input is zero or NaN for all {images} images",
+        "a model that is differentiable where it is attacked (rounding, arg max and thresholds are not)",
+    )
 
 
 def _shown(value: Any) -> str:

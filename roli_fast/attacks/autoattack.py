@@ -114,6 +114,7 @@ class AutoAttack(Attack):
         *,
         index: Tensor | None = None,
         key: Tensor | None = None,
+        strict: bool = True,
     ) -> AutoAttackResult:
         with torch.inference_mode(False), torch.no_grad():
             ensemble = _Ensemble(self, model, self._begin(model, images, labels, index, key))

@@ -28,6 +28,7 @@ class AttackResult:
     loss: (N,) float, the caller's model's loss there, as it was increased (targeted: minus the loss).
     forwards, gradients: how many samples went forward, and backward, all calls of the model counted.
     notes: what else a user should know, such as why no CUDA graph was used.
+    undirected: how many samples withstood without a gradient to follow.
     """
 
     adversarial: Tensor
@@ -36,6 +37,7 @@ class AttackResult:
     forwards: int
     gradients: int
     notes: tuple[str, ...] = ()
+    undirected: int = 0
 
 
 class Trial:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ..attacks import AutoAttackResult, predict, verify
-from ..attacks.attack import Attack
+from ..attacks.attack import Attack, refuse_without_gradient, undirected_note
 from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_inputs, check_labels, draw_key, to_images, to_state
 from ..engine import Output
@@ -62,6 +62,7 @@ def evaluate(
     output: Output = None,
     folder: str | Path | None = None,
     progress: bool = False,
+    strict: bool = True,
 ) -> Evaluation:
     """The model's accuracy in eval mode; under an attack, the images that are right and stay so.
 
@@ -77,6 +78,8 @@ def evaluate(
         that was interrupted goes on there, and ends with the same result. Bound to its model, data and
         attack.
     progress: whether to show a bar with the robust accuracy so far and the time left.
+    strict: whether it is an error that the attack had no gradient to follow for any image, since what it then
+        measures is no robust accuracy; otherwise a note says so.
 
     Raises ValueError for an attack that is targeted or on features, or whose sizes are per sample; for a
     folder of another model, data set or attack; and RuntimeError where an attack left the ball or the box:
@@ -96,7 +99,7 @@ def evaluate(
     if total == 0:
         raise ValueError("batches: got none, accepted: at least one image")
     every = run.gathered(found)
-    return run.evaluation([every[number] for number in sorted(every)])
+    return run.evaluation([every[number] for number in sorted(every)], strict)
 
 
 def _check_attack(attack: Attack | None) -> None:
@@ -142,9 +145,14 @@ class _Run:
         dist.all_gather_object(everyone, found, group=self._group)
         return {number: record for of_one in everyone for number, record in of_one.items()}
 
-    def evaluation(self, records: list[Record]) -> Evaluation:
+    def evaluation(self, records: list[Record], strict: bool) -> Evaluation:
         broken_by = torch.cat([r.broken_by for r in records])
+        attacked = int((broken_by != 0).sum())
+        undirected = sum(r.undirected for r in records)
+        if strict and undirected == attacked > 0 and not (self._attack and self._attack.compares_with_clean):
+            refuse_without_gradient(attacked)
         notes = dict.fromkeys(note for r in records for note in r.notes)
+        notes |= dict.fromkeys(undirected_note(undirected, attacked))
         notes |= dict.fromkeys(square_finds_more(self._stages, broken_by))
         return Evaluation(
             right=broken_by < 0,
@@ -176,12 +184,16 @@ class _Run:
         rows = (record.broken_by < 0).nonzero().flatten()
         if len(rows) > 0:
             key = self._key.to(images.device)
-            result = attack.run(self._model, images[rows], labels[rows], index=first + rows, key=key)
+            result = attack.run(
+                self._model, images[rows], labels[rows], index=first + rows, key=key, strict=False
+            )
             success = self._verified(attack, images[rows], result.adversarial, labels[rows])
             stage = result.broken_by if isinstance(result, AutoAttackResult) else torch.ones_like(rows)
             record.broken_by[rows[success]] = stage[success]
             adversarial[rows[success]] = result.adversarial[success]
-            record.notes = result.notes
+            record.undirected = result.undirected
+            own = undirected_note(result.undirected, len(rows))  # counted for all batches together
+            record.notes = tuple(note for note in result.notes if note not in own)
             record.forwards += result.forwards + len(rows)
             record.gradients += result.gradients
         record.adversarial = adversarial.cpu()

@@ -24,6 +24,7 @@ class Record:
     broken_by: (N,) int64, the stage that made each image wrong; -1 for none.
     adversarial: (N, ...), the clean image where the attack found nothing; None without one, and once saved.
     forwards, gradients: how many samples went through the model, and back.
+    undirected: how many withstood without a gradient to follow.
     """
 
     broken_by: Tensor
@@ -32,6 +33,7 @@ class Record:
     forwards: int
     gradients: int
     seconds: float
+    undirected: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Records:
         if record.adversarial is not None:
             kept["adversarial"] = record.adversarial.contiguous()
         facts = {"notes": record.notes} | {
-            name: getattr(record, name) for name in ("forwards", "gradients", "seconds")
+            name: getattr(record, name) for name in ("forwards", "gradients", "seconds", "undirected")
         }
         metadata = {"facts": json.dumps(facts), "first": str(first), "data": _digest(images, labels)}
         write(self._path(number), save(kept, metadata))

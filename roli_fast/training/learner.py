@@ -28,7 +28,7 @@ class Learner:
         self._model, self._recipe, self._arithmetic = model, recipe, get_precision(precision)
         self._net = model
         if world_size() > 1:
-            self._net = DistributedDataParallel(model, broadcast_buffers=False)
+            self._net = DistributedDataParallel(model)
         self._optimizer = create_optimizer_v2(
             model,
             opt=recipe.opt,

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
-from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+
+from ..attacks.inputs import refuse
 
 
 def rank() -> int:
@@ -66,28 +67,44 @@ def share_statistics(model: nn.Module) -> None:
 
 
 def synchronize_norms(model: nn.Module) -> nn.Module:
-    """The model with BatchNorms over the batches of all processes, on GPUs torch's, on the CPU the same in
-    autograd's own operations, since torch has none there."""
-    model = convert_sync_batchnorm(model)
-    if next(model.parameters()).device.type == "cpu":
-        for module in model.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                module.__class__ = _SyncActOnCPU if isinstance(module, SyncBatchNormAct) else _SyncOnCPU
+    """The model with BatchNorms over the batches of all processes: on GPUs torch's; on the CPU, where torch
+    has none, the same formula in autograd's own operations."""
+    if next(model.parameters()).device.type == "cuda":
+        return convert_sync_batchnorm(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if type(module) not in _ON_CPU:
+                refuse(
+                    "sync_bn", f"True for {name}, a {type(module).__name__} on the CPU", "torch's BatchNorms"
+                )
+            module.__class__ = _ON_CPU[type(module)]
     return model
 
 
-class _SyncOnCPU(nn.SyncBatchNorm):
+class _Summed(torch.autograd.Function):
+    """The sum over all processes, whose losses it all goes into."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return summed(values.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return summed(gradient.clone())
+
+
+class _Synchronized(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.track_running_stats or world_size() == 1:
+        if not (self.training and self.track_running_stats):
             return super().forward(x)
-        over = [d for d in range(x.dim()) if d != 1]
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        count = torch.full((1,), x.numel() / x.shape[1], dtype=x.dtype)
-        sums = dist_nn.all_reduce(torch.cat([x.sum(over), x.square().sum(over), count]))
-        count, channels = sums[-1], x.shape[1]
+        channels, over = x.shape[1], [d for d in range(x.dim()) if d != 1]
+        count = torch.full((1,), x.numel() / channels, dtype=x.dtype)
+        sums = _Summed.apply(torch.cat([x.sum(over), x.square().sum(over), count]))
+        count = sums[-1]
         mean = sums[:channels] / count
         variance = sums[channels:-1] / count - mean.square()
         self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        shape = (1, -1, *[1] * (x.dim() - 2))
         normalized = (x - mean.reshape(shape)) * (variance.reshape(shape) + self.eps).rsqrt()
         if not self.affine:
             return normalized
@@ -104,5 +121,21 @@ class _SyncOnCPU(nn.SyncBatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class _SyncActOnCPU(SyncBatchNormAct, _SyncOnCPU):
+class _Synchronized1d(_Synchronized, nn.BatchNorm1d):
     pass
+
+
+class _Synchronized2d(_Synchronized, nn.BatchNorm2d):
+    pass
+
+
+class _Synchronized3d(_Synchronized, nn.BatchNorm3d):
+    pass
+
+
+_ON_CPU: dict[type, type] = {
+    nn.BatchNorm1d: _Synchronized1d,
+    nn.BatchNorm2d: _Synchronized2d,
+    nn.BatchNorm3d: _Synchronized3d,
+}
+_ON_CPU |= {synchronized: synchronized for synchronized in _ON_CPU.values()}

@@ -111,7 +111,7 @@ def _tested(
         precision=precision,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
-    return evaluate(model, batches, None if recipe.attack == "none" else attack)
+    return evaluate(model, batches, None if recipe.attack == "none" else attack, strict=False)
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

@@ -291,7 +291,8 @@ class _Stage:
         self.val_generator.manual_seed(self.recipe.seed)  # all epochs are held to the same starts
         attack = None if self.attack is None else self.val_attack
         with self.watch("evaluation"):
-            found = evaluate(self.learner.result, self._validation_batches(), attack)
+            # A model that has gone astray may have no gradient for a while, and still come back.
+            found = evaluate(self.learner.result, self._validation_batches(), attack, strict=False)
         self.cost.forwards += found.forwards
         self.cost.input_gradients += found.gradients
         return found
@@ -364,7 +365,13 @@ class _Stage:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         assert self.records is not None
-        self.learner.load_state(saved["learner"])
+        try:
+            self.learner.load_state(saved["learner"])
+        except (RuntimeError, ValueError) as error:  # as torch says that names or shapes differ
+            there = self.records.last.parent
+            raise ValueError(
+                f"model: got one of another structure than the run in {there}, accepted: the same"
+            ) from error
         self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
         self.history, self.warnings = saved["history"], saved["warnings"]
         if rank() == 0:  # which wrote it: its sums are its own images'

@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_loses_nothing(problem, tmp_path, monkeypatch):
     net, images, labels = problem
     import os
 
-    from roli_fast.evaluation import records
+    from roli_fast import files
 
     def full(descriptor):
         if len(list(tmp_path.glob("batch-*.safetensors"))) == 2:
@@ -247,7 +247,7 @@ def test_a_disk_that_is_full_loses_nothing(problem, tmp_path, monkeypatch):
         return fsync(descriptor)
 
     fsync = os.fsync
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         evaluate(net, batches(images, labels), attack(), folder=tmp_path)
     monkeypatch.undo()

@@ -45,6 +45,7 @@ class _GradientDescent(Closed):
         "get_random_start",
         "normalize",
         "project",
+        "run",
         "value_and_grad",
     )
     norm: str
@@ -78,17 +79,24 @@ class _GradientDescent(Closed):
         epsilons: a number; or some, for which the result is two lists and a tensor (K, N).
         """
         several = isinstance(epsilons, Iterable)
-        found, fooled = [], []
+        found, clipped, fooled = [], [], []
         for epsilon in epsilons if several else [epsilons]:
-            found.append(self.run(model, inputs, criterion, epsilon=epsilon, **kwargs))
-            fooled.append(_is_adversarial(model, found[-1], criterion))
-        clipped = [_like(inputs, raw(images).clone()) for images in found]  # these never leave the ball
+            images, success = self._found(model, inputs, criterion, epsilon, **kwargs)
+            found.append(_like(inputs, images))
+            clipped.append(_like(inputs, images.clone()))  # these never leave the ball
+            fooled.append(success)
         if several:
             return found, clipped, _like(inputs, torch.stack(fooled))
         return found[0], clipped[0], _like(inputs, fooled[0])
 
     def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: Any, **kwargs: Any) -> Any:
         """Adversarial images (N, ...) for one epsilon."""
+        return _like(inputs, self._found(model, inputs, criterion, epsilon, **kwargs)[0])
+
+    def _found(
+        self, model: Any, inputs: Any, criterion: Any, epsilon: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """With which of them are adversarial, by the model in eval mode."""
         if kwargs:
             raise TypeError(f"attack got an unexpected keyword argument {next(iter(kwargs))!r}")
         if epsilon is None:
@@ -110,7 +118,9 @@ class _GradientDescent(Closed):
             bounds=tuple(model.bounds),
             **own,
         )
-        return _like(inputs, attack(module, raw(inputs), classes))
+        result = attack.run(module, raw(inputs), classes)
+        assert result.success is not None
+        return result.adversarial, result.success
 
     @property
     def _steps_as_ours(self) -> bool:
@@ -158,12 +168,6 @@ class _Repeated:
         if several:
             return found, clipped, _like(inputs, kept)
         return found[0], clipped[0], _like(inputs, kept[0])
-
-
-def _is_adversarial(model: Any, images: Any, criterion: Any) -> Tensor:
-    """(N,) bool, by the model in eval mode."""
-    classes, targeted = goal(criterion)
-    return (ours.predict(pixel_model(model), raw(images)).argmax(dim=1) == classes) == targeted
 
 
 def _like(inputs: Any, tensor: Tensor) -> Any:

@@ -1,0 +1,103 @@
+"""The attack in the loop: what it makes, how it grows, and what it leaves alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from roli_fast.attacks import NFGSM, PGD
+from roli_fast.training.attack import TrainingAttack, chosen_precision, fastest_precision
+
+from .cases import blobs, recipe, small_model, weights
+
+
+@pytest.fixture
+def images_labels():
+    stored = blobs(12)
+    return stored.images, stored.labels
+
+
+def call(attack, images, labels, key=7):
+    return attack(images, labels, torch.arange(len(images)), torch.tensor([key])).adversarial
+
+
+def test_it_is_pgd_with_the_samples_own_draws(images_labels):
+    images, labels = images_labels
+    model = small_model().train()
+    attack = TrainingAttack(model, recipe(), "fp32")
+    found = call(attack, images, labels)
+    again = call(attack, images.flip(0), labels.flip(0))
+    assert (found - images / 255).abs().max() <= 0.1 + 1e-6
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert not torch.equal(found, again.flip(0))  # the index, not the place in the batch, draws
+    index = torch.arange(12).flip(0)
+    own = attack(images.flip(0), labels.flip(0), index, torch.tensor([7])).adversarial
+    torch.testing.assert_close(own.flip(0), found, rtol=0, atol=1e-5)
+    expected = PGD(eps=0.1, step_size=0.025, steps=2).run(
+        model, images, labels, index=torch.arange(12), key=torch.tensor([7])
+    )
+    torch.testing.assert_close(found, expected.adversarial)
+
+
+def test_sizes_grow_to_the_recipes(images_labels):
+    images, labels = images_labels
+    attack = TrainingAttack(small_model(), recipe(eps_warmup_epochs=2), "fp32")
+    reached = []
+    for epoch in (0.0, 1.0, 2.0, 5.0):
+        attack.grow(epoch)
+        reached.append((call(attack, images, labels) - images / 255).abs().max().item())
+    assert reached[0] == 0
+    assert reached[1] == pytest.approx(0.05, abs=1e-6)
+    assert reached[2] == reached[3] == pytest.approx(0.1, abs=1e-6)
+
+
+def test_in_train_mode_the_batch_normalises_and_statistics_stay(images_labels):
+    """Against the formula of a step in plain torch, on a network whose gradient depends on the mode."""
+    images, labels = images_labels
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    model.train()
+    before = weights(model)
+    settings = recipe(attack_mode="train", steps=1, step_size=0.05, eps=0.1)
+    found = call(TrainingAttack(model, settings, "fp32"), images, labels)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert all(m.training for m in model.modules())
+    start = PGD(eps=0.1).start(images, 0.1, torch.tensor([7, 0]), torch.arange(12))
+    start.requires_grad_()
+    F.cross_entropy(model(start), labels).backward()
+    step = start + 0.05 * start.grad.sign()
+    clean = images / 255
+    expected = torch.minimum(torch.maximum(step, clean - 0.1), clean + 0.1).clamp(0, 1)
+    differ = (found - expected.detach()).abs() > 1e-6
+    assert differ.float().mean() < 0.01
+    in_eval = call(TrainingAttack(model, recipe(steps=1, step_size=0.05), "fp32"), images, labels)
+    assert (found - in_eval).abs().max() > 0.04  # the mode matters here
+
+
+def test_nfgsm_starts_in_noise_and_is_not_pulled_back():
+    """de Jorge et al. 2022: x + noise + eps sign(gradient there), clamped to the box alone."""
+    images = torch.full((5, 1, 4, 4), 0.5, dtype=torch.float64)
+    labels = torch.zeros(5, dtype=torch.int64)
+    direction = torch.randn(2, 16, dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(direction)
+    attack = NFGSM(eps=0.1)
+    assert attack.eps == pytest.approx(0.3)
+    moved = attack(model, images, labels) - images
+    ascent = 0.1 * (direction[1] - direction[0]).sign().reshape(4, 4)
+    noise = moved - ascent
+    assert noise.abs().max() <= 0.2 + 1e-12
+    assert noise.abs().max() > 0.15
+    with pytest.raises(ValueError, match="random_start, noise"):
+        NFGSM(noise=0)
+
+
+def test_the_fastest_precision_is_one_of_those_allowed(images_labels):
+    images, labels = images_labels
+    model = small_model()
+    assert fastest_precision(model, images, labels, recipe()) in ("fp32", "bf16")
+    assert chosen_precision(model, images, labels, recipe(precision="bf16")) == "bf16"
+    settings = recipe(precision="auto", attack_mode="train")
+    assert chosen_precision(model, images, labels, settings) == "fp32"

@@ -1,0 +1,59 @@
+"""Two processes train as one does, and a run outlives a process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roli_fast.training import train
+
+from .cases import blobs, recipe, same, small_model, splits_of, weights
+from .launched import SETTINGS, curves
+
+HERE = Path(__file__).resolve().parent
+
+# Relative, of the loss: gradients are summed in another order.
+TOLERANCE = 1e-5
+
+
+def launched(what, folder, *options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    return subprocess.run(
+        [*command, str(HERE / "launched.py"), what, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+    done = launched("curves", tmp_path)
+    assert done.returncode == 0, done.stderr
+    together = json.loads((tmp_path / "curves.json").read_text())
+    for kind, alone in curves().items():
+        for ours, one in zip(together[kind], alone, strict=True):
+            assert ours["train_loss"] == pytest.approx(one["train_loss"], rel=TOLERANCE), kind
+            for name in ("train_accuracy", "val_clean", "val_robust"):
+                assert ours[name] == pytest.approx(one[name], abs=1.01 / 64), name
+            assert ours["cost"]["weight_gradients"] == one["cost"]["weight_gradients"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_which_resumes(tmp_path):
+    alone = tmp_path / "alone"
+    killed = launched("dies", alone)
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr or "Signal 9" in killed.stderr
+    again = launched("dies", tmp_path / "restarted", "--max-restarts=1")
+    assert again.returncode == 0, again.stderr
+    rows = (tmp_path / "restarted" / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 1 + SETTINGS["epochs"]
+    goes_on = train(
+        small_model(), splits_of(blobs, 64, 12, 12), recipe(**SETTINGS), folder=alone, resume=True
+    )  # what two processes began, one may finish
+    assert len(goes_on.history) == SETTINGS["epochs"]
+    assert not same(weights(goes_on.model), weights(small_model()))

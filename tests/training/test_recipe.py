@@ -1,0 +1,61 @@
+"""A recipe refuses what does not fit before anything begins, and the paper's settings are the paper's."""
+
+import pytest
+
+from roli_fast.training import Recipe, paper_settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: got 0"),
+        ({"lr": 0}, "lr: got 0, accepted: a number above 0"),
+        ({"lr": float("nan")}, "lr: got nan"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"eps": -1}, "eps: got -1"),
+        ({"attack": "fgsm"}, "attack: got 'fgsm', accepted: pgd, nfgsm, none"),
+        ({"loss": "mse"}, "loss: got 'mse', accepted: ce, trades"),
+        ({"loss": "trades", "attack": "nfgsm"}, "loss: got 'trades' with attack='nfgsm'"),
+        ({"norm": "l3"}, "norm: got 'l3'"),
+        ({"sched": "step"}, "sched: got 'step', accepted: cosine, none"),
+        ({"precision": "fp8"}, "precision: got 'fp8'"),
+        ({"amp_dtype": "half"}, "amp_dtype: got 'half'"),
+        ({"attack_mode": "test"}, "attack_mode: got 'test', accepted: eval, train"),
+        ({"attack_mode": "train", "precision": "bf16"}, "precision: got 'bf16' with attack_mode='train'"),
+        ({"ema_decay": 1.0}, "ema_decay: got 1.0"),
+        ({"warmup_epochs": 3}, "warmup_epochs: got 3, accepted: fewer than the 3 epochs"),
+        ({"steps": 1.5}, "steps: got 1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(settings, message):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        Recipe(**({"epochs": 3, "lr": 0.1} | settings))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "method", "probed", "base", "epochs"),
+    [
+        ("cifar10", "full", True, 1e-4, 20),
+        ("cifar10", "full", False, 5e-4, 20),
+        ("cifar100", "linear", True, 0.1, 20),
+        ("caltech256", "bias", True, 1e-5, 40),
+        ("cub200", "vpt", False, 0.05, 60),
+        ("stanford_dogs", "lora", False, 0.005, 40),
+    ],
+)
+def test_the_papers_settings(dataset, method, probed, base, epochs):
+    """research/roli.md: the learning rate is the base's quarter at batch 64."""
+    settings = paper_settings(dataset, method, probed=probed)
+    assert settings["lr"] == pytest.approx(base / 4)
+    assert settings["epochs"] == epochs
+    assert settings["warmup_epochs"] == 10
+    assert settings["opt"] == ("momentum" if method == "linear" else "adamw")
+    assert Recipe(**settings).batch_size == 64
+
+
+def test_an_unknown_set_or_method_is_named():
+    with pytest.raises(ValueError, match="dataset: got 'imagenet', accepted: cifar10"):
+        paper_settings("imagenet", "full", probed=True)
+    with pytest.raises(ValueError, match="method: got 'side', accepted: linear"):
+        paper_settings("cifar10", "side", probed=True)

@@ -1,0 +1,151 @@
+"""A run that was killed ends with the same bits; what was saved is never lost."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from roli_fast import files
+from roli_fast.training import train
+
+from .cases import blobs, recipe, same, small_model, splits_of, weights
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Kills itself once a number of files has been written: after the last of them, or while it is written.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from tests.training.cases import blobs, recipe, small_model, splits_of
+from roli_fast import files
+from roli_fast.training import records, stage, train
+
+stage._SAVE_EVERY = -1.0  # at every step
+left = int(sys.argv[2])
+write = files.write
+
+def counted(path, content):
+    global left
+    if left == 0:
+        if len(sys.argv) > 3:
+            path.with_name(path.name + ".1.partial").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    write(path, content)
+
+records.write = counted
+train(small_model(drop_path_rate=0.2), splits_of(blobs, 48, 12, 12), recipe(epochs=2, ema_decay=0.5),
+      folder=sys.argv[1], resume=True)
+"""
+
+
+def killed_after(writes, folder, *how):
+    code = KILLED.format(root=str(ROOT))
+    command = [sys.executable, "-c", code, str(folder), str(writes), *how]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [[(2,), (3, "half")], *(pytest.param([(n,)] * 3, marks=pytest.mark.slow) for n in (1, 2, 3, 4, 5))],
+)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(kills, tmp_path):
+    whole = train(
+        small_model(drop_path_rate=0.2),
+        splits_of(blobs, 48, 12, 12),
+        recipe(epochs=2, ema_decay=0.5),
+        folder=tmp_path / "whole",
+    )
+    folder = tmp_path / "killed"
+    assert all(killed_after(*kill[:1], folder, *kill[1:]) for kill in kills)
+    model = small_model(drop_path_rate=0.2)
+    done = train(
+        model, splits_of(blobs, 48, 12, 12), recipe(epochs=2, ema_decay=0.5), folder=folder, resume=True
+    )
+    assert same(weights(whole.model), weights(model))
+    last = [torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed")]
+    assert same(last[0]["learner"]["model"], last[1]["learner"]["model"])
+    assert same(last[0]["learner"]["ema"], last[1]["learner"]["ema"])
+    counted = ("epoch", "lr", "train_loss", "train_accuracy", "val_clean", "val_robust")
+    for a, b in zip(whole.history, done.history, strict=True):
+        assert [a[name] for name in counted] == [b[name] for name in counted]
+        assert [a["cost"][n] for n in ("forwards", "input_gradients")] == [
+            b["cost"][n] for n in ("forwards", "input_gradients")
+        ]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    first = train(small_model(), splits, recipe(), folder=tmp_path)
+    at = (tmp_path / "last.pt").stat().st_mtime_ns
+    model = small_model()
+    again = train(model, splits, recipe(), folder=tmp_path, resume=True)
+    assert same(weights(first.model), weights(model))
+    assert again.history == first.history
+    assert (tmp_path / "last.pt").stat().st_mtime_ns == at
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    splits = splits_of(blobs, 32, 12, 12)
+    settings = recipe(epochs=4)
+    sync, left = os.fsync, [7]
+
+    def full(descriptor):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot be written \(.*No space left on device\); what was saved"):
+        train(small_model(), splits, settings, folder=tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*.partial"))
+    done = train(small_model(), splits, settings, folder=tmp_path, resume=True)
+    assert same(weights(done.model), weights(train(small_model(), splits, settings).model))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    train(small_model(), splits, recipe(), folder=tmp_path)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"last\.pt cannot be read .*best\.safetensors has the best weights"):
+        train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
+    assert (tmp_path / "best.safetensors").read_bytes() == best
+    (tmp_path / "last.pt").write_bytes(whole)
+    (tmp_path / "best.safetensors").write_bytes(best[:50])
+    with pytest.raises(ValueError, match=r"best\.safetensors cannot be read"):
+        train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
+
+
+def test_a_folder_belongs_to_its_run(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    train(small_model(), splits, recipe(), folder=tmp_path)
+    with pytest.raises(ValueError, match="which has a run, accepted: a new one, or resume=True"):
+        train(small_model(), splits, recipe(), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"recipe: got lr=0\.1 for the run in .*, accepted: lr=0\.01"):
+        train(small_model(), splits, recipe(lr=0.1), folder=tmp_path, resume=True)
+    with pytest.raises(
+        ValueError, match=r"model: got one of another structure than the run in .*, accepted: the same"
+    ):
+        train(small_model(channels=(8, 8, 8, 16)), splits, recipe(), folder=tmp_path, resume=True)
+
+
+def test_resume_begins_where_there_is_nothing(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    done = train(small_model(), splits, recipe(), folder=tmp_path / "new", resume=True)
+    assert len(done.history) == 2
+    assert json.loads((tmp_path / "new" / "recipe.json").read_text())["epochs"] == 2
+    saved = safetensors.torch.load_file(tmp_path / "new" / "best.safetensors")
+    assert same(saved, weights(done.model))

@@ -1,0 +1,289 @@
+"""A stage learns what its recipe says, keeps what validation chose, counts what it spends."""
+
+import csv
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from roli_fast.attacks import PGD
+from roli_fast.data import Splits, StoredImages
+from roli_fast.evaluation import evaluate
+from roli_fast.models import METHODS, create_model, finetune, load_model
+from roli_fast.training import DivergedError, Recipe, train
+from roli_fast.training.learner import Learner
+
+from .cases import EPS, blobs, linear_model, recipe, same, small_model, splits_of, two_features, weights
+
+
+def test_adversarial_training_finds_the_robust_feature():
+    torch.manual_seed(0)
+    splits = splits_of(two_features)
+    robust = {}
+    for attack in ("none", "pgd"):
+        torch.manual_seed(0)
+        settings = recipe(
+            epochs=8, lr=0.05, batch_size=32, attack=attack, eps=EPS, step_size=EPS / 2, steps=3
+        )
+        model = train(linear_model(), splits, settings).model
+        batches = [(splits.test.images, splits.test.labels)]
+        robust[attack] = evaluate(model, batches, PGD(eps=EPS, step_size=EPS / 2, steps=3)).value
+    assert robust["pgd"] > 0.75
+    assert robust["none"] < robust["pgd"] - 0.2
+
+
+def test_the_best_epoch_is_what_remains():
+    """At a learning rate that wrecks the model again and again, the last epoch is not the best."""
+    splits = splits_of(blobs, 48, 24, 24)
+    model = small_model()
+    done = train(model, splits, recipe(epochs=6, lr=0.5, opt="momentum", sched="none"))
+    reached = [(row["val_robust"], row["val_clean"]) for row in done.history]
+    assert done.best == reached.index(max(reached))
+    assert len(set(reached)) > 1
+    attack = PGD(eps=0.1, step_size=0.025, steps=2, iterate="best", early_stop=True)
+    again = evaluate(
+        model,
+        [(splits.val.images, splits.val.labels)],
+        PGD(**{n: getattr(attack, n) for n in ("eps", "step_size", "steps", "iterate", "early_stop")},
+            generator=torch.Generator().manual_seed(0)),
+    )  # fmt: skip
+    assert again.clean.value == done.history[done.best]["val_clean"]
+    assert again.value == done.history[done.best]["val_robust"]
+
+
+def test_a_seed_repeats_a_run_whatever_was_drawn_before():
+    splits = splits_of(blobs, 40, 12, 12)
+    found = []
+    for other in (1, 2):
+        model = small_model(drop_path_rate=0.3)
+        torch.manual_seed(other)
+        state = torch.get_rng_state()
+        train(model, splits, recipe())
+        assert torch.equal(torch.get_rng_state(), state)  # the caller's own randomness is as it was
+        found.append(weights(model))
+    assert same(*found)
+    model = small_model(drop_path_rate=0.3)
+    train(model, splits, recipe(seed=1))
+    assert not same(found[0], weights(model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_that_should_train_moves_and_no_other(method):
+    torch.manual_seed(0)
+    options = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
+    model = create_model("vit_tiny_patch16_224", 3, in_chans=1, img_size=8, **options)
+    finetune(model, method)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    # The second step moves what stands behind a zero, such as LoRA's A.
+    train(model, splits_of(blobs, 48, 6, 6), recipe(epochs=1, lr=0.05, steps=1, val_steps=1))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(moved) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "forwards", "input_gradients", "weight_gradients"),
+    [
+        ({"steps": 3}, "full", 3 + 1, 3, 1),
+        ({"steps": 3}, "linear", 3 + 1, 3, 0),
+        ({"attack": "nfgsm"}, "full", 1 + 1, 1, 1),
+        ({"steps": 3, "loss": "trades"}, "full", 1 + 3 + 2, 3, 2),
+        ({"attack": "none"}, "full", 1, 0, 1),
+    ],
+)
+def test_it_counts_what_it_spends(settings, method, forwards, input_gradients, weight_gradients):
+    """research/roli.md: what is necessary per training batch. Every call of the model itself is counted."""
+    model = small_model()
+    finetune(model, method)
+    calls = []
+    model.register_forward_hook(lambda module, args, out: calls.append((module.training, len(args[0]))))
+    done = train(model, splits_of(blobs, 48, 12, 12), recipe(epochs=2, **settings))
+    trained = sum(count for training, count in calls if training)
+    images = 2 * 48
+    assert trained == images * (2 if settings.get("loss") == "trades" else 1)
+    assert done.cost.weight_gradients == images * weight_gradients
+    assert done.cost.forwards >= images * forwards  # and what validation took
+    validation = done.cost.input_gradients - images * input_gradients
+    assert 0 <= validation <= 2 * 12 * 2  # epochs, images, steps
+    if settings.get("attack") == "none":
+        assert done.cost.forwards == images * forwards + 2 * 12
+        assert all(row["val_robust"] is None for row in done.history)
+    assert done.cost.training > 0
+    assert (done.cost.attack > 0) == (settings.get("attack") != "none")
+    assert done.cost.seconds == pytest.approx(
+        done.cost.attack + done.cost.training + done.cost.data + done.cost.evaluation
+    )
+
+
+def test_trades_minimises_its_formula():
+    """Zhang et al. 2019, eq. 5, in float64."""
+    torch.manual_seed(0)
+    model = linear_model(16, 4).double()
+    clean, adversarial = torch.rand(2, 6, 1, 4, 4, dtype=torch.float64)
+    labels = torch.randint(0, 4, (6,))
+    learner = Learner(model, Recipe(epochs=1, lr=1e-30, loss="trades", trades_beta=3.0), "fp32", 1)
+    p = model(clean).softmax(1)
+    q = model(adversarial).softmax(1)
+    divergence = (p * (p.log() - q.log())).sum(1).mean()
+    expected = F.cross_entropy(model(clean), labels) + 3 * divergence
+    loss, right = learner.step(0, clean, adversarial, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.equal(right, q.argmax(1) == labels)
+
+
+def test_the_learning_rate_warms_up_from_above_zero_and_ends_at_its_least():
+    learner = Learner(linear_model(), Recipe(epochs=4, lr=0.1, warmup_epochs=1, min_lr=0.01), "fp32", 5)
+    images, labels = torch.rand(4, 1, 1, 21), torch.tensor([0, 1, 0, 1])
+    rates = []
+    for step in range(20):
+        learner.step(step, images, images, labels)
+        rates.append(learner.lr)
+    assert 0 < rates[0] < 0.05
+    assert rates[5] == max(rates) == pytest.approx(0.1)
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    cosine = 0.01 + 0.09 * (1 + math.cos(math.pi * 14 / 15)) / 2
+    assert rates[-1] == pytest.approx(cosine)
+
+
+def test_an_average_of_the_weights_is_what_is_kept():
+    splits = splits_of(blobs, 48, 12, 12)
+    live, averaged, forgetful = small_model(), small_model(), small_model()
+    settings = {"epochs": 1, "attack": "none"}
+    train(live, splits, recipe(**settings))
+    train(forgetful, splits, recipe(**settings, ema_decay=0.0))
+    train(averaged, splits, recipe(**settings, ema_decay=0.9))
+    assert same(weights(live), weights(forgetful))
+    assert not same(weights(live), weights(averaged))
+
+
+def test_gradients_are_clipped():
+    images, labels = torch.rand(8, 1, 1, 21), torch.randint(0, 2, (8,))
+    moved = {}
+    for clip in (None, 1e-3):
+        torch.manual_seed(0)
+        model = linear_model()
+        before = weights(model)
+        settings = Recipe(epochs=1, lr=1.0, opt="momentum", weight_decay=0, clip_grad=clip)
+        Learner(model, settings, "fp32", 1).step(0, images, images, labels)
+        change = torch.cat([(v - before[n]).flatten() for n, v in model.state_dict().items()])
+        moved[clip] = change.norm().item()
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[None] > 0.01
+
+
+class Treacherous(nn.Module):
+    """NaN for one image, in training."""
+
+    def __init__(self, image):
+        super().__init__()
+        self.inner = linear_model(64, 3)
+        self.image = image
+
+    def forward(self, x):
+        found = (x.detach() - self.image).flatten(1).abs().amax(1) < 1e-6
+        return self.inner(x) * torch.where(found & self.training, torch.nan, 1.0)[:, None]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_images():
+    splits = splits_of(blobs, 64, 12, 12)
+    bad = 37
+    model = Treacherous(splits.train.images[bad] / 255)
+    with pytest.raises(DivergedError) as stopped:
+        train(model, splits, recipe(attack="none", epochs=3))
+    assert bad in stopped.value.index.tolist()
+    assert len(stopped.value.index) == 16
+    assert f"in step {stopped.value.step} of epoch 1, on images" in str(stopped.value)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    splits = splits_of(blobs, 32, 12, 12)
+    model, folder = small_model(), tmp_path / "run"
+    learn = Learner.step
+
+    def late(self, number, *batch):
+        loss, right = learn(self, number, *batch)
+        return (loss * torch.nan if number == 5 else loss), right
+
+    monkeypatch.setattr(Learner, "step", late)
+    with pytest.raises(DivergedError, match=r"step 1 of epoch 3, .*last\.pt is the last good checkpoint"):
+        train(model, splits, recipe(epochs=4), folder=folder)
+    monkeypatch.undo()
+    done = train(small_model(), splits, recipe(epochs=4), folder=folder, resume=True)
+    whole = train(small_model(), splits, recipe(epochs=4))
+    assert same(weights(done.model), weights(whole.model))
+
+
+def test_the_folder_of_a_run(tmp_path):
+    splits = splits_of(blobs, 48, 12, 12)
+    model = small_model()
+    done = train(model, splits, recipe(epochs=3), folder=tmp_path / "run")
+    kept = load_model(tmp_path / "run" / "best.safetensors")
+    assert same(weights(kept), weights(model))
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert [float(row["val_robust"]) for row in rows] == [row["val_robust"] for row in done.history]
+    for name in (
+        "forwards",
+        "input_gradients",
+        "weight_gradients",
+        "attack",
+        "training",
+        "data",
+        "evaluation",
+    ):
+        assert sum(float(row[name]) for row in rows) == pytest.approx(getattr(done.cost, name))
+    assert all(float(row["images_per_second"]) > 0 for row in rows)
+
+
+def test_tensorboard_sees_the_same(tmp_path):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(small_model(), splits_of(blobs, 32, 12, 12), recipe(), folder=tmp_path / "run")
+    events = loading.EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("val_robust")] == [1, 2]
+
+
+def test_half_precision_and_fp16_scaling_train():
+    splits = splits_of(blobs, 32, 12, 12)
+    model = small_model()
+    before = weights(model)
+    done = train(model, splits, recipe(epochs=1, precision="bf16", steps=1))
+    assert done.precision == "bf16"
+    assert not same(before, weights(model))
+    assert all(v.dtype in (torch.float32, torch.int64) for v in model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": linear_model(64, 4)}, r"model: got outputs of shape \(N, 4\), accepted: \(N, 3\)"),
+        ({"model": linear_model(63, 3)}, "model: got one that cannot take images of 1 x 8 x 8"),
+        ({"resume": True}, "resume: got True without a folder"),
+        ({"folder": True, "model": linear_model(64, 3)}, "folder: got .* for a Sequential, accepted: a"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_anything_is_trained(given, message, tmp_path):
+    model = given.pop("model", None) or small_model()
+    if given.get("folder"):
+        given["folder"] = tmp_path / "run"
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        train(model, splits_of(blobs, 32, 12, 12), recipe(), **given)
+    assert same(before, weights(model))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(ValueError, match="without a parameter that requires a gradient"):
+        train(small_model().requires_grad_(False), splits_of(blobs, 32, 12, 12), recipe())
+
+
+def test_a_set_of_tensors_is_enough():
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 2
+    stored = StoredImages(images, labels)
+    assert stored.classes == ("0", "1")
+    train(linear_model(64, 2), Splits(stored, stored, stored), recipe(epochs=1))
