@@ -9,6 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # One thread each: workers that share the cores would wait for each other in every parallel loop.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
+# Without a GPU, tests look at the machine code for one: nvcc takes minutes for all that wheels are built for.
+ARCHITECTURES := $(if $(shell command -v nvidia-smi),,9.0+PTX)
+
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.*)
 C_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/*/*.cpp)
 
@@ -85,5 +88,6 @@ $(VENV)/build.stamp: $(VENV)/pyvenv.cfg pyproject.toml
 # What the extra brings is there before the build: nvcc is part of it.
 $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: $(VENV)/build.stamp $(NATIVE)
 	$(BIN)/python tools/requirements.py $* | xargs -d '\n' $(PIP) install --quiet
-	$(PIP) install --quiet --no-build-isolation --editable '.[$*]'
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST-$(ARCHITECTURES)}" \
+		$(PIP) install --quiet --no-build-isolation --editable '.[$*]'
 	@touch $@
