@@ -55,6 +55,25 @@ def test_several_epsilons_take_one_copy_of_the_model(s, fmodel):
     assert core.view(s.model) is view
 
 
+def test_what_is_adversarial_is_asked_once(s, fmodel):
+    attack = foolbox.attacks.LinfPGD(steps=3)
+    asked = []
+    handle = s.model.register_forward_hook(lambda module, inputs, output: asked.append(len(output)))
+    counts = []
+    try:
+        attack(fmodel, s.images, s.labels, epsilons=0.1)  # which copies and confirms the model
+        for call in (
+            lambda: attack(fmodel, s.images, s.labels, epsilons=0.1),
+            lambda: attack._make._attack.run(s.model, s.images, s.labels),
+        ):
+            asked.clear()
+            call()
+            counts.append(asked.copy())
+    finally:
+        handle.remove()
+    assert counts[0] == counts[1] != []
+
+
 def test_criteria(s, fmodel):
     attack = foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=20)
     targets = (s.labels + 3) % 10
@@ -103,7 +122,7 @@ def test_criteria_of_a_users_own(s, fmodel):
 
 
 def test_methods_that_nothing_would_call():
-    for name in ("get_loss_fn", "project"):
+    for name in ("get_loss_fn", "project", "run"):
         with pytest.raises(ValueError, match=f"{name}: got one of Mine's own, accepted: none"):
             type("Mine", (foolbox.attacks.LinfPGD,), {name: lambda self: None})
         with pytest.raises(ValueError, match=f"{name}: got one of LinfProjected"):
