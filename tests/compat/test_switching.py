@@ -380,6 +380,26 @@ def test_unusual_arguments(net, batch):
     wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     with pytest.raises(ValueError, match=r"eps: got -0.1"):
         foolbox.attacks.LinfPGD()(wrapped, images, labels, epsilons=-0.1)
+    with pytest.raises(
+        ValueError, match=r"labels: got torch.int64 of shape \(5, 8, 8\), accepted: .* \(5,\)"
+    ):
+        torchattacks.PGD(nn.Conv2d(1, 3, 1))(images, torch.zeros(5, 8, 8, dtype=torch.int64))
+    per_pixel = {"eps": numpy.ones((1, 8, 8)), "eps_step": numpy.ones((1, 8, 8))}
+    attack = art.ProjectedGradientDescent(estimator(net, (1, 8, 8)), **per_pixel, verbose=False)
+    with pytest.raises(
+        ValueError, match=r"eps: got an array of shape \(1, 8, 8\), accepted: a number, or one"
+    ):
+        attack.generate(images.numpy(), labels.numpy())
+
+
+def test_unusual_arguments_in_the_original(net, batch):
+    images, labels = batch
+    attack = original("torchattacks").PGD(nn.Conv2d(1, 3, 1))
+    assert not torch.equal(attack(images, torch.zeros(5, 8, 8, dtype=torch.int64)), images)
+    per_pixel = {"eps": numpy.ones((1, 8, 8)), "eps_step": numpy.ones((1, 8, 8)), "max_iter": 1}
+    kind = original("art").ProjectedGradientDescent
+    attack = kind(estimator(net, (1, 8, 8)), **per_pixel, verbose=False)
+    assert attack.generate(images.numpy(), labels.numpy()).shape == (5, 1, 8, 8)
 
 
 @row("Other attacks' arguments")
