@@ -11,8 +11,9 @@ from .errors import RunError, UserError
 _COMMANDS = {
     "bench": "measure our attack against every peer that is installed, side by side",
     "demo": "train on real digits, with and without attacks, and show what it buys",
-    "train": "probe and finetune a robust backbone adversarially, or either",
     "doctor": "say what a bug report needs: versions, devices, and which backends run",
+    "eval": "clean and robust accuracy of a trained model, overall and per class",
+    "train": "probe and finetune a robust backbone adversarially, or either",
     "transfer": "estimate how much robustness a backbone hands on: sensitivity, bounds, probe or finetune",
 }
 

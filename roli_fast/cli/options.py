@@ -68,15 +68,6 @@ def one_of(option: str, accepted: Sequence[str]) -> Callable[[str], str]:
     return read
 
 
-def options_of(group: Any) -> Callable[..., None]:
-    """``option(name, metavar, help, **how)`` for a parser or a group of one."""
-
-    def option(name: str, metavar: str | None, about: str, **how: Any) -> None:
-        group.add_argument(name, help=about, **({"metavar": metavar} if metavar else {}), **how)
-
-    return option
-
-
 class Options:
     """Adds options to a group of a parser; help texts end with the default."""
 

@@ -21,7 +21,7 @@ from ..files import write
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, paper_settings, roli
-from ..training.processes import join, leave, rank
+from ..training.processes import by_the_first, join, leave, rank
 from ..training.recipe import AMP_DTYPES, ATTACKS, AUTO, LOSSES, MODES, PAPER_SETS, SCHEDULES
 from .errors import RunError, UserError
 from .options import Options, add_data_arguments, device_of, load_data, new_folder, pairs, users_mistakes
@@ -124,7 +124,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     with users_mistakes():
         finetuning, probing = _recipes(arguments)
         model = _model(arguments, splits, console).to(device)
-        _open(arguments, finetuning, probing)
+        by_the_first(lambda: _open(arguments, finetuning, probing))
         _say(console, arguments, splits, model)
         try:
             outcome = roli(
@@ -241,8 +241,6 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
 
 def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | None) -> None:
     """Writes what the run is, or compares with what is there."""
-    if rank() != 0:
-        return
     folder = new_folder("--output", arguments.output)
     given = {n: str(v) if isinstance(v, Path) else v for n, v in vars(arguments).items() if n not in _FREE}
     path = folder / "args.json"

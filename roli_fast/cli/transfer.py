@@ -2,20 +2,16 @@
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from .. import __version__
 from ..attacks import PGD, Attack, AutoAttack
-from ..data import ImageSet, ImageStream, Loader, Splits
 from ..evaluation import (
     TRANSFERRED,
     Advice,
@@ -31,6 +27,7 @@ from ..evaluation import (
     transferred,
 )
 from ..models import split
+from .batches import Batches
 from .options import Options, add_data_arguments, device_of, load_data, new_folder, users_mistakes
 from .transfer_subjects import Subject, check_subjects, load_subjects
 from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred
@@ -68,7 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     device = device_of(arguments.device)
     splits = load_data(arguments)
     with users_mistakes():
-        batches = _Batches(splits, arguments, device)
+        batches = Batches(
+            splits, arguments.split, arguments.images, arguments.batch_size, arguments.workers, device
+        )
         image = next(iter(batches))[0][:1]
         subjects = load_subjects(arguments, image, len(splits.classes), device)
     folder = new_folder("--out", arguments.out)
@@ -96,31 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(f"Numbers: {folder / 'transfer.json'}", soft_wrap=True)
 
 
-class _Batches:
-    """(images, labels) on the device, the same at each pass."""
-
-    def __init__(self, splits: Splits, arguments: argparse.Namespace, device: torch.device):
-        chosen: ImageSet | ImageStream = getattr(splits, arguments.split)
-        self.images = min(arguments.images, len(chosen))
-        if self.images == 0:
-            raise ValueError(f"--split: got {arguments.split}, which has no images, accepted: one that has")
-        if isinstance(chosen, ImageSet):  # a stream is mixed already, and read from its beginning
-            chosen = chosen.select([i * len(chosen) // self.images for i in range(self.images)])
-        self._loader = Loader(chosen, arguments.batch_size, workers=arguments.workers)
-        self._device = device
-
-    def __len__(self) -> int:
-        return math.ceil(self.images / self._loader.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        left = self.images
-        for images, labels, _ in itertools.islice(self._loader, len(self)):
-            yield images[:left].to(self._device), labels[:left].to(self._device)
-            left -= len(images)
-
-
 def _looked_at(
-    subject: Subject, batches: _Batches, arguments: argparse.Namespace, console: Console
+    subject: Subject, batches: Batches, arguments: argparse.Namespace, console: Console
 ) -> Transfer | Sensitivity:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(arguments.seed)
@@ -170,7 +146,7 @@ def _compared(
 def _save(
     folder: Path,
     arguments: argparse.Namespace,
-    batches: _Batches,
+    batches: Batches,
     subjects: list[Subject],
     found: dict[str, Transfer | Sensitivity],
     comparison: tuple[dict[str, Difference | None], Advice] | None,

@@ -1,6 +1,7 @@
 """Several processes, as torchrun starts them."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,19 @@ def agree(decision: Any) -> Any:
     return said[0]
 
 
+def by_the_first(action: Callable[[], object]) -> None:
+    """Done by the first process alone; what it raises, all raise."""
+    failure = None
+    if rank() == 0:
+        try:
+            action()
+        except Exception as error:  # the others must not wait for it
+            failure = error
+    failure = agree(failure)
+    if failure is not None:
+        raise failure
+
+
 def share_statistics(model: nn.Module) -> None:
     """BatchNorms' running statistics become their mean over the processes."""
     if world_size() == 1:
@@ -89,7 +103,7 @@ class _Summed(torch.autograd.Function):
         return summed(values.clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return summed(gradient.clone())
 
 

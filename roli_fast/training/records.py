@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attacks.inputs import refuse
 from ..files import write
 from ..models import find_classifier, save_model
-from .processes import rank
+from .processes import by_the_first, rank
 from .recipe import Recipe
 
 
@@ -48,23 +48,24 @@ class Records:
         Raises ValueError where there is one that is not to go on or had other settings, and for a checkpoint
         that cannot be read.
         """
-        settings = dataclasses.asdict(recipe)
+        by_the_first(lambda: self._bind(dataclasses.asdict(recipe), resume))
+        return self._read_last()
+
+    def _bind(self, settings: dict[str, Any], resume: bool) -> None:
         path = self._folder / "recipe.json"
-        if path.exists():
-            if not resume:
-                refuse(
-                    "folder", f"{self._folder}, which has a run", "a new one, or resume=True to go on there"
-                )
-            there = json.loads(path.read_text())
-            changed = [n for n in settings if there.get(n) != settings[n]]
-            if changed:
-                got = ", ".join(f"{name}={settings[name]!r}" for name in changed)
-                accepted = ", ".join(f"{name}={there.get(name)!r}" for name in changed)
-                refuse("recipe", f"{got} for the run in {self._folder}", f"{accepted}, as it began")
-        elif rank() == 0:
+        if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             write(path, (json.dumps(settings, indent=1) + "\n").encode())
-        return self._read_last()
+            return
+        if not resume:
+            accepted = "a new one, or resume=True to go on there"
+            refuse("folder", f"{self._folder}, which has a run", accepted)
+        there = json.loads(path.read_text())
+        changed = [n for n in settings if there.get(n) != settings[n]]
+        if changed:
+            got = ", ".join(f"{name}={settings[name]!r}" for name in changed)
+            accepted = ", ".join(f"{name}={there.get(name)!r}" for name in changed)
+            refuse("recipe", f"{got} for the run in {self._folder}", f"{accepted}, as it began")
 
     def _read_last(self) -> dict[str, Any] | None:
         if not self.has_last:

@@ -1,0 +1,225 @@
+"""``roli-fast eval``: clean and robust accuracy of a model, overall and per class, with intervals."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from .. import __version__
+from ..attacks import PGD, Attack, AutoAttack
+from ..attacks.norms import NORMS
+from ..engine import PRECISIONS
+from ..evaluation import Accuracy, Evaluation, evaluate
+from ..files import write
+from ..models import load_model
+from ..training.processes import join, leave, rank
+from .batches import Batches
+from .errors import UserError
+from .options import (
+    DATA_OPTIONS,
+    Options,
+    add_data_arguments,
+    check_names,
+    device_of,
+    load_data,
+    new_folder,
+    users_mistakes,
+)
+
+ATTACKS = ("pgd", "autoattack")
+_SHOWN = 20  # classes in the table; the file has all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    about = "a file of save_model, or the folder of a run of train, whose data and eps are then the default"
+    parser.add_argument("model", metavar="MODEL", help=about, type=Path)
+    add_data_arguments(parser)
+    option = Options(parser, "evaluation")
+    option.choice("--split", "whose images", ("test", "val", "train"), default="test")
+    option.count("--images", "N", "at most, evenly spaced in the split (default: all)")
+    option.text("--attacks", "ATTACK", f"of {', '.join(ATTACKS)}; none for clean", nargs="*", default=["pgd"])
+    option.choice("--norm", "of the ball (default: the run's, or linf)", tuple(NORMS))
+    option.number("--eps", "EPS", "in [0, 1] pixels (default: the run's, or 8/255)")
+    option.number("--step-size", "SIZE", "of PGD (default: eps / 4)")
+    option.count("--steps", "N", "of PGD", default=10)
+    option.count("--restarts", "N", "of PGD", default=1)
+    option.choice("--version", "of AutoAttack", ("standard", "plus", "rand"), default="standard")
+    option.choice("--precision", "of the search; the model itself judges", tuple(PRECISIONS), default="fp32")
+    option.count("--batch-size", "N", "images at once", default=100)
+    option.count("--seed", "N", "of the attacks", least=0, default=0)
+    option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    option.text("--out", "FOLDER", "for the numbers", type=Path, default=Path("runs/eval"))
+    option.flag(
+        "--save-adversarial", "keep the adversarial images in --out, where an interrupted run goes on"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    check_names("--attacks", arguments.attacks, ATTACKS)
+    device = join(arguments.device) or device_of(arguments.device)
+    try:
+        _run(arguments, device)
+    finally:
+        leave()
+
+
+def _run(arguments: argparse.Namespace, device: torch.device) -> None:
+    with users_mistakes():
+        path = _model_file(arguments)
+        model = load_model(path).to(device)
+    splits = load_data(arguments)
+    with users_mistakes():
+        batches = Batches(
+            splits, arguments.split, arguments.images, arguments.batch_size, arguments.workers, device
+        )
+    folder = new_folder("--out", arguments.out)
+    console = Console(quiet=rank() != 0)
+    console.print(
+        f"{path}: {batches.images} {arguments.split} images, {arguments.norm}, eps {arguments.eps:.4g}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    found: dict[str, Evaluation] = {}
+    with users_mistakes():  # what shows only under attack, such as another number of classes
+        for name, attack in _attacks(arguments).items():
+            kept = folder / name if arguments.save_adversarial and attack is not None else None
+            found[name] = evaluate(model, batches, attack, folder=kept, progress=True)
+    labels = torch.cat([labels.cpu() for _, labels in batches])
+    accuracies = {"clean": next(iter(found.values())).clean} | {
+        n: e for n, e in found.items() if n != "clean"
+    }
+    console.print(_table(accuracies, labels, splits.classes, arguments))
+    for name, evaluation in found.items():
+        for note in evaluation.notes:
+            console.print(f"{name}: {note}", soft_wrap=True, markup=False)
+    if rank() == 0:
+        saved = _json(arguments, path, found, accuracies, labels, splits.classes)
+        write(folder / "eval.json", (json.dumps(saved, indent=1) + "\n").encode())
+        console.print(f"Numbers: {folder / 'eval.json'}", soft_wrap=True)
+
+
+def _model_file(arguments: argparse.Namespace) -> Path:
+    """The file; where a run was given, what it has settled becomes the default of what was not given."""
+    given = arguments.model
+    there: dict[str, Any] = {}
+    if given.is_dir():
+        settled = given / "args.json"
+        if not settled.exists():
+            raise UserError(f"MODEL: got {given}, which holds no run of train, accepted: a run, or a file")
+        there = json.loads(settled.read_text())["arguments"]
+        given = given / "finetune" / "best.safetensors"
+    for name in ("dataset", *DATA_OPTIONS, "norm", "eps"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, there.get(name))
+    arguments.norm, arguments.eps = arguments.norm or "linf", arguments.eps or 8 / 255
+    return given
+
+
+def _attacks(arguments: argparse.Namespace) -> dict[str, Attack | None]:
+    if not arguments.attacks:
+        return {"clean": None}
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(arguments.seed)
+
+    made: dict[str, Attack] = {
+        "pgd": PGD(
+            arguments.norm,
+            arguments.eps,
+            arguments.step_size or arguments.eps / 4,
+            arguments.steps,
+            restarts=arguments.restarts,
+            iterate="best",
+            early_stop=True,
+            precision=arguments.precision,
+            generator=generator(),
+        ),
+        "autoattack": AutoAttack(
+            arguments.norm,
+            arguments.eps,
+            arguments.version,
+            precision=arguments.precision,
+            generator=generator(),
+        ),
+    }
+    return {name: made[name] for name in arguments.attacks}
+
+
+def _percent(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval()
+    return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _per_class(accuracy: Accuracy, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Accuracy]:
+    """Of the classes that have images."""
+    present = labels.unique().tolist()
+    return {classes[c]: Accuracy(accuracy.right[labels == c]) for c in present}
+
+
+def _table(
+    accuracies: dict[str, Accuracy], labels: Tensor, classes: tuple[str, ...], arguments: argparse.Namespace
+) -> Table:
+    steps = f"-{arguments.steps}"
+    table = Table(caption="Accuracies in %, with 95 % Wilson intervals.")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    for name in accuracies:
+        table.add_column({"pgd": f"PGD{steps}", "autoattack": "AutoAttack"}.get(name, name), justify="right")
+    columns = {name: _per_class(accuracy, labels, classes) for name, accuracy in accuracies.items()}
+    last = columns[list(columns)[-1]]
+    worst = sorted(last, key=lambda c: last[c].value)[:_SHOWN]
+    for name in last:  # in the order of the labels
+        if name in worst:
+            cells = (_percent(column[name]) for column in columns.values())
+            table.add_row(name, str(len(last[name].right)), *cells)
+    if len(last) > len(worst):
+        table.add_row(f"... the {len(worst)} worst of {len(last)} classes", "", *[""] * len(columns))
+    table.add_section()
+    table.add_row("all", str(len(labels)), *map(_percent, accuracies.values()))
+    return table
+
+
+def _json(
+    arguments: argparse.Namespace,
+    path: Path,
+    found: dict[str, Evaluation],
+    accuracies: dict[str, Accuracy],
+    labels: Tensor,
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    def described(accuracy: Accuracy) -> dict[str, Any]:
+        return {
+            "accuracy": accuracy.value,
+            "interval": accuracy.interval(),
+            "images": len(accuracy.right),
+        }
+
+    return {
+        "model": str(path),
+        "dataset": arguments.dataset or "digits",
+        "split": arguments.split,
+        "norm": arguments.norm,
+        "eps": arguments.eps,
+        "versions": {"roli_fast": __version__, "torch": torch.__version__},
+        "accuracies": {
+            name: described(accuracy)
+            | {"classes": {c: described(a) for c, a in _per_class(accuracy, labels, classes).items()}}
+            for name, accuracy in accuracies.items()
+        },
+        "attacks": {
+            name: {
+                "label": e.label,
+                "after": {stage: e.after(stage).value for stage in e.stages},
+                "notes": e.notes,
+                "forwards": e.forwards,
+                "gradients": e.gradients,
+                "seconds": e.seconds,
+            }
+            for name, e in found.items()
+        },
+    }
