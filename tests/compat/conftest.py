@@ -53,7 +53,7 @@ def _demo() -> Subject:
     from roli_fast.models import Normalized, small_resnet
 
     torch.manual_seed(0)
-    return _trained(Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,)), epochs=3)
+    return _trained(Normalized(small_resnet(10, in_chans=1), mean=(0.305,), std=(0.376,)), epochs=2)
 
 
 def _trained(model: nn.Module, epochs: int) -> Subject:
