@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, device: torch.device) -> None:
-    console = Console(quiet=rank() != 0)
+    console = Console(quiet=rank() != 0, width=None if Console().is_terminal else 110)
     splits = load_data(arguments)
     with users_mistakes():
         finetuning, probing = _recipes(arguments)
@@ -147,6 +147,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
                 raise
             raise RunError(str(error)) from error
     console.print(_table(outcome))
+    console.print(_test(outcome, arguments), highlight=False, soft_wrap=True)
     console.print(f"Model: {arguments.output / 'finetune' / 'best.safetensors'}", soft_wrap=True)
 
 
@@ -280,25 +281,31 @@ def _say(console: Console, arguments: argparse.Namespace, splits: Splits, model:
 
 
 def _table(outcome: Outcome) -> Table:
-    def percent(accuracy: Accuracy) -> str:
-        low, high = accuracy.interval()
-        return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-    table = Table(caption="Test accuracies in %, with 95 % intervals. Forwards and backwards are images.")
-    for column in ("stage", "best epoch", "forwards", "backwards", "attack, s", "training, s", "data, s",
-                   "evaluation, s", "images/s", "test clean", "test robust"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table = Table(caption="Forwards and backwards are images; the rest seconds, but for images a second.")
+    columns = ("best epoch", "forwards", "backwards", "attack", "training", "data", "evaluation", "images/s")
+    table.add_column("stage")
+    for column in columns:
+        table.add_column(column, justify="right")
     for name, stage in outcome.stages.items():
-        cost, last = stage.cost, name == "finetune"
+        cost = stage.cost
         rate = sum(row["images_per_second"] for row in stage.history) / len(stage.history)
         table.add_row(
             name,
-            f"{stage.best + 1} of {len(stage.history)}",
+            f"{stage.best + 1}/{len(stage.history)}",
             f"{cost.forwards:,}",
             f"{cost.input_gradients + cost.weight_gradients:,}",
             *(f"{s:.1f}" for s in (cost.attack, cost.training, cost.data, cost.evaluation)),
             f"{rate:.0f}",
-            percent(outcome.test.clean) if last else "",
-            percent(outcome.test) if last and outcome.test.label != "clean" else "",
         )
     return table
+
+
+def _test(outcome: Outcome, arguments: argparse.Namespace) -> str:
+    def percent(accuracy: Accuracy) -> str:
+        low, high = accuracy.interval()
+        return f"{accuracy.value:.1%} [{low:.1%}, {high:.1%}]"
+
+    said = f"Test images: clean {percent(outcome.test.clean)}"
+    if outcome.test.label == "clean":
+        return said
+    return f"{said}, under PGD-{arguments.val_steps} at eps {arguments.eps:.4g} {percent(outcome.test)}"

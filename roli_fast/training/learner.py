@@ -38,7 +38,7 @@ class Learner:
         )
         self._schedule = CosineLRScheduler(
             self._optimizer,
-            t_initial=(recipe.epochs - recipe.warmup_epochs) * steps,
+            t_initial=max(2, (recipe.epochs - recipe.warmup_epochs) * steps),  # timm warns of a single step
             lr_min=recipe.lr if recipe.sched == "none" else recipe.min_lr,
             warmup_t=recipe.warmup_epochs * steps,
             warmup_lr_init=recipe.lr / (recipe.warmup_epochs * steps + 1),  # at 0 the first steps were wasted

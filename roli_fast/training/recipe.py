@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from timm.optim import list_optimizers
+
 from ..attacks.inputs import check_choice, check_count, check_number, refuse
 from ..attacks.norms import NORMS
 from ..engine import PRECISIONS
@@ -86,6 +88,8 @@ class Recipe:
                 check_number(name, value, 0)
                 if value == 0:
                     refuse(name, 0, "a number above 0")
+        if self.opt.lower() not in list_optimizers():
+            refuse("opt", repr(self.opt), "one of timm.optim.list_optimizers()")
         check_choice("attack", self.attack, ATTACKS)
         check_choice("loss", self.loss, LOSSES)
         check_choice("sched", self.sched, SCHEDULES)

@@ -16,6 +16,7 @@ from roli_fast.training import Recipe, paper_settings
         ({"attack": "fgsm"}, "attack: got 'fgsm', accepted: pgd, nfgsm, none"),
         ({"loss": "mse"}, "loss: got 'mse', accepted: ce, trades"),
         ({"loss": "trades", "attack": "nfgsm"}, "loss: got 'trades' with attack='nfgsm'"),
+        ({"opt": "adamz"}, "opt: got 'adamz'"),
         ({"norm": "l3"}, "norm: got 'l3'"),
         ({"sched": "step"}, "sched: got 'step', accepted: cosine, none"),
         ({"precision": "fp8"}, "precision: got 'fp8'"),
