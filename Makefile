@@ -18,7 +18,7 @@ C_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu te
 .PHONY: demo test test-all lint format sanitize bench gpu gpu-static wheel clean help
 
 help:
-	@echo "make demo      train on real digits with and without attacks (sets itself up)"
+	@echo "make demo      robust linear initialisation on real digits (sets itself up)"
 	@echo "make test      format, lint, types and tests (sets itself up)"
 	@echo "make test-all  the same, with the slow tests"
 	@echo "make sanitize  only the tests of the native code under AddressSanitizer and UBSan"

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -33,6 +34,8 @@ class Records:
             )
         self._folder = folder
         self._writer: Any = None
+        self._shown = 0  # rows
+        self.has_tensorboard = importlib.util.find_spec("tensorboard") is not None
 
     @property
     def last(self) -> Path:
@@ -111,20 +114,20 @@ class Records:
 
     def _show(self, rows: list[dict[str, Any]]) -> None:
         """In TensorBoard, where it is installed."""
-        fresh = rows[-1:]
+        if not self.has_tensorboard:
+            return
         if self._writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                self._writer = False
-            else:
-                self._writer, fresh = SummaryWriter(str(self._folder), purge_step=0), rows
-        if self._writer:
-            for row in fresh:
-                for name, value in row.items():
-                    if value is not None and name != "epoch":
-                        self._writer.add_scalar(name, value, row["epoch"])
-            self._writer.flush()
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(
+                str(self._folder), purge_step=0
+            )  # what an interrupted run showed goes
+        for row in rows[self._shown :]:
+            for name, value in row.items():
+                if value is not None and name != "epoch":
+                    self._writer.add_scalar(name, value, row["epoch"])
+        self._shown = len(rows)
+        self._writer.flush()
 
     def _saving(self, path: Path, save: Any) -> None:
         try:

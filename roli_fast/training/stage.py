@@ -204,6 +204,8 @@ class _Stage:
         progress.note(
             f"attacks in {self.precision}, training in {str(self.learner.amp_dtype).removeprefix('torch.')}"
         )
+        if self.records is not None and not self.records.has_tensorboard:
+            progress.note("no events for TensorBoard: pip install 'roli-fast[train]'")
         progress.advance(self.epoch * len(self.loader) + self.step)
         while self.epoch < self.recipe.epochs:
             self._train_epoch()
