@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from roli_fast.attacks import PGD
+from roli_fast.data import Splits, StoredImages
 from roli_fast.evaluation import evaluate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -54,6 +55,7 @@ def robust_accuracy(model):
 
 def test_every_example_has_a_test():
     tested = {
+        "adversarial_transfer",
         "attack_view",
         "autoattack_timm",
         "from_torchattacks",
@@ -119,3 +121,24 @@ def test_a_verifier(run, tmp_path, capsys):
     assert checked.in_box.sum() == 4
     assert not checked.success.any()
     assert "3 of 6 within 0.05 in linf" in capsys.readouterr().out
+
+
+def test_adversarial_transfer_goes_on_where_it_stopped(run, tmp_path, capsys):
+    def blobs(count):
+        labels = torch.arange(count) % 2
+        images = torch.randint(0, 100, (count, 3, 32, 32)) + 120 * labels[:, None, None, None]
+        return StoredImages(images.to(torch.uint8), labels)
+
+    splits = Splits(blobs(8), blobs(4), blobs(4))
+    quick = {"epochs": 1, "seeds": 1, "steps": 1, "val_steps": 1, "precision": "fp32"}
+    rows = run("adversarial_transfer")(splits, {"random": None}, tmp_path, **quick)
+    assert [row["arm"] for row in rows] == [
+        "Linear", "RanLI Bias", "RoLI Bias", "RanLI Full-FT", "RoLI Full-FT"
+    ]  # fmt: skip
+    for row in rows:
+        low, high = row["pgd20"]["interval"]
+        assert low <= row["pgd20"]["mean"] <= high
+        assert row["seeds"] == [0]
+    capsys.readouterr()
+    assert run("adversarial_transfer")(splits, {"random": None}, tmp_path, **quick) == rows
+    assert "epoch 1" not in capsys.readouterr().out  # nothing was trained again

@@ -1,0 +1,203 @@
+"""Which head to finetune a backbone from, on real images: linear probing, RanLI and RoLI, cell by cell.
+
+    python examples/adversarial_transfer.py --data-dir cifar10-12k --out runs/transfer \\
+        --backbones robust=resnet10_tin200_robust.safetensors standard=resnet10_tin200_standard.safetensors
+
+A cell is a backbone, a method and a seed. Each has its own folder: a cell that was interrupted goes on, and
+one that is finished is read. The table, with intervals over seeds and images, is written after each.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from roli_fast.attacks import PGD
+from roli_fast.data import Loader, Splits, load
+from roli_fast.evaluation import evaluate
+from roli_fast.models import METHODS, create_model, find_classifier, finetune, load_backbone, load_model
+from roli_fast.training import Recipe, train
+
+EPS = 4 / 255
+# Method, and whether it begins with the probed head.
+ARMS = {
+    "Linear": ("linear", False),
+    "RanLI Bias": ("bias", False),
+    "RoLI Bias": ("bias", True),
+    "RanLI Full-FT": ("full", False),
+    "RoLI Full-FT": ("full", True),
+}
+# Probing as regularised as robustness asks for; the rest as usual for AdamW.
+LR = {"linear": 0.02, "bias": 3e-3, "full": 3e-4}
+
+
+def recipe(method, epochs, seed, **more):
+    probing = {"opt": "momentum", "weight_decay": 1e-2} if method == "linear" else {"weight_decay": 1e-2}
+    return Recipe(
+        epochs, LR[method], 64, eps=EPS, warmup_epochs=min(1, epochs - 1), seed=seed, **probing, **more
+    )
+
+
+def some(images, per_class):
+    """The first images of each class."""
+    rows = [(images.labels == c).nonzero().flatten()[:per_class] for c in range(len(images.classes))]
+    return images.select(torch.cat(rows).sort().values.tolist())
+
+
+def few(splits, images_per_class, val_per_class, test_per_class):
+    counts = (images_per_class, val_per_class, test_per_class)
+    return Splits(*(some(images, count) for images, count in zip(splits, counts, strict=True)))
+
+
+def run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings):
+    """The cell's result, which is measured where it is not there yet."""
+    done = folder / "cell.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    method, probed = ARMS[arm]
+    if probed:
+        model = load_model(folder.parent / "Linear" / "best.safetensors")
+    else:
+        torch.manual_seed(seed)
+        model = create_model("resnet10_tin", len(splits.classes))
+        if checkpoint is not None:
+            load_backbone(model, checkpoint)
+        find_classifier(model).reset_head(len(splits.classes))
+    finetune(model, method)
+    trained = train(
+        model, splits, recipe(method, epochs, seed, **settings), folder=folder, resume=True, progress=True,
+        title=f"{folder.parent.parent.name} {arm} {seed}",
+    )  # fmt: skip
+    attack = PGD(eps=EPS, step_size=EPS / 4, steps=20, iterate="best", early_stop=True,
+                 generator=torch.Generator().manual_seed(seed))  # fmt: skip
+    found = evaluate(model, Loader(splits.test, 200), attack)
+    cell = {
+        "arm": arm,
+        "seed": seed,
+        "best_epoch": trained.best + 1,
+        "validation": [row["val_robust"] for row in trained.history],
+        "right": {"clean": found.clean.right.tolist(), "pgd20": found.right.tolist()},
+        "cost": dataclasses.asdict(trained.cost) | {"passes": trained.cost.passes},
+    }
+    done.write_text(json.dumps(cell) + "\n")
+    return cell
+
+
+def interval(cells, what):
+    """Mean over seeds, with a 95 % interval from resampling seeds and images."""
+    right = torch.tensor([cell["right"][what] for cell in cells], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    seeds, images = right.shape
+    means = torch.stack(
+        [
+            right[torch.randint(seeds, (seeds,), generator=generator)][
+                :, torch.randint(images, (images,), generator=generator)
+            ].mean()
+            for _ in range(2000)
+        ]
+    )
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"mean": right.mean().item(), "interval": [low, high]}
+
+
+def table(cells):
+    """Rows by backbone and arm, from what is there."""
+    rows = []
+    for backbone in dict.fromkeys(cell["backbone"] for cell in cells):
+        for arm in ARMS:
+            group = [c for c in cells if (c["backbone"], c["arm"]) == (backbone, arm)]
+            if group:
+                costs = [c["cost"] for c in group]
+                rows.append(
+                    {"backbone": backbone, "arm": arm, "seeds": [c["seed"] for c in group]}
+                    | {what: interval(group, what) for what in ("clean", "pgd20")}
+                    | {
+                        "best_epochs": [c["best_epoch"] for c in group],
+                        "validation": [c["validation"] for c in group],
+                        "passes": math.fsum(c["passes"] for c in costs) / len(costs),
+                    }
+                )
+    return rows
+
+
+def show(row):
+    def percent(found):
+        low, high = found["interval"]
+        return f"{found['mean']:.1%} [{low:.1%}, {high:.1%}]"
+
+    return (
+        f"{row['backbone']:>9} {row['arm']:<14} clean {percent(row['clean'])} PGD-20 {percent(row['pgd20'])}"
+    )
+
+
+def main(
+    splits, backbones, out, *, images_per_class=50, val_per_class=20, test_per_class=100, seeds=3, epochs=10,
+    **settings,
+):  # fmt: skip
+    """splits: of load(). backbones: checkpoints by name, None for random weights."""
+    splits = few(splits, images_per_class, val_per_class, test_per_class)
+    cells = []
+    for seed in range(seeds):
+        for backbone, checkpoint in backbones.items():
+            for arm in ARMS:
+                folder = Path(out) / backbone / str(seed) / arm
+                folder.mkdir(parents=True, exist_ok=True)
+                cell = run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings)
+                cells.append(cell | {"backbone": backbone})
+                rows = table(cells)
+                about = {"eps": EPS, "images_per_class": images_per_class, "epochs": epochs, "lr": LR}
+                result = about | {"test_images": len(splits.test), "rows": rows}
+                (Path(out) / "table.json").write_text(json.dumps(result, indent=1) + "\n")
+    for row in rows:
+        print(show(row))
+    return rows
+
+
+def methods_of_a_vit(splits, *, epochs=2, **settings):
+    """Every finetuning method on a small ViT with random weights: that it trains, and no more. The loss of
+    each epoch, and how many parameters there are and have moved."""
+    found = {}
+    for method in METHODS:
+        torch.manual_seed(0)
+        vit = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+        model = create_model("vit_tiny_patch16_224", len(splits.classes), **vit)
+        finetune(model, method)
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        trained = train(model, splits, Recipe(epochs, 2e-3, 64, eps=EPS, steps=2, val_steps=2, **settings))
+        moved = sum(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+        found[method] = {
+            "loss": [row["train_loss"] for row in trained.history],
+            "trainable_tensors": len(before),
+            "moved_tensors": moved,
+            "trainable_parameters": sum(p.numel() for p in before.values()),
+        }
+        print(f"{method:>8}: {found[method]}")
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data-dir", required=True, help="class folders in train/ and test/")
+    parser.add_argument("--backbones", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--images-per-class", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--vit", action="store_true", help="every method on a small ViT, too")
+    given = parser.parse_args()
+    whole = load("folder", given.data_dir)
+    if given.vit:
+        found = methods_of_a_vit(few(whole, given.images_per_class, 20, 20))
+        Path(given.out).mkdir(parents=True, exist_ok=True)
+        (Path(given.out) / "vit.json").write_text(json.dumps(found, indent=1) + "\n")
+    main(
+        whole,
+        dict(pair.split("=", 1) for pair in given.backbones),
+        given.out,
+        images_per_class=given.images_per_class,
+        seeds=given.seeds,
+        epochs=given.epochs,
+    )
