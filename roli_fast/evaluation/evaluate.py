@@ -143,6 +143,7 @@ class _Run:
             return found
         everyone: list[dict[int, Record]] = [{} for _ in range(_place()[1])]
         dist.all_gather_object(everyone, found, group=self._group)
+        dist.destroy_process_group(self._group)  # a training evaluates hundreds of times
         return {number: record for of_one in everyone for number, record in of_one.items()}
 
     def evaluation(self, records: list[Record], strict: bool) -> Evaluation:

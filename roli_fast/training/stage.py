@@ -232,7 +232,8 @@ class _Stage:
             with self.watch("data"):
                 images, labels, index = next(batches)
             key = keys[self.step : self.step + 1]
-            loss = self._train_step(*self._moved(images, labels), index.to(self.device), key)
+            moved = index.to(self.device, non_blocking=True)
+            loss = self._train_step(*self._moved(images, labels), moved, key)
             self.unseen.append((self.step, loss, index))
             self.step += 1
             if self.step % _LOOK == 0 or self.step == len(self.loader):
