@@ -56,6 +56,10 @@ PARTS = {
         quick=("tests/engine/test_input_gradient.py",),
         benchmarks=("test_attacks",),
     ),
+    "trainer": Part(
+        tests=("tests/training", "tests/evaluation", "tests/compat"),
+        quick=("tests/training/test_recipe.py",),
+    ),
 }
 
 

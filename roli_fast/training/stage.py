@@ -290,7 +290,7 @@ class _Stage:
         self.progress.advance(done, self.epoch, self.recipe.epochs, loss_sum / images, hits / images)
 
     def _validate(self) -> Evaluation:
-        share_statistics(self.model)
+        share_statistics(self.learner.result)
         self.val_generator.manual_seed(self.recipe.seed)  # all epochs are held to the same starts
         attack = None if self.attack is None else self.val_attack
         with self.watch("evaluation"):
@@ -319,6 +319,11 @@ class _Stage:
                 "cost": dataclasses.asdict(self.cost),
             }
         )
+        self.progress.epoch(self.history[-1])
+        warning = None if self.attack is None else overfitting(self.history)
+        if warning is not None:
+            self.warnings.append(warning)
+            self.progress.note(warning)
         if self.best is None or _merit(self.history[-1]) > _merit(self.history[self.best]):
             self._keep_best()
         self.epoch += 1
@@ -326,11 +331,6 @@ class _Stage:
         self._save()
         if self.records is not None:
             self.records.write_history(self.history)
-        self.progress.epoch(self.history[-1])
-        warning = None if self.attack is None else overfitting(self.history)
-        if warning is not None:
-            self.warnings.append(warning)
-            self.progress.note(warning)
 
     # --- what is kept --------------------------------------------------------------------------------------
 
