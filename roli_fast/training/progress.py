@@ -19,6 +19,7 @@ class Progress:
         )
         self._bar = rich.progress.Progress(*columns, console=self._console, disable=not shown)
         self._title = title
+        self._validated = ""
         self._task = self._bar.add_task(title, total=steps)
 
     def __enter__(self) -> "Progress":
@@ -31,19 +32,16 @@ class Progress:
     def note(self, text: str) -> None:
         self._console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
-    def advance(
-        self, steps: int, epoch: int = 0, epochs: int = 0, loss: float | None = None, hits: float = 0.0
-    ) -> None:
-        about = self._title
-        if loss is not None:
-            about += f" {epoch + 1}/{epochs}: loss {loss:.3f}, right {hits:.1%}"
-        self._bar.update(self._task, advance=steps, description=about)
+    def advance(self, steps: int, about: str = "") -> None:
+        """about: what is known of the epoch so far."""
+        self._bar.update(self._task, advance=steps, description=f"{self._title}{about}{self._validated}")
 
     def epoch(self, row: dict[str, Any]) -> None:
         robust = row["val_robust"]
+        self._validated = f"; validation: clean {row['val_clean']:.1%}" + (
+            "" if robust is None else f", robust {robust:.1%}"
+        )
         self.note(
             f"epoch {row['epoch']}, loss {row['train_loss']:.3f}, training images right "
-            f"{row['train_accuracy']:.1%}, validation clean {row['val_clean']:.1%}"
-            + ("" if robust is None else f", robust {robust:.1%}")
-            + f", {row['images_per_second']:.0f} images/s"
+            f"{row['train_accuracy']:.1%}{self._validated}; {row['images_per_second']:.0f} images/s"
         )

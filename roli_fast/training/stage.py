@@ -226,6 +226,7 @@ class _Stage:
 
     def _train_epoch(self) -> None:
         self.learner.train()
+        self.looked = time.monotonic()
         batches = self.loader.epoch(self.epoch, start=self.step)
         keys = self._keys()
         while self.step < len(self.loader):
@@ -287,7 +288,13 @@ class _Stage:
         done = len(self.unseen)
         self.unseen.clear()
         loss_sum, hits, images = self.sums.tolist()
-        self.progress.advance(done, self.epoch, self.recipe.epochs, loss_sum / images, hits / images)
+        before, self.looked = self.looked, time.monotonic()
+        rate = done * self.recipe.batch_size / (self.looked - before)
+        self.progress.advance(
+            done,
+            f" {self.epoch + 1}/{self.recipe.epochs}: loss {loss_sum / images:.3f}, training images right "
+            f"{hits / images:.1%}, {rate:.0f} images/s",
+        )
 
     def _validate(self) -> Evaluation:
         share_statistics(self.learner.result)
