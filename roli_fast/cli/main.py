@@ -14,6 +14,7 @@ _COMMANDS = {
     "doctor": "say what a bug report needs: versions, devices, and which backends run",
     "eval": "clean and robust accuracy of a trained model, overall and per class",
     "train": "probe and finetune a robust backbone adversarially, or either",
+    "report": "write one page about finished runs: curves, robustness, cost, checks, examples, comparison",
     "transfer": "estimate how much robustness a backbone hands on: sensitivity, bounds, probe or finetune",
 }
 

@@ -1,0 +1,31 @@
+"""Reports of finished runs: numbers first, then pictures of them, then a page."""
+
+from .compare import Comparison, Gap, compare
+from .examples import Example
+from .measure import Ensemble, Found, Gradients, Measured, Point, Rate, TransferFound, measure
+from .runs import Run, Stage, read_run
+from .sanity import TOLERANCE, Check, sanity
+from .write import IMAGES, write_report
+
+__all__ = [
+    "IMAGES",
+    "TOLERANCE",
+    "Check",
+    "Comparison",
+    "Ensemble",
+    "Example",
+    "Found",
+    "Gap",
+    "Gradients",
+    "Measured",
+    "Point",
+    "Rate",
+    "Run",
+    "Stage",
+    "TransferFound",
+    "compare",
+    "measure",
+    "read_run",
+    "sanity",
+    "write_report",
+]

@@ -1,0 +1,91 @@
+"""What several runs have against each other, on the same images."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from ..evaluation import Advice, Difference, advise_between, difference, transferred
+from .measure import Found
+from .runs import Run
+
+Pair = tuple[Run, Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """By how much one run's accuracy is above another's, with a paired bootstrap's 95 % interval; high is
+    None where it is infinite."""
+
+    name: str
+    what: str
+    value: float
+    low: float
+    high: float | None
+
+    @property
+    def within_noise(self) -> bool:
+        return self.low <= 0 and (self.high is None or self.high >= 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """gaps: RoLI minus RanLI where there are both, and every other run against the first otherwise.
+    transferred: relative gaps of linear probing to full finetuning, where there are both; then also advice.
+    """
+
+    gaps: list[Gap]
+    transferred: list[Gap]
+    advice: Advice | None
+
+
+def compare(runs: Sequence[Run], found: Mapping[str, Found]) -> Comparison | None:
+    """None for a single run. found: by the runs' names."""
+    if len(runs) < 2:
+        return None
+    gaps = [gap for a, b in pairs(runs) for gap in _gaps(a, b, found)]
+    probed = [found[r.name] for r in runs if r.method == "linear"]
+    full = [found[r.name] for r in runs if r.method == "full"]
+    return Comparison(gaps, _transferred(probed, full), _advice(probed, full))
+
+
+def pairs(runs: Sequence[Run]) -> list[Pair]:
+    """Which runs are set against which: RoLI against RanLI by the same method, of the same seed where there
+    are such; without them, all against the first."""
+    rivals = [
+        (ours, theirs)
+        for ours in runs
+        for theirs in runs
+        if (ours.kind, theirs.kind, ours.method) == ("RoLI", "RanLI", theirs.method)
+    ]
+    seeds = [(a, b) for a, b in rivals if a.recipe["seed"] == b.recipe["seed"]]
+    return seeds or rivals or [(run, runs[0]) for run in runs[1:]]
+
+
+def _gaps(ours: Run, theirs: Run, found: Mapping[str, Found]) -> list[Gap]:
+    a, b = found[ours.name].numbers, found[theirs.name].numbers
+    name = f"{ours.name} minus {theirs.name}"
+    rates = {"clean": (a.clean, b.clean), "robust": (a.robust, b.robust)}
+    return [
+        _gap(name, what, difference(one.accuracy, other.accuracy)) for what, (one, other) in rates.items()
+    ]
+
+
+def _transferred(probed: Sequence[Found], full: Sequence[Found]) -> list[Gap]:
+    """Undefined where finetuning has nothing right."""
+    if not probed or not full:
+        return []
+    found = []
+    for what, rate in (("accuracy", "clean"), ("robustness", "robust")):
+        ours, theirs = ([getattr(f.numbers, rate).accuracy for f in group] for group in (probed, full))
+        if any(accuracy.value > 0 for accuracy in theirs):
+            found.append(_gap(f"transferred {what}", rate, transferred(ours, theirs)))
+    return found
+
+
+def _gap(name: str, what: str, gap: Difference) -> Gap:
+    return Gap(name, what, gap.value, gap.low, gap.high if math.isfinite(gap.high) else None)
+
+
+def _advice(probed: Sequence[Found], full: Sequence[Found]) -> Advice | None:
+    groups = [[f.transfer for f in group if f.transfer is not None] for group in (probed, full)]
+    return advise_between(*groups) if all(groups) else None

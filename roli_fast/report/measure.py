@@ -1,0 +1,324 @@
+"""The numbers of a report: what attacks of growing eps leave right, and what speaks against these numbers."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attacks import PGD, Attack, AutoAttack, FeaturePGD
+from ..attacks.inputs import check_choice, check_number, refuse, to_images, to_state
+from ..attacks.norms import NORMS
+from ..engine.modes import Model, eval_mode, gradients
+from ..evaluation import Accuracy, Advice, Evaluation, Transfer, advise, evaluate, transfer
+from .examples import Example, Shown, find_examples
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+Tell = Callable[[str], None]
+
+# Of the eps in question, where accuracy is measured besides 0 and the whole box: densest where it falls.
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5)
+STEPS = 20  # of PGD, each 2.5 eps / STEPS: any point of the ball is within reach, and from its edge back
+STARTS = 5  # random ones, beside a single one
+
+# What random search is compared with, shorter than the official 100 steps and 5,000 queries.
+_ATTACKS = ("apgd-ce", "apgd-t", "square")
+_ENSEMBLE = {"steps": 30, "queries": 500}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """An accuracy: its value, its 95 % interval by Wilson, and which of the images are right."""
+
+    value: float
+    low: float
+    high: float
+    right: list[bool]
+
+    @classmethod
+    def of(cls, accuracy: Accuracy) -> "Rate":
+        return cls(accuracy.value, *accuracy.interval(), accuracy.right.tolist())
+
+    @property
+    def accuracy(self) -> Accuracy:
+        return Accuracy(torch.tensor(self.right))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Accuracy at an eps: alone, by the attack at this eps; carried, with the successes of every smaller eps,
+    whose images lie in this ball, too."""
+
+    eps: float
+    alone: Rate
+    carried: Rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """What APGD and then Square, the latter without gradients, did at the eps in question.
+
+    stages: "clean", and the attacks. broken_by: how many images each made wrong, by its name.
+    only_square: images that withstood every attack by gradients of the report and not Square.
+    """
+
+    label: str
+    stages: list[str]
+    broken_by: dict[str, int]
+    only_square: int
+    robust: Rate
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Of how many images the gradient of the loss by the pixels is zero everywhere, or NaN or infinite
+    somewhere: at the clean image."""
+
+    images: int
+    zero: int
+    not_finite: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferFound:
+    """What :func:`roli_fast.evaluation.transfer` says of the model.
+
+    summary: :meth:`roli_fast.evaluation.Transfer.summary`. advice: to probe or to finetune, and why.
+    distance: per image, how far its features moved. radius: how far they may by the criterion; None for
+        infinite. kept: whether it was right and stayed so under PGD. right: whether it was right without.
+    """
+
+    summary: dict[str, Any]
+    advice: Advice
+    distance: list[float]
+    radius: list[float | None]
+    kept: list[bool]
+    right: list[bool]
+    explanation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """All that a report measures of a model, fit for JSON (``dataclasses.asdict``).
+
+    images: how many were attacked. norm, eps: the ball in question.
+    points: accuracy by eps, ascending: 0, shares of eps past twice of it, and the eps whose ball holds the
+        whole box from every image.
+    restarts: accuracy at eps by number of random starts, with the same key: 1 and :data:`STARTS`.
+    robust: of the images that withstood all attacks at eps.
+    transfer: None for a model without a linear head that can be told apart.
+    """
+
+    images: int
+    norm: str
+    eps: float
+    attack: str
+    points: list[Point]
+    restarts: dict[int, Rate]
+    ensemble: Ensemble
+    gradients: Gradients
+    robust: Rate
+    transfer: TransferFound | None
+    examples: list[Example]
+    forwards: int
+    backwards: int
+
+    @property
+    def clean(self) -> Rate:
+        return self.points[0].alone
+
+    @property
+    def at_eps(self) -> Point:
+        return next(p for p in self.points if p.eps == self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The numbers, and what is no number: examples with their pixels, and the transfer analysis itself."""
+
+    numbers: Measured
+    shown: list[Shown]
+    transfer: Transfer | None
+
+
+def steps_of(norm: str, eps: float, shape: Sequence[int]) -> list[float]:
+    """The eps at which accuracy is measured, without 0, ascending: the last ball holds the whole box of
+    images of this shape (C, H, W)."""
+    whole = whole_box(norm, shape)
+    return [*(share * eps for share in SHARES if share == 1 or share * eps < whole), max(whole, eps)]
+
+
+def whole_box(norm: str, shape: Sequence[int]) -> float:
+    """The radius at which a ball around any image in [0, 1] holds every other: 1 in Linf."""
+    pixels = math.prod(shape)
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+
+
+def measure(
+    model: Model,
+    batches: Batches,
+    *,
+    norm: str = "linf",
+    eps: float,
+    classes: Sequence[str],
+    steps: int = STEPS,
+    queries: int = 500,
+    tell: Tell = lambda what: None,
+) -> Found:
+    """Attacks a model at growing eps, and looks for what would make these numbers too good.
+
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), in eval mode; left as it was.
+    batches: (images, labels) on the model's device, the same at each pass.
+    norm: "linf", "l2" or "l1". eps: the one that the model was trained for, in pixels of [0, 1].
+    classes: their names. steps: of PGD. queries: of Square.
+    tell: is told what is measured next; :func:`count_of` says how often.
+
+    Raises ValueError for a norm, eps or batches that do not fit, and for logits that are NaN.
+    """
+    check_choice("norm", norm, tuple(NORMS))
+    check_number("eps", eps, 0)
+    if not batches or not eps:
+        refuse("batches, eps", f"{len(batches)}, {eps}", "at least one batch, and a number above 0")
+    return _Run(model, batches, norm, float(eps), steps, queries, tell).measured(classes)
+
+
+def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
+    """How often :func:`measure` tells of something new."""
+    return len(steps_of(norm, eps, shape)) + 6
+
+
+class _Run:
+    def __init__(
+        self, model: Model, batches: Batches, norm: str, eps: float, steps: int, queries: int, tell: Tell
+    ):
+        self._model, self._batches, self._norm, self._eps = model, batches, norm, eps
+        self._steps, self._queries, self._tell = steps, queries, tell
+        self._shape = batches[0][0].shape[1:]
+        self._forwards = self._backwards = 0
+
+    def measured(self, classes: Sequence[str]) -> Found:
+        points = self._points()
+        at_eps = next(p for p in points if p.eps == self._eps)
+        several = self._evaluated(f"{STARTS} starts", self._pgd(self._eps, restarts=STARTS))
+        by_gradients = at_eps.carried.accuracy.right & several.right
+        ensemble = self._ensemble(by_gradients)
+        robust = Accuracy(by_gradients & torch.tensor(ensemble.robust.right))
+        self._tell("gradients")
+        directions = look_at_gradients(self._model, self._batches)
+        self._tell("examples")
+        shown = find_examples(self._model, self._batches, self._pgd(self._eps, stops=False), classes)
+        self._tell("transfer")
+        moved = self._transfer()
+        numbers = Measured(
+            images=sum(len(labels) for _, labels in self._batches),
+            norm=self._norm,
+            eps=self._eps,
+            attack=self._pgd(self._eps).label,
+            points=points,
+            restarts={1: at_eps.alone, STARTS: Rate.of(several)},
+            ensemble=ensemble,
+            gradients=directions,
+            robust=Rate.of(robust),
+            transfer=None if moved is None else _transfer_found(moved),
+            examples=[example for example, _ in shown],
+            forwards=self._forwards,
+            backwards=self._backwards,
+        )
+        return Found(numbers, shown, moved)
+
+    def _points(self) -> list[Point]:
+        """Each eps is attacked anew: an attack that is worse at a larger one shows."""
+        clean = self._evaluated("clean", None)
+        points, carried = [Point(0.0, Rate.of(clean), Rate.of(clean))], clean.right
+        for eps in steps_of(self._norm, self._eps, self._shape):
+            alone = self._evaluated(f"eps {eps:.3g}", self._pgd(eps))
+            carried = carried & alone.right
+            points.append(Point(eps, Rate.of(alone), Rate.of(Accuracy(carried))))
+        return points
+
+    def _pgd(self, eps: float, restarts: int = 1, stops: bool = True) -> PGD:
+        return PGD(
+            self._norm,
+            eps,
+            2.5 * eps / self._steps,
+            self._steps,
+            restarts=restarts,
+            iterate="best",
+            early_stop=stops,
+            generator=seeded(),
+        )
+
+    def _evaluated(self, what: str, attack: Attack | None) -> Evaluation:
+        self._tell(what)
+        found = evaluate(self._model, self._batches, attack, strict=False)
+        self._forwards += found.forwards
+        self._backwards += found.gradients
+        return found
+
+    def _ensemble(self, by_gradients: Tensor) -> Ensemble:
+        """by_gradients: (N,) bool, what withstood the other attacks by gradients."""
+        settings = _ENSEMBLE | {"queries": self._queries}
+        attack = AutoAttack(self._norm, self._eps, attacks=_ATTACKS, generator=seeded(), **settings)  # type: ignore[arg-type]
+        found = self._evaluated("APGD and Square", attack)
+        square = found.broken_by == found.stages.index("square")
+        return Ensemble(
+            label=found.label,
+            stages=list(found.stages),
+            broken_by={s: int((found.broken_by == n).sum()) for n, s in enumerate(found.stages)},
+            only_square=int((square & by_gradients).sum()),
+            robust=Rate.of(found),
+            notes=list(found.notes),
+        )
+
+    def _transfer(self) -> Transfer | None:
+        moving = FeaturePGD(
+            self._norm, self._eps, 0.7 * self._eps, self._steps, iterate="best", generator=seeded()
+        )
+        try:
+            return transfer(self._model, self._batches, moving, [self._pgd(self._eps)])  # type: ignore[arg-type]
+        except (TypeError, ValueError):  # without a head, or without a gradient to follow
+            return None
+
+
+def _transfer_found(found: Transfer) -> TransferFound:
+    return TransferFound(
+        summary=found.summary(),
+        advice=advise(found),
+        distance=found.criterion.distance.tolist(),
+        radius=[r if math.isfinite(r) else None for r in found.criterion.radius.tolist()],
+        kept=found.robust.right.tolist(),
+        right=found.clean.right.tolist(),
+        explanation=found.outcomes[0].contradictions.explanation,
+    )
+
+
+def seeded() -> torch.Generator:
+    """A report repeats."""
+    return torch.Generator().manual_seed(0)
+
+
+def look_at_gradients(model: Model, batches: Batches) -> Gradients:
+    """Where cross-entropy, at the clean images, has no gradient that an attack could follow."""
+    images_seen = zero = broken = 0
+    for images, labels in batches:
+        gradient = _input_gradient(model, to_images(to_state(images), images), labels).flatten(1)
+        finite = gradient.isfinite().all(dim=1)
+        images_seen += len(images)
+        broken += int((~finite).sum())
+        zero += int((finite & (gradient == 0).all(dim=1)).sum())
+    return Gradients(images_seen, zero, broken)
+
+
+def _input_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """Zero where the output does not depend on the images by anything that is differentiable."""
+    with gradients(), eval_mode(model):
+        images = images.detach().clone().requires_grad_()
+        loss = F.cross_entropy(model(images), labels, reduction="sum")
+        if not loss.requires_grad:
+            return torch.zeros_like(images)
+        (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
+    return torch.zeros_like(images) if gradient is None else gradient

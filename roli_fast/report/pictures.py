@@ -1,0 +1,448 @@
+"""The pictures of a report. Colours are Okabe and Ito's, which the colour-blind tell apart; markers, lines
+and hatches tell the same without colour. Text is as large as a phone's screen needs it."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy
+from scipy.stats import binomtest
+
+from ..training import Cost
+from .compare import Comparison, Gap
+from .examples import Shown
+from .measure import Measured, Rate
+from .runs import Run, Stage, row_cost
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":")
+_KINDS = {
+    "attack": (VERMILION, "//"),
+    "training": (BLUE, ""),
+    "data": (BLACK, "xx"),
+    "evaluation": (SKY, ".."),
+}
+_PASSES = {"forwards": (BLUE, ""), "input_gradients": (VERMILION, "//"), "weight_gradients": (GREEN, "..")}
+_WIDTH, _DPI = 5.0, 200  # inches: 360 pixels of a phone then show text of 10 points at 10 pixels
+_TILE = 224  # pixels a side of an example at least
+
+MISSING = "matplotlib is not installed; install what the report needs: pip install 'roli-fast[demo]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """name: of its file, without suffix. png: its bytes. alt: what it shows, for those who do not see it."""
+
+    name: str
+    png: bytes
+    alt: str
+    caption: str
+
+
+def check_matplotlib() -> None:
+    """Raises ImportError, which names the extra, where there is none."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(MISSING) from error
+
+
+def _figure(height: float, **grid: Any) -> tuple["Figure", Any]:
+    """No pyplot: it would keep every figure, and choose a backend for the caller's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    return figure, figure.subplots(**grid)
+
+
+def _tidy(axes: "Axes", **labels: str) -> None:
+    axes.set(**labels)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: "Figure", axes: "Axes", columns: int) -> None:
+    """Above the axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _picture(figure: "Figure", name: str, alt: str, caption: str) -> Picture:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return Picture(name, file.getvalue(), alt, caption)
+
+
+def style(number: int) -> dict[str, Any]:
+    """Of the run with this number."""
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": _LINES[(number // len(_COLOURS) + number) % len(_LINES)],
+        "markersize": 5,
+    }
+
+
+def percent(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
+    """Values in percent, and the lengths of their intervals below and above."""
+    values = [100 * r.value for r in rates]
+    return values, [[100 * (r.value - r.low) for r in rates], [100 * (r.high - r.value) for r in rates]]
+
+
+# --- learning ------------------------------------------------------------------------------------------
+
+
+def learning(run: Run, validated: int) -> list[Picture]:
+    """Accuracies, and the loss, by epoch. validated: how many validation images there were."""
+    return [_accuracy_curves(run, validated), _loss_curve(run)]
+
+
+def _epochs(run: Run) -> list[tuple[Stage, list[int]]]:
+    """The stages' epochs, numbered on."""
+    first, found = 1, []
+    for stage in run.stages.values():
+        found.append((stage, list(range(first, first + len(stage.history)))))
+        first += len(stage.history)
+    return found
+
+
+def _accuracy_curves(run: Run, validated: int) -> Picture:
+    figure, axes = _figure(3.6)
+    lines = {
+        "val_clean": ("validation, clean", BLUE, "o", "-"),
+        "val_robust": ("validation, attacked", VERMILION, "s", "--"),
+        "train_accuracy": ("training images", GREEN, "^", ":"),
+    }
+    said = []
+    for column, (label, colour, marker, line) in lines.items():
+        for stage, epochs in _epochs(run):
+            rows = [(e, row[column]) for e, row in zip(epochs, stage.history, strict=True)]
+            rows = [(e, value) for e, value in rows if value is not None]
+            if not rows:
+                continue
+            x, y = [e for e, _ in rows], [100 * (value or 0) for _, value in rows]
+            axes.plot(x, y, color=colour, marker=marker, linestyle=line, markersize=4, label=label)
+            if column.startswith("val_"):
+                low, high = zip(*(_interval(value / 100, validated) for value in y), strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            said.append(f"{label} in {stage.name} from {y[0]:.0f} to {y[-1]:.0f} %")
+    _mark_stages(axes, run)
+    _tidy(axes, xlabel="epoch", ylabel="accuracy, %")
+    axes.set_ylim(0, 100)
+    _unique_legend(figure, axes)
+    alt = f"Learning curves of {run.name}, accuracy by epoch: {'; '.join(said)}."
+    caption = (
+        f"Accuracy by epoch. Bands: 95 % intervals of {validated} validation images. Grey: the epoch whose "
+        "weights were kept."
+    )
+    return _picture(figure, "accuracy", alt, caption)
+
+
+def _interval(share: float, images: int) -> tuple[float, float]:
+    low, high = binomtest(round(share * images), images).proportion_ci(0.95, method="wilson")
+    return 100 * low, 100 * high
+
+
+def _loss_curve(run: Run) -> Picture:
+    figure, axes = _figure(3.6)
+    said = []
+    for number, (stage, epochs) in enumerate(_epochs(run)):
+        losses = [row["train_loss"] for row in stage.history]
+        axes.plot(epochs, losses, label=stage.name, **style(number))
+        said.append(f"{stage.name} from {losses[0]:.3g} to {losses[-1]:.3g}")
+    _mark_stages(axes, run)
+    _tidy(axes, xlabel="epoch", ylabel="training loss")
+    _unique_legend(figure, axes)
+    alt = f"Training loss of {run.name} by epoch: {'; '.join(said)}."
+    return _picture(figure, "loss", alt, "Mean loss of the training images as they were attacked.")
+
+
+def _mark_stages(axes: "Axes", run: Run) -> None:
+    """A band where weights were kept, a line where the next stage begins."""
+    from matplotlib.ticker import MaxNLocator
+
+    for stage, epochs in _epochs(run):
+        axes.axvline(epochs[stage.best], color="0.6", linewidth=6, alpha=0.25, zorder=0)
+        if epochs[0] > 1:
+            axes.axvline(epochs[0] - 0.5, color="0.3", linewidth=1)
+            axes.annotate(
+                f"{stage.name} →", (epochs[0] - 0.45, 1), (2, -9), xycoords=("data", "axes fraction"),
+                textcoords="offset points", fontsize=8, color="0.3",
+            )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+
+
+def _unique_legend(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
+    columns = 3 if len(found) > 2 else 2
+    figure.legend(
+        [*found.values()], [*found], loc="outside upper center", ncols=columns, frameon=False, fontsize=9,
+        columnspacing=1.2, handlelength=2.2,
+    )  # fmt: skip
+
+
+# --- accuracy against eps ------------------------------------------------------------------------------
+
+
+def against_eps(found: Mapping[str, Measured], name: str = "eps") -> Picture:
+    """A curve per run, by name: up to past twice the eps in question, and beside that the whole box."""
+    figure, (near, far) = _figure(3.8, ncols=2, sharey=True, width_ratios=(5, 1))
+    first = next(iter(found.values()))
+    single = len(found) == 1
+    said = []
+    for number, (run, one) in enumerate(found.items()):
+        look = style(number) | {"capsize": 3}
+        values, bars = _bars([p.carried for p in one.points[:-1]])
+        shift = 0.008 * (number - (len(found) - 1) / 2) * one.points[-2].eps  # or intervals hide each other
+        x = [p.eps + shift for p in one.points[:-1]]
+        near.errorbar(x, values, yerr=bars, label="PGD" if single else run, **look)
+        last, bars = _bars([one.points[-1].carried])
+        far.errorbar([number], last, yerr=bars, **look)
+        said.append(f"{run}: " + ", ".join(f"{p.carried.value:.0%} at {p.eps:.3g}" for p in one.points))
+        if single:
+            _mark_single(near, far, one)
+    near.axvline(first.eps, color="0.4", linewidth=1, linestyle=":")
+    unit = {"linf": "Linf", "l2": "L2", "l1": "L1"}[first.norm]
+    _tidy(near, xlabel=f"eps, {unit}, pixels in [0, 1]", ylabel="accuracy, %")
+    _tidy(far)
+    near.set_ylim(-3, 100)
+    far.set_xlim(-1, len(found))
+    far.set_xticks([(len(found) - 1) / 2], [f"{first.points[-1].eps:.3g}"])
+    _legend(figure, near, 3 if len(found) > 2 or single else 2)
+    alt = f"Accuracy against eps, {unit}. {'. '.join(said)}."
+    caption = (
+        f"Accuracy of {first.images} test images against eps, with 95 % intervals; successes of smaller eps "
+        f"count. Dotted: the eps of the training, {first.eps:.4g}. On the right: the ball that holds every "
+        "image."
+    )
+    if single:
+        caption += " Hollow: what PGD at this eps finds alone."
+    return _picture(figure, name, alt, caption)
+
+
+def _mark_single(near: "Axes", far: "Axes", one: Measured) -> None:
+    x, y = [p.eps for p in one.points[:-1]], [100 * p.alone.value for p in one.points[:-1]]
+    hollow = {"marker": "o", "markersize": 9, "fillstyle": "none", "color": BLACK, "linestyle": "none"}
+    near.plot(x, y, label="PGD, alone", **hollow)  # type: ignore[arg-type]
+    far.plot([0], [100 * one.points[-1].alone.value], **hollow)  # type: ignore[arg-type]
+    value, bars = _bars([one.robust])
+    near.errorbar(
+        [one.eps], value, yerr=bars, color=VERMILION, marker="s", capsize=4, linestyle="none",
+        label="all attacks",
+    )  # fmt: skip
+
+
+# --- cost ----------------------------------------------------------------------------------------------
+
+
+def cost(run: Run) -> Picture:
+    stages = [*run.stages.values()]
+    figure, panels = _figure(1.9 + 1.0 * len(stages), nrows=2)
+    said = []
+    for axes, kinds, unit in ((panels[0], _KINDS, "seconds"), (panels[1], _PASSES, "thousand images")):
+        scale = 1 if unit == "seconds" else 1000
+        for row, stage in enumerate(stages):
+            left = 0.0
+            for kind, (colour, hatch) in kinds.items():
+                value = getattr(stage.cost, kind) / scale
+                axes.barh(
+                    row, value, left=left, color=colour, hatch=hatch, edgecolor="white", height=0.6,
+                    label=kind.replace("_", " ") if row == 0 else None,
+                )  # fmt: skip
+                left += value
+                said.append(f"{stage.name} {kind.replace('_', ' ')} {value:.3g} {unit}")
+        axes.set_yticks(range(len(stages)), [s.name for s in stages])
+        axes.set_ylim(len(stages) - 0.5, -0.5)
+        _tidy(axes, xlabel=unit)
+        axes.legend(
+            loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4, frameon=False, fontsize=8.5,
+            columnspacing=1.0, handlelength=1.4,
+        )  # fmt: skip
+    alt = f"Cost of {run.name} by stage and kind: {', '.join(said)}."
+    caption = "Seconds by what they went into; images that went through the model, and back."
+    return _picture(figure, "cost", alt, caption)
+
+
+# --- examples ------------------------------------------------------------------------------------------
+
+
+def example(shown: Shown, number: int, norm: str, eps: float) -> Picture:
+    """Three tiles: the image, the change, the adversarial image."""
+    from matplotlib.image import imsave
+
+    one, pixels = shown
+    change = pixels[1] - pixels[0]
+    # In Linf eps is what a pixel can move by; in other norms the largest change is what fills the range.
+    most = eps if norm == "linf" else max(change.abs().max().item(), 1e-12)
+    tiles = [_tile(p.numpy()) for p in (pixels[0], 0.5 + change / (2 * most), pixels[1])]
+    gap = numpy.ones((tiles[0].shape[0], max(4, tiles[0].shape[1] // 24), 3))
+    file = io.BytesIO()
+    strip = numpy.concatenate([tiles[0], gap, tiles[1], gap, tiles[2]], axis=1)
+    imsave(file, numpy.clip(strip, 0, 1), format="png")
+    before = f"{one.clean} ({one.clean_confidence:.0%})"
+    after = f"{one.attacked} ({one.attacked_confidence:.0%})"
+    verdict = "fooled" if one.fooled else "withstood"
+    alt = (
+        f"Test image {one.index} of class {one.label}: clean, seen as {before}; the change, grey where there "
+        f"is none; attacked, seen as {after}."
+    )
+    return Picture(f"example-{number}", file.getvalue(), alt, f"{verdict}: {before} → {after}")
+
+
+def _tile(image: numpy.ndarray) -> numpy.ndarray:
+    """(H, W, 3), each pixel enlarged by a whole number. image: (C, H, W); of many channels, their mean."""
+    if len(image) != 3:
+        image = numpy.repeat(image.mean(axis=0, keepdims=True), 3, axis=0)
+    times = max(1, _TILE // max(image.shape[1:]))
+    return image.transpose(1, 2, 0).repeat(times, axis=0).repeat(times, axis=1)
+
+
+# --- transfer ------------------------------------------------------------------------------------------
+
+
+def transfer_picture(run: Run, found: Measured) -> Picture | None:
+    """How far features move against how far they may."""
+    t = found.transfer
+    if t is None:
+        return None
+    figure, axes = _figure(4.0)
+    groups = {
+        "right, and kept": (BLUE, "o", t.kept),
+        "right, and fooled": (VERMILION, "x", [r and not k for r, k in zip(t.right, t.kept, strict=True)]),
+    }
+    counts = []
+    for label, (colour, marker, chosen) in groups.items():
+        points = [(r, d) for r, d, c in zip(t.radius, t.distance, chosen, strict=True) if c and r is not None]
+        counts.append(f"{len(points)} {label}")
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=22, color=colour, marker=marker, alpha=0.7, label=label)
+    top = max([*t.distance, *(r for r in t.radius if r is not None), 1e-12])
+    axes.plot([0, top], [0, top], color="0.3", linewidth=1)
+    axes.fill_between([0, top], [0, top], color=GREEN, alpha=0.08, linewidth=0, label="criterion met")
+    axes.set_xlim(0, 1.03 * max([r for r, k in zip(t.radius, t.right, strict=True) if k and r] or [1.0]))
+    axes.set_ylim(0, 1.05 * max(t.distance or [1.0]))
+    _tidy(axes, xlabel="how far they may move: the criterion's radius", ylabel="how far features move")
+    _legend(figure, axes, 3)
+    met = found.transfer.summary["criterion"]["met"] if found.transfer else 0
+    alt = (
+        f"Features of {run.name}: the distance that an attack moves them by, against the radius within which "
+        f"the class provably stays. {', '.join(counts)}; the criterion is met by {met} images."
+    )
+    caption = (
+        "Each right image: below the line the criterion is met, and the class stays, as far as the largest "
+        "move was found. Estimated, never certified."
+    )
+    return _picture(figure, "transfer", alt, caption)
+
+
+# --- comparison ----------------------------------------------------------------------------------------
+
+
+def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
+    figure, axes = _figure(1.6 + 0.55 * len(runs))
+    said = []
+    kinds = {"clean": (BLUE, "o", -0.13), "robust, all attacks": (VERMILION, "s", 0.13)}
+    for label, (colour, marker, shift) in kinds.items():
+        rates = [found[r.name].clean if label == "clean" else found[r.name].robust for r in runs]
+        values, bars = _bars(rates)
+        y = [i + shift for i in range(len(runs))]
+        axes.errorbar(
+            values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=label
+        )
+        said += [f"{r.name} {label} {percent(rate)}" for r, rate in zip(runs, rates, strict=True)]
+    axes.set_yticks(range(len(runs)), [_short(r.name) for r in runs])
+    axes.set_ylim(len(runs) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    _tidy(axes, xlabel="accuracy, %")
+    _legend(figure, axes, 2)
+    alt = f"Accuracies of all runs: {'; '.join(said)}."
+    return _picture(figure, "accuracies", alt, "Accuracy of all runs, with 95 % intervals.")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
+
+
+def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
+    """Validation robustness as it was bought, and the test's in the end."""
+    figure, axes = _figure(3.8)
+    said = []
+    for number, run in enumerate(runs):
+        look, spent = style(number), Cost()
+        x, y = [], []
+        for stage in run.stages.values():
+            for row in stage.history:
+                spent = spent + row_cost(row)
+                seen = row["val_clean"] if row["val_robust"] is None else row["val_robust"]
+                x.append(spent.passes / 1000)
+                y.append(100 * (seen or 0))
+        axes.plot(x, y, **look | {"markersize": 3}, alpha=0.7)
+        value, bars = _bars([found[run.name].robust])
+        axes.errorbar(
+            x[-1:], value, yerr=bars, **look | {"markersize": 9, "linestyle": "none"}, capsize=4,
+            markeredgecolor="white", label=run.name,
+        )  # fmt: skip
+        said.append(f"{run.name}: {percent(found[run.name].robust)} for {x[-1]:.4g} thousand passes")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    _tidy(axes, xlabel="passes through the network, thousands", ylabel="robust accuracy, %")
+    _legend(figure, axes, 3 if len(runs) > 2 else 2)
+    alt = f"Robust accuracy against cost. {'; '.join(said)}."
+    caption = (
+        "Robust accuracy against cost. Lines: validation, epoch by epoch, the probing included. Large, with "
+        "95 % interval: test images under all attacks. A forward pass is one, a backward pass to the input "
+        "another, to input and weights two more."
+    )
+    return _picture(figure, "against-cost", alt, caption)
+
+
+def gaps(comparison: Comparison) -> Picture:
+    rows = comparison.gaps
+    names = [*dict.fromkeys(gap.name for gap in rows)]
+    figure, axes = _figure(1.5 + 0.7 * len(names))
+    looks = {"clean": (BLUE, "o", -0.13), "robust": (VERMILION, "s", 0.13)}
+    for what, (colour, marker, shift) in looks.items():
+        chosen = [gap for gap in rows if gap.what == what]
+        y = [names.index(gap.name) + shift for gap in chosen]
+        values = [100 * gap.value for gap in chosen]
+        bars = [
+            [100 * (g.value - g.low) for g in chosen],
+            [100 * ((g.high or g.low) - g.value) for g in chosen],
+        ]
+        axes.errorbar(
+            values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=what
+        )
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(range(len(names)), [name.replace(" minus ", "\nminus ") for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    _tidy(axes, xlabel="points of accuracy")
+    _legend(figure, axes, 2)
+    alt = f"Differences in accuracy: {'; '.join(map(points, rows))}."
+    return _picture(
+        figure,
+        "differences",
+        alt,
+        "Differences on the same images, with 95 % intervals of a paired bootstrap.",
+    )
+
+
+def points(gap: Gap) -> str:
+    high = "infinite" if gap.high is None else f"{100 * gap.high:+.1f}"
+    noise = ", within noise" if gap.within_noise else ""
+    return f"{gap.name}, {gap.what}: {100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {high}]{noise}"

@@ -1,0 +1,142 @@
+"""What a finished run has left in its folder."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ..attacks.inputs import refuse
+from ..models import read_metadata
+from ..training import Cost
+
+_COUNTS = ("forwards", "input_gradients", "weight_gradients")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of a run.
+
+    recipe: its settings, as :class:`roli_fast.training.Recipe` names them.
+    history: a row per epoch: the columns of ``metrics.csv`` by name, numbers, None for what was not measured.
+    best: the row of the epoch whose weights were kept, from 0.
+    warnings: of overfitting.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    history: list[dict[str, float | None]]
+    best: int
+    warnings: list[str]
+
+    @property
+    def cost(self) -> Cost:
+        """Of all its epochs."""
+        return sum((row_cost(row) for row in self.history), Cost())
+
+
+def row_cost(row: dict[str, float | None]) -> Cost:
+    """What an epoch has cost."""
+    found = {f.name: row[f.name] or 0.0 for f in dataclasses.fields(Cost)}
+    return Cost(**{name: int(v) if name in _COUNTS else v for name, v in found.items()})  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run of :func:`roli_fast.training.roli`.
+
+    name: what it is called in the report.
+    stages: "probe", where there was one, and "finetune".
+    method: of finetuning. kind: "RoLI" where finetuning began from a probed head, "RanLI" where from a random
+        one, "linear probing" where there was nothing else, or "pretrained head".
+    test: ``result.json``'s accuracies on all test images.
+    about: what else ``args.json`` says: arguments, versions, commit; empty for a run of the Python API.
+    """
+
+    name: str
+    folder: Path
+    stages: dict[str, Stage]
+    method: str
+    kind: str
+    test: dict[str, Any]
+    about: dict[str, Any]
+
+    @property
+    def model_file(self) -> Path:
+        return self.folder / "finetune" / "best.safetensors"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Of finetuning, whose ball is the run's."""
+        return self.stages["finetune"].recipe
+
+    @property
+    def cost(self) -> Cost:
+        return sum((stage.cost for stage in self.stages.values()), Cost())
+
+    @property
+    def title(self) -> str:
+        return self.kind if self.kind == "linear probing" else f"{self.kind}, {self.method}"
+
+
+def read_run(folder: str | Path, name: str | None = None) -> Run:
+    """The run in a folder that :func:`roli_fast.training.roli` or ``roli-fast train`` has made.
+
+    name: default the folder's own. A run of the Python API without a probe counts as RanLI: its folder does
+        not say with which head it began.
+
+    Raises ValueError for a folder that holds no run, an unfinished one, and files that cannot be read.
+    """
+    folder = Path(folder)
+    names = [n for n in ("probe", "finetune") if (folder / n / "recipe.json").is_file()]
+    if not names:
+        refuse("run", f"{folder}, which holds no run", "a folder of roli-fast train or of roli(folder=...)")
+    if not (folder / "result.json").is_file() or "finetune" not in names:
+        refuse("run", f"{folder}, which is unfinished", "a finished run: roli-fast train --resume ends it")
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        stages = {n: _stage(folder / n, n, result["stages"][n]) for n in names if n in result["stages"]}
+        about = folder / "args.json"
+        about = json.loads(about.read_text()) if about.is_file() else {}
+        method = json.loads(read_metadata(folder / "finetune" / "best.safetensors")["method"])["name"]
+        name = name or folder.resolve().name
+        return Run(name, folder, stages, method, _kind(stages, method, about), result["test"], about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        refuse("run", f"{folder}, whose files cannot be read ({reason})", "a whole run")
+
+
+def _stage(folder: Path, name: str, result: dict[str, Any]) -> Stage:
+    with (folder / "metrics.csv").open() as file:
+        history = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+    recipe = json.loads((folder / "recipe.json").read_text())
+    return Stage(name, recipe, history, int(result["best"]["epoch"]) - 1, list(result["warnings"]))
+
+
+def _kind(stages: dict[str, Stage], method: str, about: dict[str, Any]) -> str:
+    if method == "linear":
+        return "linear probing"
+    if "probe" in stages:
+        return "RoLI"
+    return "pretrained head" if about.get("arguments", {}).get("init") == "pretrained" else "RanLI"
+
+
+def check_comparable(runs: list[Run]) -> None:
+    """Raises ValueError for no run, for two of the same name, and for runs whose attacks had other balls."""
+    if not runs:
+        refuse("runs", "none", "at least one")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        refuse("runs", f"{', '.join(names)}", "each once, by names of their own")
+    first = runs[0]
+    for run in runs[1:]:
+        if _ball(run) != _ball(first):
+            refuse(
+                "runs",
+                f"{first.name} with {_ball(first)} and {run.name} with {_ball(run)}",
+                "runs of one norm and eps: others cannot be compared",
+            )
+
+
+def _ball(run: Run) -> str:
+    return f"{run.recipe['norm']}, eps {run.recipe['eps']:.6g}"

@@ -1,0 +1,109 @@
+"""Whether a measured robustness can be believed (Athalye, Carlini and Wagner, Obfuscated Gradients Give a
+False Sense of Security, ICML 2018; Carlini et al., On Evaluating Adversarial Robustness, 2019)."""
+
+import dataclasses
+
+from .measure import STARTS, Measured
+
+# Of the images. PGD-20 is no exact maximisation: on sound networks, adversarially trained and not, 0 to 1 %
+# of the images come out otherwise than at a smaller eps or by another attack.
+TOLERANCE = 0.02
+
+_MASKING = "Gradients may be masked: they do not lead to the adversarial images that there are"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What has to hold of a sound evaluation.
+
+    value: what was measured, a share of the images. limit: up to where it passes.
+    means: what it would mean, had it failed.
+    """
+
+    name: str
+    value: float
+    limit: float
+    measured: str
+    means: str
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.limit
+
+
+def sanity(found: Measured) -> list[Check]:
+    """All checks, in the order of the page. Passing them proves nothing; failing one says that the robust
+    accuracies are too high."""
+    return [_whole_box(found), _eps(found), _restarts(found), _square(found), _gradients(found)]
+
+
+def _whole_box(found: Measured) -> Check:
+    last = found.points[-1]
+    return Check(
+        f"accuracy near zero at eps = {last.eps:.4g}",
+        last.alone.value,
+        TOLERANCE,
+        f"{last.alone.value:.1%} right",
+        "In this ball lies every image, also one of another class: whatever the attack leaves right, it did "
+        f"not find. {_MASKING}, or the attack is too weak.",
+    )
+
+
+def _eps(found: Measured) -> Check:
+    rises = [
+        (b.alone.value - a.alone.value, a.eps, b.eps)
+        for i, a in enumerate(found.points)
+        for b in found.points[i + 1 :]
+    ]
+    rise, before, after = max(rises)
+    if rise > 0:
+        measured = f"rises by {100 * rise:.1f} points from eps {before:.4g} to {after:.4g}"
+    else:
+        measured = "never rises"
+    return Check(
+        "accuracy does not rise with eps",
+        max(rise, 0.0),
+        TOLERANCE,
+        measured,
+        "A larger ball holds every adversarial image of the smaller one, and the attack lost some of them: "
+        f"its steps are too coarse or too few. {_MASKING}. The curve carries successes over, and does not "
+        "rise.",
+    )
+
+
+def _restarts(found: Measured) -> Check:
+    one, several = found.restarts[1].value, found.restarts[STARTS].value
+    return Check(
+        "accuracy does not rise with restarts",
+        max(several - one, 0.0),
+        TOLERANCE,
+        f"{one:.1%} right after one start, {several:.1%} after {STARTS}",
+        "The starts include the single one's, so that more of them can only find more. The model answers "
+        "otherwise when it is asked again: its outputs are random, or change as it is used. Such gradients "
+        "have to be averaged, or a masked gradient is taken for robustness.",
+    )
+
+
+def _square(found: Measured) -> Check:
+    count = found.ensemble.only_square
+    return Check(
+        "no image is broken by Square alone",
+        count / found.images,
+        TOLERANCE,
+        f"{count} of {found.images} images withstood every attack by gradients, and not random search",
+        f"Square has no gradients, and finds what those with gradients do not. {_MASKING}; more queries, or "
+        "an attack made for this model, would break more.",
+    )
+
+
+def _gradients(found: Measured) -> Check:
+    g = found.gradients
+    return Check(
+        "gradients are neither zero nor NaN",
+        (g.zero + g.not_finite) / g.images,
+        TOLERANCE,
+        f"zero for {g.zero} and not finite for {g.not_finite} of {g.images} images",
+        "Where the loss has no gradient by the pixels, attacks by gradients stand still: the model rounds "
+        "its input, its softmax is saturated, or a layer is not differentiable. That is gradient "
+        "masking, and no robustness.",
+    )

@@ -1,0 +1,234 @@
+"""A report, from runs to its files."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from .. import __version__
+from ..attacks.inputs import refuse
+from ..data import ImageSet, ImageStream, Loader, Splits
+from ..files import write
+from ..models import Normalized, find_classifier, load_model
+from . import pictures
+from .compare import Comparison, compare
+from .html import page
+from .measure import Found, Tell, count_of, measure
+from .runs import Run, check_comparable
+from .sanity import sanity
+from .sections import Drawn, body
+
+IMAGES = 200
+_AT_ONCE = 50  # images
+
+
+def write_report(
+    runs: Sequence[Run],
+    splits: Splits,
+    folder: str | Path,
+    *,
+    images: int = IMAGES,
+    data: str | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> Path:
+    """Attacks the models of finished runs, and writes what comes of it: ``report.html``, one page that needs
+    no other file and no network, ``report.json`` with all numbers, and the pictures in ``pictures``.
+
+    runs: of :func:`read_run`; several, of the same data, norm and eps, are compared.
+    splits: the data that all of them were trained on; test images are attacked.
+    images: how many of them at most, evenly spaced.
+    data: what they are, in words; default how many classes and images.
+    progress: whether to show a bar.
+
+    Returns the page. Raises ValueError for runs that cannot be compared or whose model does not fit the data,
+    ImportError without matplotlib, and OSError where nothing can be written, before anything is attacked.
+    """
+    pictures.check_matplotlib()
+    runs, folder = list(runs), Path(folder)
+    check_comparable(runs)
+    if images < 1:
+        refuse("images", images, "1 or more")
+    batches = test_batches(splits.test, images, torch.device(device))
+    models = {run.name: _model(run, batches, len(splits.classes)) for run in runs}
+    _make(folder)
+    found = _measured(runs, models, batches, splits, progress)
+    comparison = compare(runs, found)
+    report = _Report(data or _described(splits), runs, found, comparison, len(splits.val))
+    return report.write(folder)
+
+
+def test_batches(
+    images: ImageSet | ImageStream, count: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """At most count of a set's images, evenly spaced; a stream's first.
+
+    Raises ValueError for a set without images.
+    """
+    count = min(count, len(images))
+    if count == 0:
+        refuse("splits", "no test images", "at least one")
+    if isinstance(images, ImageSet):
+        images = images.select([i * len(images) // count for i in range(count)])
+    found = []
+    for some, labels, _ in Loader(images, _AT_ONCE, rank=0, world_size=1):
+        found.append((some[:count].to(device), labels[:count].to(device)))
+        count -= len(some)
+        if count <= 0:
+            break
+    return found
+
+
+def _model(run: Run, batches: Sequence[tuple[Tensor, Tensor]], classes: int) -> Normalized:
+    """On the batches' device. Refuses what does not fit the data before any model is attacked."""
+    model = load_model(run.model_file)
+    classifier, images = find_classifier(model), batches[0][0]
+    if classifier.head.out_features != classes:
+        refuse(
+            "runs", f"{run.name} with {classifier.head.out_features} classes", f"{classes}, as the data have"
+        )
+    architecture = classifier.architecture
+    if architecture is not None and architecture.in_chans != images.shape[1]:
+        channels = f"{run.name} for {architecture.in_chans} channels"
+        refuse("runs", channels, f"{images.shape[1]}, as the images have")
+    return model.to(images.device)
+
+
+def _make(folder: Path) -> None:
+    """Finds out now, and not after an hour, that nothing can be written."""
+    try:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        write(folder / "report.json", b"{}\n")
+    except OSError as error:
+        raise type(error)(f"folder: got {folder}, accepted: one that can be written ({error})") from error
+
+
+def _measured(
+    runs: Sequence[Run],
+    models: dict[str, Normalized],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    splits: Splits,
+    shown: bool,
+) -> dict[str, Found]:
+    norm, eps = runs[0].recipe["norm"], runs[0].recipe["eps"]
+    total = len(runs) * count_of(norm, eps, batches[0][0].shape[1:])
+    found = {}
+    with _bar(total, shown) as tell:
+        for run in runs:
+            named = functools.partial(_named, tell, run.name)
+            found[run.name] = measure(
+                models[run.name], batches, norm=norm, eps=eps, classes=splits.classes, tell=named
+            )
+    return found
+
+
+def _named(tell: Tell, name: str, what: str) -> None:
+    tell(f"{name}: {what}")
+
+
+@contextlib.contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Tell]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("report", total=total)
+        begun = False
+
+        def tell(what: str) -> None:
+            nonlocal begun
+            bar.update(task, description=what, advance=int(begun))
+            begun = True
+
+        yield tell
+        bar.update(task, description="report", completed=total)
+
+
+def _described(splits: Splits) -> str:
+    return f"{len(splits.classes)} classes, {len(splits.test)} test images"
+
+
+class _Report:
+    def __init__(
+        self,
+        data: str,
+        runs: list[Run],
+        found: dict[str, Found],
+        comparison: Comparison | None,
+        validated: int,
+    ):
+        self._data, self._runs, self._comparison, self._validated = data, runs, comparison, validated
+        self._shown = {name: one.shown for name, one in found.items()}
+        self._numbers = {name: one.numbers for name, one in found.items()}
+
+    def write(self, folder: Path) -> Path:
+        numbers = json.dumps(self._as_json(), indent=1, allow_nan=False) + "\n"
+        write(folder / "report.json", numbers.encode())
+        drawn = {run.name: self._drawn(run) for run in self._runs}
+        compared = self._compared()
+        for prefix, one in [(_slug(name), p) for name, d in drawn.items() for p in d.all]:
+            write(folder / "pictures" / f"{prefix}-{one.name}.png", one.png)
+        for one in compared:
+            write(folder / "pictures" / f"comparison-{one.name}.png", one.png)
+        parts = body(self._data, self._runs, self._numbers, drawn, self._comparison, compared)
+        title = f"Robustness report: {', '.join(run.name for run in self._runs)}"
+        path = folder / "report.html"
+        write(path, page(title, parts).encode())
+        return path
+
+    def _drawn(self, run: Run) -> Drawn:
+        found = self._numbers[run.name]
+        examples = [
+            pictures.example(one, number, found.norm, found.eps)
+            for number, one in enumerate(self._shown[run.name], start=1)
+        ]
+        return Drawn(
+            learning=pictures.learning(run, self._validated),
+            eps=pictures.against_eps({run.name: found}),
+            cost=pictures.cost(run),
+            examples=examples,
+            transfer=pictures.transfer_picture(run, found),
+        )
+
+    def _compared(self) -> list[pictures.Picture]:
+        if self._comparison is None:
+            return []
+        return [
+            pictures.accuracies(self._runs, self._numbers),
+            pictures.gaps(self._comparison),
+            pictures.against_eps(self._numbers),
+            pictures.against_cost(self._runs, self._numbers),
+        ]
+
+    def _as_json(self) -> dict[str, Any]:
+        return {
+            "roli_fast": __version__,
+            "data": self._data,
+            "runs": {run.name: self._run_as_json(run) for run in self._runs},
+            "comparison": None if self._comparison is None else dataclasses.asdict(self._comparison),
+        }
+
+    def _run_as_json(self, run: Run) -> dict[str, Any]:
+        found = self._numbers[run.name]
+        checks = [dataclasses.asdict(check) | {"passed": check.passed} for check in sanity(found)]
+        return {
+            "folder": str(run.folder),
+            "kind": run.kind,
+            "method": run.method,
+            "whole_test_set": run.test,
+            "cost": dataclasses.asdict(run.cost) | {"passes": run.cost.passes, "seconds": run.cost.seconds},
+            "measured": dataclasses.asdict(found),
+            "checks": checks,
+        }
+
+
+def _slug(name: str) -> str:
+    """Fit for a file's name."""
+    return re.sub(r"[^a-zA-Z0-9.]+", "-", name).strip("-.").lower() or "run"
