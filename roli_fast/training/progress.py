@@ -7,13 +7,14 @@ from rich.console import Console
 
 
 class Progress:
-    """A bar over all steps of a stage, with a line for each epoch above it."""
+    """A bar over all steps of a stage: loss and accuracy on what is trained on, clean and robust accuracy of the
+    last validation, images a second, time left. Above it, a line for each epoch."""
 
     def __init__(self, title: str, steps: int, shown: bool):
         self._console = Console(quiet=not shown)
         columns = (
             rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(bar_width=10),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),
         )
@@ -38,10 +39,10 @@ class Progress:
 
     def epoch(self, row: dict[str, Any]) -> None:
         robust = row["val_robust"]
-        self._validated = f"; validation: clean {row['val_clean']:.1%}" + (
-            "" if robust is None else f", robust {robust:.1%}"
-        )
+        self._validated = f", val {row['val_clean']:.0%}" + ("" if robust is None else f"/{robust:.0%}")
         self.note(
             f"epoch {row['epoch']}, loss {row['train_loss']:.3f}, training images right "
-            f"{row['train_accuracy']:.1%}{self._validated}; {row['images_per_second']:.0f} images/s"
+            f"{row['train_accuracy']:.1%}; validation: clean {row['val_clean']:.1%}"
+            + ("" if robust is None else f", robust {robust:.1%}")
+            + f"; {row['images_per_second']:.0f} images/s"
         )

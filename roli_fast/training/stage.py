@@ -292,8 +292,8 @@ class _Stage:
         rate = done * self.recipe.batch_size / (self.looked - before)
         self.progress.advance(
             done,
-            f" {self.epoch + 1}/{self.recipe.epochs}: loss {loss_sum / images:.3f}, training images right "
-            f"{hits / images:.1%}, {rate:.0f} images/s",
+            f" {self.epoch + 1}/{self.recipe.epochs}: {rate:.0f} images/s, loss {loss_sum / images:.3f}, "
+            f"right {hits / images:.0%}",
         )
 
     def _validate(self) -> Evaluation:
