@@ -7,8 +7,8 @@ from rich.console import Console
 
 
 class Progress:
-    """A bar over all steps of a stage: loss and accuracy on what is trained on, clean and robust accuracy of the
-    last validation, images a second, time left. Above it, a line for each epoch."""
+    """A bar over all steps of a stage: images a second, loss and accuracy on what is trained on, clean and
+    robust accuracy of the last validation, time left. Above it, a line for each epoch."""
 
     def __init__(self, title: str, steps: int, shown: bool):
         self._console = Console(quiet=not shown)

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,30 +8,35 @@ import sys
 
 import pytest
 
+from roli_fast.attacks import AutoAttack
 from roli_fast.cli import demo
 from roli_fast.cli.main import main
 
 
 def test_demo(tmp_path, capsys, monkeypatch):
-    assert demo._TIMED_EPOCHS >= 3  # each of which takes seconds
-    monkeypatch.setattr(demo, "_TIMED_EPOCHS", 1)
-    assert main(["demo", "--epochs", "3", "--out", str(tmp_path / "out")]) == 0
+    """The whole story, cut short; a second one takes the first one's place."""
+    monkeypatch.setattr(demo, "_AUTOATTACKED", 4)
+    monkeypatch.setattr(demo, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=5))
+    for _ in range(2):
+        assert main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "demo.json").read_text())
     picture = tmp_path / "out" / "demo.png"
     assert picture.stat().st_size > 20_000
     assert str(picture) in shown.replace("\n", "")
-    normal, adversarial = results["trainings"]["normal"], results["trainings"]["adversarial"]
-    for trained in (normal, adversarial):
-        assert trained["clean"]["images"] == 360
-        low, high = trained["pgd20"]["interval"]
-        assert low <= trained["pgd20"]["value"] <= high
-        assert trained["pgd20"]["value"] <= trained["clean"]["value"]
-    assert normal["clean"]["value"] > 0.8
-    assert adversarial["pgd20"]["value"] > normal["pgd20"]["value"] + 0.2
-    assert len(results["adversarial_epoch_seconds"]["roli_fast"]) == 1
-    for word in ("normal", "adversarial", "difference", "plain torch", "speed-up"):
-        assert word in shown
+    stages = {"Linear": ["finetune"], "RanLI Full-FT": ["finetune"], "RoLI Full-FT": ["probe", "finetune"]}
+    assert {name: list(arm["stages"]) for name, arm in results["arms"].items()} == stages
+    for name, arm in results["arms"].items():
+        assert arm["clean"]["images"] == arm["pgd20"]["images"] == 179  # of the digits 5 to 9
+        assert arm["autoattack"]["images"] == 4
+        for accuracy in (arm["clean"], arm["pgd20"], arm["autoattack"]):
+            low, high = accuracy["interval"]
+            assert low <= accuracy["value"] <= high
+        assert arm["pgd20"]["value"] <= arm["clean"]["value"]
+        assert name in shown
+    moved = {name: arm["stages"]["finetune"]["weight_gradients"] for name, arm in results["arms"].items()}
+    assert moved["Linear"] == 0 < moved["RanLI Full-FT"] == moved["RoLI Full-FT"]
+    assert "RoLI minus RanLI Full-FT, PGD-20: " in shown
 
 
 @pytest.mark.parametrize(
