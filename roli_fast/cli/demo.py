@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{error}; install what the demo needs: pip install 'roli-fast[demo]'") from error
     except OSError as error:
         raise UserError(f"--out: {error}") from error
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 110)
     backbone_task, task = (_only(whole, kept) for kept in (_BACKBONE_DIGITS, _TASK_DIGITS))
     console.print(
         f"Handwritten digits, 8x8 pixels, Linf, eps {_EPS}. Backbone: {len(backbone_task.train)} images of "
@@ -159,7 +159,7 @@ def _table(arms: dict[str, _Arm]) -> Table:
         caption=f"Test accuracies in %, with 95 % intervals; AutoAttack on {_AUTOATTACKED} images. Passes "
         "through the network: forward 1, backward to the input 1, to input and weights 2."
     )
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for column in ("clean", "PGD-20", "AutoAttack", "stage", "passes", "seconds"):
         table.add_column(column, justify="right")
     for name, arm in arms.items():
