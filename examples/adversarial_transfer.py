@@ -31,7 +31,7 @@ ARMS = {
     "RoLI Full-FT": ("full", True),
 }
 # Probing as regularised as robustness asks for; the rest as usual for AdamW.
-LR = {"linear": 0.02, "bias": 3e-3, "full": 3e-4}
+LR = {"linear": 0.2, "bias": 3e-3, "full": 3e-4}
 
 
 def recipe(method, epochs, seed, **more):
