@@ -1,4 +1,5 @@
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,9 +94,11 @@ def call_on_cpu(request, monkeypatch):
     yield from every_way(request, monkeypatch)
 
 
-# Triton's interpreter takes minutes for what the contract says of all layouts and lengths, and for a million
-# draws. Without the slow tests, it shows what it computes: any call, on every dtype, against the reference.
-# Of a twin, which is its op on a copy, it shows nothing.
+# Triton's interpreter takes seconds for a call where others take microseconds. Without the slow tests it
+# shows that each op computes what it should, and all else of those that go by element alone. Of a twin,
+# which is its op on a copy, it shows nothing.
+#
+# Of these files no more than:
 SHOWN_BY_THE_INTERPRETER = {
     "test_contract.py": (
         "test_agrees_with_the_reference",
@@ -109,22 +112,58 @@ SHOWN_BY_THE_INTERPRETER = {
         "test_draws_of_more_elements_begin_alike",
     ),
     "test_compile.py": ("test_fullgraph_of_the_torch_op", "test_inductor"),
+    "test_l1.py": ("test_vertices_and_faces",),
+    "test_l2.py": ("test_triangles", "test_samples_do_not_meet"),
+    "test_momentum.py": ("test_simple_values", "test_without_a_gradient_momentum_decays"),
 }
+# Of an op that looks at whole samples no more than:
+SHOWN_OF_WHOLE_SAMPLES = (
+    "test_agrees_with_the_reference",
+    "test_nothing_to_do",
+    "test_nan_stays_where_it_was",
+    "test_refusals",
+    "test_every_op_refuses_shared_memory",
+)
+LONG_FOR_THE_INTERPRETER = (
+    "test_rounding_of_out",  # as test_rounding_of_prepare
+    "test_random_windows",
+    "test_is_the_formula",
+    "test_many_channels_in_the_last_dimension",
+)
+# Strides and memory are torch's matter where the formula is written in torch.
+LONG_FOR_THE_REFERENCE = (
+    "test_any_layout_of_any_argument",
+    "test_any_layout_in_any_rank",
+    "test_layouts_of_images",
+    "test_nothing_is_read_or_written_past_the_end",
+)
 
 
-def _is_interpreted(item):
+def _runs(item, backend):
     parameters = getattr(item, "callspec", None)
-    # "triton", or with the device beside it; other parameters may be tensors, which compare by element.
+    # The name, or with the device beside it; other parameters may be tensors, which compare by element.
     return any(
-        isinstance(value, (str, tuple)) and value in ("triton", ("triton", "cpu"))
+        isinstance(value, (str, tuple)) and value in (backend, (backend, "cpu"))
         for value in (parameters.params.values() if parameters else ())
     )
 
 
+def _is_long_for_the_interpreter(item):
+    name, parameters = item.originalname, item.callspec.params
+    if name in LONG_FOR_THE_INTERPRETER or name not in SHOWN_BY_THE_INTERPRETER.get(item.path.name, (name,)):
+        return True
+    op = parameters.get("op")
+    if op is None:
+        return parameters.get("norm", "linf") != "linf"
+    return op.twin or (op.agrees is not None and name not in SHOWN_OF_WHOLE_SAMPLES)
+
+
 def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
     for item in items:
-        shown = SHOWN_BY_THE_INTERPRETER.get(item.path.name)
-        if shown is not None and _is_interpreted(item):
-            op = item.callspec.params.get("op")
-            if item.originalname not in shown or (op is not None and op.twin):
-                item.add_marker(pytest.mark.slow)
+        if item.path.parent != here:
+            continue
+        if (_runs(item, "triton") and _is_long_for_the_interpreter(item)) or (
+            _runs(item, "reference") and item.originalname in LONG_FOR_THE_REFERENCE
+        ):
+            item.add_marker(pytest.mark.slow)

@@ -89,6 +89,7 @@ def test_the_torch_op_keeps_to_the_default():
     assert adv.tolist() == [[0.625, 0.625]] * 2
 
 
+@pytest.mark.slow
 def test_a_choice_inside_a_compiled_function():
     """In a fresh process: whether it works must not depend on what ran on the thread before."""
     code = """

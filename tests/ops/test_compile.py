@@ -9,12 +9,12 @@ from roli_fast import ops
 from ..selection import slow
 from .cases import (
     BY_NAME,
+    OPS,
     arguments,
     assert_same_bits,
     channels_last,
     copied,
     each_kernel,
-    each_op,
     each_torch_op,
 )
 
@@ -82,21 +82,27 @@ def assert_fullgraph(op, kind, compiler, dynamic):
 each_native_backend = pytest.mark.parametrize("backend_on_cpu", ["cpu", "triton"], indirect=True)
 
 
-@each_op
+@each_kernel
 @each_native_backend
 @each_kind("options")
 def test_fullgraph(op, backend_on_cpu, kind):
     assert_fullgraph(op, kind, "aot_eager", dynamic=False)
 
 
-@each_op
+@each_kernel
 @each_native_backend
 @each_kind("options", of=("plain", "options", "vectors"))
 def test_fullgraph_of_any_shape(op, backend_on_cpu, kind):
     assert_fullgraph(op, kind, "aot_eager", dynamic=True)
 
 
-@each_kernel
+# Draws that are no multiple of a uniform one take Dynamo half a minute.
+LONG_TO_TRACE = [op for op in OPS if op.twin or (op.draws and op.agrees is not None)]
+
+
+@pytest.mark.parametrize(
+    "op", [*(op for op in OPS if op not in LONG_TO_TRACE), *slow(*LONG_TO_TRACE)], ids=str
+)
 @pytest.mark.parametrize("dynamic", [False, *slow(True)])
 def test_fullgraph_of_the_reference(op, dynamic):
     """Hundreds of torch's ops: tracing them is ours, the rest is not."""
