@@ -43,9 +43,9 @@ p { margin: .5rem 0; max-width: 75ch; }
 a { color: var(--link); }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; margin: .75rem 0; padding: 0; }
 .quiet { color: var(--quiet); font-size: .9rem; }
-.scroll { overflow-x: auto; margin: .5rem 0 1rem; }
+.scroll { overflow-x: auto; margin: 0 0 1rem; }
+.caption { color: var(--quiet); font-size: .85rem; margin: .75rem 0 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--quiet); font-size: .85rem; padding-bottom: .25rem; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; vertical-align: top; white-space: nowrap;
          border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
@@ -66,7 +66,7 @@ figcaption { color: var(--quiet); font-size: .88rem; margin-top: .35rem; }
 .checks li.failed { border-left: 5px double var(--bad); background: #fff4ee; }
 .checks strong { color: var(--good); }
 .checks .failed strong { color: var(--bad); }
-dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1fr); gap: .15rem 1.25rem; margin: .5rem 0; }
+dl { display: grid; grid-template-columns: fit-content(42%) minmax(0, 1fr); gap: .15rem 1.25rem; margin: .5rem 0; }
 dt { color: var(--quiet); }
 dd { margin: 0; }
 @media print { main { max-width: none; } figure, .checks li { break-inside: avoid; } }
@@ -80,7 +80,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def element(name: str, content: object, **attributes: str) -> str:
-    """content: text, which is escaped. A trailing _ of an attribute's name is left out."""
+    """content: text, which is escaped. Attributes are named as in HTML, with _ for -; class_ is class."""
     return _wrapped(name, html.escape(str(content)), attributes)
 
 
@@ -90,7 +90,7 @@ def around(name: str, content: Iterable[str], **attributes: str) -> str:
 
 
 def _wrapped(name: str, inside: str, attributes: dict[str, str]) -> str:
-    given = "".join(f' {n.rstrip("_")}="{html.escape(v)}"' for n, v in attributes.items())
+    given = "".join(f' {n.rstrip("_").replace("_", "-")}="{html.escape(v)}"' for n, v in attributes.items())
     return f"<{name}{given}>{inside}</{name}>"
 
 
@@ -101,11 +101,10 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
         around("tr", [element("th", first, scope="row"), *(element("td", cell) for cell in rest)])
         for first, *rest in rows
     ]
-    inside = [element("caption", caption), around("thead", [head]), around("tbody", body)]
+    inside = around("table", [around("thead", [head]), around("tbody", body)], aria_label=caption)
     # Without a mouse, a box that scrolls has to be reached by the keyboard.
-    return around(
-        "div", [around("table", inside)], class_="scroll", role="region", tabindex="0", aria_label=caption
-    ).replace("aria_label=", "aria-label=", 1)
+    box = around("div", [inside], class_="scroll", role="region", tabindex="0", aria_label=caption)
+    return element("p", caption, class_="caption") + box
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:

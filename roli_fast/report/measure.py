@@ -25,8 +25,8 @@ STEPS = 20  # of PGD, each 2.5 eps / STEPS: any point of the ball is within reac
 STARTS = 5  # random ones, beside a single one
 
 # What random search is compared with, shorter than the official 100 steps and 5,000 queries.
-_ATTACKS = ("apgd-ce", "apgd-t", "square")
-_ENSEMBLE = {"steps": 30, "queries": 500}
+ENSEMBLE = ("apgd-ce", "apgd-t", "square")
+ENSEMBLE_STEPS, QUERIES = 30, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def steps_of(norm: str, eps: float, shape: Sequence[int]) -> list[float]:
     """The eps at which accuracy is measured, without 0, ascending: the last ball holds the whole box of
     images of this shape (C, H, W)."""
     whole = whole_box(norm, shape)
-    return [*(share * eps for share in SHARES if share == 1 or share * eps < whole), max(whole, eps)]
+    return sorted({*(share * eps for share in SHARES if share * eps < whole), eps, max(whole, eps)})
 
 
 def whole_box(norm: str, shape: Sequence[int]) -> float:
@@ -165,8 +165,6 @@ def measure(
     norm: str = "linf",
     eps: float,
     classes: Sequence[str],
-    steps: int = STEPS,
-    queries: int = 500,
     tell: Tell = lambda what: None,
 ) -> Found:
     """Attacks a model at growing eps, and looks for what would make these numbers too good.
@@ -174,7 +172,7 @@ def measure(
     model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), in eval mode; left as it was.
     batches: (images, labels) on the model's device, the same at each pass.
     norm: "linf", "l2" or "l1". eps: the one that the model was trained for, in pixels of [0, 1].
-    classes: their names. steps: of PGD. queries: of Square.
+    classes: their names.
     tell: is told what is measured next; :func:`count_of` says how often.
 
     Raises ValueError for a norm, eps or batches that do not fit, and for logits that are NaN.
@@ -183,7 +181,7 @@ def measure(
     check_number("eps", eps, 0)
     if not batches or not eps:
         refuse("batches, eps", f"{len(batches)}, {eps}", "at least one batch, and a number above 0")
-    return _Run(model, batches, norm, float(eps), steps, queries, tell).measured(classes)
+    return _Run(model, batches, norm, float(eps), tell).measured(classes)
 
 
 def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
@@ -192,11 +190,8 @@ def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
 
 
 class _Run:
-    def __init__(
-        self, model: Model, batches: Batches, norm: str, eps: float, steps: int, queries: int, tell: Tell
-    ):
-        self._model, self._batches, self._norm, self._eps = model, batches, norm, eps
-        self._steps, self._queries, self._tell = steps, queries, tell
+    def __init__(self, model: Model, batches: Batches, norm: str, eps: float, tell: Tell):
+        self._model, self._batches, self._norm, self._eps, self._tell = model, batches, norm, eps, tell
         self._shape = batches[0][0].shape[1:]
         self._forwards = self._backwards = 0
 
@@ -244,8 +239,8 @@ class _Run:
         return PGD(
             self._norm,
             eps,
-            2.5 * eps / self._steps,
-            self._steps,
+            2.5 * eps / STEPS,
+            STEPS,
             restarts=restarts,
             iterate="best",
             early_stop=stops,
@@ -261,8 +256,14 @@ class _Run:
 
     def _ensemble(self, by_gradients: Tensor) -> Ensemble:
         """by_gradients: (N,) bool, what withstood the other attacks by gradients."""
-        settings = _ENSEMBLE | {"queries": self._queries}
-        attack = AutoAttack(self._norm, self._eps, attacks=_ATTACKS, generator=seeded(), **settings)  # type: ignore[arg-type]
+        attack = AutoAttack(
+            self._norm,
+            self._eps,
+            attacks=ENSEMBLE,
+            steps=ENSEMBLE_STEPS,
+            queries=QUERIES,
+            generator=seeded(),
+        )
         found = self._evaluated("APGD and Square", attack)
         square = found.broken_by == found.stages.index("square")
         return Ensemble(
@@ -275,9 +276,8 @@ class _Run:
         )
 
     def _transfer(self) -> Transfer | None:
-        moving = FeaturePGD(
-            self._norm, self._eps, 0.7 * self._eps, self._steps, iterate="best", generator=seeded()
-        )
+        # As sensitivity_attack() has it, in any norm.
+        moving = FeaturePGD(self._norm, self._eps, 0.7 * self._eps, STEPS, iterate="best", generator=seeded())
         try:
             return transfer(self._model, self._batches, moving, [self._pgd(self._eps)])  # type: ignore[arg-type]
         except (TypeError, ValueError):  # without a head, or without a gradient to follow

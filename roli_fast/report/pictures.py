@@ -72,9 +72,15 @@ def _tidy(axes: "Axes", **labels: str) -> None:
 
 
 def _legend(figure: "Figure", axes: "Axes", columns: int) -> None:
-    """Above the axes, where it hides nothing."""
+    """Above the axes, where it hides nothing: each label once, without its interval."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    found = {
+        label: getattr(handle, "lines", [handle])[0] for label, handle in zip(labels, handles, strict=True)
+    }
+    figure.legend(
+        [*found.values()], [*found], loc="outside upper center", ncols=columns, frameon=False, fontsize=9,
+        columnspacing=1.2, handlelength=2.2,
+    )  # fmt: skip
 
 
 def _picture(figure: "Figure", name: str, alt: str, caption: str) -> Picture:
@@ -94,13 +100,15 @@ def style(number: int) -> dict[str, Any]:
 
 
 def percent(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{rate.value:.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
     """Values in percent, and the lengths of their intervals below and above."""
     values = [100 * r.value for r in rates]
-    return values, [[100 * (r.value - r.low) for r in rates], [100 * (r.high - r.value) for r in rates]]
+    # At least 0: at 0 and 1 the intervals end at the value, up to rounding.
+    below = [max(0.0, 100 * (r.value - r.low)) for r in rates]
+    return values, [below, [max(0.0, 100 * (r.high - r.value)) for r in rates]]
 
 
 # --- learning ------------------------------------------------------------------------------------------
@@ -143,7 +151,7 @@ def _accuracy_curves(run: Run, validated: int) -> Picture:
     _mark_stages(axes, run)
     _tidy(axes, xlabel="epoch", ylabel="accuracy, %")
     axes.set_ylim(0, 100)
-    _unique_legend(figure, axes)
+    _legend(figure, axes, 3)
     alt = f"Learning curves of {run.name}, accuracy by epoch: {'; '.join(said)}."
     caption = (
         f"Accuracy by epoch. Bands: 95 % intervals of {validated} validation images. Grey: the epoch whose "
@@ -166,7 +174,7 @@ def _loss_curve(run: Run) -> Picture:
         said.append(f"{stage.name} from {losses[0]:.3g} to {losses[-1]:.3g}")
     _mark_stages(axes, run)
     _tidy(axes, xlabel="epoch", ylabel="training loss")
-    _unique_legend(figure, axes)
+    _legend(figure, axes, 2)
     alt = f"Training loss of {run.name} by epoch: {'; '.join(said)}."
     return _picture(figure, "loss", alt, "Mean loss of the training images as they were attacked.")
 
@@ -180,20 +188,10 @@ def _mark_stages(axes: "Axes", run: Run) -> None:
         if epochs[0] > 1:
             axes.axvline(epochs[0] - 0.5, color="0.3", linewidth=1)
             axes.annotate(
-                f"{stage.name} →", (epochs[0] - 0.45, 1), (2, -9), xycoords=("data", "axes fraction"),
-                textcoords="offset points", fontsize=8, color="0.3",
+                f"{stage.name} →", (epochs[0] - 0.45, 1), (0, 3), xycoords=("data", "axes fraction"),
+                textcoords="offset points", fontsize=8, color="0.3", va="bottom",
             )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-
-
-def _unique_legend(figure: "Figure", axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    columns = 3 if len(found) > 2 else 2
-    figure.legend(
-        [*found.values()], [*found], loc="outside upper center", ncols=columns, frameon=False, fontsize=9,
-        columnspacing=1.2, handlelength=2.2,
-    )  # fmt: skip
 
 
 # --- accuracy against eps ------------------------------------------------------------------------------
@@ -368,7 +366,7 @@ def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
         said += [f"{r.name} {label} {percent(rate)}" for r, rate in zip(runs, rates, strict=True)]
     axes.set_yticks(range(len(runs)), [_short(r.name) for r in runs])
     axes.set_ylim(len(runs) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(-3, 103)
     _tidy(axes, xlabel="accuracy, %")
     _legend(figure, axes, 2)
     alt = f"Accuracies of all runs: {'; '.join(said)}."
@@ -399,7 +397,7 @@ def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
             markeredgecolor="white", label=run.name,
         )  # fmt: skip
         said.append(f"{run.name}: {percent(found[run.name].robust)} for {x[-1]:.4g} thousand passes")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     axes.set_xlim(left=0)
     _tidy(axes, xlabel="passes through the network, thousands", ylabel="robust accuracy, %")
     _legend(figure, axes, 3 if len(runs) > 2 else 2)
@@ -421,10 +419,10 @@ def gaps(comparison: Comparison) -> Picture:
         chosen = [gap for gap in rows if gap.what == what]
         y = [names.index(gap.name) + shift for gap in chosen]
         values = [100 * gap.value for gap in chosen]
-        bars = [
-            [100 * (g.value - g.low) for g in chosen],
-            [100 * ((g.high or g.low) - g.value) for g in chosen],
-        ]
+        # At least 0: a value that all resamples share may be rounded otherwise than they are.
+        below = [max(0.0, 100 * (g.value - g.low)) for g in chosen]
+        above = [max(0.0, 100 * ((g.low if g.high is None else g.high) - g.value)) for g in chosen]
+        bars = [below, above]
         axes.errorbar(
             values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=what
         )

@@ -96,8 +96,8 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     try:
         result = json.loads((folder / "result.json").read_text())
         stages = {n: _stage(folder / n, n, result["stages"][n]) for n in names if n in result["stages"]}
-        about = folder / "args.json"
-        about = json.loads(about.read_text()) if about.is_file() else {}
+        there = folder / "args.json"
+        about = dict(json.loads(there.read_text())) if there.is_file() else {}
         method = json.loads(read_metadata(folder / "finetune" / "best.safetensors")["method"])["name"]
         name = name or folder.resolve().name
         return Run(name, folder, stages, method, _kind(stages, method, about), result["test"], about)

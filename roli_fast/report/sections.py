@@ -77,28 +77,22 @@ def _section(title: str, there: str, content: Sequence[str]) -> str:
 
 
 def _overview(runs: Sequence[Run], found: Mapping[str, Measured]) -> str:
-    rows = []
+    measured, trained = [], []
     for run in runs:
-        one = found[run.name]
-        checks = sanity(one)
+        one, checks = found[run.name], sanity(found[run.name])
         passed = sum(check.passed for check in checks)
-        rows.append(
-            (
-                run.name,
-                run.title,
-                percent(one.clean),
-                percent(one.at_eps.carried),
-                percent(one.robust),
-                f"{passed} of {len(checks)}" + ("" if passed == len(checks) else ", see there"),
-                *_tested(run.test),
-                f"{run.cost.passes:,}",
-                f"{run.cost.seconds:.1f}",
-            )
-        )
-    columns = ("run", "trained", "clean", "PGD", "all attacks", "checks passed", "clean, whole test set",
-               "attacked, whole test set", "passes", "seconds")  # fmt: skip
-    caption = "Accuracy on test images, what speaks for the numbers, and what the training has cost"
-    content = [html.table(caption, columns, rows)]
+        verdict = f"{passed} of {len(checks)}"
+        accuracies = (percent(rate) for rate in (one.clean, one.at_eps.carried, one.robust))
+        measured.append((run.name, run.title, *accuracies, verdict))
+        spent = (f"{run.cost.passes:,}", f"{run.cost.seconds:.1f}")
+        trained.append((run.name, *_tested(run.test), *spent))
+    columns = ("run", "trained", "clean", "PGD", "all attacks", "checks passed")
+    whole = ("run", "clean", "attacked", "passes", "seconds")
+    about = f"Accuracy of the {one.images} test images attacked here"
+    content = [
+        html.table(about, columns, measured),
+        html.table("What the training itself reported: the whole test set, and its cost", whole, trained),
+    ]
     failed = [run.name for run in runs if not all(c.passed for c in sanity(found[run.name]))]
     if failed:
         warning = f"Robust accuracies of {', '.join(failed)} are too high: a check failed, and says why."
@@ -117,7 +111,7 @@ def _tested(test: Mapping[str, Any]) -> tuple[str, str]:
         if name not in test:
             return "not attacked"
         low, high = test[name]["interval"]
-        return f"{100 * test[name]['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{test[name]['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
     return shown("clean"), shown("robust")
 
@@ -293,16 +287,12 @@ def _transfer(found: TransferFound | None, picture: Picture | None) -> list[str]
         ),
         html.element("p", f"Advice: {found.advice.text}"),
     ]
-    return [html.around("div", [html.around("div", text), *_bare(picture)], class_="pictures")]
-
-
-def _bare(picture: Picture) -> list[str]:
-    return [html.pictures([picture])]
+    return [html.around("div", [html.around("div", text), html.pictures([picture])], class_="pictures")]
 
 
 def _summed(rate: Mapping[str, Any]) -> str:
     low, high = rate["interval"]
-    return f"{100 * rate['value']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{rate['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _bound(bound: Mapping[str, Any]) -> str:

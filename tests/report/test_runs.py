@@ -1,0 +1,72 @@
+"""What a run's folder says, and which are none."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from roli_fast.report import read_run
+from roli_fast.report.runs import check_comparable
+
+
+def test_a_run_is_read_whole(made):
+    run = read_run(made / "roli")
+    assert (run.name, run.kind, run.method, run.title) == ("roli", "RoLI", "full", "RoLI, full")
+    assert list(run.stages) == ["probe", "finetune"]
+    result = json.loads((made / "roli" / "result.json").read_text())
+    for name, stage in run.stages.items():
+        with (made / "roli" / name / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["val_robust"] for row in stage.history] == [float(row["val_robust"]) for row in rows]
+        assert dataclasses.asdict(stage.cost) == pytest.approx(result["stages"][name]["cost"])
+        assert stage.history[stage.best]["epoch"] == result["stages"][name]["best"]["epoch"]
+        assert stage.recipe["eps"] == 0.1
+    assert dataclasses.asdict(run.cost) == pytest.approx(result["cost"])
+    assert run.test == result["test"]
+    assert run.model_file.exists()
+
+
+def test_kinds_of_runs(made):
+    assert read_run(made / "ranli").title == "RanLI, full"
+    assert read_run(made / "linear").title == "linear probing"
+    assert read_run(made / "linear", "by another name").name == "by another name"
+
+
+def broken(made, tmp_path, change):
+    folder = tmp_path / "run"
+    shutil.copytree(made / "roli", folder)
+    change(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "run, which holds no run, accepted: a folder of roli-fast train"),
+        (lambda f: (f / "result.json").unlink(), "run, which is unfinished, accepted: a finished run"),
+        (lambda f: shutil.rmtree(f / "finetune"), "which is unfinished"),
+        (lambda f: (f / "result.json").write_text("{"), "whose files cannot be read"),
+        (lambda f: (f / "finetune" / "metrics.csv").write_text("epoch\nx\n"), "whose files cannot be read"),
+        (lambda f: (f / "finetune" / "metrics.csv").unlink(), "whose files cannot be read"),
+        (lambda f: (f / "finetune" / "best.safetensors").write_bytes(b"no"), "whose files cannot be read"),
+        (lambda f: (f / "args.json").write_text("[1]"), "whose files cannot be read"),
+    ],
+)
+def test_what_is_no_finished_run(change, message, made, tmp_path):
+    with pytest.raises(ValueError, match=message) as refused:
+        read_run(broken(made, tmp_path, change))
+    assert "\n" not in str(refused.value)
+
+
+def test_what_cannot_be_compared(made):
+    run = read_run(made / "roli")
+    finetune = dataclasses.replace(run.stages["finetune"], recipe=run.recipe | {"eps": 0.2})
+    other = dataclasses.replace(run, name="other", stages={"finetune": finetune})
+    with pytest.raises(ValueError, match=r"roli with linf, eps 0.1 and other with linf, eps 0.2, accepted: "):
+        check_comparable([run, other])
+    with pytest.raises(ValueError, match="roli, roli, accepted: each once"):
+        check_comparable([run, run])
+    with pytest.raises(ValueError, match="runs: got none"):
+        check_comparable([])
