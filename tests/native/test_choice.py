@@ -9,6 +9,8 @@ import torch
 
 import roli_fast
 
+from ..selection import slow
+
 TESTS = Path(__file__).parent.parent
 
 # What runs: torch.ops.roli_fast, roli_fast.ops, and roli_fast.ops inside a block for the kernels.
@@ -64,6 +66,7 @@ def test_the_reference_as_default(answer):
     assert "clean" in report["error"]
 
 
+@pytest.mark.slow
 def test_native_by_name(answer):
     report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "cpu"})
     assert not any(report[way] for way in ("torch.ops", "torch.ops tensor", "ops", "block"))
@@ -77,7 +80,7 @@ def test_triton_as_default_where_it_is_interpreted(answer):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["cuda", *slow("triton")])
 def test_a_default_that_cannot_run_is_an_import_error(python, name):
     environment = {"ROLI_FAST_BACKEND": name, "TRITON_INTERPRET": "0"}
     done = python("-c", "import roli_fast.ops", env=environment)

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from ..ops.cases import BY_NAME, LAYOUTS, arguments, assert_same_bits, each_op
+from ..ops.cases import BY_NAME, LAYOUTS, OPS, arguments, assert_same_bits
+from ..selection import few
 
 SHAPE = (3, 3, 190, 205)  # more than one piece for each thread, and none of a round length
 
@@ -18,18 +19,19 @@ def threads():
     torch.set_num_threads(before)
 
 
-@each_op
-def test_any_number_of_threads(op, threads):
-    for layout in LAYOUTS:
-        results = []
-        for count in (1, 2, 5):
-            threads(count)
-            given = arguments(op, SHAPE)
-            given |= {name: layout(given[name]) for name in op.tensors}
-            given |= {name: torch.tensor([0.01, 0.02, 0.3]) for name in op.sizes}
-            results.append(op(**given))
-        for result in results[1:]:
-            assert_same_bits(result, results[0])
+@pytest.mark.parametrize(
+    ("op", "layout"), few(OPS, LAYOUTS), ids=lambda of: getattr(of, "name", None) or of.__name__
+)
+def test_any_number_of_threads(op, layout, threads):
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        given = arguments(op, SHAPE)
+        given |= {name: layout(given[name]) for name in op.tensors}
+        given |= {name: torch.tensor([0.01, 0.02, 0.3]) for name in op.sizes}
+        results.append(op(**given))
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
 
 
 def test_out_on_any_number_of_threads(threads):
