@@ -62,7 +62,7 @@ img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--quiet); font-size: .88rem; margin-top: .35rem; }
 .examples figcaption { color: inherit; }
 .checks { list-style: none; padding: 0; max-width: 75ch; }
-.checks li { border-left: 5px solid var(--good); padding: .1rem 0 .1rem .75rem; margin: .6rem 0; }
+.checks li { border-left: 5px solid var(--good); padding: .1rem .75rem; margin: .6rem 0; }
 .checks li.failed { border-left: 5px double var(--bad); background: #fff4ee; }
 .checks strong { color: var(--good); }
 .checks .failed strong { color: var(--bad); }

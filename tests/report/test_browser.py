@@ -59,7 +59,8 @@ def browse(page, folder, *options):
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--hide-scrollbars",        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,2000", *options, page.as_uri(),
+        "--hide-scrollbars", f"--user-data-dir={folder / 'profile'}", "--window-size=1400,2000",
+        *options, page.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
