@@ -22,6 +22,7 @@ from ..attacks import PGD, AutoAttack
 from ..data import Loader, Splits, StoredImages, digits
 from ..evaluation import Accuracy, Evaluation, difference, evaluate
 from ..models import Normalized, create_model, find_classifier, save_model
+from ..report import read_run, write_report
 from ..training import Outcome, Recipe, roli, train
 from .errors import UserError
 
@@ -29,6 +30,7 @@ from .errors import UserError
 _EPS = 0.15
 _BACKBONE_DIGITS, _TASK_DIGITS = range(5), range(5, 10)
 _AUTOATTACKED = 50  # test images
+_REPORTED = 60  # test images
 _ARMS = ("Linear", "RanLI Full-FT", "RoLI Full-FT")
 _COLORS = {"Linear": "#0072b2", "RanLI Full-FT": "#e69f00", "RoLI Full-FT": "#009e73"}
 
@@ -71,7 +73,11 @@ def run(arguments: argparse.Namespace) -> None:
     picture = arguments.out / "demo.png"
     _draw(arms, picture)
     _save(arguments, arms)
-    console.print(f"Picture: {picture}\nNumbers: {arguments.out / 'demo.json'}", soft_wrap=True)
+    runs = [read_run(_folder(arguments, name), name) for name in _ARMS]
+    described = "scikit-learn's handwritten digits 5 to 9"
+    page = write_report(runs, task, arguments.out / "report", images=_REPORTED, data=described, progress=True)
+    where = {"Picture": picture, "Numbers": arguments.out / "demo.json", "Report": page}
+    console.print("\n".join(f"{what}: {path}" for what, path in where.items()), soft_wrap=True)
 
 
 def _clear(out: Path) -> None:
@@ -126,7 +132,7 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
     torch.manual_seed(arguments.seed)
     find_classifier(model).reset_head(len(task.classes))
     probing = _recipe(arguments, max(1, arguments.epochs // 2), 0.1, opt="momentum", weight_decay=1e-3)
-    folder = arguments.out / name.split()[0].lower()
+    folder = _folder(arguments, name)
     if name == "Linear":
         outcome = roli(model, task, probing, method="linear", folder=folder, progress=True)
     else:
@@ -137,6 +143,10 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
     autoattack = AutoAttack(eps=_EPS, generator=_seeded())
     some = [(images[:_AUTOATTACKED], labels[:_AUTOATTACKED]) for images, labels in [_all(task)]]
     return _Arm(outcome, evaluate(model, [_all(task)], pgd), evaluate(model, some, autoattack, progress=True))
+
+
+def _folder(arguments: argparse.Namespace, arm: str) -> Path:
+    return arguments.out / arm.split()[0].lower()
 
 
 def _seeded() -> torch.Generator:

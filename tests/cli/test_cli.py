@@ -20,6 +20,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     some = Splits(*(images.select(range(0, len(images), 5)) for images in splits))
     monkeypatch.setattr(demo, "digits", lambda: some)
     monkeypatch.setattr(demo, "_AUTOATTACKED", 4)
+    monkeypatch.setattr(demo, "_REPORTED", 4)
     monkeypatch.setattr(demo, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=5))
     earlier = tmp_path / "out" / "roli" / "finetune" / "recipe.json"
     earlier.parent.mkdir(parents=True)
@@ -29,7 +30,10 @@ def test_demo(tmp_path, capsys, monkeypatch):
     results = json.loads((tmp_path / "out" / "demo.json").read_text())
     picture = tmp_path / "out" / "demo.png"
     assert picture.stat().st_size > 20_000
-    assert str(picture) in shown.replace("\n", "")
+    page = tmp_path / "out" / "report" / "report.html"
+    assert page.stat().st_size > 100_000
+    for path in (picture, page):
+        assert str(path) in shown.replace("\n", "")
     stages = {"Linear": ["finetune"], "RanLI Full-FT": ["finetune"], "RoLI Full-FT": ["probe", "finetune"]}
     assert {name: list(arm["stages"]) for name, arm in results["arms"].items()} == stages
     for name, arm in results["arms"].items():
