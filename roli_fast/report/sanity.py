@@ -5,8 +5,9 @@ import dataclasses
 
 from .measure import Measured
 
-# Of the images. PGD-20 is no exact maximisation: on sound networks, adversarially trained and not, 0 to 1 %
-# of the images come out otherwise than at a smaller eps or by another attack.
+# Of the images. On nine runs on digits, adversarially trained, of 40 to 179 images each, every check measured 0;
+# on the same models with quantised input 0.28 and more. What is between leaves room for images that PGD, which
+# is no exact maximisation, misses now and then: one of 50.
 TOLERANCE = 0.02
 
 _MASKING = "Gradients may be masked: they do not lead to the adversarial images that there are"

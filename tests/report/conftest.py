@@ -35,7 +35,7 @@ def written(made, splits, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
         runs = [read_run(made / f, n) for f, n in zip(("roli", "ranli", "linear"), NAMES, strict=True)]
-        return write_report(runs, splits, tmp_path_factory.mktemp("report") / "new" / "out", images=12)
+        return write_report(runs, splits, tmp_path_factory.mktemp("report") / "new" / "out", images=6)
 
 
 @pytest.fixture
@@ -48,3 +48,4 @@ def shorten(patch):
     module = sys.modules["roli_fast.report.measure"]
     for name, value in {"STEPS": 3, "QUERIES": 5, "ENSEMBLE_STEPS": 3, "STARTS": 2}.items():
         patch.setattr(module, name, value)
+    patch.setattr(sys.modules["roli_fast.report.pictures"], "_DPI", 80)

@@ -22,11 +22,28 @@ def test_several_runs_on_one_page(made, quick, tmp_path, capsys):
     assert numbers["comparison"] is not None
 
 
-def test_a_single_run_has_its_report_in_its_folder(made, quick, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(made / "ranli", run)
-    assert main(["report", str(run), "--images", "4", "--device", "cpu"]) == 0
-    assert (run / "report" / "report.html").stat().st_size > 100_000
+def test_what_the_command_asks_for(made, tmp_path, capsys, monkeypatch):
+    """The data of the runs, and a folder: of a single one, its own."""
+    asked = []
+
+    def write_report(runs, splits, folder, **options):
+        asked.append((folder, [run.name for run in runs], len(splits.test), options))
+        return folder / "report.html"
+
+    monkeypatch.setattr("roli_fast.cli.report.write_report", write_report)
+    twin = tmp_path / "ranli"
+    shutil.copytree(made / "ranli", twin)
+    assert main(["report", str(twin), "--device", "cpu"]) == 0
+    assert main(["report", str(made / "ranli"), str(twin), "--images", "4", "--device", "cpu"]) == 0
+    (first, names, images, options), (second, twins, _, more) = asked
+    assert (first, names, images) == (twin / "report", ["ranli"], 30)
+    assert (options["images"], options["data"]) == (200, "folder: 3 classes, 30 test images")
+    assert (second.as_posix(), twins, more["images"]) == (
+        "runs/report",
+        [str(made / "ranli"), str(twin)],
+        4,
+    )
+    assert f"Report: {twin / 'report' / 'report.html'}" in capsys.readouterr().out
 
 
 def copied(made, tmp_path, **changes):
