@@ -1,6 +1,7 @@
 """A function of tensors, captured as a CUDA graph when it is called again."""
 
 import collections
+import functools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -44,14 +45,18 @@ class CudaRecording(Recording):
 
     def _record(self, function: Function) -> tuple[Tensor, ...]:
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
+        stream = _side_stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             function(*self._inputs)  # what only a first call on a stream does, such as choosing algorithms
         torch.cuda.current_stream().wait_stream(stream)
-        # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = function(*self._inputs)
+        try:
+            # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                outputs = function(*self._inputs)
+        except Exception:
+            _end_failed_capture(stream)
+            raise
         self._run, self._done = graph.replay, torch.cuda.Event()
         return outputs
 
@@ -60,6 +65,19 @@ class CudaRecording(Recording):
         outputs = super().replay(inputs)
         self._done.record()
         return outputs
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings: cuBLAS keeps a workspace of some dozen MB for each stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
+def _end_failed_capture(stream: torch.cuda.Stream) -> None:
+    """A capture that fails leaves torch's random generator (2.11) as in the midst of it, where nothing can be
+    drawn any more; one that succeeds sets it right."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+        torch.zeros(1, device=stream.device)
 
 
 class GraphRunner:
