@@ -83,7 +83,9 @@ def verify(
         got = f"{adv.dtype} of shape {tuple(adv.shape)}"
         refuse("adv", got, f"a float tensor of clean's shape {tuple(clean.shape)}")
     state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
-    image = clean.to(state) / 255 if clean.dtype == torch.uint8 else clean.to(state)
+    image = clean.to(state)
+    if clean.dtype == torch.uint8:
+        image = image / torch.full_like(image[:0].sum(), 255)  # by a number, a GPU multiplies with 1 / 255
     flat, flat_image = (x.reshape(len(x), -1) for x in (adv.to(state), image))
     measure = NORMS[norm].distance
     distance = measure(flat.double() - flat_image.double())
