@@ -22,6 +22,7 @@ from roli_fast.models import METHODS, create_model, find_classifier, finetune, l
 from roli_fast.training import Recipe, train
 
 EPS = 4 / 255
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Method, and whether it begins with the probed head.
 ARMS = {
     "Linear": ("linear", False),
@@ -66,7 +67,7 @@ def run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings):
         if checkpoint is not None:
             load_backbone(model, checkpoint)
         find_classifier(model).reset_head(len(splits.classes))
-    finetune(model, method)
+    finetune(model.to(DEVICE), method)
     trained = train(
         model, splits, recipe(method, epochs, seed, **settings), folder=folder, resume=True, progress=True,
         title=f"{folder.parent.parent.name} {arm} {seed}",
@@ -148,7 +149,13 @@ def main(
                 cell = run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings)
                 cells.append(cell | {"backbone": backbone})
                 rows = table(cells)
-                about = {"eps": EPS, "images_per_class": images_per_class, "epochs": epochs, "lr": LR}
+                about = {
+                    "eps": EPS,
+                    "images_per_class": images_per_class,
+                    "epochs": epochs,
+                    "lr": LR,
+                    "device": DEVICE,
+                }
                 result = about | {"test_images": len(splits.test), "rows": rows}
                 (Path(out) / "table.json").write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
@@ -164,7 +171,7 @@ def methods_of_a_vit(splits, *, epochs=2, **settings):
         torch.manual_seed(0)
         vit = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
         model = create_model("vit_tiny_patch16_224", len(splits.classes), **vit)
-        finetune(model, method)
+        finetune(model.to(DEVICE), method)
         before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         trained = train(model, splits, Recipe(epochs, 2e-3, 64, eps=EPS, steps=2, val_steps=2, **settings))
         moved = sum(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)

@@ -184,16 +184,20 @@ class AttackView:
         """
         model, adv = self._model(), adv[:_CONFIRM_SAMPLES]
         assert model is not None
-        expected = own_output(model, _at_its_precision(model, adv), self._output)
-        largest = expected.abs().nan_to_num(0, posinf=0).max().item()
-        if self._copy is not None:
-            self._make_faithful(adv, expected, largest)
-        else:
-            self._refuse_half()
-        if self._copy is not None and self._precision.is_half:
+        # Exactly: cuDNN's own choice, TF32, moves two networks that are the same apart.
+        with get_precision("fp32").arithmetic():
+            expected = own_output(model, _at_its_precision(model, adv), self._output)
+            largest = expected.abs().nan_to_num(0, posinf=0).max().item()
+            if self._copy is not None:
+                self._make_faithful(adv, expected, largest)
+            else:
+                self._refuse_half()
+        if self._copy is not None and self._precision.name != "fp32":
             assert isinstance(model, nn.Module)
-            self._copy.cast_to(self._precision.dtype, self._inner(model))
-            self.report.moved = self._moved(adv, expected) / (largest or 1)
+            if self._precision.is_half:
+                self._copy.cast_to(self._precision.dtype, self._inner(model))
+            with self._precision.arithmetic():
+                self.report.moved = self._moved(adv, expected) / (largest or 1)
             if not math.isfinite(self.report.moved):
                 self._build(self._fold)  # as it was before the cast, for another try with other weights
                 raise ValueError(
@@ -236,14 +240,13 @@ class AttackView:
     def _moved(self, adv: Tensor, expected: Tensor) -> float:
         """How far the copy's output is from the expected one."""
         assert self._copy is not None
-        with self._precision.arithmetic():
-            try:
-                output = self(self._input(adv))
-            except RuntimeError:  # such as a view() of features, which wants them contiguous
-                if not self._copy.channels_last:
-                    raise
-                self._copy.give_up_channels_last()
-                output = self(self._input(adv))
+        try:
+            output = self(self._input(adv))
+        except RuntimeError:  # such as a view() of features, which wants them contiguous
+            if not self._copy.channels_last:
+                raise
+            self._copy.give_up_channels_last()
+            output = self(self._input(adv))
         output = output.to(expected.dtype)
         same = (output == expected) | (output.isnan() & expected.isnan())  # infinite ones, such as masks, too
         return (output - expected).abs().masked_fill(same, 0).max().item()

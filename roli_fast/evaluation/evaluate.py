@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks import AutoAttackResult, predict, verify
 from ..attacks.attack import Attack, refuse_without_gradient, undirected_note
@@ -70,7 +70,8 @@ def evaluate(
     process would.
 
     model: maps images (N, ...) to logits (N, classes); left as it was.
-    batches: (images, labels) in a fixed order, which gives each sample its index; all processes get all.
+    batches: (images, labels) in a fixed order, which gives each sample its index; all processes get all. They
+        go to the model's device.
     attack: None for clean accuracy. Its key is drawn once: results do not depend on the batches' size where
         the model's own outputs do not.
     output: where the logits are in what the model returns; an attack brings its own.
@@ -91,6 +92,7 @@ def evaluate(
     total, rank, processes = 0, *_place()
     with _bar(batches, run.name, progress and rank == 0) as advance:
         for number, (images, labels, *_) in enumerate(batches):
+            images, labels = _beside(model, images), _beside(model, labels)
             check_inputs(images, labels, None)
             if number % processes == rank:
                 found[number] = run.record(number, total, images, labels)
@@ -235,6 +237,15 @@ class _Run:
             return 0
         generator = self._attack.generator
         return int(draw_key(generator, generator.device if generator else torch.device("cpu")))
+
+
+def _beside(model: Model, tensor: Tensor) -> Tensor:
+    """The tensor on the model's device, where it is a module with parameters."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    parameter = next(parameters, None)
+    if parameter is None or not isinstance(tensor, Tensor):
+        return tensor
+    return tensor.to(parameter.device)
 
 
 def _place() -> tuple[int, int]:

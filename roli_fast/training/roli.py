@@ -98,9 +98,7 @@ def roli(
 def _tested(
     model: Normalized, splits: Splits, recipe: Recipe, precision: str, workers: int | None
 ) -> Evaluation:
-    device = model.mean.device
     loader = Loader(splits.test, recipe.batch_size, workers=workers, rank=0, world_size=1)
-    batches = ((images.to(device), labels.to(device)) for images, labels, _ in loader)
     attack = PGD(
         recipe.norm,
         recipe.eps,
@@ -111,7 +109,7 @@ def _tested(
         precision=precision,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
-    return evaluate(model, batches, None if recipe.attack == "none" else attack, strict=False)
+    return evaluate(model, loader, None if recipe.attack == "none" else attack, strict=False)
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import contextlib
 import gc
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
-from roli_fast.engine import GraphRunner
+from roli_fast.engine import AttackView, GraphRunner
 from roli_fast.models import Normalized, small_resnet
 
 pytestmark = pytest.mark.gpu
@@ -320,3 +321,15 @@ def test_tf32_is_used_where_it_was_asked_for(precision):
     off = (adv - exact).norm() / (exact - images).norm()
     assert off < 1e-5 if precision == "fp32" else 1e-5 < off < 1e-2
     assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_a_network_that_tf32_moves_is_copied_all_the_same(precision, randomize_norms):
+    """torch's own convolutions use TF32, which moves a deep network with random weights by more than
+    rounding."""
+    deep = randomize_norms(timm.create_model("resnet50", num_classes=10)).to(DEVICE).eval()
+    view = AttackView(deep, precision=precision)
+    view.confirm(torch.rand(4, 3, 64, 64, device=DEVICE))
+    assert view.is_copy
+    assert view.report.note is None
+    assert len(view.report.folded) > 50
