@@ -9,6 +9,8 @@ from torch import nn
 from roli_fast.attacks import APGD, FAB, FABT, PGD, AutoAttack, verify
 from roli_fast.attacks.autoattack import VERSIONS
 
+from ..selection import few
+
 QUICK = {"steps": 10, "queries": 20}
 
 
@@ -20,8 +22,7 @@ def problem(convnet):
     return convnet, images, labels
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("norm", "version"), few(["linf", "l2", "l1"], VERSIONS))
 def test_what_runs_and_who_broke_what(problem, norm, version):
     model, images, labels = problem
     eps = {"linf": 0.004, "l2": 0.05, "l1": 0.6}[norm]

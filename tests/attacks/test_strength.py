@@ -8,6 +8,7 @@ from roli_fast.attacks import FGSM, MIFGSM, PGD, AutoAttack, predict, verify
 from roli_fast.evaluation import Accuracy, difference, evaluate
 
 from ..real import cifar10, mnist
+from ..selection import slow
 
 # --- linear models -----------------------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ def both(case, folder, count, steps):
     return left, theirs(other, model, images, labels, norm, sizes["eps"])
 
 
-@pytest.mark.parametrize("case", ["mnist-linf", "mnist-l2"])
+@pytest.mark.parametrize("case", ["mnist-linf", *slow("mnist-l2")])
 def test_a_hundred_images_beside_torchattacks(case, shared_data):
     mine, other = both(case, shared_data, 100, steps=10)
     assert_as_strong(mine, other)
@@ -242,9 +243,10 @@ def official(model, norm, eps, steps, queries):
     return attack
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.006), ("l2", 0.08), ("l1", 0.8)])
-def test_autoattack_is_as_strong_as_the_official_one(norm, eps, randomize_norms):
+@pytest.mark.parametrize("norm", ["linf", *slow("l2", "l1")])
+def test_autoattack_is_as_strong_as_the_official_one(norm, randomize_norms):
     """On a small curved network, with the same budget: sample by sample but for a few near the edge."""
+    eps = {"linf": 0.006, "l2": 0.08, "l1": 0.8}[norm]
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 64, 10))
     model = randomize_norms(net).eval()
     images = torch.rand(60, 3, 10, 10)

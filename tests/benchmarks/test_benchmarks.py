@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ..selection import slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_everything_runs_on_tiny_shapes(tmp_path):
     """What `make gpu` runs, here on the CPU: tests, benchmarks, one JSON, its pictures and a summary."""
     before = set((ROOT / "benchmarks" / "results").glob("*"))
@@ -30,7 +33,7 @@ def test_everything_runs_on_tiny_shapes(tmp_path):
     assert set((ROOT / "benchmarks" / "results").glob("*")) == before
     (result,) = tmp_path.glob("gpu-*.json")
     found = json.loads(result.read_text())
-    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 4
+    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 5
     assert found["parts"]["ops"]["tests"]["passed"] > 10
     assert found["parts"]["attacks"]["tests"]["failed"] == []
     cases = found["parts"]["ops"]["benchmarks"]["test_ops"]["benchmarks"]
@@ -68,6 +71,18 @@ def tool(monkeypatch):
     return importlib.import_module("gpu")
 
 
+def test_a_form_is_measured(tool, monkeypatch):
+    """One of all that the test above runs."""
+    for name in [name for name in os.environ if "XDIST" in name]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k keep-best")
+    cases = tool.benchmark(tool.Run("cpu", quick=True), "test_ops")["benchmarks"]
+    assert {case["params"]["form"] for case in cases} == {"keep-best"}
+    contenders = {case["params"]["contender"] for case in cases}
+    assert {"ours", "reference", "expression", "compiled", "copy"} <= contenders
+    assert all(case["stats"]["median"] > 0 for case in cases)
+
+
 def test_a_part_keeps_what_another_has_found(tool, tmp_path):
     for name in ("ops", "attacks"):
         tool.publish(tool.Run("cpu", quick=True), {name: {"tests": name, "benchmarks": {}}}, tmp_path)
@@ -88,7 +103,7 @@ def test_on_triton(): pass
 """
 
 
-@pytest.mark.parametrize("stubborn", [False, True])
+@pytest.mark.parametrize("stubborn", [True, *slow(False)])
 def test_tests_that_run_out_of_time_are_named(tool, tmp_path, monkeypatch, stubborn):
     """Also where pytest does not heed the interrupt, as in a kernel that never ends."""
     suite = tmp_path / "test_suite.py"

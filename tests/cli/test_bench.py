@@ -9,6 +9,7 @@ import pytest
 from roli_fast.attacks import PGD
 from roli_fast.cli import bench
 from roli_fast.cli.main import main
+from roli_fast.cli.options import number
 from roli_fast.speed import peers
 
 
@@ -68,7 +69,7 @@ def test_quick_yields_to_what_is_asked_for(one_peer, tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5/255", 0.5 / 255), ("1e-3", 1e-3)])
 def test_sizes_may_be_fractions(text, value):
-    assert bench._number("--eps")(text) == value
+    assert number("--eps")(text) == value
 
 
 @pytest.mark.parametrize(
