@@ -56,7 +56,7 @@ class Evaluation(Accuracy):
 
 def evaluate(
     model: Model,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
     attack: Attack | None = None,
     *,
     output: Output = None,
