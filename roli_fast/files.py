@@ -1,12 +1,21 @@
 """Files that are whole or not there."""
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 PARTIAL = ".partial"  # how the name of an interrupted write ends
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, which names the file, for one that cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -175,6 +175,7 @@ def test(run: Run, part: Part) -> dict[str, Any]:
             *(sys.executable, "-m", "pytest", "-q", "-m", marked, *parallel, "-p", "outcomes", *paths),
             check=False,
             limit=LIMITS["tests"],
+            OMP_NUM_THREADS="1",  # workers that share the cores would wait for each other in every loop
             PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH")))),
             ROLI_FAST_OUTCOMES=str(outcomes),
         )

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.epochs < 1:
         raise UserError(f"--epochs: got {arguments.epochs}, accepted: 1 or more")
     try:
-        _clear(arguments.out)
+        _clear(arguments.out, [arguments.out / "pretrain", *(_folder(arguments, name) for name in _ARMS)])
         whole = digits()
     except ImportError as error:
         raise UserError(f"{error}; install what the demo needs: pip install 'roli-fast[demo]'") from error
@@ -80,13 +80,16 @@ def run(arguments: argparse.Namespace) -> None:
     console.print("\n".join(f"{what}: {path}" for what, path in where.items()), soft_wrap=True)
 
 
-def _clear(out: Path) -> None:
-    """A new folder, or one without the runs of an earlier demo."""
+def _clear(out: Path, folders: list[Path]) -> None:
+    """A new folder, or one without the runs of an earlier demo, which has left a mark."""
+    mark = out / ".roli-fast-demo"
+    there = [folder for folder in folders if folder.exists()]
+    if there and not mark.exists():
+        raise UserError(f"--out: got {out}, whose {there[0].name} is no demo's, accepted: another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for run in out.glob("*/finetune/recipe.json"):
-        shutil.rmtree(run.parents[1])
-    if (out / "pretrain" / "recipe.json").exists():
-        shutil.rmtree(out / "pretrain")
+    mark.touch()
+    for folder in there:
+        shutil.rmtree(folder)
 
 
 def _only(splits: Splits, kept: range) -> Splits:

@@ -15,9 +15,10 @@ from ..attacks import PGD, Attack, AutoAttack
 from ..attacks.norms import NORMS
 from ..engine import PRECISIONS
 from ..evaluation import Accuracy, Evaluation, evaluate
-from ..files import write
+from ..files import read_json, write
 from ..models import load_model
 from ..training.processes import join, leave, rank
+from ..training.stage import check_fits
 from .batches import Batches
 from .errors import UserError
 from .options import (
@@ -61,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_names("--attacks", arguments.attacks, ATTACKS)
-    device = join(arguments.device) or device_of(arguments.device)
+    with users_mistakes():
+        device = join(arguments.device) or device_of(arguments.device)
     try:
         _run(arguments, device)
     finally:
@@ -77,6 +79,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
         batches = Batches(
             splits, arguments.split, arguments.images, arguments.batch_size, arguments.workers, device
         )
+        check_fits(model, next(iter(batches))[0][0], len(splits.classes))
     folder = new_folder("--out", arguments.out)
     console = Console(quiet=rank() != 0)
     console.print(
@@ -111,7 +114,7 @@ def _model_file(arguments: argparse.Namespace) -> Path:
         settled = given / "args.json"
         if not settled.exists():
             raise UserError(f"MODEL: got {given}, which holds no run of train, accepted: a run, or a file")
-        there = json.loads(settled.read_text())["arguments"]
+        there = read_json(settled)["arguments"]
         given = given / "finetune" / "best.safetensors"
     for name in ("dataset", *DATA_OPTIONS, "norm", "eps"):
         if getattr(arguments, name) is None:

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,7 @@ from ..attacks.norms import NORMS
 from ..data import Splits
 from ..engine import PRECISIONS
 from ..evaluation import Accuracy
-from ..files import write
+from ..files import read_json, write
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, paper_settings, roli
@@ -78,7 +79,7 @@ def _add_training_arguments(option: Options) -> None:
     option.count("--batch-size", "N", "images, of all processes together", default=64)
     option.number("--lr", "LR", "peak learning rate")
     option.number("--lr-base", "LR", f"the same for a batch of 256 {paper}")
-    option.text("--opt", "NAME", "timm's name of the optimiser", default="adamw")
+    option.text("--opt", "NAME", "timm's name of the optimiser (default: adamw, and SGD for linear)")
     option.number("--momentum", "M", "of SGD", open_below=False, default=0.9)
     option.number(
         "--weight-decay", "W", "of weights, not of biases and norms", open_below=False, default=0.05
@@ -111,7 +112,8 @@ def _add_attack_arguments(option: Options) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    device = join(arguments.device) or device_of(arguments.device)
+    with users_mistakes():
+        device = join(arguments.device) or device_of(arguments.device)
     try:
         _run(arguments, device)
     finally:
@@ -120,6 +122,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     console = Console(quiet=rank() != 0, width=None if Console().is_terminal else 110)
+    if arguments.dataset_download:  # by one of them, for all
+        by_the_first(lambda: load_data(arguments))
     splits = load_data(arguments)
     with users_mistakes():
         finetuning, probing = _recipes(arguments)
@@ -146,6 +150,8 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
             if isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
             raise RunError(str(error)) from error
+        finally:
+            _forget_what_never_began(arguments.output)
     console.print(_table(outcome))
     console.print(_test(outcome, arguments), highlight=False, soft_wrap=True)
     console.print(f"Model: {arguments.output / 'finetune' / 'best.safetensors'}", soft_wrap=True)
@@ -172,7 +178,7 @@ def _recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | None]:
         shared,
         lr=arguments.lr,
         lr_base=arguments.lr_base,
-        opt="momentum" if arguments.method == "linear" and arguments.opt == "adamw" else arguments.opt,
+        **_own_of(arguments),
     )
     if not probed:
         return finetuning, None
@@ -183,6 +189,16 @@ def _recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | None]:
     }
     probe = _recipe(arguments, "linear", probed, shared | own, lr=arguments.probe_lr, lr_base=None)
     return finetuning, probe
+
+
+def _own_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Optimiser and weight decay of finetuning; of linear probing they are those of the first stage."""
+    if arguments.method == "linear":
+        return {
+            "opt": arguments.opt or arguments.probe_opt,
+            "weight_decay": arguments.probe_weight_decay,
+        }
+    return {"opt": arguments.opt or "adamw"}
 
 
 def _recipe(
@@ -215,18 +231,22 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
     options = pairs("--model-kwargs", arguments.model_kwargs)
     if arguments.drop_path is not None:
         options["drop_path_rate"] = arguments.drop_path
-    model = create_model(
-        arguments.model,
-        len(splits.classes),
-        in_chans=len(image),
-        img_size=arguments.img_size,
-        resize=arguments.resize,
-        mean=arguments.mean,
-        std=arguments.std,
-        pretrained=arguments.pretrained,
-        **options,
-    )
-    head = arguments.pretrained
+    try:
+        model = create_model(
+            arguments.model,
+            len(splits.classes),
+            in_chans=len(image),
+            img_size=arguments.img_size,
+            resize=arguments.resize,
+            mean=arguments.mean,
+            std=arguments.std,
+            pretrained=arguments.pretrained,
+            **options,
+        )
+    except TypeError as error:  # as the network says what it does not know
+        raise UserError(f"--model-kwargs: {error}") from error
+    trained_for = getattr(timm.models.get_pretrained_cfg(arguments.model), "num_classes", None)
+    head = arguments.pretrained and trained_for == len(splits.classes)
     if arguments.initial_checkpoint is not None:
         loaded = load_backbone(model, arguments.initial_checkpoint)
         head = loaded.head
@@ -248,7 +268,7 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | N
     if path.exists():
         if not arguments.resume:
             raise UserError(f"--output: got {folder}, which has a run, accepted: a new folder, or --resume")
-        there = json.loads(path.read_text())["arguments"]
+        there = read_json(path)["arguments"]
         changed = [n for n in given if there.get(n) != given[n]]
         if changed:
             options = ", ".join(f"--{n.replace('_', '-')} {given[n]} (was {there.get(n)})" for n in changed)
@@ -264,7 +284,16 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | N
         "commit": machine.commit(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-    write(path, (json.dumps(about, indent=1) + "\n").encode())
+    try:
+        write(path, (json.dumps(about, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"--output: {error}") from error
+
+
+def _forget_what_never_began(folder: Path) -> None:
+    """A command that was refused leaves its folder to the one that puts it right."""
+    if rank() == 0 and not any(folder.glob("*/recipe.json")):
+        (folder / "args.json").unlink(missing_ok=True)
 
 
 # --- what is shown -------------------------------------------------------------------------------------

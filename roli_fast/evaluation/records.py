@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..engine.attack_view import unwrap
 from ..engine.modes import Model, identity
-from ..files import PARTIAL, write
+from ..files import PARTIAL, read_json, write
 
 
 @dataclasses.dataclass
@@ -68,7 +68,7 @@ class Records:
             self._folder.mkdir(parents=True, exist_ok=True)
             write(path, json.dumps(bound | {"key": key}, indent=1).encode())
             return key
-        there = _parsed(path)
+        there = read_json(path)
         for what, value in bound.items():
             if there.get(what) != value:
                 raise ValueError(
@@ -166,11 +166,3 @@ def _opened(path: Path, without: str | None = None) -> tuple[dict[str, Tensor], 
         raise ValueError(
             f"folder: {path} cannot be read ({error}); without it, its batch is evaluated anew"
         ) from error
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
-    return found

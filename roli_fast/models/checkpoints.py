@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..files import write
 from .classifier import find_classifier
 from .create import create_model
 from .finetuning import finetune
@@ -125,13 +125,7 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
             f"metadata: got {', '.join(sorted(taken))}, accepted: other names than {', '.join(own)}"
         )
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        safetensors.torch.save_file(tensors, unfinished, {**(metadata or {}), **own})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write(Path(path), safetensors.torch.save(tensors, {**(metadata or {}), **own}))
 
 
 def load_model(path: str | Path) -> Normalized:

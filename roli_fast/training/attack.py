@@ -103,6 +103,6 @@ def chosen_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: R
     """The recipe's, or the fastest for a batch in [0, 1]."""
     if recipe.precision != AUTO:
         return recipe.precision
-    if recipe.attack_mode == "train":
+    if recipe.attack_mode == "train" or recipe.attack == "none":
         return "fp32"
     return fastest_precision(model, images, labels, recipe)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -29,13 +29,8 @@ class Learner:
         self._net = model
         if world_size() > 1:
             self._net = DistributedDataParallel(model)
-        self._optimizer = create_optimizer_v2(
-            model,
-            opt=recipe.opt,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum,
-        )
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
+        self._optimizer = create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum)
         self._schedule = CosineLRScheduler(
             self._optimizer,
             t_initial=max(2, (recipe.epochs - recipe.warmup_epochs) * steps),  # timm warns of a single step
@@ -130,3 +125,14 @@ def _moves_backbone(model: nn.Module) -> bool:
     except TypeError:
         inside = model
     return any(p.requires_grad for p in inside.parameters())
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    """What the networks inside say should not decay, such as position embeddings; biases and norms do not
+    anyway."""
+    names = set()
+    for prefix, module in model.named_modules():
+        if hasattr(module, "no_weight_decay"):
+            own: Any = module.no_weight_decay
+            names |= {f"{prefix}.{name}" if prefix else name for name in own()}
+    return names

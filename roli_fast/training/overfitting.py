@@ -22,7 +22,7 @@ def overfitting(history: Sequence[dict[str, Any]]) -> str | None:
         return None
     robust = [row["val_robust"] for row in history]
     before, now = history[-2], history[-1]
-    best = max(range(len(robust)), key=robust.__getitem__)
+    best = max(range(len(robust)), key=lambda epoch: (robust[epoch], epoch))  # the last, where several are
     fell = robust[-2] - robust[-1] > max(_COLLAPSE * robust[-2], _POINTS)
     if fell and now["train_accuracy"] > before["train_accuracy"]:
         return (

@@ -28,6 +28,9 @@ def join(device: str | None) -> torch.device | None:
     """Under torchrun, makes this process one of its group, and says which device is its own; else None."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
+    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        there = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        refuse("device", repr(device), f"{there}: each process has a device of its own")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if on_gpu:

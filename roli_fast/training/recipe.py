@@ -44,8 +44,8 @@ class Recipe:
     channels_last: whether images and the model are laid out so.
     ema_decay: of an average of the weights, which then is what is validated and kept; None for none.
     val_steps: of the PGD on validation images.
-    seed: of order, augmentation, attacks, dropout. With a seed, a run in one process repeats bit for bit on
-        the CPU.
+    seed: of order, augmentation, attacks, dropout. In one process on the CPU, a run repeats bit for bit
+        where precision is given, and not what a measurement finds.
 
     Raises ValueError or TypeError for what does not fit.
     """
@@ -82,6 +82,7 @@ class Recipe:
         for name in ("momentum", "weight_decay", "min_lr", "trades_beta", "warmup_epochs"):
             check_number(name, getattr(self, name), 0)
         check_number("eps_warmup_epochs", self.eps_warmup_epochs, 0)
+        check_number("seed", self.seed, 0, 2**63 - 1)
         for name in ("lr", "eps", "step_size", "clip_grad"):
             value = getattr(self, name)
             if value is not None:

@@ -5,16 +5,17 @@ import dataclasses
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..attacks.inputs import refuse
-from ..files import write
-from ..models import find_classifier, save_model
+from ..files import PARTIAL, read_json, write
+from ..models import Normalized, find_classifier, read_metadata, save_model
 from .processes import by_the_first, rank
 from .recipe import Recipe
 
@@ -28,10 +29,15 @@ class Records:
 
     def __init__(self, folder: Path, model: nn.Module):
         architecture = getattr(_classifier(model), "architecture", None)
-        if architecture is None:
-            refuse(
-                "folder", f"{folder} for a {type(model).__name__}", "a model of create_model, or no folder"
-            )
+        if architecture is None or not isinstance(model, Normalized):
+            got = f"{folder} for a {type(model).__name__}"
+            refuse("folder", got, "a model of create_model, or no folder")
+        try:
+            json.dumps(dataclasses.asdict(architecture))
+        except TypeError as error:
+            refuse("model", f"one with options that are no JSON ({error})", "text and numbers, or no folder")
+        bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        self._needed = 12 * bytes_of_weights  # weights, two moments, an average, the best; twice; some more
         self._folder = folder
         self._writer: Any = None
         self._shown = 0  # rows
@@ -56,19 +62,29 @@ class Records:
 
     def _bind(self, settings: dict[str, Any], resume: bool) -> None:
         path = self._folder / "recipe.json"
+        for unfinished in self._folder.glob(f"*{PARTIAL}"):  # a killed run's
+            unfinished.unlink()
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._check_space()
             write(path, (json.dumps(settings, indent=1) + "\n").encode())
             return
         if not resume:
             accepted = "a new one, or resume=True to go on there"
             refuse("folder", f"{self._folder}, which has a run", accepted)
-        there = json.loads(path.read_text())
+        there = read_json(path)
         changed = [n for n in settings if there.get(n) != settings[n]]
         if changed:
             got = ", ".join(f"{name}={settings[name]!r}" for name in changed)
             accepted = ", ".join(f"{name}={there.get(name)!r}" for name in changed)
             refuse("recipe", f"{got} for the run in {self._folder}", f"{accepted}, as it began")
+
+    def _check_space(self) -> None:
+        """Of the checkpoints, the best and the last, each beside the one that it replaces."""
+        free = shutil.disk_usage(self._folder).free
+        if free < self._needed:
+            accepted = f"{self._needed / 2**20:.0f} MiB for checkpoints"
+            refuse("folder", f"{self._folder} with {free / 2**20:.0f} MiB free", accepted)
 
     def _read_last(self) -> dict[str, Any] | None:
         if not self.has_last:
@@ -78,8 +94,8 @@ class Records:
         except Exception as error:  # what zipfile and pickle say of a broken file
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"folder: {self.last} cannot be read ({reason}); without it the stage begins anew, and "
-                f"{self._folder / 'best.safetensors'} has the best weights so far"
+                f"folder: {self.last} cannot be read ({reason}), accepted: a whole one; without it the stage "
+                f"begins anew, and {self._folder / 'best.safetensors'} has the best weights so far"
             ) from error
 
     def write_last(self, state: dict[str, Any]) -> None:
@@ -92,12 +108,16 @@ class Records:
             facts = {name: json.dumps(row[name]) for name in ("epoch", "val_clean", "val_robust")}
             self._saving(path, lambda: save_model(model, path, facts))
 
-    def read_best(self) -> dict[str, Tensor]:
+    def restore_best(self, model: Any, row: dict[str, Any]) -> None:
+        """Writes the model where the file is not that of the row's epoch: a run may have been killed between
+        the best and the last checkpoint."""
         path = self._folder / "best.safetensors"
         try:
-            return safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
+            there = read_metadata(path).get("epoch")
+        except (OSError, ValueError):
+            there = None
+        if there != json.dumps(row["epoch"]):
+            self.write_best(model, row)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """metrics.csv, and in TensorBoard what is new."""

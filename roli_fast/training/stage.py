@@ -108,6 +108,19 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
+    """Raises ValueError where a model does not map such an image (C, H, W) to logits for so many classes."""
+    image = image[None].to(next(model.parameters()).device)
+    try:
+        shape = own_output(model, to_state(image)).shape[1:]
+    except (RuntimeError, AssertionError) as error:  # as torch and timm say it
+        got = f"one that cannot take images of {' x '.join(map(str, image.shape[1:]))} ({error})"
+        refuse("model", got, "one that can, or resizes them")
+    if shape != (classes,):
+        got = f"outputs of shape (N, {', '.join(map(str, shape))})"
+        refuse("model", got, f"(N, {classes}), a logit for each class")
+
+
 class _Stage:
     def __init__(
         self,
@@ -151,20 +164,7 @@ class _Stage:
             refuse("batch_size", self.recipe.batch_size, f"a multiple of {world_size()} processes")
         if not any(p.requires_grad for p in model.parameters()):
             refuse("model", "one without a parameter that requires a gradient", "one that trains")
-        image, _ = next(iter(splits.val))
-        try:
-            classes = own_output(model, to_state(image[None].to(self.device))).shape[1:]
-        except (RuntimeError, AssertionError) as error:  # as torch and timm say it
-            shape = " x ".join(map(str, image.shape))
-            refuse(
-                "model", f"one that cannot take images of {shape} ({error})", "one that can, or resizes them"
-            )
-        if classes != (len(splits.classes),):
-            refuse(
-                "model",
-                f"outputs of shape (N, {', '.join(map(str, classes))})",
-                f"(N, {len(splits.classes)})",
-            )
+        check_fits(model, next(iter(splits.val))[0], len(splits.classes))
 
     def _open(self, resume: bool) -> dict[str, Any] | None:
         """What an interrupted run has left."""
@@ -214,6 +214,8 @@ class _Stage:
             self.records.write_history(self.history)
         self.model.load_state_dict(self.best_weights)
         assert self.best is not None
+        if self.records is not None:
+            self.records.restore_best(self.model, self.history[self.best])
         cost = sum((Cost(**row["cost"]) for row in self.history), Cost())
         return Trained(self.model.eval(), self.history, self.best, cost, self.warnings, self.precision)
 
@@ -370,6 +372,7 @@ class _Stage:
                 "history": self.history,
                 "warnings": self.warnings,
                 "best": self.best,
+                "best_weights": self.best_weights,
             }
         )
 
@@ -387,8 +390,7 @@ class _Stage:
         if rank() == 0:  # which wrote it: its sums are its own images'
             self.sums = saved["sums"].to(self.device)
         self.cost = Cost(**saved["cost"])
-        if self.best is not None:
-            self.best_weights = self.records.read_best()
+        self.best_weights = saved["best_weights"]
 
     def _kept(self) -> str:
         if self.records is None or not self.records.has_last:

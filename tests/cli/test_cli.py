@@ -25,6 +25,10 @@ def test_demo(tmp_path, capsys, monkeypatch):
     earlier = tmp_path / "out" / "roli" / "finetune" / "recipe.json"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("{}")
+    assert main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 2  # whose run is that?
+    assert "whose roli is no demo's" in capsys.readouterr().err
+    assert earlier.exists()
+    (tmp_path / "out" / ".roli-fast-demo").touch()
     assert main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "demo.json").read_text())

@@ -22,6 +22,7 @@ def test_catastrophic():
         ([0.40, 0.10], [0.45, 0.30]),  # training fell, too: divergence, not overfitting
         ([0.03, 0.0], [0.2, 0.3]),  # nothing was robust yet
         ([0.2, 0.3, 0.4], [0.3, 0.4, 0.5]),
+        ([0.5] * 12, [0.5] * 12),  # as good as the best is not below it
     ],
 )
 def test_neither(robust, trained):
