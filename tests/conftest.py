@@ -20,7 +20,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Hypothesis draws the same examples at each run: a few in `make test`, many in `make test-all`."""
-    for name, count in (("few", 20), ("many", 100)):
+    for name, count in (("few", 10), ("many", 100)):
         settings.register_profile(
             name,
             deadline=None,

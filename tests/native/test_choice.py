@@ -72,6 +72,7 @@ def test_native_by_name(answer):
     assert not any(report[way] for way in ("torch.ops", "torch.ops tensor", "ops", "block"))
 
 
+@pytest.mark.slow
 def test_triton_as_default_where_it_is_interpreted(answer):
     report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"})
     assert report["default"] == ["triton"]
@@ -124,6 +125,7 @@ def test_without_the_library(answer, python, tmp_path):
     assert "ImportError: ROLI_FAST_BACKEND=cpu cannot run: not built" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
 def test_without_the_cuda_library(answer, tmp_path):
     source = Path(roli_fast.__file__).parent

@@ -220,7 +220,7 @@ def interpreted(backend: str) -> bool:
 def examples(backend: str, times: int = 1) -> settings:
     """So many times the examples of the run's profile; fewer where each of them takes long."""
     count = times * settings.default.max_examples
-    return settings(max_examples=count // 6 if interpreted(backend) else count)
+    return settings(max_examples=count // 4 if interpreted(backend) else count)
 
 
 def arguments(

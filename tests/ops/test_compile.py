@@ -244,12 +244,13 @@ def test_opcheck(op, namespace, kind):
 
 
 @each_torch_op
-def test_opcheck_of_other_dtypes_and_layouts(op):
-    for clean, grad in [(torch.uint8, torch.float16), (torch.bfloat16, torch.float64)]:
-        given = arguments(op, (2, 3, 2, 2), clean=clean, grad=grad)
-        given |= {name: channels_last(given[name]) for name in op.tensors}
-        given |= {"dtype": torch.bfloat16} if "dtype" in op.options else {}
-        torch.library.opcheck(op.torch_op.default, *split(op.torch_op.default, given))
+@pytest.mark.parametrize("dtypes", [(torch.uint8, torch.float16), *slow((torch.bfloat16, torch.float64))])
+def test_opcheck_of_other_dtypes_and_layouts(op, dtypes):
+    clean, grad = dtypes
+    given = arguments(op, (2, 3, 2, 2), clean=clean, grad=grad)
+    given |= {name: channels_last(given[name]) for name in op.tensors}
+    given |= {"dtype": torch.bfloat16} if "dtype" in op.options else {}
+    torch.library.opcheck(op.torch_op.default, *split(op.torch_op.default, given))
 
 
 def split(overload, given):
