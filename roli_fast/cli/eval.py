@@ -17,16 +17,16 @@ from ..engine import PRECISIONS
 from ..evaluation import Accuracy, Evaluation, evaluate
 from ..files import read_json, write
 from ..models import load_model
-from ..training.processes import join, leave, rank
+from ..training.processes import rank
 from ..training.stage import check_fits
 from .batches import Batches
 from .errors import UserError
+from .launched import own_device
 from .options import (
     DATA_OPTIONS,
     Options,
     add_data_arguments,
     check_names,
-    device_of,
     load_data,
     new_folder,
     users_mistakes,
@@ -62,12 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_names("--attacks", arguments.attacks, ATTACKS)
-    with users_mistakes():
-        device = join(arguments.device) or device_of(arguments.device)
-    try:
+    with own_device(arguments.device) as device:
         _run(arguments, device)
-    finally:
-        leave()
 
 
 def _run(arguments: argparse.Namespace, device: torch.device) -> None:

@@ -22,10 +22,11 @@ from ..files import read_json, write
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, paper_settings, roli
-from ..training.processes import by_the_first, join, leave, rank
+from ..training.processes import by_the_first, rank
 from ..training.recipe import AMP_DTYPES, ATTACKS, AUTO, LOSSES, MODES, PAPER_SETS, SCHEDULES
 from .errors import RunError, UserError
-from .options import Options, add_data_arguments, device_of, load_data, new_folder, pairs, users_mistakes
+from .launched import own_device
+from .options import Options, add_data_arguments, load_data, new_folder, pairs, users_mistakes
 
 INITS = ("roli", "random", "pretrained")
 
@@ -112,12 +113,8 @@ def _add_attack_arguments(option: Options) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    with users_mistakes():
-        device = join(arguments.device) or device_of(arguments.device)
-    try:
+    with own_device(arguments.device) as device:
         _run(arguments, device)
-    finally:
-        leave()
 
 
 def _run(arguments: argparse.Namespace, device: torch.device) -> None:

@@ -250,7 +250,7 @@ class _Stage:
         random = torch.Generator().manual_seed(_mixed(self.recipe.seed, self.epoch))
         return torch.randint(-(2**63), 2**63 - 1, (len(self.loader),), generator=random).to(self.device)
 
-    def _moved(self, images: Tensor, labels: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def _moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """To the device, without waiting for it."""
         layout = torch.preserve_format
         if self.recipe.channels_last and images.dim() == 4:
@@ -304,13 +304,10 @@ class _Stage:
         attack = None if self.attack is None else self.val_attack
         with self.watch("evaluation"):
             # A model that has gone astray may have no gradient for a while, and still come back.
-            found = evaluate(self.learner.result, self._validation_batches(), attack, strict=False)
+            found = evaluate(self.learner.result, self.validation, attack, strict=False)
         self.cost.forwards += found.forwards
         self.cost.input_gradients += found.gradients
         return found
-
-    def _validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self._moved(*batch) for batch in self.validation)
 
     def _finish_epoch(self, validation: Evaluation) -> None:
         self.watch.read_into(self.cost)
