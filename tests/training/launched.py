@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -30,11 +31,20 @@ def with_batch_norm() -> nn.Module:
     return nn.Sequential(*layers)
 
 
+CASES = {
+    "layer norm": (with_layer_norm, {}),
+    "batch norm": (with_batch_norm, {}),
+    "batch norm, attacked in train mode": (with_batch_norm, {"attack_mode": "train"}),
+    "TRADES, averaged": (with_layer_norm, {"loss": "trades", "ema_decay": 0.5}),
+    "N-FGSM": (with_layer_norm, {"attack": "nfgsm"}),
+}
+
+
 def curves() -> dict[str, list[dict]]:
-    """The loss curves of both, each with the same global batch."""
+    """The loss curves of all, each with the same global batch."""
     found = {}
-    for name, make in (("layer norm", with_layer_norm), ("batch norm", with_batch_norm)):
-        done = train(make(), splits_of(blobs, 64, 12, 12), recipe(**SETTINGS), sync_bn=True)
+    for name, (make, more) in CASES.items():
+        done = train(make(), splits_of(blobs, 64, 12, 12), recipe(**SETTINGS, **more), sync_bn=True)
         found[name] = done.history
     return found
 
@@ -54,6 +64,33 @@ def dies_once(folder: Path) -> None:
     train(small_model(), splits_of(blobs, 64, 12, 12), recipe(**SETTINGS), folder=folder, resume=True)
 
 
+def stops_within_an_epoch(folder: Path) -> None:
+    """Saves after every step, fails in the second epoch, and goes on."""
+    from roli_fast.training import stage
+    from roli_fast.training.learner import Learner
+
+    stage._LOOK, stage._SAVE_EVERY = 1, -1.0
+    step = Learner.step
+
+    def until(self, number, *batch):
+        if number == 6:
+            raise RuntimeError("stopped by the test")
+        return step(self, number, *batch)
+
+    Learner.step = until
+    arguments = (splits_of(blobs, 64, 12, 12), recipe(**SETTINGS))
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        train(small_model(), *arguments, folder=folder, sync_bn=True)
+    dist.barrier()
+    Learner.step = step
+    # Synchronised, since without it each process has running statistics of its own between two steps.
+    resumed = train(small_model(), *arguments, folder=folder, resume=True, sync_bn=True)
+    whole = train(small_model(), *arguments, sync_bn=True)
+    counted = ("train_loss", "train_accuracy", "val_clean", "val_robust")
+    for a, b in zip(resumed.history, whole.history, strict=True):
+        assert all(abs(a[name] - b[name]) < 1e-6 for name in counted), (a, b)
+
+
 if __name__ == "__main__":
     what, folder = sys.argv[1], Path(sys.argv[2])
     join("cpu")
@@ -62,6 +99,7 @@ if __name__ == "__main__":
         found = curves()
         if rank() == 0:
             (folder / "curves.json").write_text(json.dumps(found))
+        stops_within_an_epoch(folder / "stopped")
     else:
         dies_once(folder)
     leave()

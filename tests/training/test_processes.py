@@ -11,12 +11,13 @@ import pytest
 from roli_fast.training import train
 
 from .cases import blobs, recipe, same, small_model, splits_of, weights
-from .launched import SETTINGS, curves
+from .launched import CASES, SETTINGS, curves
 
 HERE = Path(__file__).resolve().parent
 
-# Relative, of the loss: gradients are summed in another order.
-TOLERANCE = 1e-5
+# Relative, of the loss: gradients are summed in another order. TRADES begins its attack where the
+# gradient all but vanishes, so that some signs hang on the rounding.
+TOLERANCE = dict.fromkeys(CASES, 1e-5) | {"TRADES, averaged": 1e-3}
 
 
 def launched(what, folder, *options):
@@ -30,13 +31,13 @@ def launched(what, folder, *options):
     )
 
 
-def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+def test_two_processes_have_the_loss_curve_of_one_and_resume_within_an_epoch(tmp_path):
     done = launched("curves", tmp_path)
     assert done.returncode == 0, done.stderr
     together = json.loads((tmp_path / "curves.json").read_text())
     for kind, alone in curves().items():
         for ours, one in zip(together[kind], alone, strict=True):
-            assert ours["train_loss"] == pytest.approx(one["train_loss"], rel=TOLERANCE), kind
+            assert ours["train_loss"] == pytest.approx(one["train_loss"], rel=TOLERANCE[kind]), kind
             for name in ("train_accuracy", "val_clean", "val_robust"):
                 assert ours[name] == pytest.approx(one[name], abs=1.01 / 64), name
             assert ours["cost"]["weight_gradients"] == one["cost"]["weight_gradients"]

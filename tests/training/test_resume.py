@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from roli_fast import files
-from roli_fast.training import train
+from roli_fast.training import roli, train
 
 from .cases import blobs, recipe, same, small_model, splits_of, weights
 
@@ -150,3 +150,31 @@ def test_resume_begins_where_there_is_nothing(tmp_path):
     assert json.loads((tmp_path / "new" / "recipe.json").read_text())["epochs"] == 2
     saved = safetensors.torch.load_file(tmp_path / "new" / "best.safetensors")
     assert same(saved, weights(done.model))
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    train(small_model(), splits, recipe(), folder=tmp_path)
+    with files.locked(tmp_path / "lock"), pytest.raises(ValueError, match="in which another run is at work"):
+        train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
+    train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
+
+
+def test_two_stages_interrupted_between_them_end_with_the_same_bits(tmp_path, monkeypatch):
+    splits, probing, finetuning = splits_of(blobs, 32, 12, 12), recipe(epochs=1, opt="momentum"), recipe()
+    whole, resumed = small_model(), small_model()
+    first = roli(whole, splits, finetuning, probing=probing, folder=tmp_path / "whole")
+
+    def stopped(*args, title, **kwargs):
+        if title == "finetune":
+            raise KeyboardInterrupt
+        return train(*args, title=title, **kwargs)
+
+    monkeypatch.setattr(sys.modules[roli.__module__], "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        roli(small_model(), splits, finetuning, probing=probing, folder=tmp_path / "cut")
+    monkeypatch.undo()
+    again = roli(resumed, splits, finetuning, probing=probing, folder=tmp_path / "cut", resume=True)
+    assert same(weights(whole), weights(resumed))
+    assert torch.equal(first.test.right, again.test.right)
+    assert (tmp_path / "cut" / "result.json").exists()

@@ -53,6 +53,16 @@ def test_the_best_epoch_is_what_remains():
     assert again.value == done.history[done.best]["val_robust"]
 
 
+def test_it_ends_when_validation_has_not_improved_for_a_while():
+    """At a learning rate of almost nothing, the first epoch remains the best."""
+    splits = splits_of(blobs, 32, 24, 24)
+    settings = {"epochs": 9, "lr": 1e-12, "weight_decay": 0.0}
+    done = train(linear_model(64, 3), splits, recipe(**settings, patience=2))
+    assert done.best == 0
+    assert len(done.history) == 3
+    assert len(train(linear_model(64, 3), splits, recipe(**settings | {"epochs": 4})).history) == 4
+
+
 def test_a_seed_repeats_a_run_whatever_was_drawn_before():
     splits = splits_of(blobs, 40, 12, 12)
     found = []
