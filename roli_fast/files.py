@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PARTIAL = ".partial"  # how the name of an interrupted write ends
 
 
@@ -16,6 +21,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
+
+
+def locked(path: Path) -> BinaryIO:
+    """A file that one process holds at a time, until it closes it or ends.
+
+    Raises ValueError where another one does.
+    """
+    file = path.open("ab")
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"folder: got {path.parent}, in which another run is at work, accepted: another folder, or wait"
+        ) from None
+    return file
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

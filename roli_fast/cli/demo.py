@@ -162,11 +162,6 @@ def _all(task: Splits) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def _percent(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval()
-    return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def _table(arms: dict[str, _Arm]) -> Table:
     table = Table(
         caption=f"Test accuracies in %, with 95 % intervals; AutoAttack on {_AUTOATTACKED} images. Passes "
@@ -176,7 +171,7 @@ def _table(arms: dict[str, _Arm]) -> Table:
     for column in ("clean", "PGD-20", "AutoAttack", "stage", "passes", "seconds"):
         table.add_column(column, justify="right")
     for name, arm in arms.items():
-        shown = [_percent(arm.pgd.clean), _percent(arm.pgd), _percent(arm.autoattack)]
+        shown = [str(arm.pgd.clean), str(arm.pgd), str(arm.autoattack)]
         for stage, trained in arm.outcome.stages.items():
             cost = trained.cost
             table.add_row(name, *shown, stage, f"{cost.passes:,}", f"{cost.seconds:.1f}")

@@ -110,7 +110,8 @@ def _model_file(arguments: argparse.Namespace) -> Path:
         settled = given / "args.json"
         if not settled.exists():
             raise UserError(f"MODEL: got {given}, which holds no run of train, accepted: a run, or a file")
-        there = read_json(settled)["arguments"]
+        about = read_json(settled)
+        there = about["arguments"] | {name: about["finetuning"][name] for name in ("norm", "eps")}
         given = given / "finetune" / "best.safetensors"
     for name in ("dataset", *DATA_OPTIONS, "norm", "eps"):
         if getattr(arguments, name) is None:
@@ -149,11 +150,6 @@ def _attacks(arguments: argparse.Namespace) -> dict[str, Attack | None]:
     return {name: made[name] for name in arguments.attacks}
 
 
-def _percent(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval()
-    return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def _per_class(accuracy: Accuracy, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Accuracy]:
     """Of the classes that have images."""
     present = labels.unique().tolist()
@@ -174,12 +170,12 @@ def _table(
     worst = sorted(last, key=lambda c: last[c].value)[:_SHOWN]
     for name in last:  # in the order of the labels
         if name in worst:
-            cells = (_percent(column[name]) for column in columns.values())
+            cells = (str(column[name]) for column in columns.values())
             table.add_row(name, str(len(last[name].right)), *cells)
     if len(last) > len(worst):
         table.add_row(f"... the {len(worst)} worst of {len(last)} classes", "", *[""] * len(columns))
     table.add_section()
-    table.add_row("all", str(len(labels)), *map(_percent, accuracies.values()))
+    table.add_row("all", str(len(labels)), *map(str, accuracies.values()))
     return table
 
 

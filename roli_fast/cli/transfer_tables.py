@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation import TRANSFERRED, Accuracy, Difference, LossBound, Sensitivity, Transfer
+from ..evaluation import TRANSFERRED, Difference, LossBound, Sensitivity, Transfer
 from ..evaluation.sensitivity import QUANTILES, figures
 
 
@@ -37,11 +37,11 @@ def print_robustness(console: Console, found: dict[str, Transfer], methods: dict
         measured = [
             cell
             for outcome in run.outcomes
-            for cell in (_percent(outcome.robust), f"{int(outcome.contradictions.found.sum())}")
+            for cell in (str(outcome.robust), f"{int(outcome.contradictions.found.sum())}")
         ]
-        predicted = _percent(run.criterion.predicted)
+        predicted = str(run.criterion.predicted)
         method = methods[name] or "unknown"
-        table.add_row(name, method, _percent(run.clean), f"{met} of {right}", predicted, *measured)
+        table.add_row(name, method, str(run.clean), f"{met} of {right}", predicted, *measured)
     console.print(table)
     for name, run in found.items():
         for outcome in run.outcomes:
@@ -85,11 +85,6 @@ def _columns(table: Table, names: tuple[str, ...], numbers: tuple[str, ...] | li
         table.add_column(name)
     for number in numbers:
         table.add_column(number, justify="right")
-
-
-def _percent(accuracy: Accuracy) -> str:
-    low, high = accuracy.interval()
-    return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _say(console: Console, text: str) -> None:

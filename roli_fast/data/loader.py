@@ -31,7 +31,9 @@ class Loader:
     images: as :func:`load` gives them.
     batch_size: per process.
     train: in random order, augmented, and without an incomplete last batch unless it is the only one.
-        Otherwise in the set's order and not augmented; then ``iter(loader)`` does.
+        Otherwise in the set's order; then ``iter(loader)`` does.
+    augment: whether images are augmented; None: in training. Out of training, each epoch has another view of
+        the images, all of them, in the set's order.
     seed: of order and augmentation.
     workers: processes that decode; None: one per core, 4 at most. A split of images that are of one size and
         take at most 2 GB, decoded, is decoded here, once, and needs none.
@@ -51,6 +53,7 @@ class Loader:
         batch_size: int,
         *,
         train: bool = False,
+        augment: bool | None = None,
         seed: int = 0,
         workers: int | None = None,
         rank: int | None = None,
@@ -68,16 +71,14 @@ class Loader:
             refuse("rank", rank, f"0 .. world_size - 1 = {world_size - 1}")
         if train and len(images) < world_size:
             refuse("images", len(images), f"one for each of {world_size} processes, or more")
-        if isinstance(images, ImageStream):
-            if (rank, world_size) != launched:
-                refuse("rank, world_size", (rank, world_size), f"{launched}, as timm's readers see it")
-            if images.padded and not train and world_size > 1:
-                refuse(
-                    "images", f"a stream that {world_size} processes would pad", "evaluation in one process"
-                )
+        if isinstance(images, ImageStream) and augment not in (None, train):
+            refuse("augment", augment, f"None, or train: {train}, for a stream")
+        if isinstance(images, ImageStream) and images.padded and not train and world_size > 1:
+            refuse("images", f"a stream that {world_size} processes would pad", "evaluation in one process")
         self.images = images.stored() if isinstance(images, Pictures) else images
         self.batch_size = batch_size
         self.train = train
+        self.augment = train if augment is None else augment
         self.seed = seed
         self._workers = workers
         self._rank = rank
@@ -110,7 +111,8 @@ class Loader:
             return itertools.islice(batches, start, len(self) if self.train else None)
         requests = itertools.islice(self._requests(epoch), start, None)
         if self._workers == 0 or isinstance(self.images, StoredImages):
-            return map(_Fetched(self.images).__getitem__, requests)
+            fetched = map(_Fetched(self.images).__getitem__, requests)
+            return map(_pinned if torch.cuda.is_available() else _decoded, fetched)
         self._requested.requests = requests
         if self._decoding is None:
             self._decoding = DataLoader(
@@ -122,15 +124,13 @@ class Loader:
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # or it would draw from the global one
             )
-        return iter(self._decoding)
+        return map(_decoded, self._decoding)
 
     def _requests(self, epoch: int) -> Iterator[_Request]:
         count = len(self.images)
-        order, draws = torch.arange(count), None
-        if self.train:
-            random = generator(self.seed, epoch)
-            order = torch.randperm(count, generator=random)
-            draws = torch.rand(count, DRAWS, generator=random)
+        random = generator(self.seed, epoch)
+        order = torch.randperm(count, generator=random) if self.train else torch.arange(count)
+        draws = torch.rand(count, DRAWS, generator=random) if self.augment else None
         mine = order[self._rank :: self._world_size]
         if self.train:
             mine = mine[: min(len(self) * self.batch_size, count // self._world_size)]
@@ -139,16 +139,31 @@ class Loader:
             yield rows.tolist(), None if draws is None else draws[rows].tolist()
 
 
-class _Fetched(Dataset[Batch]):
-    """Requests turned into batches."""
+class _Fetched(Dataset[Batch | OSError]):
+    """Requests turned into batches, or into what a file of theirs raises: as a value, since a worker's
+    exceptions come with its stack, in which the file's name is lost."""
 
     def __init__(self, images: ImageSet):
         self._images = images
 
-    def __getitem__(self, request: _Request) -> Batch:
+    def __getitem__(self, request: _Request) -> Batch | OSError:
         rows, draws = request
         index = torch.tensor(rows)
-        return self._images.batch(rows, draws), self._images.labels[index], index
+        try:
+            return self._images.batch(rows, draws), self._images.labels[index], index
+        except OSError as error:
+            return error
+
+
+def _decoded(fetched: Batch | OSError) -> Batch:
+    if isinstance(fetched, OSError):
+        raise fetched
+    return fetched
+
+
+def _pinned(fetched: Batch | OSError) -> Batch:
+    images, labels, index = _decoded(fetched)
+    return images.pin_memory(), labels.pin_memory(), index.pin_memory()
 
 
 class _Requested:

@@ -39,7 +39,9 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         return self.length
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for picture, label in self.make():
+        dataset = self.make()
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
+        for picture, label in dataset:
             yield F.pil_to_tensor(self.view.centre(self.view.resized(picture))), int(label)
 
     def batches(
@@ -50,6 +52,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         # The readers add small numbers to their seed, and hand it to libraries that take 32 bits.
         reader_seed = int(torch.randint(2**31 - 2**16, (), generator=random))
         dataset = self.make(is_training=train, seed=reader_seed, batch_size=batch_size)
+        # Else as torch.distributed has it; but in evaluation each process may read all images.
+        dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world_size
         dataset.set_loader_cfg(num_workers=workers)
         return iter(
             DataLoader(

@@ -27,6 +27,11 @@ class Accuracy:
         low, high = test.proportion_ci(confidence, method="wilson")
         return low, high
 
+    def __str__(self) -> str:
+        """In percent, with the interval: 46.7 [43.1, 50.2]."""
+        low, high = self.interval()
+        return f"{100 * self.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:

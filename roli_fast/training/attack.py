@@ -62,6 +62,22 @@ def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:
     )
 
 
+def validation_attack(recipe: Recipe, precision: str, generator: torch.Generator) -> PGD | None:
+    """The PGD of validation and test; None where nothing attacks in training."""
+    if recipe.attack == "none":
+        return None
+    return PGD(
+        recipe.norm,
+        recipe.eps,
+        recipe.eps / 4,
+        recipe.val_steps,
+        iterate="best",
+        early_stop=True,
+        precision=precision,
+        generator=generator,
+    )
+
+
 @contextlib.contextmanager
 def _in_train_mode(model: nn.Module) -> Iterator[None]:
     """The model normalises by the batch and drops out, but leaves its running statistics alone."""

@@ -112,7 +112,7 @@ class _Summed(torch.autograd.Function):
 
 class _Synchronized(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.track_running_stats):
+        if not self.training:
             return super().forward(x)
         channels, over = x.shape[1], [d for d in range(x.dim()) if d != 1]
         count = torch.full((1,), x.numel() / channels, dtype=x.dtype)
@@ -120,7 +120,8 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
         count = sums[-1]
         mean = sums[:channels] / count
         variance = sums[channels:-1] / count - mean.square()
-        self._track(mean.detach(), (variance * count / (count - 1)).detach())
+        if self.track_running_stats:
+            self._track(mean.detach(), (variance * count / (count - 1)).detach())
         shape = (1, -1, *[1] * (x.dim() - 2))
         normalized = (x - mean.reshape(shape)) * (variance.reshape(shape) + self.eps).rsqrt()
         if not self.affine:

@@ -32,8 +32,8 @@ class Recipe:
     attack: in training: "pgd"; "nfgsm" (one step from noise of 2 eps); "none" for normal training.
     loss: "ce", cross-entropy on adversarial images; "trades" (Zhang et al. 2019): on clean images, plus
         trades_beta times the divergence of the adversarial images' probabilities, which its attack increases.
-    norm, eps: of the ball, in pixels of [0, 1]; also where attack is "none", for validation.
-    step_size: default eps / 4. steps: of PGD.
+    norm, eps: of the ball, in pixels of [0, 1].
+    step_size, steps: of "pgd"; the default size is eps / 4.
     eps_warmup_epochs: over which eps and step size grow from 0.
     attack_mode: in which mode the model is attacked in training: "eval"; "train" uses the batch's BatchNorm
         statistics and dropout, leaves the running statistics alone, and attacks the model itself, not a copy.
@@ -44,6 +44,8 @@ class Recipe:
     channels_last: whether images and the model are laid out so.
     ema_decay: of an average of the weights, which then is what is validated and kept; None for none.
     val_steps: of the PGD on validation images.
+    patience: training ends when validation has not been better than its best for so many epochs, since
+        robust overfitting (Rice et al. 2020) makes what follows worse; None for all epochs.
     seed: of order, augmentation, attacks, dropout. In one process on the CPU, a run repeats bit for bit
         where precision is given, and not what a measurement finds.
 
@@ -74,11 +76,13 @@ class Recipe:
     channels_last: bool = True
     ema_decay: float | None = None
     val_steps: int = 10
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "steps", "val_steps"):
-            check_count(name, getattr(self, name))
+        for name in ("epochs", "batch_size", "steps", "val_steps", "patience"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         for name in ("momentum", "weight_decay", "min_lr", "trades_beta", "warmup_epochs"):
             check_number(name, getattr(self, name), 0)
         check_number("eps_warmup_epochs", self.eps_warmup_epochs, 0)
@@ -89,6 +93,8 @@ class Recipe:
                 check_number(name, value, 0)
                 if value == 0:
                     refuse(name, 0, "a number above 0")
+        if self.norm == "linf" and self.eps > 1:
+            refuse("eps", self.eps, "at most 1 in linf, the width of the box, such as 8/255")
         if self.opt.lower() not in list_optimizers():
             refuse("opt", repr(self.opt), "one of timm.optim.list_optimizers()")
         check_choice("attack", self.attack, ATTACKS)
@@ -147,3 +153,14 @@ def paper_settings(dataset: str, method: str, *, probed: bool) -> dict[str, Any]
         "lr": _BASE_LR[dataset][method][probed] * 64 / 256,
         "batch_size": 64,
     }
+
+
+def paper_options(dataset: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """RoLI's settings for one of its data sets and a finetuning method: those of a Swin, as arguments of
+    :func:`roli_fast.models.create_model`, and of the method, where they differ from the default, as arguments
+    of :func:`roli_fast.models.finetune`. Source: as for :func:`paper_settings`."""
+    check_choice("dataset", dataset, PAPER_SETS)
+    return (
+        {"drop_path_rate": 0.5} if method == "full" else {},
+        {"tokens": 20} if (dataset, method) == ("cub200", "vpt") else {},
+    )

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 from ..attacks.inputs import refuse
-from ..files import PARTIAL, read_json, write
+from ..files import PARTIAL, locked, read_json, write
 from ..models import Normalized, find_classifier, read_metadata, save_model
-from .processes import by_the_first, rank
-from .recipe import Recipe
+from .processes import agree, by_the_first, rank
 
 
 class Records:
-    """Files of one stage; only the first process writes.
+    """Files of one stage; only the first process writes, and no other run as long as these are open.
 
     ``recipe.json`` binds the folder to its settings; ``last.pt`` holds all that a run needs to go on;
-    ``best.safetensors`` is the model of the best epoch; ``metrics.csv`` has a row per epoch.
+    ``best.safetensors`` is the model of the best epoch; ``metrics.csv`` has a row per epoch; ``lock`` is held
+    by the run that writes.
     """
 
     def __init__(self, folder: Path, model: nn.Module):
@@ -39,6 +39,7 @@ class Records:
         bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self._needed = 12 * bytes_of_weights  # weights, two moments, an average, the best; twice; some more
         self._folder = folder
+        self._lock: Any = None
         self._writer: Any = None
         self._shown = 0  # rows
         self.has_tensorboard = importlib.util.find_spec("tensorboard") is not None
@@ -51,21 +52,41 @@ class Records:
     def has_last(self) -> bool:
         return self.last.exists()
 
-    def open(self, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    def open(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
         """What a run in this folder has left; None where one begins.
 
-        Raises ValueError where there is one that is not to go on or had other settings, and for a checkpoint
-        that cannot be read.
+        Raises ValueError where there is one that is not to go on, had other settings, or still runs, and for
+        a checkpoint that cannot be read, or that not all processes see.
         """
-        by_the_first(lambda: self._bind(dataclasses.asdict(recipe), resume))
-        return self._read_last()
+        by_the_first(lambda: self._bind(settings, resume))
+        saved = self._read_last()
+        self._check_shared(saved)
+        return saved
+
+    def close(self) -> None:
+        for resource in (self._writer, self._lock):
+            if resource is not None:
+                resource.close()
+
+    def _check_shared(self, saved: dict[str, Any] | None) -> None:
+        def place() -> str:
+            if saved is None:
+                return "none"
+            return f"one of epoch {saved.get('epoch')}, step {saved.get('step')}"
+
+        first = agree(place())
+        if place() != first:
+            refuse("folder", f"{self.last}: process {rank()} sees {place()}, the first sees {first}",
+                   "a folder that all processes share")  # fmt: skip
 
     def _bind(self, settings: dict[str, Any], resume: bool) -> None:
+        settings = json.loads(json.dumps(settings))  # as they are read
         path = self._folder / "recipe.json"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(self._folder / "lock")
         for unfinished in self._folder.glob(f"*{PARTIAL}"):  # a killed run's
             unfinished.unlink()
         if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
             self._check_space()
             write(path, (json.dumps(settings, indent=1) + "\n").encode())
             return
@@ -139,9 +160,7 @@ class Records:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(
-                str(self._folder), purge_step=0
-            )  # what an interrupted run showed goes
+            self._writer = SummaryWriter(str(self._folder), purge_step=0)  # an interrupted run's rows go
         for row in rows[self._shown :]:
             for name, value in row.items():
                 if value is not None and name != "epoch":

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from ..attacks import PGD
 from ..attacks.inputs import refuse
 from ..data import Loader, Splits
 from ..evaluation import Evaluation, evaluate
 from ..files import write
 from ..models import Normalized, finetune
+from .attack import validation_attack
 from .cost import Cost
 from .processes import rank
 from .recipe import Recipe
+from .rounds import Rounds, probe
 from .stage import Trained, own_randomness, train
 
 
@@ -44,7 +45,7 @@ def roli(
     splits: Splits,
     finetuning: Recipe,
     *,
-    probing: Recipe | None = None,
+    probing: Recipe | Rounds | None = None,
     method: str = "full",
     method_options: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -58,37 +59,36 @@ def roli(
     model: of :func:`roli_fast.models.create_model`, with a robust backbone
         (:func:`roli_fast.models.load_backbone`) and any head, on the device where it trains. It ends with the
         best weights of the last stage.
-    probing: of the first stage, which begins with the head as it is; None for finetuning alone, which with a
-        random head is what the paper calls RanLI.
+    probing: the first stage: Rounds() (:func:`probe`), under finetuning's attack, or a recipe for SGD, which
+        begins with the head as it is; None for finetuning alone, which with a random head is what the paper
+        calls RanLI.
     method, method_options: of :func:`roli_fast.models.finetune`, for the second stage. With "linear", which
-        is adversarial linear probing, there is no other.
+        is adversarial linear probing, there is no other; Rounds() then take the place of SGD.
     folder: where the stages have their folders, ``probe`` and ``finetune`` (:func:`train`), and
         ``result.json`` lies in the end.
 
     Other arguments as in :func:`train`. Raises ValueError for what does not fit together, before any stage
     begins.
     """
-    if method == "linear" and probing is not None:
+    if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
     options = dict(method_options or {})
     finetune(copy.deepcopy(model), method, **options)  # refused now, and not after hours of probing
     folder = None if folder is None else Path(folder)
-    recipes = {"finetune": finetuning} if probing is None else {"probe": probing, "finetune": finetuning}
+    plan: dict[str, Recipe | Rounds] = {"finetune": finetuning}
+    if probing is not None:
+        plan = {"finetune": probing} if method == "linear" else {"probe": probing, "finetune": finetuning}
     stages = {}
-    for name, recipe in recipes.items():
-        with own_randomness(recipe.seed, model.mean.device):
+    for name, settings in plan.items():
+        seed = settings.seed if isinstance(settings, Recipe) else finetuning.seed
+        with own_randomness(seed, model.mean.device):
             finetune(model, "linear" if name == "probe" else method, **({} if name == "probe" else options))
-        stages[name] = train(
-            model,
-            splits,
-            recipe,
-            folder=None if folder is None else folder / name,
-            resume=resume,
-            workers=workers,
-            sync_bn=sync_bn,
-            progress=progress,
-            title=name,
-        )
+        shared: dict[str, Any] = {"resume": resume, "workers": workers, "progress": progress, "title": name}
+        shared["folder"] = None if folder is None else folder / name
+        if isinstance(settings, Rounds):
+            stages[name] = probe(model, splits, finetuning, settings, **shared)
+        else:
+            stages[name] = train(model, splits, settings, sync_bn=sync_bn, **shared)
     outcome = Outcome(stages, _tested(model, splits, finetuning, stages["finetune"].precision, workers))
     if folder is not None and rank() == 0:
         write(folder / "result.json", (json.dumps(summary(outcome), indent=1) + "\n").encode())
@@ -99,17 +99,8 @@ def _tested(
     model: Normalized, splits: Splits, recipe: Recipe, precision: str, workers: int | None
 ) -> Evaluation:
     loader = Loader(splits.test, recipe.batch_size, workers=workers, rank=0, world_size=1)
-    attack = PGD(
-        recipe.norm,
-        recipe.eps,
-        recipe.eps / 4,
-        recipe.val_steps,
-        iterate="best",
-        early_stop=True,
-        precision=precision,
-        generator=torch.Generator().manual_seed(recipe.seed),
-    )
-    return evaluate(model, loader, None if recipe.attack == "none" else attack, strict=False)
+    attack = validation_attack(recipe, precision, torch.Generator().manual_seed(recipe.seed))
+    return evaluate(model, loader, attack, strict=False)
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

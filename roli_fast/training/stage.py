@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks import PGD
 from ..attacks.inputs import refuse, to_state
 from ..data import Loader, Splits
 from ..engine import own_output
 from ..evaluation import Evaluation, evaluate
-from .attack import TrainingAttack, chosen_precision
+from .attack import TrainingAttack, chosen_precision, validation_attack
 from .cost import Cost, Stopwatch
 from .learner import Learner
 from .overfitting import overfitting
@@ -95,9 +94,11 @@ def train(
     nothing can be saved, with what was saved before as it was.
     """
     with own_randomness(recipe.seed, next(model.parameters()).device):
-        stage = _Stage(model, splits, recipe, folder, resume, workers, sync_bn)
-        with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
-            return stage.run(bar)
+        records = None if folder is None else Records(Path(folder), model)
+        with contextlib.closing(records) if records else contextlib.nullcontext():
+            stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn)
+            with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
+                return stage.run(bar)
 
 
 @contextlib.contextmanager
@@ -121,13 +122,32 @@ def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
         refuse("model", got, f"(N, {classes}), a logit for each class")
 
 
+def moved(images: Tensor, labels: Tensor, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """To the device, without waiting for it."""
+    layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
+    images = images.to(device, non_blocking=True, memory_format=layout)
+    return images, labels.to(device, non_blocking=True)
+
+
+def merit(row: dict[str, Any]) -> tuple[float, float]:
+    """By which validation chooses among the rows of a history: the larger, the better."""
+    robust = row["val_robust"]
+    return (row["val_clean"] if robust is None else robust, row["val_clean"])
+
+
+def mixed(*parts: int) -> int:
+    """A seed; neighbouring parts have nothing in common."""
+    name = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
 class _Stage:
     def __init__(
         self,
         model: nn.Module,
         splits: Splits,
         recipe: Recipe,
-        folder: str | Path | None,
+        records: Records | None,
         resume: bool,
         workers: int | None,
         sync_bn: bool,
@@ -144,7 +164,7 @@ class _Stage:
         # All processes see all validation images, which evaluate() shares among them.
         self.validation = Loader(splits.val, recipe.batch_size, workers=workers, rank=0, world_size=1)
         self.total_steps = recipe.epochs * len(self.loader)
-        self.records = None if folder is None else Records(Path(folder), model)
+        self.records = records
         saved = self._open(resume)
         self.precision = saved["precision"] if saved else self._measured_precision()
         self._prepare()
@@ -172,12 +192,12 @@ class _Stage:
             if resume:
                 refuse("resume", "True without a folder", "the folder of the run that goes on")
             return None
-        return self.records.open(self.recipe, resume)
+        return self.records.open(dataclasses.asdict(self.recipe), resume)
 
     def _measured_precision(self) -> str:
         images, labels, _ = next(self.loader.epoch(0))
-        found = chosen_precision(self.model, *self._moved(images, labels), self.recipe)
-        return agree(found)  # or the processes would not compute the same
+        batch = moved(images, labels, self.device, self.recipe.channels_last)
+        return agree(chosen_precision(self.model, *batch, self.recipe))  # or processes would compute others
 
     def _prepare(self) -> None:
         """All that acts on the model."""
@@ -185,16 +205,7 @@ class _Stage:
         self.learner = Learner(self.model, r, self.precision, len(self.loader))
         self.attack = None if r.attack == "none" else TrainingAttack(self.model, r, self.precision)
         self.val_generator = torch.Generator()
-        self.val_attack = PGD(
-            r.norm,
-            r.eps,
-            r.eps / 4,
-            r.val_steps,
-            iterate="best",
-            early_stop=True,
-            precision=self.precision,
-            generator=self.val_generator,
-        )
+        self.val_attack = validation_attack(r, self.precision, self.val_generator)
 
     # --- epochs --------------------------------------------------------------------------------------------
 
@@ -207,7 +218,7 @@ class _Stage:
         if self.records is not None and not self.records.has_tensorboard:
             progress.note("no events for TensorBoard: pip install 'roli-fast[train]'")
         progress.advance(self.epoch * len(self.loader) + self.step)
-        while self.epoch < self.recipe.epochs:
+        while not self._is_done():
             self._train_epoch()
             self._finish_epoch(self._validate())
         if self.records is not None:
@@ -218,6 +229,13 @@ class _Stage:
             self.records.restore_best(self.model, self.history[self.best])
         cost = sum((Cost(**row["cost"]) for row in self.history), Cost())
         return Trained(self.model.eval(), self.history, self.best, cost, self.warnings, self.precision)
+
+    def _is_done(self) -> bool:
+        """Validation says the same in all processes."""
+        patience = self.recipe.patience
+        if patience is not None and self.best is not None and self.epoch - 1 - self.best >= patience:
+            return True
+        return self.epoch == self.recipe.epochs
 
     def _begin_epoch(self) -> None:
         self.step = 0
@@ -235,34 +253,34 @@ class _Stage:
             with self.watch("data"):
                 images, labels, index = next(batches)
             key = keys[self.step : self.step + 1]
-            moved = index.to(self.device, non_blocking=True)
-            loss = self._train_step(*self._moved(images, labels), moved, key)
+            batch = moved(images, labels, self.device, self.recipe.channels_last)
+            loss = self._train_step(*batch, index.to(self.device, non_blocking=True), key)
             self.unseen.append((self.step, loss, index))
             self.step += 1
             if self.step % _LOOK == 0 or self.step == len(self.loader):
                 self._look()
-            if time.monotonic() - self.last_save > _SAVE_EVERY and self.step < len(self.loader):
+            if self._is_time_to_save():
                 self._look()
                 self._save()
 
+    def _is_time_to_save(self) -> bool:
+        """All processes at once; several ask each other now and then."""
+        if self.records is None or self.step == len(self.loader):
+            return False
+        if world_size() > 1 and self.step % _LOOK:
+            return False
+        return agree(time.monotonic() - self.last_save > _SAVE_EVERY)
+
     def _keys(self) -> Tensor:
         """The keys of an epoch's attacks: (steps,) int64."""
-        random = torch.Generator().manual_seed(_mixed(self.recipe.seed, self.epoch))
+        random = torch.Generator().manual_seed(mixed(self.recipe.seed, self.epoch))
         return torch.randint(-(2**63), 2**63 - 1, (len(self.loader),), generator=random).to(self.device)
-
-    def _moved(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """To the device, without waiting for it."""
-        layout = torch.preserve_format
-        if self.recipe.channels_last and images.dim() == 4:
-            layout = torch.channels_last
-        images = images.to(self.device, non_blocking=True, memory_format=layout)
-        return images, labels.to(self.device, non_blocking=True)
 
     def _train_step(self, images: Tensor, labels: Tensor, index: Tensor, key: Tensor) -> Tensor:
         """The loss of a batch, as it was before the step."""
         count, number = len(images), self.epoch * len(self.loader) + self.step
         # What dropout and stochastic depth draw belongs to the step, whatever ran before it.
-        torch.manual_seed(_mixed(self.recipe.seed, self.epoch, self.step, rank()))
+        torch.manual_seed(mixed(self.recipe.seed, self.epoch, self.step, rank()))
         adversarial = images
         if self.attack is not None:
             with self.watch("attack"):
@@ -301,10 +319,9 @@ class _Stage:
     def _validate(self) -> Evaluation:
         share_statistics(self.learner.result)
         self.val_generator.manual_seed(self.recipe.seed)  # all epochs are held to the same starts
-        attack = None if self.attack is None else self.val_attack
         with self.watch("evaluation"):
             # A model that has gone astray may have no gradient for a while, and still come back.
-            found = evaluate(self.learner.result, self.validation, attack, strict=False)
+            found = evaluate(self.learner.result, self.validation, self.val_attack, strict=False)
         self.cost.forwards += found.forwards
         self.cost.input_gradients += found.gradients
         return found
@@ -330,7 +347,7 @@ class _Stage:
         if warning is not None:
             self.warnings.append(warning)
             self.progress.note(warning)
-        if self.best is None or _merit(self.history[-1]) > _merit(self.history[self.best]):
+        if self.best is None or merit(self.history[-1]) > merit(self.history[self.best]):
             self._keep_best()
         self.epoch += 1
         self._begin_epoch()
@@ -364,7 +381,7 @@ class _Stage:
                 "epoch": self.epoch,
                 "step": self.step,
                 "learner": self.learner.state(),
-                "sums": self.sums,
+                "sums": summed(self.sums.clone()),
                 "cost": dataclasses.asdict(self.cost),
                 "history": self.history,
                 "warnings": self.warnings,
@@ -384,7 +401,7 @@ class _Stage:
             ) from error
         self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
         self.history, self.warnings = saved["history"], saved["warnings"]
-        if rank() == 0:  # which wrote it: its sums are its own images'
+        if rank() == 0:  # of all processes, whose own begin anew
             self.sums = saved["sums"].to(self.device)
         self.cost = Cost(**saved["cost"])
         self.best_weights = saved["best_weights"]
@@ -393,14 +410,3 @@ class _Stage:
         if self.records is None or not self.records.has_last:
             return "No checkpoint was there yet."
         return f"{self.records.last} is the last good checkpoint."
-
-
-def _merit(row: dict[str, Any]) -> tuple[float, float]:
-    robust = row["val_robust"]
-    return (row["val_clean"] if robust is None else robust, row["val_clean"])
-
-
-def _mixed(*parts: int) -> int:
-    """A seed; neighbouring parts have nothing in common."""
-    name = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1

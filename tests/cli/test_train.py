@@ -1,15 +1,19 @@
 """``roli-fast train`` and ``roli-fast eval`` as a user meets them."""
 
+import argparse
 import json
+import shutil
 
 import numpy
 import pytest
 import torch
 from PIL import Image
 
+from roli_fast.cli import train
 from roli_fast.cli.main import main
+from roli_fast.cli.train_recipes import method_options, model_options, recipes, settle
 from roli_fast.models import create_model, load_model, save_model
-from roli_fast.training import paper_settings
+from roli_fast.training import Rounds, paper_settings
 
 TINY = ["--model", "small_resnet", "--model-kwargs", "channels=(8,8,8,8)", "--attack-precision", "fp32"]
 QUICK = ["--epochs", "2", "--probe-epochs", "1", "--steps", "1", "--val-steps", "2", "--eps", "8/255"]
@@ -32,9 +36,19 @@ def images(tmp_path_factory):
 def trained(images, tmp_path_factory):
     """The folder of a run of both stages."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    data = ["--dataset", "folder", "--data-dir", str(images), "--workers", "0"]
-    assert main(["train", *TINY, *QUICK, *data, "--output", str(out), "--lr", "0.01"]) == 0
+    assert main(command(images, out)) == 0
     return out
+
+
+def command(images, out, *more):
+    """Both stages, from a backbone of the weights that torch draws with seed 1."""
+    backbone = images.parent / "backbone.safetensors"
+    if not backbone.exists():
+        torch.manual_seed(1)
+        save_model(create_model("small_resnet", 3, channels=(8, 8, 8, 8)), backbone)
+    data = ["--dataset", "folder", "--data-dir", str(images), "--workers", "0", "--lr", "0.01"]
+    start = ["--initial-checkpoint", str(backbone), "--output", str(out), "--probe", "sgd"]
+    return ["train", *TINY, *QUICK, *data, *start, *more]
 
 
 def test_a_run_of_both_stages(trained):
@@ -58,10 +72,8 @@ def test_a_run_of_both_stages(trained):
     assert any("backbone" in name for name in moved)
 
 
-def test_probing_leaves_the_backbone_and_finetuning_begins_with_its_head(trained, tmp_path, images):
-    """The same seed gives the probe the same start: its backbone is what it began with."""
-    torch.manual_seed(0)
-    start = create_model("small_resnet", 3, channels=(8, 8, 8, 8)).state_dict()
+def test_probing_leaves_the_backbone(trained, images):
+    start = load_model(images.parent / "backbone.safetensors").state_dict()
     probed = load_model(trained / "probe" / "best.safetensors").state_dict()
     moved = {name for name in probed if not torch.equal(probed[name], start[name])}
     assert moved == {name for name in probed if "head" in name}
@@ -69,16 +81,25 @@ def test_probing_leaves_the_backbone_and_finetuning_begins_with_its_head(trained
 
 def test_resume_finds_it_finished_and_changes_nothing(trained, images, capsys):
     before = (trained / "finetune" / "last.pt").read_bytes()
-    data = ["--dataset", "folder", "--data-dir", str(images), "--workers", "0", "--lr", "0.01"]
-    assert main(["train", *TINY, *QUICK, *data, "--output", str(trained), "--resume"]) == 0
+    assert main(command(images, trained, "--resume")) == 0
     assert (trained / "finetune" / "last.pt").read_bytes() == before
     shown = capsys.readouterr().out
     assert "1/1" in shown
     assert "Test images: clean" in shown
-    assert main(["train", *TINY, *QUICK, *data, "--output", str(trained)]) == 2
+    assert main(command(images, trained)) == 2
     assert "which has a run, accepted: a new folder, or --resume" in capsys.readouterr().err
-    assert main(["train", *TINY, *QUICK, *data, "--output", str(trained), "--resume", "--seed", "3"]) == 2
+    assert main(command(images, trained, "--resume", "--seed", "3")) == 2
     assert "--resume: got --seed 3 (was 0), accepted: the run's own arguments" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_named(trained, images, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "run")
+    last = run / "finetune" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert main(command(images, run, "--resume")) == 2
+    shown = capsys.readouterr().err
+    assert f"{last} cannot be read" in shown
+    assert shown.count("\n") == 1
 
 
 def test_eval_of_a_run(trained, images, tmp_path, capsys):
@@ -105,7 +126,7 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
 def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
     """No data folder, no backbone, no attack: the same command."""
     out = tmp_path / "run"
-    command = ["train", *TINY, "--init", "random", "--attack", "none", "--epochs", "1", "--lr", "3e-3"]
+    command = ["train", *TINY[:-2], "--attack", "none", "--epochs", "1", "--lr", "3e-3"]
     assert main([*command, "--output", str(out)]) == 0
     result = json.loads((out / "result.json").read_text())
     assert set(result["stages"]) == {"finetune"}
@@ -132,6 +153,24 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--num-classes", "7"], "num_classes: got 7, accepted: 10, as many as digits has"),
         (["--initial-checkpoint", "/nowhere.pth"], "path: got /nowhere.pth, accepted: a file that is there"),
         (["--init", "pretrained"], "--init: got pretrained, accepted: roli, random"),
+        (["--init", "roli"], "--init: got roli for a backbone of random weights, accepted: it with"),
+        (["--eps", "8"], "eps: got 8.0, accepted: at most 1 in linf"),
+        (["--probe-lr", "1"], "--probe-lr: got 1.0, which has no effect, accepted: it with --probe sgd"),
+        (["--probe", "sgd"], "--probe: got sgd, which has no effect, accepted: it with --init roli or"),
+        (
+            ["--method", "linear", "--lr", "1"],
+            "--lr: got 1.0, which has no effect, accepted: it with --probe",
+        ),
+        (["--attack", "nfgsm", "--steps", "3"], "--steps: got 3, which has no effect, accepted: it with"),
+        (["--attack", "none", "--eps", "1/255"], "--eps: got 0.00392"),
+        (["--trades-beta", "3"], "--trades-beta: got 3.0, which has no effect"),
+        (["--momentum", "0.5"], "--momentum: got 0.5, which has no effect, accepted: it with an --opt"),
+        (["--min-lr", "0.1", "--sched", "none"], "--min-lr: got 0.1, which has no effect"),
+        (["--method", "bias", "--drop-path", "0.1"], "--drop-path: got 0.1, which has no effect"),
+        (
+            ["--drop-path", "0.1", "--model-kwargs", "drop_path_rate=0.2"],
+            "--drop-path: got another one in --model-kwargs, accepted: one of them",
+        ),
         (["--opt", "sgdd"], "opt: got 'sgdd', accepted: one of timm.optim.list_optimizers()"),
         (["--batch-size", "0"], "--batch-size: got '0', accepted: 1 or more"),
         (["--output", "/dev/null/run"], "--output: "),
@@ -146,6 +185,46 @@ def test_a_mistake_is_one_line_before_anything_begins(arguments, message, tmp_pa
     assert shown.err.count("\n") == 1
     assert not list(tmp_path.rglob("last.pt"))
     assert not list(tmp_path.rglob("*.json"))  # the folder is free for the command that puts it right
+
+
+def parsed(*options):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    arguments = parser.parse_args([*options, "--initial-checkpoint", "backbone.pth"])
+    settle(arguments)
+    return arguments
+
+
+def test_the_papers_settings_are_the_defaults_on_its_sets():
+    swin = ("--model", "swin_base_patch4_window7_224")
+    arguments = parsed(*swin, "--dataset", "cifar10", "--probe", "sgd")
+    assert model_options(arguments) == {"img_size": None, "resize": True, "drop_path_rate": 0.5}
+    finetuning, probing = recipes(arguments)
+    assert (finetuning.epochs, finetuning.opt, finetuning.lr) == (20, "adamw", pytest.approx(1e-4 / 4))
+    assert (probing.epochs, probing.opt, probing.lr) == (20, "momentum", pytest.approx(0.05 / 4))
+    assert (finetuning.eps, finetuning.steps, finetuning.warmup_epochs) == (8 / 255, 7, 10)
+    birds = parsed(*swin, "--dataset", "cub200", "--method", "vpt")
+    assert model_options(birds) == {"img_size": None, "resize": False}
+    assert method_options(birds) == {"tokens": 20}
+
+
+def test_what_is_given_comes_before_the_papers_settings():
+    options = ("--model", "swin_tiny_patch4_window7_224", "--dataset", "cub200", "--epochs", "3", "--lr", "1")
+    probed = ("--probe", "sgd", "--probe-epochs", "2")
+    arguments = parsed(*options, *probed, "--drop-path", "0", "--patience", "4")
+    assert model_options(arguments)["drop_path_rate"] == 0
+    finetuning, probing = recipes(arguments)
+    assert (finetuning.epochs, finetuning.lr, finetuning.patience) == (3, 1, 4)
+    assert (probing.epochs, probing.lr, probing.patience) == (2, 0.25, None)
+    prompts = parsed("--method", "vpt", "--dataset", "cub200", "--method-kwargs", "tokens=5")
+    assert method_options(prompts) == {"tokens": 5}
+
+
+def test_heads_are_probed_by_rounds_unless_told_otherwise():
+    assert recipes(parsed())[1] == Rounds()
+    assert recipes(parsed("--probe-rounds", "2", "--method", "linear"))[1] == Rounds(2)
+    assert recipes(parsed("--init", "random"))[1] is None
+    assert recipes(parsed("--method", "linear", "--probe", "sgd", "--lr", "1"))[0].opt == "momentum"
 
 
 def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):

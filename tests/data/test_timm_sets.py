@@ -132,10 +132,12 @@ class Shards:
         self.shards = shards
         self.each = each
         self.num_samples = shards * each
+        self.dist_rank, self.dist_num_replicas = 7, 8  # as torch.distributed would have it
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number, workers = self.dist_rank * workers + number, self.dist_num_replicas * workers
         order = torch.arange(self.shards)
         if self.is_training:
             order = torch.randperm(self.shards, generator=torch.Generator().manual_seed(self.seed))
@@ -224,11 +226,16 @@ def test_streams_through_timms_factory(monkeypatch):
     assert load("wds/shapes", "/x", val_split="val", num_classes=2, **options).classes == ("0", "1")
 
 
-def test_what_several_processes_cannot_have_of_a_stream(monkeypatch):
-    with pytest.raises(
-        ValueError, match=r"rank, world_size: got \(1, 2\), accepted: \(0, 1\), as timm's readers"
-    ):
-        Loader(stream(padded=False), 3, rank=1, world_size=2)
+def test_processes_share_a_stream_or_each_read_all_of_it(monkeypatch):
+    shares = [content(Loader(stream(padded=False), 3, workers=0, rank=r, world_size=2)) for r in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == list(range(20))
+    monkeypatch.setattr("roli_fast.data.loader._launched", lambda: (1, 2))
+    assert content(Loader(stream(padded=False), 3, workers=0)) == shares[1]
+    every = Loader(stream(padded=True), 3, workers=0, rank=0, world_size=1)
+    assert sorted(content(every)) == list(range(20))
+
+
+def test_a_stream_that_processes_would_pad_is_not_evaluated_in_shares(monkeypatch):
     monkeypatch.setattr("roli_fast.data.loader._launched", lambda: (0, 2))
     with pytest.raises(ValueError, match="images: got a stream that 2 processes would pad"):
         Loader(stream(padded=True), 3)

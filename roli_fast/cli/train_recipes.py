@@ -1,0 +1,134 @@
+"""What the options of ``roli-fast train`` come to: a recipe for each stage, and no option that is in vain."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from timm.optim import get_optimizer_info, list_optimizers
+
+from ..training import Recipe, Rounds, paper_options, paper_settings
+from ..training.recipe import PAPER_SETS
+from .errors import UserError
+from .options import pairs
+
+# Where the data set is none of the paper's: its settings for CIFAR-10, with a warm-up of a tenth.
+_LIKE = "cifar10"
+
+# Options that are the recipe's fields by another name.
+_RENAMED = {"attack_precision": "precision", "model_ema_decay": "ema_decay"}
+# Of linear probing, in the first stage or as the only one.
+_PROBING: dict[str, Any] = {"opt": "momentum", "weight_decay": 1e-4}
+
+
+def settle(arguments: argparse.Namespace) -> None:
+    """Fills in which head finetuning begins with; raises UserError for an option without effect."""
+    weights = arguments.initial_checkpoint is not None or arguments.pretrained
+    if arguments.init == "roli" and not weights:
+        accepted = "it with --initial-checkpoint FILE or --pretrained; random"
+        raise UserError(f"--init: got roli for a backbone of random weights, accepted: {accepted}")
+    if arguments.init is None:
+        arguments.init = "roli" if weights and arguments.method != "linear" else "random"
+    if arguments.lr is not None and arguments.lr_base is not None:
+        raise UserError("--lr, --lr-base: got both, accepted: one of them")
+    of_network = pairs("--model-kwargs", arguments.model_kwargs)
+    if arguments.drop_path is not None and "drop_path_rate" in of_network:
+        raise UserError("--drop-path: got another one in --model-kwargs, accepted: one of them")
+    for options, has_effect, accepted in _effects(arguments):
+        for option in options:
+            value = getattr(arguments, option)
+            if value is not None and not has_effect:
+                name = f"--{option.replace('_', '-')}"
+                raise UserError(f"{name}: got {value}, which has no effect, accepted: it with {accepted}")
+
+
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of create_model; on the paper's data sets, a transformer has its resize, and a Swin its drop path."""
+    options = {"img_size": arguments.img_size, "resize": arguments.resize}
+    options |= pairs("--model-kwargs", arguments.model_kwargs)
+    if arguments.drop_path is not None:
+        options["drop_path_rate"] = arguments.drop_path
+    if arguments.dataset in PAPER_SETS and arguments.model.startswith("swin"):
+        options = paper_options(arguments.dataset, arguments.method)[0] | options
+    if arguments.dataset in ("cifar10", "cifar100") and arguments.model.startswith(("swin", "vit")):
+        options["resize"] |= arguments.img_size is None
+    return options
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of the finetuning method."""
+    given = pairs("--method-kwargs", arguments.method_kwargs)
+    if arguments.dataset in PAPER_SETS:
+        return paper_options(arguments.dataset, arguments.method)[1] | given
+    return given
+
+
+def _effects(arguments: argparse.Namespace) -> list[tuple[tuple[str, ...], bool, str]]:
+    """Options, whether they have an effect beside the others, and what they need for it."""
+    by_sgd = ("probe_epochs", "probe_lr", "probe_opt", "probe_weight_decay")
+    trains = ("epochs", "patience", "lr", "lr_base", "opt", "momentum", "weight_decay", "sched", "min_lr")
+    grows = ("warmup_epochs", "clip_grad", "model_ema_decay", "amp_dtype", "loss", "eps_warmup_epochs")
+    sgd = arguments.probe == "sgd"
+    linear = arguments.method == "linear"
+    attacked = ("norm", "eps", "eps_warmup_epochs", "attack_mode", "attack_precision", "val_steps")
+    attack = arguments.attack or Recipe.attack
+    return [
+        (("probe",), linear or _is_probed(arguments), "--init roli or --method linear"),
+        (("probe_rounds",), not sgd and (linear or _is_probed(arguments)), "--probe rounds"),
+        (by_sgd, sgd and _is_probed(arguments), "--probe sgd, --init roli and another method than linear"),
+        ((*trains, *grows), sgd or not linear, "--probe sgd, or another method than linear"),
+        (("drop_path",), arguments.method == "full", "--method full"),
+        (("momentum",), _has_momentum(arguments), "an --opt that has one"),
+        (("min_lr",), arguments.sched != "none", "--sched cosine"),
+        (("steps", "step_size"), attack == "pgd", "--attack pgd"),
+        (attacked, attack != "none", "an --attack"),
+        (("trades_beta",), arguments.loss == "trades", "--loss trades"),
+    ]
+
+
+def _is_probed(arguments: argparse.Namespace) -> bool:
+    """Whether there are two stages."""
+    return arguments.init == "roli" and arguments.method != "linear"
+
+
+def _has_momentum(arguments: argparse.Namespace) -> bool:
+    """Of what trains; an optimiser that is not known is refused by the recipe."""
+    used = [arguments.opt or (_PROBING["opt"] if arguments.method == "linear" else Recipe.opt)]
+    if _is_probed(arguments):
+        used.append(arguments.probe_opt or _PROBING["opt"])
+    return any(o.lower() not in list_optimizers() or get_optimizer_info(o.lower()).has_momentum for o in used)
+
+
+def recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | Rounds | None]:
+    """Of finetuning, and of probing, if it is a stage of its own or by rounds: the options that were given,
+    then the paper's settings for the data set, then the recipe's own defaults."""
+    fields = {f.name for f in dataclasses.fields(Recipe)}
+    named = {_RENAMED.get(name, name): value for name, value in vars(arguments).items()}
+    given = {name: value for name, value in named.items() if name in fields and value is not None}
+    given["channels_last"] = not arguments.no_channels_last
+    probed = _is_probed(arguments)
+    finetuning = _recipe(arguments, arguments.method, probed, given, arguments.lr_base)
+    if arguments.probe != "sgd" and (probed or arguments.method == "linear"):
+        return finetuning, Rounds() if arguments.probe_rounds is None else Rounds(arguments.probe_rounds)
+    if not probed:
+        return finetuning, None
+    finetunings_own = ("epochs", "lr", "opt", "weight_decay", "patience")
+    own = {name: getattr(arguments, f"probe_{name}") for name in ("epochs", "lr", "opt", "weight_decay")}
+    shared = {name: value for name, value in given.items() if name not in finetunings_own}
+    own = {name: value for name, value in own.items() if value is not None}
+    return finetuning, _recipe(arguments, "linear", probed, shared | own, None)
+
+
+def _recipe(
+    arguments: argparse.Namespace, method: str, probed: bool, given: dict[str, Any], lr_base: float | None
+) -> Recipe:
+    """lr_base: for a batch of 256."""
+    known = arguments.dataset in PAPER_SETS
+    paper = paper_settings(arguments.dataset if known else _LIKE, method, probed=probed)
+    settings = (_PROBING if method == "linear" else {"opt": Recipe.opt}) | given
+    settings.setdefault("epochs", paper["epochs"])
+    settings.setdefault("batch_size", paper["batch_size"])
+    warmup = paper["warmup_epochs"] if known else settings["epochs"] // 10
+    settings.setdefault("warmup_epochs", min(warmup, settings["epochs"] // 2))
+    base = lr_base or paper["lr"] * 256 / paper["batch_size"]
+    settings.setdefault("lr", base * settings["batch_size"] / 256)
+    return Recipe(**settings)

@@ -1,0 +1,149 @@
+"""Probing by rounds finds the head that is best against the attack, from a few attacks."""
+
+import numpy
+import pytest
+import scipy.optimize
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from roli_fast.data import ImageStream, Splits
+from roli_fast.data.view import View
+from roli_fast.models import split
+from roli_fast.models.classifier import Classifier
+from roli_fast.training import Rounds, probe, roli, train
+
+from .cases import EPS, blobs, recipe, same, small_model, splits_of, two_features, weights
+
+ONE_DECAY = {"other_weight_decays": ()}
+
+
+def identity_backbone():
+    return Classifier(nn.Flatten(), nn.Linear(21, 2), "head")
+
+
+def test_without_an_attack_it_is_logistic_regression():
+    splits = splits_of(blobs, 96, 24, 24)
+    model = small_model().eval()
+    probe(model, splits, recipe(attack="none"), Rounds(weight_decay=0.05, **ONE_DECAY))
+    features, head = split(model)
+    with torch.no_grad():
+        x = features(splits.train.images.float() / 255).double()
+    scaled = (x / x.var(0, unbiased=False).mean().sqrt()).numpy()
+    oracle = LogisticRegression(C=1 / (0.05 * len(x)), tol=1e-8, max_iter=5000).fit(
+        scaled, splits.train.labels
+    )
+    probabilities = head(x.float()).softmax(1).detach().numpy()
+    numpy.testing.assert_allclose(probabilities, oracle.predict_proba(scaled), atol=5e-3)
+
+
+def test_on_a_linear_model_it_reaches_the_optimum_of_the_worst_case():
+    """There the worst loss of an image has a closed form, whose minimum scipy finds."""
+    torch.manual_seed(0)
+    splits = splits_of(two_features, 256, 64, 64)
+    x, y = splits.train.images.flatten(1).double(), splits.train.labels
+    spread, decay = x.var(0, unbiased=False).mean().sqrt().item(), 0.01
+    settings = recipe(eps=EPS / 4, step_size=EPS / 4, steps=5, precision="fp32")
+
+    def worst(weight, bias):
+        """The mean, with no box in the way: both classes' logits move by eps |w0 - w1|_1 apart."""
+        margin = (F.linear(x, weight, bias) * torch.tensor([1.0, -1.0])).sum(1) * (1 - 2 * y)
+        return F.softplus(settings.eps * (weight[0] - weight[1]).abs().sum() - margin).mean()
+
+    def objective(flat):
+        flat = torch.tensor(flat, requires_grad=True)
+        weight, bias = flat[:42].view(2, 21), flat[42:]
+        value = worst(weight, bias) + decay / 2 * (weight * spread).square().sum()
+        (gradient,) = torch.autograd.grad(value, flat)
+        return value.item(), gradient.numpy()
+
+    best = scipy.optimize.minimize(objective, numpy.zeros(44), jac=True, method="L-BFGS-B").fun
+    model = identity_backbone()
+    done = probe(model, splits, settings, Rounds(8, decay, (), tolerance=0.0))
+    found, _ = objective(torch.cat([model.head.weight.flatten(), model.head.bias]).detach().double().numpy())
+    assert done.history[0]["val_robust"] > 0.6
+    # The box holds the attack back a little, so that ours can be above this optimum, and hardly below it.
+    assert found == pytest.approx(best, rel=0.02)
+
+
+def test_it_counts_what_it_spends_and_moves_the_head_alone():
+    splits = splits_of(blobs, 40, 12, 12)  # 40 = 2.5 batches
+    model = small_model()
+    before = weights(model)
+    done = probe(model, splits, recipe(), Rounds(2, tolerance=0.0))
+    assert {name for name, value in weights(model).items() if not torch.equal(value, before[name])} == {
+        "model.head.weight",
+        "model.head.bias",
+    }
+    assert [row["attacks"] for row in done.history] == [1, 2, 2, 2]
+    assert [row["weight_decay"] for row in done.history] == [0.3, 0.3, 0.1, 1.0]
+    for row, attacks in zip(done.history, (80, 80, 0, 0), strict=True):  # 40 images, two steps
+        assert 0 < row["cost"]["input_gradients"] - attacks <= 12 * 2  # of the validation
+    assert done.cost.weight_gradients == 0
+    merits = [(row["val_robust"], row["val_clean"]) for row in done.history]
+    assert merits[done.best] == max(merits)
+
+
+def test_rounds_end_when_a_fresh_attack_finds_no_more():
+    splits = splits_of(blobs, 48, 12, 12)
+    done = probe(small_model(), splits, recipe(), Rounds(9, tolerance=10.0, **ONE_DECAY))
+    assert [row["attacks"] for row in done.history] == [1, 2]
+
+
+def test_a_finished_one_is_read_and_an_interrupted_one_ends_the_same(tmp_path, monkeypatch):
+    splits = splits_of(blobs, 48, 12, 12)
+    whole, again, anew = small_model(), small_model(), small_model()
+    done = probe(whole, splits, recipe(), folder=tmp_path / "run")
+    read = probe(again, splits, recipe(), folder=tmp_path / "run", resume=True)
+    assert same(weights(whole), weights(again))
+    assert read.history == done.history
+    (tmp_path / "run" / "last.pt").unlink()  # as before its end
+    probe(anew, splits, recipe(), folder=tmp_path / "run", resume=True)
+    assert same(weights(whole), weights(anew))
+    with pytest.raises(ValueError, match=r"recipe: got rounds=.* for the run in .*, accepted: rounds="):
+        probe(anew, splits, recipe(), Rounds(7), folder=tmp_path / "run", resume=True)
+
+
+def test_in_both_stages_and_as_the_only_one(tmp_path):
+    splits = splits_of(blobs, 48, 12, 12)
+    model = small_model()
+    outcome = roli(model, splits, recipe(), probing=Rounds(1), folder=tmp_path / "roli")
+    assert list(outcome.stages) == ["probe", "finetune"]
+    assert outcome.stages["probe"].cost.weight_gradients == 0
+    assert outcome.stages["finetune"].cost.weight_gradients > 0
+    alone = roli(
+        small_model(), splits, recipe(), probing=Rounds(1), method="linear", folder=tmp_path / "linear"
+    )
+    assert list(alone.stages) == ["finetune"]
+    assert alone.stages["finetune"].history[0]["attacks"] == 1
+
+
+def test_the_head_resists_more_than_one_of_clean_features():
+    torch.manual_seed(0)
+    splits = splits_of(two_features, 512, 256, 64)
+    settings = {"eps": EPS, "step_size": EPS / 2, "steps": 3, "val_steps": 5}
+    attacked = probe(identity_backbone(), splits, recipe(**settings)).history
+    assert max(row["val_robust"] for row in attacked) > 0.75
+    robust = train(identity_backbone(), splits, recipe(epochs=8, lr=0.05, batch_size=32, **settings)).history
+    assert max(r["val_robust"] for r in attacked) > max(r["val_robust"] for r in robust) - 0.05
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rounds": 0}, "rounds: got 0"),
+        ({"weight_decay": 0.0}, "weight_decay, other_weight_decays: got 0, accepted: numbers above 0"),
+        ({"other_weight_decays": (-1.0,)}, "weight_decay, other_weight_decays: got -1"),
+        ({"tolerance": "much"}, "tolerance: got"),
+    ],
+)
+def test_settings_that_do_not_fit(given, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Rounds(**given)
+
+
+def test_a_streamed_set_is_refused():
+    stream = ImageStream(lambda **_: None, 10, ["a", "b"], View(), padded=False)
+    with pytest.raises(ValueError, match="splits: got a streamed set, accepted: one in memory or in files"):
+        probe(small_model(), Splits(stream, *splits_of(blobs, 12, 12, 12)[1:]), recipe())
