@@ -1,5 +1,6 @@
 """What all tests share: seeds, small models, and the real checkpoints where they are there."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
+
+from .forks import forks
 
 if not torch.cuda.is_available():  # before Triton is imported: its kernels then run in Python, on the CPU
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -32,6 +35,12 @@ def pytest_configure(config):
     settings.load_profile("many" if config.getoption("--slow") else "few")
 
 
+def pytest_collection_finish():
+    """No collection looks any more at what is there already: torch's million objects, and the tests'."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: make gpu runs it")
@@ -42,6 +51,13 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """fresh(code, env=..., cwd=...): what the code printed in a process of its own, and its exit status."""
+    with forks(tmp_path_factory.mktemp("fresh")) as run:
+        yield run
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ def cpu_library(package: Path) -> Path:
 
 def compile_emulated(library: Path, *flags: str) -> None:
     """The CUDA kernels' bodies and launchers, in the place of the CPU kernels."""
+    sources = [ROOT / "tests" / "gpu" / "emulated.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
     command = [
         *(
             COMPILER,
@@ -44,12 +45,12 @@ def compile_emulated(library: Path, *flags: str) -> None:
         ),
         *(*flags, f"-I{ROOT / 'csrc'}", "-isystem", f"{TORCH / 'include'}"),
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
-        str(ROOT / "tests" / "gpu" / "emulated.cpp"),
-        *("-x", "c++", *map(str, sorted((ROOT / "csrc" / "cuda").glob("*.cu")))),
-        *("-o", str(library)),
+        *("-x", "c++", "-", "-o", str(library)),
         *(f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # As one file: the headers, torch's among them, are then read once and not for each.
+    whole = "".join(f'#include "{source}"\n' for source in sources)
+    done = subprocess.run(command, input=whole, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

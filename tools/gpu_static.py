@@ -164,8 +164,12 @@ def cuda_kernels_in(library: Path, sms: tuple[int, ...]) -> Iterator[Kernel]:
 
 
 def _kernels_of(cubin: Path, sm: int, forbidden: dict[str, list[str]]) -> Iterator[Kernel]:
-    for mangled, code in read_cubin(cubin):
-        name, form = _cuda_form(mangled)
+    found = dict(read_cubin(cubin))
+    names = subprocess.run(
+        ["c++filt", *found], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    for (mangled, code), demangled in zip(found.items(), names, strict=True):
+        name, form = _cuda_form(demangled)
         yield Kernel("cuda", name, form, sm, **code, forbidden=forbidden[mangled])
 
 
@@ -194,12 +198,11 @@ OPERANDS = {
 }
 
 
-def _cuda_form(mangled: str) -> tuple[str, dict[str, str]]:
+def _cuda_form(demangled: str) -> tuple[str, dict[str, str]]:
     """kernel<DenseStep<float, bfloat16, ...>> as ("step", {"adv": "float32", "grad": "bfloat16", ...}).
 
     One that looks at whole samples by the name of its body, without a form.
     """
-    demangled = subprocess.run(["c++filt", mangled], check=True, capture_output=True, text=True).stdout
     plain = re.sub(r"\(anonymous namespace\)|\w+::|::", "", demangled)
     plain = re.sub(r"Packed<\w+, (Dense\w+<[^<>]*>) ?>", r"\1", plain)
     plain = re.sub(r"OneByOne<\w+, Dense(\w+)<(\w+)[^<>]*> ?>", r"OneByOne\1<\2>", plain)

@@ -38,24 +38,30 @@ STRONGER = {
     "AutoAttack": AutoAttack,
 }
 
+ALL = [*KINDS, *STRONGER]
 
-def each(kinds: Iterable[str]) -> Any:
-    rows = few(kinds, SIZES)
-    return pytest.mark.parametrize(
-        "name", [pytest.param("-".join(row.values), marks=row.marks) for row in rows]
-    )
+
+def each(kinds: Iterable[str], **axes: Iterable[Any]) -> Any:
+    """Parametrizes over attacks in all norms, and over the axes: of their product, `make test` runs a few."""
+
+    def named(kind: str, norm: str, *rest: Any, marks: Any) -> Any:
+        return pytest.param(f"{kind}-{norm}", *rest, marks=marks)
+
+    rows = few(kinds, SIZES, *axes.values())
+    return pytest.mark.parametrize(("name", *axes), [named(*row.values, marks=row.marks) for row in rows])
 
 
 each_descent = each(KINDS)  # those that take PGD's options
-each_attack = each([*KINDS, *STRONGER])
+each_attack = each(ALL)
 
 
 def make(name: str, **options: Any) -> Attack:
-    """The attack of this name, of three steps, or five queries."""
+    """The attack of this name, of three steps, or five queries, towards two targets."""
     kind, norm = name.split("-")
     eps, step_size = SIZES[norm]
     if kind in STRONGER:
         steps = {} if kind == "Square" else {"steps": 3}
+        steps |= {"targets": 2} if kind in ("APGDT", "FABT") else {}
         queries = {"queries": 5} if kind in ("Square", "AutoAttack") else {}
         options = {name: value for name, value in options.items() if name != "step_size"}
         return STRONGER[kind](**{"norm": norm, "eps": eps, **steps, **queries, **options})

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from roli_fast.attacks import APGD, APGDT, PGD, verify
 from roli_fast.evaluation import evaluate
 
+from ..selection import slow
 from .cases import projection, sizes
 from .test_strength import knapsack, linear  # noqa: F401
 
@@ -72,7 +73,7 @@ def one_sample(
     return best
 
 
-@pytest.mark.parametrize("steps", [1, 7, 50, 100])
+@pytest.mark.parametrize("steps", [1, 7, 50, *slow(100)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_algorithm(problem, norm, steps):
     model, images, labels = problem

@@ -10,6 +10,7 @@ from torch import nn
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
 from roli_fast.models import Normalized
 
+from ..selection import few
 from .cases import SIZES, cross_entropy, divergence, each_descent, make, reference
 
 NORMS = list(SIZES)
@@ -51,10 +52,10 @@ def test_fgsm(problem, norm):
     near(got, reference(model, images, labels, [images], loss=cross_entropy(labels), **sizes))
 
 
-@pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("keeps", ["last", "best", "stop"])
-@pytest.mark.parametrize("restarts", [0, 1, 3])
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "restarts", "keeps", "targeted"),
+    few(NORMS, [0, 1, 3], ["last", "best", "stop"], [False, True], together=2),
+)
 def test_pgd(problem, norm, restarts, keeps, targeted):
     """restarts 0: from the clean image."""
     model, images, labels = problem

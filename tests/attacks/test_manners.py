@@ -11,7 +11,7 @@ from roli_fast.attacks import PGD, verify
 from roli_fast.evaluation import evaluate
 from roli_fast.models import Normalized
 
-from .cases import ATTACKS, SIZES, STRONGER, each_attack, each_descent, make
+from .cases import ALL, ATTACKS, KINDS, SIZES, STRONGER, each, each_attack, each_descent, make
 
 NO_LABELS = ("TPGD", "FeaturePGD")
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
@@ -55,8 +55,7 @@ def assert_in_ball(name, adv, images, eps, bounds=(0.0, 1.0)):
 # --- the model ---------------------------------------------------------------------------------------------
 
 
-@each_attack
-@pytest.mark.parametrize("way", ["call", "run", "best"])
+@each(ALL, way=["call", "run", "best"])
 def test_the_model_is_left_alone(name, way, convnet, batch):
     """Gradients, modes (a frozen BatchNorm's too), requires_grad, parameters and statistics."""
     net = convnet.train().model
@@ -113,10 +112,11 @@ def test_training_goes_on_between_attacks(name, convnet, batch):
 # --- the caller's modes ------------------------------------------------------------------------------------
 
 
-@each_attack
-@pytest.mark.parametrize(
-    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
-)
+def autocast():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@each(ALL, mode=[torch.no_grad, torch.inference_mode, autocast])
 def test_every_mode_of_the_caller(name, mode, convnet, batch):
     def run(*batch):
         return make(name, generator=torch.Generator()).run(convnet, *batch).adversarial
@@ -193,8 +193,7 @@ def test_layouts(name, options, convnet, batch):
         torch.testing.assert_close(other, expected, rtol=0, atol=1e-6)
 
 
-@each_attack
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each(ALL, dtype=[torch.bfloat16, torch.float16])
 def test_models_and_images_in_half_precision(name, dtype, convnet, batch):
     images, labels = batch[0].to(dtype), batch[1]
     result = make(name).run(convnet.to(dtype), images, labels)
@@ -203,8 +202,7 @@ def test_models_and_images_in_half_precision(name, dtype, convnet, batch):
     assert_in_ball(name, result.adversarial, images, eps_of(name))
 
 
-@each_descent
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@each(KINDS, precision=["tf32", "bf16", "fp16"])
 def test_gradients_at_other_precisions(name, precision, convnet, batch):
     """Reach about the same loss."""
     reached = {
@@ -230,8 +228,7 @@ def test_uint8_images(name, convnet, batch):
         assert results[0].success is None or torch.equal(results[0].success, results[1].success)
 
 
-@each_attack
-@pytest.mark.parametrize("shape", [(5,), (5, 7), (5, 3, 4), (5, 2, 3, 4, 3)])
+@each(ALL, shape=[(5,), (5, 7), (5, 3, 4), (5, 2, 3, 4, 3)])
 def test_batches_of_any_rank(name, shape):
     linear = nn.Linear(torch.Size(shape).numel() // 5, 4)
     images, labels = torch.rand(shape), torch.randint(0, 4, (5,))
@@ -279,8 +276,7 @@ def test_a_zero_gradient_moves_nothing(name, batch):
             make(name).run(Flat(), images, labels)
 
 
-@each_attack
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0), (-2.5, -0.5)])
+@each(ALL, bounds=[(-1.0, 1.0), (0.0, 255.0), (-2.5, -0.5)])
 def test_other_bounds(name, bounds, convnet, batch):
     """The attack scales with the box."""
     lo, hi = bounds
@@ -294,8 +290,7 @@ def test_other_bounds(name, bounds, convnet, batch):
     assert distance(name, adv, images).max() > eps / 4
 
 
-@each_attack
-@pytest.mark.parametrize("shift", [-1e-3, 1e-3, 100.0])
+@each(ALL, shift=[-1e-3, 1e-3, 100.0])
 def test_images_outside_the_bounds_are_refused(name, shift, convnet, batch):
     images = batch[0].clone()
     images[2, 1, 3, 3] = shift if shift < 0 else 1 + shift

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +11,8 @@ from roli_fast.cli import demo
 from roli_fast.cli.main import main
 from roli_fast.data import Splits, digits
 
+from ..report.cases import shorten
+
 
 def test_demo(tmp_path, capsys, monkeypatch):
     """The whole story on a part of the digits, cut short; it takes the place of an earlier one."""
@@ -21,6 +21,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "digits", lambda: some)
     monkeypatch.setattr(demo, "_AUTOATTACKED", 4)
     monkeypatch.setattr(demo, "_REPORTED", 4)
+    shorten(monkeypatch)
     monkeypatch.setattr(demo, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=5))
     earlier = tmp_path / "out" / "roli" / "finetune" / "recipe.json"
     earlier.parent.mkdir(parents=True)
@@ -80,17 +81,13 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert "pip install 'roli-fast[demo]'" in capsys.readouterr().err
 
 
-def doctor(**environment):
-    code = "import sys; from roli_fast.cli.main import main; sys.exit(main(['doctor']))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
-    )
+DOCTOR = "import sys; from roli_fast.cli.main import main; sys.exit(main(['doctor']))"
+
+
+def test_doctor_in_one_screen(fresh):
+    done = fresh(DOCTOR)
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_doctor_in_one_screen():
-    shown = doctor()
+    shown = done.stdout
     assert shown.count("\n") <= 40
     for word in (
         "python",
@@ -106,10 +103,9 @@ def test_doctor_in_one_screen():
         assert word in shown
 
 
-def test_a_backend_that_does_not_exist_is_a_users_mistake():
-    environment = {**os.environ, "ROLI_FAST_BACKEND": "nonsense"}
-    command = [sys.executable, "-m", "roli_fast.cli.main", "demo"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+def test_a_backend_that_does_not_exist_is_a_users_mistake(fresh):
+    code = "import sys; from roli_fast.cli.main import main; sys.exit(main(['demo']))"
+    done = fresh(code, env={"ROLI_FAST_BACKEND": "nonsense"})
     assert done.returncode == 2
     assert (
         done.stderr
@@ -117,8 +113,14 @@ def test_a_backend_that_does_not_exist_is_a_users_mistake():
     )
 
 
-def test_doctor_says_why_a_choice_cannot_run():
-    assert "ROLI_FAST_BACKEND: got 'nonsense', accepted: cpu, cuda, triton, reference" in doctor(
-        ROLI_FAST_BACKEND="nonsense"
-    )
-    assert "ROLI_FAST_CPU_CAPABILITY is 'sse9'" in doctor(ROLI_FAST_CPU_CAPABILITY="sse9")
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ROLI_FAST_BACKEND", "nonsense", ": got 'nonsense', accepted: cpu, cuda, triton, reference"),
+        ("ROLI_FAST_CPU_CAPABILITY", "sse9", " is 'sse9'"),
+    ],
+)
+def test_doctor_says_why_a_choice_cannot_run(variable, value, message, fresh):
+    done = fresh(DOCTOR, env={variable: value})
+    assert done.returncode == 0, done.stderr
+    assert f"{variable}{message}" in done.stdout

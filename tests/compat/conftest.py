@@ -96,13 +96,7 @@ def digits_subject() -> Subject:
     return _digits()
 
 
-_REAL = slow("resnet4b_cifar10", "trades_mnist")
-
-# For tests that take less than a second on the demo's network, which the others meet in the slow ones alone.
-every_subject = pytest.mark.parametrize("subject", ["digits", "demo", *_REAL], indirect=True)
-
-
-@pytest.fixture(params=["digits", *slow("demo"), *_REAL], scope="session")
+@pytest.fixture(params=["digits", *slow("demo", "resnet4b_cifar10", "trades_mnist")], scope="session")
 def subject(request):
     if request.param == "digits":
         return request.getfixturevalue("digits_subject")

@@ -6,7 +6,6 @@ import torch
 from roli_fast import compat
 
 from .cases import ONE_STEP, SEVERAL_STEPS, both
-from .conftest import every_subject
 
 DETERMINISTIC = {**ONE_STEP, **SEVERAL_STEPS}
 # The others compute in float32 whatever they are given.
@@ -18,7 +17,6 @@ def prediction(s, images):
         return s.model(images).argmax(1)
 
 
-@every_subject
 @pytest.mark.parametrize("case", DOUBLE)
 def test_in_float64(case, subject):
     s = subject.first(12).double()
@@ -27,7 +25,6 @@ def test_in_float64(case, subject):
         torch.testing.assert_close(ours(s), theirs(s).detach(), rtol=0, atol=1e-6)
 
 
-@every_subject
 @pytest.mark.parametrize("case", ONE_STEP)
 def test_in_float32_after_one_step(case, subject):
     """At most one pixel in a thousand differs by more than a thousandth of the largest change: those whose

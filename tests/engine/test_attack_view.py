@@ -11,6 +11,7 @@ from torch import nn
 from roli_fast.engine import AttackView
 from roli_fast.models import Normalized, small_resnet
 
+from ..selection import few
 from .cases import assert_same_logits, logits, through
 
 
@@ -99,21 +100,21 @@ def without_statistics() -> nn.Module:
 SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
 
-@pytest.mark.parametrize("half_trained", [False, True])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("resnet18", {}),
-        ("resnet18", {"act_layer": nn.SiLU}),
-        ("resnet26d", {}),
-        ("convnext_atto", {}),
-        ("efficientnet_b0", {}),
-        ("mobilenetv3_small_050", {}),
-        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
-        ("swin_tiny_patch4_window7_224", SWIN),
-    ],
-)
-def test_logits_of_timm_models(name, options, half_trained, randomize_norms):
+TIMM = [
+    ("resnet18", {}),
+    ("resnet18", {"act_layer": nn.SiLU}),
+    ("resnet26d", {}),
+    ("convnext_atto", {}),
+    ("efficientnet_b0", {}),
+    ("mobilenetv3_small_050", {}),
+    ("vit_tiny_patch16_224", {"img_size": 64, "depth": 3}),
+    ("swin_tiny_patch4_window7_224", SWIN),
+]
+
+
+@pytest.mark.parametrize(("subject", "half_trained"), few(TIMM, [False, True]))
+def test_logits_of_timm_models(subject, half_trained, randomize_norms):
+    name, options = subject
     model = timm.create_model(name, num_classes=7, **options)
     model = Normalized(randomize_norms(model), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).train()
     if half_trained:

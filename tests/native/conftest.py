@@ -36,11 +36,11 @@ def python():
 
 
 @pytest.fixture(scope="session")
-def answer(python):
-    """What the process printed, as JSON."""
+def answer(fresh):
+    """What code printed in a process of its own, as JSON."""
 
-    def run(*command, **options):
-        done = python(*command, **options)
+    def run(code, **options):
+        done = fresh(code, **options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import roli_fast
 from roli_fast import _C
 
-DIGEST = Path(__file__).parent / "digest.py"
+from .digest import computed
+
+ROOT = Path(__file__).resolve().parents[2]
 WIDTH = {"baseline": 0, "avx2": 1, "avx512": 2}
 
 
@@ -18,18 +21,24 @@ def runs_here(capability):
 
 
 @pytest.fixture(scope="module")
-def reference(answer):
-    return answer(DIGEST, env={"ROLI_FAST_BACKEND": "reference"})["digests"]
+def reference():
+    with roli_fast.backend("reference"):
+        return computed()
 
 
 @pytest.mark.parametrize("capability", _C.build_config()["cpu_capabilities"])
 def test_same_bits(capability, answer, reference):
     if not runs_here(capability):
         pytest.skip(f"this processor has no {capability}")
-    native = answer(DIGEST, env={"ROLI_FAST_CPU_CAPABILITY": capability})
-    assert native["capability"] == capability
-    assert native["digests"].keys() == reference.keys()
-    assert [case for case in reference if native["digests"][case] != reference[case]] == []
+    if capability == _C.cpu_capability():
+        digests = computed()
+    else:
+        script = "import runpy; runpy.run_module('tests.native.digest', run_name='__main__')"
+        found = answer(script, env={"ROLI_FAST_CPU_CAPABILITY": capability}, cwd=ROOT)
+        assert found["capability"] == capability
+        digests = found["digests"]
+    assert digests.keys() == reference.keys()
+    assert [case for case in reference if digests[case] != reference[case]] == []
 
 
 def test_the_widest_is_the_default():
@@ -38,11 +47,11 @@ def test_the_widest_is_the_default():
 
 def test_an_empty_choice_is_none(answer):
     code = "from roli_fast import _C; print(f'\"{_C.cpu_capability()}\"')"
-    assert answer("-c", code, env={"ROLI_FAST_CPU_CAPABILITY": ""}) == _C.cpu_capability()
+    assert answer(code, env={"ROLI_FAST_CPU_CAPABILITY": ""}) == _C.cpu_capability()
 
 
-def test_an_unknown_one_is_refused_at_import(python):
-    done = python("-c", "import roli_fast.ops", env={"ROLI_FAST_CPU_CAPABILITY": "sse9"})
+def test_an_unknown_one_is_refused_at_import(fresh):
+    done = fresh("import roli_fast.ops", env={"ROLI_FAST_CPU_CAPABILITY": "sse9"})
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert "ROLI_FAST_CPU_CAPABILITY" in message

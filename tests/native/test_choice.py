@@ -52,14 +52,15 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow  # ops/test_choice.py shows it of the process that it runs in
 def test_the_default_is_native(answer):
-    report = answer("-c", REPORT)
+    report = answer(REPORT)
     assert not any(report[way] for way in ("torch.ops", "torch.ops tensor", "ops", "block"))
     assert report["default"] == ["cpu"]
 
 
 def test_the_reference_as_default(answer):
-    report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "reference"})
+    report = answer(REPORT, env={"ROLI_FAST_BACKEND": "reference"})
     assert all(report[way] for way in ("torch.ops", "torch.ops tensor", "ops"))
     assert report["block"] is False  # the kernels are still there for who asks
     assert report["default"] == ["reference"]
@@ -68,13 +69,13 @@ def test_the_reference_as_default(answer):
 
 @pytest.mark.slow
 def test_native_by_name(answer):
-    report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "cpu"})
+    report = answer(REPORT, env={"ROLI_FAST_BACKEND": "cpu"})
     assert not any(report[way] for way in ("torch.ops", "torch.ops tensor", "ops", "block"))
 
 
 @pytest.mark.slow
 def test_triton_as_default_where_it_is_interpreted(answer):
-    report = answer("-c", REPORT, env={"ROLI_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"})
+    report = answer(REPORT, env={"ROLI_FAST_BACKEND": "triton", "TRITON_INTERPRET": "1"})
     assert report["default"] == ["triton"]
     assert report["triton"] == [True, True, False]
     assert report["block"] is False
@@ -82,16 +83,16 @@ def test_triton_as_default_where_it_is_interpreted(answer):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("name", ["cuda", *slow("triton")])
-def test_a_default_that_cannot_run_is_an_import_error(python, name):
+def test_a_default_that_cannot_run_is_an_import_error(fresh, name):
     environment = {"ROLI_FAST_BACKEND": name, "TRITON_INTERPRET": "0"}
-    done = python("-c", "import roli_fast.ops", env=environment)
+    done = fresh("import roli_fast.ops", env=environment)
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith(f"ImportError: ROLI_FAST_BACKEND={name} cannot run: torch ")
 
 
-def test_an_unknown_default_is_an_import_error(python):
-    done = python("-c", "import roli_fast.ops", env={"ROLI_FAST_BACKEND": "nonsense"})
+def test_an_unknown_default_is_an_import_error(fresh):
+    done = fresh("import roli_fast.ops", env={"ROLI_FAST_BACKEND": "nonsense"})
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError: ROLI_FAST_BACKEND: got 'nonsense', accepted: ")
@@ -109,9 +110,9 @@ def installed(folder, damage=False):
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def test_without_the_library(answer, python, tmp_path):
+def test_without_the_library(answer, fresh, tmp_path):
     environment = installed(tmp_path)
-    report = answer("-c", REPORT, env=environment, cwd=tmp_path)
+    report = answer(REPORT, env=environment, cwd=tmp_path)
     assert report["file"].startswith(str(tmp_path))
     assert all(report[way] for way in ("torch.ops", "torch.ops tensor", "ops"))
     assert report["default"] == ["reference"]
@@ -120,7 +121,7 @@ def test_without_the_library(answer, python, tmp_path):
     assert "'cpu' cannot run" in report["block"]
     assert report["missing"] in report["block"]
 
-    done = python("-c", "import roli_fast.ops", env=environment | {"ROLI_FAST_BACKEND": "cpu"}, cwd=tmp_path)
+    done = fresh("import roli_fast.ops", env=environment | {"ROLI_FAST_BACKEND": "cpu"}, cwd=tmp_path)
     assert done.returncode != 0
     assert "ImportError: ROLI_FAST_BACKEND=cpu cannot run: not built" in done.stderr
 
@@ -132,13 +133,13 @@ def test_without_the_cuda_library(answer, tmp_path):
     ignored = shutil.ignore_patterns("libroli_fast_cuda.so", "__pycache__")
     shutil.copytree(source, tmp_path / "roli_fast", ignore=ignored)
     code = "import json, roli_fast; print(json.dumps(roli_fast.backends()['cuda'].missing))"
-    missing = answer("-c", code, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    missing = answer(code, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert missing.startswith("not built: ")
 
 
 def test_with_a_library_that_does_not_load(answer, tmp_path):
     """As after an upgrade of torch that it was not built for: it says so, and the reference runs."""
-    report = answer("-c", REPORT, env=installed(tmp_path, damage=True), cwd=tmp_path)
+    report = answer(REPORT, env=installed(tmp_path, damage=True), cwd=tmp_path)
     assert "does not load" in report["missing"]
     assert report["default"] == ["reference"]
     assert report["ops"]

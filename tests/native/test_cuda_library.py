@@ -58,7 +58,7 @@ ops = [f"{{space}}::{{op}}" for space in ("roli_fast", "roli_fast_native")
                   "linf_start", "linf_start.tensor", "prepare")]
 print(json.dumps([[op, has(op, "CPU"), has(op, "CUDA")] for op in ops]))
 """
-    for op, on_cpu, on_cuda in answer("-c", code):
+    for op, on_cpu, on_cuda in answer(code):
         assert on_cpu, op
         assert on_cuda, op
 

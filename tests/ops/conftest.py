@@ -136,7 +136,13 @@ LONG_FOR_THE_REFERENCE = (
     "test_any_layout_in_any_rank",
     "test_layouts_of_images",
     "test_nothing_is_read_or_written_past_the_end",
+    "test_writes_stay_inside_the_view",
+    "test_every_length",
+    "test_every_combination_of_dtypes",
+    "test_out_is_normalised_channel_by_channel",
 )
+# The check of arguments is one for all backends, who only have to ask it: one op's refusals show that.
+CHECKED_ALIKE = ("test_refusals",)
 
 
 def _runs(item, backend):
@@ -158,12 +164,22 @@ def _is_long_for_the_interpreter(item):
     return op.twin or (op.agrees is not None and name not in SHOWN_OF_WHOLE_SAMPLES)
 
 
+def _is_checked_alike(item):
+    return (
+        item.originalname in CHECKED_ALIKE
+        and not _runs(item, "cpu")
+        and item.callspec.params["bads"][0].op.name != "linf_step_"
+    )
+
+
 def pytest_collection_modifyitems(items):
     here = Path(__file__).parent
     for item in items:
         if item.path.parent != here:
             continue
-        if (_runs(item, "triton") and _is_long_for_the_interpreter(item)) or (
-            _runs(item, "reference") and item.originalname in LONG_FOR_THE_REFERENCE
+        if (
+            (_runs(item, "triton") and _is_long_for_the_interpreter(item))
+            or (_runs(item, "reference") and item.originalname in LONG_FOR_THE_REFERENCE)
+            or _is_checked_alike(item)
         ):
             item.add_marker(pytest.mark.slow)

@@ -1,5 +1,7 @@
 """The ops under torch.compile, and opcheck."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -89,15 +91,39 @@ def test_fullgraph(op, backend_on_cpu, kind):
     assert_fullgraph(op, kind, "aot_eager", dynamic=False)
 
 
-@each_kernel
+# A graph knows the ops' shapes by what they take and return: of the others, these show it.
+OF_ANY_SHAPE = (
+    "linf_step_",
+    "l2_apgd_step_",
+    "l1_project_",
+    "linf_start",
+    "momentum_",
+    "keep_best_",
+    "prepare",
+)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        *(op for op in OPS if op.name in OF_ANY_SHAPE),
+        *slow(*(op for op in OPS if op.name not in OF_ANY_SHAPE)),
+    ],
+    ids=str,
+)
 @each_native_backend
 @each_kind("options", of=("plain", "options", "vectors"))
 def test_fullgraph_of_any_shape(op, backend_on_cpu, kind):
     assert_fullgraph(op, kind, "aot_eager", dynamic=True)
 
 
-# Draws that are no multiple of a uniform one take Dynamo half a minute.
-LONG_TO_TRACE = [op for op in OPS if op.twin or (op.draws and op.agrees is not None)]
+# Draws that are no multiple of a uniform one take Dynamo half a minute. L1's step has its projection in it,
+# and L2's with inertia is composed like that of Linf.
+LONG_TO_TRACE = [
+    op
+    for op in OPS
+    if op.twin or (op.draws and op.agrees is not None) or op.name in ("l1_step_", "l2_apgd_step_")
+]
 
 
 @pytest.mark.parametrize(
@@ -230,9 +256,19 @@ def test_fakes_have_the_shape_dtype_and_layout(op):
             assert fake.stride() == expected.stride()
 
 
+# The same kernels in both name spaces: one kind of arguments in each.
+FEW_CHECKS = {"roli_fast": "vectors", "roli_fast_native": "options"}
+CHECKS = itertools.product(FEW_CHECKS, ("plain", "options", "double", "scalars", "vectors"))
+
+
 @each_torch_op
-@pytest.mark.parametrize("namespace", ["roli_fast", "roli_fast_native"])
-@each_kind("options", "vectors")
+@pytest.mark.parametrize(
+    ("namespace", "kind"),
+    [
+        pytest.param(name, kind, marks=() if FEW_CHECKS[name] == kind else pytest.mark.slow)
+        for name, kind in CHECKS
+    ],
+)
 def test_opcheck(op, namespace, kind):
     missing = roli_fast.backends()["cpu"].missing
     if missing and namespace == "roli_fast_native":

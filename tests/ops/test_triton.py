@@ -1,9 +1,5 @@
 """What is Triton's own."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -90,19 +86,17 @@ def test_the_last_program_of_32_bits_ends_within_them():
 
 
 @pytest.mark.parametrize("value", ["ON", "", *slow("1", "true", "0", "off")])
-def test_the_interpreter_is_recognised_as_triton_does(value):
+def test_the_interpreter_is_recognised_as_triton_does(value, fresh):
     code = (
         "import roli_fast, triton; "
         "print(roli_fast.backends()['triton'].devices == ('cpu',), triton.knobs.runtime.interpret)"
     )
-    environment = {**os.environ, "TRITON_INTERPRET": value}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = fresh(code, env={"TRITON_INTERPRET": value})
     assert done.stdout.split() in (["True"] * 2, ["False"] * 2), done.stdout + done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_how_to_run_it():
+def test_without_a_gpu_it_says_how_to_run_it(fresh):
     code = "import roli_fast; print(roli_fast.backends()['triton'].missing)"
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = fresh(code, env={"TRITON_INTERPRET": "0"})
     assert "TRITON_INTERPRET=1" in done.stdout

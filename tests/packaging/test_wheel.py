@@ -55,11 +55,10 @@ def installed(tmp_path: Path, **switches: str) -> Path:
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "9.0", **switches}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     (tmp_path / "source").mkdir()
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path / "dist")]
-    subprocess.run([*pip, *build, str(source(tmp_path / "source"))], check=True, env=environment)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
     target = tmp_path / "site"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
+    options = ["--no-deps", "--no-build-isolation", "--no-compile", "--target", str(target)]
+    command = [*pip, "install", *options, str(source(tmp_path / "source"))]
+    subprocess.run(command, check=True, env=environment)
     return target
 
 

@@ -1,12 +1,10 @@
 """Runs that all tests of reports look at."""
 
-import sys
-
 import pytest
 
 from roli_fast.report import read_run, write_report
 
-from .cases import NAMES, load_images, make_run, save_images
+from .cases import NAMES, load_images, make_run, save_images, shorten
 
 
 @pytest.fixture(scope="session")
@@ -42,10 +40,3 @@ def written(made, splits, tmp_path_factory):
 def quick(monkeypatch):
     """Shorter attacks, for what is not about their strength."""
     shorten(monkeypatch)
-
-
-def shorten(patch):
-    module = sys.modules["roli_fast.report.measure"]
-    for name, value in {"STEPS": 3, "QUERIES": 5, "ENSEMBLE_STEPS": 3, "STARTS": 2}.items():
-        patch.setattr(module, name, value)
-    patch.setattr(sys.modules["roli_fast.report.pictures"], "_DPI", 80)
