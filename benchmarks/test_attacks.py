@@ -26,7 +26,7 @@ from roli_fast.speed.memory import peak_bytes
 from roli_fast.speed.subjects import labelled, random_images, settle, timm_model
 from roli_fast.speed.timing import Call, Measurement, interleaved, launches, quartiles, until_done
 
-from . import baselines
+from .baselines import loops
 from .shared import CLOCK, QUICK, enter
 
 OURS = tuple(f"ours-{precision}" for precision in ("bf16", "tf32", "fp32"))  # captured on a GPU
@@ -147,7 +147,7 @@ def ours(case: Case, subject: Subject, precision: str, change: Callable[[PGD, Su
         if case.trains:
             half = torch.autocast(subject.images.device.type, arithmetic.dtype, enabled=arithmetic.is_half)
             with arithmetic.arithmetic(), half:
-                baselines.backward_to_weights(subject.model, adv, subject.labels)
+                loops.backward_to_weights(subject.model, adv, subject.labels)
         return adv
 
     return Contender(call, attack)
@@ -191,7 +191,7 @@ def peer(case: Case, subject: Subject, loop: Callable[..., Tensor], at_its_best:
 
 
 def roli(case: Case, subject: Subject) -> Contender:
-    return peer(case, subject, baselines.roli_batch if case.trains else baselines.roli_pgd)
+    return peer(case, subject, loops.roli_batch if case.trains else loops.roli_pgd)
 
 
 BUILD: dict[str, Build] = {
@@ -199,10 +199,10 @@ BUILD: dict[str, Build] = {
     **{name: partial(ours, precision=name.split("-")[1], change=without_graphs) for name in EAGER},
     **{name: partial(alone, precision=name.split("-")[1]) for name in ALONE},
     COMPILED: partial(ours, precision="bf16", change=compiled),
-    "torchattacks": partial(peer, loop=baselines.torchattacks_pgd),
-    "torchattacks-autocast": partial(peer, loop=baselines.torchattacks_pgd, at_its_best=True),
-    "foolbox": partial(peer, loop=baselines.foolbox_pgd),
-    "foolbox-autocast": partial(peer, loop=baselines.foolbox_pgd, at_its_best=True),
+    "torchattacks": partial(peer, loop=loops.torchattacks_pgd),
+    "torchattacks-autocast": partial(peer, loop=loops.torchattacks_pgd, at_its_best=True),
+    "foolbox": partial(peer, loop=loops.foolbox_pgd),
+    "foolbox-autocast": partial(peer, loop=loops.foolbox_pgd, at_its_best=True),
     "roli": roli,
 }
 

@@ -21,7 +21,7 @@ from roli_fast import ops
 from roli_fast.speed import machine
 from roli_fast.speed.timing import Call, Measurement, interleaved, launches, on_the_clock, on_the_gpu
 
-from . import baselines
+from .baselines import ops as baselines
 from .shared import CLOCK, QUICK, enter
 
 # By the family: step size and eps. Points lie beyond the L2 and L1 balls, so that these have to project.

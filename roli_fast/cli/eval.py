@@ -19,7 +19,6 @@ from ..files import read_json, write
 from ..models import load_model
 from ..training.processes import rank
 from ..training.stage import check_fits
-from .batches import Batches
 from .errors import UserError
 from .launched import own_device
 from .options import (
@@ -29,6 +28,7 @@ from .options import (
     check_names,
     load_data,
     new_folder,
+    sampled,
     users_mistakes,
 )
 
@@ -72,9 +72,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
         model = load_model(path).to(device)
     splits = load_data(arguments)
     with users_mistakes():
-        batches = Batches(
-            splits, arguments.split, arguments.images, arguments.batch_size, arguments.workers, device
-        )
+        batches = sampled(splits, arguments, device)
         check_fits(model, next(iter(batches))[0][0], len(splits.classes))
     folder = new_folder("--out", arguments.out)
     console = Console(quiet=rank() != 0)

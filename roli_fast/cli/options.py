@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..data import Splits, load
+from ..data import Sample, Splits, load
 from .errors import UserError
 
 
@@ -137,6 +137,12 @@ def load_data(arguments: argparse.Namespace) -> Splits:
     chosen = {name: value for name, value in given.items() if value is not None}
     with users_mistakes():
         return load(arguments.dataset or "digits", download=arguments.dataset_download, **chosen)
+
+
+def sampled(splits: Splits, arguments: argparse.Namespace, device: torch.device) -> Sample:
+    """What --split, --images, --batch-size and --workers ask for."""
+    images = getattr(splits, arguments.split)
+    return Sample(images, arguments.images, arguments.batch_size, workers=arguments.workers, device=device)
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:

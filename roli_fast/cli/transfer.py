@@ -12,6 +12,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..attacks import PGD, Attack, AutoAttack
+from ..data import Sample
 from ..evaluation import (
     TRANSFERRED,
     Advice,
@@ -27,8 +28,7 @@ from ..evaluation import (
     transferred,
 )
 from ..models import split
-from .batches import Batches
-from .options import Options, add_data_arguments, device_of, load_data, new_folder, users_mistakes
+from .options import Options, add_data_arguments, device_of, load_data, new_folder, sampled, users_mistakes
 from .transfer_subjects import Subject, check_subjects, load_subjects
 from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred
 
@@ -65,9 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = device_of(arguments.device)
     splits = load_data(arguments)
     with users_mistakes():
-        batches = Batches(
-            splits, arguments.split, arguments.images, arguments.batch_size, arguments.workers, device
-        )
+        batches = sampled(splits, arguments, device)
         image = next(iter(batches))[0][:1]
         subjects = load_subjects(arguments, image, len(splits.classes), device)
     folder = new_folder("--out", arguments.out)
@@ -96,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _looked_at(
-    subject: Subject, batches: Batches, arguments: argparse.Namespace, console: Console
+    subject: Subject, batches: Sample, arguments: argparse.Namespace, console: Console
 ) -> Transfer | Sensitivity:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(arguments.seed)
@@ -146,7 +144,7 @@ def _compared(
 def _save(
     folder: Path,
     arguments: argparse.Namespace,
-    batches: Batches,
+    batches: Sample,
     subjects: list[Subject],
     found: dict[str, Transfer | Sensitivity],
     comparison: tuple[dict[str, Difference | None], Advice] | None,

@@ -5,7 +5,18 @@ from .digits import digits
 from .images import ImageSet, StoredImages
 from .load import load
 from .loader import Loader
+from .sample import Sample
 from .splits import Splits
 from .stream import ImageStream
 
-__all__ = ["Batch", "ImageSet", "ImageStream", "Loader", "Splits", "StoredImages", "digits", "load"]
+__all__ = [
+    "Batch",
+    "ImageSet",
+    "ImageStream",
+    "Loader",
+    "Sample",
+    "Splits",
+    "StoredImages",
+    "digits",
+    "load",
+]

@@ -110,7 +110,8 @@ class Measured:
         whole box from every image.
     restarts: accuracy at eps by number of random starts, with the same key: 1 and :data:`STARTS`.
     robust: of the images that withstood all attacks at eps.
-    transfer: None for a model without a linear head that can be told apart.
+    transfer: None where there is none, for which no_transfer is the reason: a model without a linear head
+        that can be told apart, or without a gradient.
     """
 
     images: int
@@ -123,6 +124,7 @@ class Measured:
     gradients: Gradients
     robust: Rate
     transfer: TransferFound | None
+    no_transfer: str | None
     examples: list[Example]
     forwards: int
     backwards: int
@@ -207,7 +209,7 @@ class _Run:
         self._tell("examples")
         shown = find_examples(self._model, self._batches, self._pgd(self._eps, stops=False), classes)
         self._tell("transfer")
-        moved = self._transfer()
+        moved, reason = self._transfer()
         numbers = Measured(
             images=sum(len(labels) for _, labels in self._batches),
             norm=self._norm,
@@ -219,6 +221,7 @@ class _Run:
             gradients=directions,
             robust=Rate.of(robust),
             transfer=None if moved is None else _transfer_found(moved),
+            no_transfer=reason,
             examples=[example for example, _ in shown],
             forwards=self._forwards,
             backwards=self._backwards,
@@ -275,13 +278,16 @@ class _Run:
             notes=list(found.notes),
         )
 
-    def _transfer(self) -> Transfer | None:
+    def _transfer(self) -> tuple[Transfer | None, str | None]:
+        """The analysis, or why there is none."""
         # As sensitivity_attack() has it, in any norm.
         moving = FeaturePGD(self._norm, self._eps, 0.7 * self._eps, STEPS, iterate="best", generator=seeded())
         try:
-            return transfer(self._model, self._batches, moving, [self._pgd(self._eps)])  # type: ignore[arg-type]
-        except (TypeError, ValueError):  # without a head, or without a gradient to follow
-            return None
+            return transfer(self._model, self._batches, moving, [self._pgd(self._eps)]), None  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            if "accepted: " not in str(error):  # no refusal
+                raise
+            return None, str(error)
 
 
 def _transfer_found(found: Transfer) -> TransferFound:

@@ -10,7 +10,7 @@ from ..evaluation.sensitivity import QUANTILES
 from ..training import Cost
 from . import html
 from .compare import Comparison, Gap
-from .measure import Measured, TransferFound
+from .measure import Measured
 from .pictures import Picture, percent, points
 from .runs import Run
 from .sanity import TOLERANCE, Check, sanity
@@ -151,7 +151,7 @@ def _run(run: Run, found: Measured, drawn: Drawn, number: int) -> str:
         html.element("h3", "Adversarial examples"),
         *_examples(found, drawn.examples),
         html.element("h3", "Transfer"),
-        *_transfer(found.transfer, drawn.transfer),
+        *_transfer(found, drawn.transfer),
     ]
     return _section(f"{run.name}: {run.title}", f"run-{number}", parts)
 
@@ -255,10 +255,10 @@ def _examples(found: Measured, examples: Sequence[Picture]) -> list[str]:
     return [html.element("p", about, class_="quiet"), html.pictures(examples, "pictures examples")]
 
 
-def _transfer(found: TransferFound | None, picture: Picture | None) -> list[str]:
+def _transfer(numbers: Measured, picture: Picture | None) -> list[str]:
+    found = numbers.transfer
     if found is None or picture is None:
-        reason = "No linear head can be told apart from this model, or no gradient leads anywhere."
-        return [html.element("p", reason)]
+        return [html.element("p", f"No analysis of transfer: {numbers.no_transfer}.")]
     s = found.summary
     low, high = s["expected_robust_estimated"]
     measured = s["attacks"]["PGD"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..attacks.inputs import refuse
-from ..data import ImageSet, ImageStream, Loader, Splits
+from ..data import Sample, Splits
 from ..files import write
 from ..models import Normalized, find_classifier, load_model
 from . import pictures
@@ -58,34 +58,13 @@ def write_report(
     check_comparable(runs)
     if images < 1:
         refuse("images", images, "1 or more")
-    batches = test_batches(splits.test, images, torch.device(device))
+    batches = list(Sample(splits.test, images, _AT_ONCE, device=device))
     models = {run.name: _model(run, batches, len(splits.classes)) for run in runs}
     _make(folder)
     found = _measured(runs, models, batches, splits, progress)
     comparison = compare(runs, found)
     report = _Report(data or _described(splits), runs, found, comparison, len(splits.val))
     return report.write(folder)
-
-
-def test_batches(
-    images: ImageSet | ImageStream, count: int, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """At most count of a set's images, evenly spaced; a stream's first.
-
-    Raises ValueError for a set without images.
-    """
-    count = min(count, len(images))
-    if count == 0:
-        refuse("splits", "no test images", "at least one")
-    if isinstance(images, ImageSet):
-        images = images.select([i * len(images) // count for i in range(count)])
-    found = []
-    for some, labels, _ in Loader(images, _AT_ONCE, rank=0, world_size=1):
-        found.append((some[:count].to(device), labels[:count].to(device)))
-        count -= len(some)
-        if count <= 0:
-            break
-    return found
 
 
 def _model(run: Run, batches: Sequence[tuple[Tensor, Tensor]], classes: int) -> Normalized:

@@ -119,13 +119,13 @@ def test_tests_that_run_out_of_time_are_named(tool, tmp_path, monkeypatch, stubb
 
 def test_the_peers_loops_spend_what_they_should():
     """Forwards and backwards, and who has a gradient afterwards."""
-    baselines = importlib.import_module("benchmarks.baselines")
+    loops = importlib.import_module("benchmarks.baselines.loops")
     images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
     passes = {
-        baselines.torchattacks_pgd: (7, 7, False),
-        baselines.foolbox_pgd: (7, 7, True),
-        baselines.roli_pgd: (8, 7, True),
-        baselines.roli_batch: (9, 8, True),
+        loops.torchattacks_pgd: (7, 7, False),
+        loops.foolbox_pgd: (7, 7, True),
+        loops.roli_pgd: (8, 7, True),
+        loops.roli_batch: (9, 8, True),
     }
     for loop, expected in passes.items():
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))

@@ -157,4 +157,6 @@ def test_what_does_not_fit_is_refused(change, message, batches):
 
 
 def test_without_a_head_there_is_no_transfer(quick, batches):
-    assert measure(Quantised(16), batches, eps=EPS, classes=CLASSES).numbers.transfer is None
+    numbers = measure(Quantised(16), batches, eps=EPS, classes=CLASSES).numbers
+    assert numbers.transfer is None
+    assert "accepted: what create_model or separate returns" in numbers.no_transfer

@@ -3,8 +3,7 @@
 Arguments are those of the op, already checked; ``mean`` and ``std`` are None or broadcast over adv. NAME is
 the plain expression, NAME_ the same written into its first argument, for torch.compile. PEERS has the
 expressions of torchattacks 3.5.1, foolbox 3.3.4, ART 1.20.1 and APGD's authors (autoattack), in our own
-words: the same operations in the same order, without what stands around them. Loops of whole attacks come
-last.
+words: the same operations in the same order, without what stands around them.
 """
 
 from collections.abc import Callable
@@ -12,10 +11,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .shared import QUICK
+from ..shared import QUICK
 
 Size = float | Tensor
 
@@ -224,13 +222,13 @@ l1_step_, momentum_ = map(_written, (l1_step, momentum))
 # The peers' own
 
 
-def _torchattacks_linf(adv: Tensor, grad: Tensor, clean: Tensor, alpha: Size, eps: Size) -> Tensor:
+def torchattacks_linf_step(adv: Tensor, grad: Tensor, clean: Tensor, alpha: Size, eps: Size) -> Tensor:
     adv = adv.detach() + alpha * grad.sign()
     delta = torch.clamp(adv - clean, min=-eps, max=eps)
     return torch.clamp(clean + delta, min=0, max=1).detach()
 
 
-def _foolbox_linf(adv: Tensor, grad: Tensor, clean: Tensor, step_size: Size, eps: Size) -> Tensor:
+def foolbox_linf_step(adv: Tensor, grad: Tensor, clean: Tensor, step_size: Size, eps: Size) -> Tensor:
     x = adv + step_size * grad.sign()
     x = clean + torch.clamp(x - clean, -eps, eps)
     return torch.clamp(x, 0, 1)
@@ -319,7 +317,7 @@ def _torchattacks_momentum(momentum: Tensor, grad: Tensor, decay: float) -> Tens
 
 # By op: a peer's function of the op's tensors and sizes, in the box [0, 1].
 PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
-    "linf_step_": {"torchattacks": _torchattacks_linf, "foolbox": _foolbox_linf, "art": _art_linf},
+    "linf_step_": {"torchattacks": torchattacks_linf_step, "foolbox": foolbox_linf_step, "art": _art_linf},
     "l2_step_": {"torchattacks": _torchattacks_l2, "foolbox": _foolbox_l2, "art": _art_l2},
     "linf_apgd_step_": {"autoattack": _autoattack_linf},
     "l2_apgd_step_": {"autoattack": _autoattack_l2},
@@ -377,71 +375,3 @@ class PreallocatedLinfStep:
             out.copy_(adv)
         else:
             out.copy_(torch.sub(adv, mean, out=self._low).div_(std))  # low has done its work
-
-
-# The peers' PGD in Linf: their loops in our own words, without the checks and conversions around them. model
-# maps pixels to logits, and its parameters require gradients, as in training.
-
-
-def torchattacks_pgd(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, alpha: float, steps: int
-) -> Tensor:
-    """Asks for the gradient of the input alone."""
-    adv = images + torch.empty_like(images).uniform_(-eps, eps)
-    adv = torch.clamp(adv, min=0, max=1).detach()
-    for _ in range(steps):
-        adv.requires_grad = True
-        cost = F.cross_entropy(model(adv), labels)
-        (grad,) = torch.autograd.grad(cost, adv, retain_graph=False, create_graph=False)
-        adv = _torchattacks_linf(adv, grad, images, alpha, eps)
-    return adv
-
-
-def foolbox_pgd(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, step_size: float, steps: int
-) -> Tensor:
-    """Calls backward(), as ART does: the weights get gradients, in every step on top of the last ones."""
-    x = torch.clamp(images + torch.zeros_like(images).uniform_(-eps, eps), 0, 1)
-    for _ in range(steps):
-        x = x.clone().requires_grad_()
-        F.cross_entropy(model(x), labels, reduction="none").sum().backward()
-        assert x.grad is not None
-        x = _foolbox_linf(x.detach(), x.grad, images, step_size, eps)
-    return x
-
-
-def roli_pgd(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, step_size: float, steps: int
-) -> Tensor:
-    """The public code of RoLI: weight gradients in every step, and the iterate whose mean loss is highest,
-    the last included, for which the model is asked once more."""
-    adv = torch.clamp(images + 2 * eps * (torch.rand_like(images) - 0.5), 0, 1)
-    best, highest = adv, -torch.inf
-    for _ in range(steps):
-        adv = adv.clone().detach().requires_grad_(True)
-        loss = F.cross_entropy(model(adv), labels)
-        loss.backward()
-        assert adv.grad is not None
-        with torch.no_grad():
-            if loss.item() > highest:
-                best, highest = adv.detach().clone(), loss.item()
-            adv = adv + step_size * adv.grad.sign()
-            adv = torch.clamp(images + torch.clamp(adv - images, -eps, eps), 0, 1)
-    with torch.no_grad():
-        loss = F.cross_entropy(model(adv), labels)
-        return adv.clone() if loss.item() > highest else best
-
-
-def backward_to_weights(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """A training step without its optimiser."""
-    model.zero_grad(set_to_none=True)
-    F.cross_entropy(model(images), labels).backward()
-
-
-def roli_batch(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, step_size: float, steps: int
-) -> Tensor:
-    """The public code of RoLI on a training batch: with 7 steps 9 forward and 8 backward passes."""
-    adv = roli_pgd(model, images, labels, eps, step_size, steps)
-    backward_to_weights(model, adv, labels)
-    return adv

@@ -1,0 +1,1 @@
+"""What ours is measured against: ops, attack loops, and RoLI's public recipe."""
