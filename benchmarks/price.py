@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Splits, StoredImages
@@ -74,7 +74,7 @@ def splits(per_class: int) -> Splits:
     test, test_labels = real.cifar10("test", TEST)
     names = [str(c) for c in range(10)]
 
-    def rows(first: int, last: int) -> torch.Tensor:
+    def rows(first: int, last: int) -> Tensor:
         return torch.cat([(labels == c).nonzero().flatten()[first:last] for c in range(10)])
 
     parts = [rows(0, per_class), rows(1000 - VAL, 1000)]
@@ -181,77 +181,72 @@ def rate_of(work: Path, data: Splits, size: int, name: str, rates: tuple[float, 
 
 # --- what an image costs -------------------------------------------------------------------------------
 
-Batch = Callable[[], object]
+PARTS = ("attack", "training")
+Parts = dict[str, Callable[[], object]]
 
 
-def kinds(data: Splits) -> dict[str, Batch]:
-    """A batch of each: of training, and of validation."""
+def kinds(data: Splits) -> dict[str, Parts]:
+    """Of each engine and what trains: the attack on a batch, and the step that follows."""
     images = data.train.images[:64].float().div(255).to(DEVICE)
     labels = data.train.labels[:64].to(DEVICE)
-    index, key = torch.arange(64, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    found: dict[str, Batch] = {}
+    variants: dict[str, dict[str, Any]] = {"torch's layout": {"channels_last": False}, "ours": {}}
+    if DEVICE == "cuda":
+        variants |= {"ours, tf32": {"precision": "tf32"}, "ours, bf16": {"precision": "bf16"}}
+    found: dict[str, Parts] = {}
     for method in ("full", "linear"):
-        base = Recipe(1, 1e-4, **(PROBING if method == "linear" else FINETUNING))
-        ours = {"": {}, ", torch's layout": {"channels_last": False}}
-        ours |= {", bf16": {"precision": "bf16"}, ", tf32": {"precision": "tf32"}} if DEVICE == "cuda" else {}
-        for variant, settings in ours.items():
+        base = Recipe(2, 1e-4, **(PROBING if method == "linear" else FINETUNING))
+        found[f"public code, {method}"] = _of_public(base, method, images, labels)
+        for name, settings in variants.items():
             recipe = dataclasses.replace(base, **settings)
-            found[f"ours, {method}{variant}"] = _of_ours(recipe, method, images, labels, index, key)
-        model = backbone(0, method)
-        optimizer = public.optimizer_of(model, base)
-        found[f"public, {method}"] = lambda m=model, o=optimizer, r=base: public.train_batch(
-            m, o, images, labels, r
-        )
+            found[f"{name}, {method}"] = _of_ours(recipe, method, images, labels)
     return found
 
 
-def _of_ours(
-    recipe: Recipe,
-    method: str,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    index: torch.Tensor,
-    key: torch.Tensor,
-) -> Batch:
+def _of_public(recipe: Recipe, method: str, images: Tensor, labels: Tensor) -> Parts:
+    model = backbone(0, method)
+    optimizer = public.optimizer_of(model, recipe)
+    return {
+        "attack": lambda: public.attacked(model, images, labels, recipe),
+        "training": lambda: public.step(model, optimizer, images, labels),
+    }
+
+
+def _of_ours(recipe: Recipe, method: str, images: Tensor, labels: Tensor) -> Parts:
     model = backbone(0, method)
     if recipe.channels_last:
-        model, images = (
-            model.to(memory_format=torch.channels_last),
-            images.contiguous(memory_format=torch.channels_last),
-        )
-    attack, learner = (
-        TrainingAttack(model, recipe, recipe.precision),
-        Learner(model, recipe, recipe.precision, 1),
-    )
-
-    def batch() -> None:
-        learner.train()
-        adversarial = attack(images, labels, index, key).adversarial
-        learner.step(0, images, adversarial, labels)
-
-    return batch
+        model = model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    index, key = torch.arange(64, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    attack = TrainingAttack(model, recipe, recipe.precision)
+    learner = Learner(model, recipe, recipe.precision, 1)
+    learner.train()
+    return {
+        "attack": lambda: attack(images, labels, index, key),
+        "training": lambda: learner.step(0, images, images, labels),
+    }
 
 
 def times(rounds: int, window: int) -> dict[str, Any]:
-    """Seconds per image of each kind: medians over windows, all kinds in turns."""
-    batches = kinds(splits(50))
-    seconds: dict[str, list[float]] = {name: [] for name in batches}
+    """Seconds per image of each kind and part: medians over windows, all in turns."""
+    calls = {(kind, part): call for kind, parts in kinds(splits(50)).items() for part, call in parts.items()}
+    seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
     load = OtherLoad()
     for number in range(rounds + 1):
-        for name, batch in batches.items():
+        for name, call in calls.items():
             begin = time.perf_counter()
             for _ in range(window):
-                batch()
+                call()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             if number > 0:  # the first warms up
                 seconds[name].append((time.perf_counter() - begin) / window / 64)
+    measured: dict[str, dict[str, Any]] = {}
+    for (kind, part), found in seconds.items():
+        spread = {"median": statistics.median(found), "quartiles": statistics.quantiles(found, n=4)}
+        measured.setdefault(kind, {})[part] = spread
     return {
         "other_cores_busy": load.cores(),
-        "seconds_per_image": {
-            name: {"median": statistics.median(s), "quartiles": statistics.quantiles(s, n=4)}
-            for name, s in seconds.items()
-        },
+        "seconds_per_image": measured,
         "machine": machine.describe(DEVICE),
         "commit": machine.commit()["id"][:10],
     }

@@ -62,18 +62,17 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.lr, foreach=False)
 
 
-def train_batch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
+def attacked(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    model.eval()
+    return roli_pgd(model, images, labels, recipe.eps, recipe.attack_step, recipe.steps).detach()
+
+
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> tuple[float, int]:
     """The loss, and how many were right."""
-    model.eval()
-    adv = roli_pgd(model, images, labels, recipe.eps, recipe.attack_step, recipe.steps).detach()
     model.train()
-    logits = model(adv)
+    logits = model(images)
     loss = F.cross_entropy(logits, labels)
     if torch.isnan(loss).item() or torch.isinf(loss).item():
         raise RuntimeError("the loss is not finite")
@@ -86,7 +85,7 @@ def train_batch(
 def train(model: nn.Module, splits: Splits, recipe: Recipe) -> tuple[list[dict[str, Any]], Spent]:
     """Rows as :func:`roli_fast.training.train` has them, and what was spent; the model ends with the weights
     of the last epoch that validated best. splits: in memory, bytes."""
-    spent = Spent()
+    spent, device = Spent(), next(model.parameters()).device
     counted = Counted(model, spent)
     optimizer = optimizer_of(model, recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -96,11 +95,12 @@ def train(model: nn.Module, splits: Splits, recipe: Recipe) -> tuple[list[dict[s
     history, best = [], {}
     for epoch in range(recipe.epochs):
         order = torch.randperm(len(images), generator=generator)
-        for step in range(steps):
+        for batch in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch * steps + step, steps, recipe)
-            rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            train_batch(counted, optimizer, images[rows].float() / 255, labels[rows], recipe)
+                group["lr"] = learning_rate(epoch * steps + batch, steps, recipe)
+            rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+            pixels, classes = images[rows].float().div(255).to(device), labels[rows].to(device)
+            step(counted, optimizer, attacked(counted, pixels, classes, recipe), classes)
         clean, robust = validate(counted, splits, recipe)
         row = {"epoch": epoch + 1, "val_clean": clean, "val_robust": robust}
         if not history or (robust, clean) > max((r["val_robust"], r["val_clean"]) for r in history):
@@ -122,12 +122,13 @@ def learning_rate(number: int, steps: int, recipe: Recipe) -> float:
 def validate(model: nn.Module, splits: Splits, recipe: Recipe) -> tuple[float, float]:
     """Clean accuracy, and under PGD of as many steps as ours takes."""
     model.eval()
+    device = next(model.parameters()).device
     clean = robust = 0
     batches = zip(
         splits.val.images.split(recipe.batch_size), splits.val.labels.split(recipe.batch_size), strict=True
     )
     for images, labels in batches:
-        images = images.float() / 255
+        images, labels = images.float().div(255).to(device), labels.to(device)
         adv = roli_pgd(model, images, labels, recipe.eps, recipe.eps / 4, recipe.val_steps)
         with torch.no_grad():
             clean += int((model(images).argmax(1) == labels).sum().item())
