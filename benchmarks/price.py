@@ -44,7 +44,8 @@ PROBING = {"opt": "momentum", "warmup_epochs": 1, **ATTACK}
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """head: with which training begins: "random", "rounds", "sgd" (20 epochs, the better of DECAYS).
+    """head: with which training begins: "random", which is torch's own small one; "paper", RoLI's random one;
+        "rounds"; "sgd" (20 epochs, the better of DECAYS).
     settings: of the recipe, beside the learning rate. public: whether on the public code's engine.
     epochs: None where the head is all that trains."""
 
@@ -58,6 +59,7 @@ ARMS = {
     "Linear, 20 epochs of SGD": Arm("sgd", None),
     "Linear, rounds": Arm("rounds", None),
     "RanLI Full-FT": Arm("random"),
+    "RanLI Full-FT, the paper's head": Arm("paper"),
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
     "RoLI Full-FT, rounds": Arm("rounds"),
     "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
@@ -153,7 +155,9 @@ def cell(work: Path, data: Splits, size: int, name: str, lr: float | None, seed:
 
     def make() -> dict[str, Any]:
         model = backbone(seed, "full")
-        if arm.head != "random":
+        if arm.head == "random":
+            find_classifier(model).head.reset_parameters()
+        elif arm.head != "paper":
             head = probed(work, data, size, arm.head, seed)
             model.load_state_dict(torch.load(work / str(size) / "heads" / str(seed) / head["weights"]))
         recipe = Recipe(arm.epochs, lr, seed=seed, **(FINETUNING | arm.settings))
@@ -268,6 +272,10 @@ def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[fl
         found[what] = {"mean": right.mean().item(), "by_seed": right.mean(1).tolist()}
     if "cost" in cells[0]["history"][0]:
         found["passes_to_best"] = [b + passes(c, c["best"] + 1) for b, c in zip(before, cells, strict=True)]
+        found["passes_by_epoch"] = [
+            [b + passes(c, e + 1) for e in range(len(c["history"]))]
+            for b, c in zip(before, cells, strict=True)
+        ]
         found["passes"] = [b + passes(c, len(c["history"])) for b, c in zip(before, cells, strict=True)]
         reached = [
             next((e + 1 for e, r in enumerate(c["history"]) if r["val_robust"] >= goal), None)
@@ -307,7 +315,7 @@ def table(work: Path, size: int) -> dict[str, Any]:
         seeds = sorted(seed for seed in cells if seed in goals)
         if not seeds:
             continue
-        begun = [heads[arm.head][s] for s in seeds] if arm.epochs and arm.head != "random" else []
+        begun = [heads[arm.head][s] for s in seeds] if arm.epochs and arm.head in heads else []
         rows[name] = row([cells[s] for s in seeds], begun, [goals[s] for s in seeds]) | {
             "lr": rates.get(name)
         }

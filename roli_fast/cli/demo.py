@@ -23,7 +23,7 @@ from ..data import Loader, Splits, StoredImages, digits
 from ..evaluation import Accuracy, Evaluation, difference, evaluate
 from ..models import Normalized, create_model, find_classifier, save_model
 from ..report import read_run, write_report
-from ..training import Outcome, Recipe, roli, train
+from ..training import Outcome, Recipe, Rounds, roli, train
 from .errors import UserError
 
 # In [0, 1] pixels. An eps at which an undefended network is lost and a trained one is not.
@@ -134,14 +134,15 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
     model = copy.deepcopy(backbone)
     torch.manual_seed(arguments.seed)
     find_classifier(model).reset_head(len(task.classes))
-    probing = _recipe(arguments, max(1, arguments.epochs // 2), 0.1, opt="momentum", weight_decay=1e-3)
-    folder = _folder(arguments, name)
-    if name == "Linear":
-        outcome = roli(model, task, probing, method="linear", folder=folder, progress=True)
-    else:
-        finetuning = _recipe(arguments, arguments.epochs, 1e-3)
-        probe = probing if name.startswith("RoLI") else None
-        outcome = roli(model, task, finetuning, probing=probe, folder=folder, progress=True)
+    outcome = roli(
+        model,
+        task,
+        _recipe(arguments, arguments.epochs, 1e-3),
+        probing=None if name.startswith("RanLI") else Rounds(),
+        method="linear" if name == "Linear" else "full",
+        folder=_folder(arguments, name),
+        progress=True,
+    )
     pgd = PGD(eps=_EPS, step_size=_EPS / 8, steps=20, iterate="best", early_stop=True, generator=_seeded())
     autoattack = AutoAttack(eps=_EPS, generator=_seeded())
     some = [(images[:_AUTOATTACKED], labels[:_AUTOATTACKED]) for images, labels in [_all(task)]]

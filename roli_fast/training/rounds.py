@@ -30,7 +30,7 @@ _CHUNK = 1 << 16  # features at once
 class Rounds:
     """Settings of :func:`probe`.
 
-    rounds: attacks on the whole set, at most.
+    rounds: attacks on the whole set, at most; mostly two to five are enough.
     weight_decay: half of it times the variance that the head gives each logit is added to the loss (features
         taken as equally scaled and uncorrelated).
     other_weight_decays: tried in the end on the features found, each for a fit and an attack on validation.
@@ -40,7 +40,7 @@ class Rounds:
     Raises ValueError or TypeError for what does not fit.
     """
 
-    rounds: int = 3
+    rounds: int = 8
     weight_decay: float = 0.3
     other_weight_decays: tuple[float, ...] = (0.1, 1.0)
     tolerance: float = 0.05
