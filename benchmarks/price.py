@@ -62,6 +62,7 @@ ARMS = {
     "RanLI Full-FT, the paper's head": Arm("paper"),
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
     "RoLI Full-FT, rounds": Arm("rounds"),
+    "RoLI Full-FT, rounds, PGD-2": Arm("rounds", settings={"steps": 2, "step_size": EPS / 2}),
     "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
     "RanLI Full-FT, PGD-2": Arm("random", settings={"steps": 2, "step_size": EPS / 2}),
     "RanLI Full-FT, PGD-3": Arm("random", settings={"steps": 3, "step_size": EPS / 2}),
@@ -176,10 +177,10 @@ def cell(work: Path, data: Splits, size: int, name: str, lr: float | None, seed:
 
 
 def rate_of(work: Path, data: Splits, size: int, name: str, rates: tuple[float, ...]) -> float | None:
-    """The best on validation, with the first seed; for what is a variant of RanLI, RanLI's."""
+    """The best on validation, with the first seed; for variants of RanLI and RoLI, theirs."""
     if ARMS[name].epochs is None:
         return None
-    of = "RanLI Full-FT" if ARMS[name].head == "random" else name
+    of = {"random": "RanLI Full-FT", "rounds": "RoLI Full-FT, rounds"}.get(ARMS[name].head, name)
     return max(rates, key=lambda lr: cell(work, data, size, of, lr, 0)["validated"])
 
 

@@ -35,6 +35,13 @@ def pytest_configure(config):
     settings.load_profile("many" if config.getoption("--slow") else "few")
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
 def pytest_collection_finish():
     """No collection looks any more at what is there already: torch's million objects, and the tests'."""
     gc.collect()
@@ -44,8 +51,6 @@ def pytest_collection_finish():
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: make gpu runs it")
-    if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
-        pytest.skip("slow: make test-all runs it")
 
 
 @pytest.fixture(autouse=True)
