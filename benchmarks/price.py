@@ -264,27 +264,28 @@ def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[fl
     """Of an arm: cells by seed, the heads they began with, and the validation robustness to reach."""
 
     def passes(found: dict[str, Any], epochs: int) -> int:
-        return sum(Cost(**r["cost"]).passes for r in found["history"][:epochs])
+        rows = found["history"]
+        if "cost" not in rows[0]:  # the public code's: all its epochs spend the same
+            return Cost(**found["cost"]).passes * epochs // len(rows)
+        return sum(Cost(**r["cost"]).passes for r in rows[:epochs])
 
     before = [passes(h, len(h["history"])) for h in heads] if heads else [0] * len(cells)
     found: dict[str, Any] = {"seeds": len(cells)}
     for what in ("clean", "pgd20"):
         right = torch.tensor([c["right"][what] for c in cells], dtype=torch.float64)
         found[what] = {"mean": right.mean().item(), "by_seed": right.mean(1).tolist()}
-    if "cost" in cells[0]["history"][0]:
-        found["passes_to_best"] = [b + passes(c, c["best"] + 1) for b, c in zip(before, cells, strict=True)]
-        found["passes_by_epoch"] = [
-            [b + passes(c, e + 1) for e in range(len(c["history"]))]
-            for b, c in zip(before, cells, strict=True)
-        ]
-        found["passes"] = [b + passes(c, len(c["history"])) for b, c in zip(before, cells, strict=True)]
-        reached = [
-            next((e + 1 for e, r in enumerate(c["history"]) if r["val_robust"] >= goal), None)
-            for c, goal in zip(cells, goals, strict=True)
-        ]
-        found["passes_to_ranlis_best"] = [
-            None if e is None else b + passes(c, e) for b, c, e in zip(before, cells, reached, strict=True)
-        ]
+    found["passes_to_best"] = [b + passes(c, c["best"] + 1) for b, c in zip(before, cells, strict=True)]
+    found["passes_by_epoch"] = [
+        [b + passes(c, e + 1) for e in range(len(c["history"]))] for b, c in zip(before, cells, strict=True)
+    ]
+    found["passes"] = [b + passes(c, len(c["history"])) for b, c in zip(before, cells, strict=True)]
+    reached = [
+        next((e + 1 for e, r in enumerate(c["history"]) if r["val_robust"] >= goal), None)
+        for c, goal in zip(cells, goals, strict=True)
+    ]
+    found["passes_to_ranlis_best"] = [
+        None if e is None else b + passes(c, e) for b, c, e in zip(before, cells, reached, strict=True)
+    ]
     found["best_epochs"] = [c["best"] + 1 for c in cells]
     found["validation"] = [[r["val_robust"] for r in c["history"]] for c in cells]
     return found
