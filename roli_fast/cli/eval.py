@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ..attacks import PGD, Attack, AutoAttack
 from ..attacks.norms import NORMS
 from ..engine import PRECISIONS
 from ..evaluation import Accuracy, Evaluation, evaluate
-from ..files import read_json, write
+from ..files import write
 from ..models import load_model
 from ..training.processes import rank
 from ..training.stage import check_fits
@@ -28,6 +29,7 @@ from .options import (
     check_names,
     load_data,
     new_folder,
+    read_run,
     sampled,
     users_mistakes,
 )
@@ -84,7 +86,9 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     found: dict[str, Evaluation] = {}
     with users_mistakes():  # what shows only under attack, such as another number of classes
         for name, attack in _attacks(arguments).items():
-            kept = folder / name if arguments.save_adversarial and attack is not None else None
+            # Other draws make other images.
+            own = name if arguments.seed == 0 else f"{name}-seed-{arguments.seed}"
+            kept = folder / own if arguments.save_adversarial and attack is not None else None
             found[name] = evaluate(model, batches, attack, folder=kept, progress=True)
     labels = torch.cat([labels.cpu() for _, labels in batches])
     accuracies = {"clean": next(iter(found.values())).clean} | {
@@ -108,13 +112,15 @@ def _model_file(arguments: argparse.Namespace) -> Path:
         settled = given / "args.json"
         if not settled.exists():
             raise UserError(f"MODEL: got {given}, which holds no run of train, accepted: a run, or a file")
-        about = read_json(settled)
-        there = about["arguments"] | {name: about["finetuning"][name] for name in ("norm", "eps")}
+        there, recipe = read_run(settled)
+        there |= {name: recipe.get(name) for name in ("norm", "eps")}
         given = given / "finetune" / "best.safetensors"
     for name in ("dataset", *DATA_OPTIONS, "norm", "eps"):
         if getattr(arguments, name) is None:
             setattr(arguments, name, there.get(name))
     arguments.norm, arguments.eps = arguments.norm or "linf", arguments.eps or 8 / 255
+    if arguments.norm == "linf" and arguments.eps > 1:
+        raise UserError(f"--eps: got {arguments.eps:g}, accepted: at most 1 in linf, such as 8/255")
     return given
 
 
@@ -169,7 +175,7 @@ def _table(
     for name in last:  # in the order of the labels
         if name in worst:
             cells = (str(column[name]) for column in columns.values())
-            table.add_row(name, str(len(last[name].right)), *cells)
+            table.add_row(escape(name), str(len(last[name].right)), *cells)
     if len(last) > len(worst):
         table.add_row(f"... the {len(worst)} worst of {len(last)} classes", "", *[""] * len(columns))
     table.add_section()

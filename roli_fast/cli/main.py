@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from typing import NoReturn
 
 from .errors import RunError, UserError
 
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ImportError) as error:
         print(f"roli-fast {command}: {error}", file=sys.stderr)
         return 2
-    except RunError as error:
+    except (RunError, OSError) as error:  # a full disk, a file that goes
         print(f"roli-fast {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -37,8 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
 def _parse(argv: list[str], command: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="roli-fast", description="Adversarial attacks and training, fast.")
+    parser = _Parser(prog="roli-fast", description="Adversarial attacks and training, fast.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, summary in _COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data import Sample, Splits, load
+from ..files import read_json
 from .errors import UserError
 
 
@@ -26,9 +27,11 @@ def users_mistakes() -> Iterator[None]:
         NotADirectoryError,
         PermissionError,
         ImportError,
+        OSError,
     ) as error:
         text = " ".join(str(error).split())
-        if isinstance(error, (ValueError, TypeError)) and "accepted: " not in text:
+        named = (FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
+        if not isinstance(error, named) and "accepted: " not in text:
             raise
         raise UserError(text) from error
 
@@ -182,6 +185,15 @@ def new_folder(option: str, path: Path) -> Path:
     except OSError as error:
         raise UserError(f"{option}: {error}") from error
     return path
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a run's args.json, the arguments that were given, and the recipe of finetuning."""
+    about = read_json(path)
+    try:
+        return dict(about["arguments"]), dict(about["finetuning"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: got a file without arguments of a run, accepted: a run's own") from error
 
 
 def check_names(option: str, given: Sequence[str], accepted: Sequence[str] | dict[str, Any]) -> None:

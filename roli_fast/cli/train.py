@@ -16,7 +16,7 @@ from .. import __version__
 from ..attacks.norms import NORMS
 from ..data import Splits
 from ..engine import PRECISIONS
-from ..files import read_json, write
+from ..files import write
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, Rounds, roli
@@ -24,7 +24,15 @@ from ..training.processes import by_the_first, rank
 from ..training.recipe import AMP_DTYPES, ATTACKS, AUTO, LOSSES, MODES, SCHEDULES
 from .errors import RunError, UserError
 from .launched import own_device
-from .options import Options, add_data_arguments, load_data, new_folder, users_mistakes
+from .options import (
+    Options,
+    add_data_arguments,
+    load_data,
+    new_folder,
+    number,
+    read_run,
+    users_mistakes,
+)
 from .train_recipes import method_options, model_options, recipes, settle
 
 INITS = ("roli", "random", "pretrained")
@@ -54,7 +62,9 @@ def _add_model_arguments(option: Options) -> None:
     resize = "enlarge images to that size inside the model (default for a Swin or ViT on CIFAR)"
     option.flag("--resize", resize)
     for name in ("--mean", "--std"):
-        option.text(name, "X", "of the pixels, per channel (default: timm's)", type=float, nargs="+")
+        about = "of the pixels, per channel (default: timm's)"
+        read = number(name, open_below=name == "--std")
+        option.text(name, "X", about, type=read, nargs="+")
     drop = "stochastic depth in full finetuning (default: 0; 0.5 for a Swin on the paper's data sets)"
     option.number("--drop-path", "RATE", drop, open_below=False)
     option.text("--model-kwargs", "NAME=VALUE", "more of the network's options", nargs="+", default=[])
@@ -165,7 +175,8 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
             _forget_what_never_began(arguments.output)
     console.print(_table(outcome))
     console.print(_test(outcome, finetuning), highlight=False, soft_wrap=True)
-    console.print(f"Model: {arguments.output / 'finetune' / 'best.safetensors'}", soft_wrap=True)
+    best = arguments.output / "finetune" / "best.safetensors"
+    console.print(f"Model: {best}", soft_wrap=True, markup=False)
 
 
 def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> Normalized:
@@ -181,14 +192,17 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
             pretrained=arguments.pretrained,
             **model_options(arguments),
         )
-    except TypeError as error:  # as the network says what it does not know
-        raise UserError(f"--model-kwargs: {error}") from error
+    except (TypeError, AssertionError, AttributeError, RuntimeError) as error:  # as networks and timm say it
+        said = " ".join(str(error).split())
+        raise UserError(f"--model, --model-kwargs: {arguments.model} cannot be built ({said})") from error
     trained_for = getattr(timm.models.get_pretrained_cfg(arguments.model), "num_classes", None)
     head = arguments.pretrained and trained_for == len(splits.classes)
     if arguments.initial_checkpoint is not None:
         loaded = load_backbone(model, arguments.initial_checkpoint)
         head = loaded.head
-        console.print(f"{arguments.initial_checkpoint}: sha256 {loaded.sha256}", soft_wrap=True)
+        arguments.backbone_sha256 = loaded.sha256
+        said = f"{arguments.initial_checkpoint}: sha256 {loaded.sha256}"
+        console.print(said, soft_wrap=True, markup=False)
         for name, what in loaded.left_out.items():
             console.print(f"  left out: {name} ({what})", markup=False)
     if arguments.init == "pretrained" and not head:
@@ -206,7 +220,7 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
     if path.exists():
         if not arguments.resume:
             raise UserError(f"--output: got {folder}, which has a run, accepted: a new folder, or --resume")
-        there = read_json(path)["arguments"]
+        there, _ = read_run(path)
         changed = [n for n in given if there.get(n) != given[n]]
         if changed:
             options = ", ".join(f"--{n.replace('_', '-')} {given[n]} (was {there.get(n)})" for n in changed)
@@ -214,6 +228,9 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
         return
     about = {
         "arguments": given,
+        "dataset": arguments.dataset or "digits",
+        "model_options": model_options(arguments),
+        "method_options": method_options(arguments),
         "finetuning": dataclasses.asdict(finetuning),
         "probing": None if probing is None else dataclasses.asdict(probing),
         "roli_fast": __version__,

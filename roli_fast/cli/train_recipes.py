@@ -30,6 +30,8 @@ def settle(arguments: argparse.Namespace) -> None:
         arguments.init = "roli" if weights and arguments.method != "linear" else "random"
     if arguments.lr is not None and arguments.lr_base is not None:
         raise UserError("--lr, --lr-base: got both, accepted: one of them")
+    if arguments.drop_path is not None and arguments.drop_path >= 1:
+        raise UserError(f"--drop-path: got {arguments.drop_path:g}, accepted: a rate from 0 on and below 1")
     of_network = pairs("--model-kwargs", arguments.model_kwargs)
     if arguments.drop_path is not None and "drop_path_rate" in of_network:
         raise UserError("--drop-path: got another one in --model-kwargs, accepted: one of them")
@@ -111,7 +113,8 @@ def recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | Rounds | No
         return finetuning, Rounds() if arguments.probe_rounds is None else Rounds(arguments.probe_rounds)
     if not probed:
         return finetuning, None
-    finetunings_own = ("epochs", "lr", "opt", "weight_decay", "patience")
+    in_epochs = ("epochs", "patience", "warmup_epochs", "eps_warmup_epochs")
+    finetunings_own = (*in_epochs, "lr", "opt", "weight_decay")
     own = {name: getattr(arguments, f"probe_{name}") for name in ("epochs", "lr", "opt", "weight_decay")}
     shared = {name: value for name, value in given.items() if name not in finetunings_own}
     own = {name: value for name, value in own.items() if value is not None}

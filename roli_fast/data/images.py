@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy
 import torch
 from PIL import Image
 from rich.console import Console
@@ -173,7 +174,7 @@ class Pictures(ImageSet):
 
     def _resized(self, row: int) -> Image.Image:
         with self._opened(row) as picture:
-            return self.view.resized(picture.convert(self.mode))
+            return self.view.resized(_of_bytes(picture).convert(self.mode))
 
     def _size(self, row: int) -> tuple[int, int]:
         """Width and height before resizing; of a file, only the header is read."""
@@ -194,3 +195,16 @@ class Pictures(ImageSet):
             f"{self.source.name(self.rows[row])} has {'x'.join(map(str, self._size(row)))}" for row in rows
         )
         refuse("input_size", f"None, but {' and '.join(sizes)} pixels", "pixels a side for all, such as 224")
+
+
+def _of_bytes(picture: Image.Image) -> Image.Image:
+    """Grey values of 16 bits scaled to 8, which PIL's conversion cuts off at 255.
+
+    Raises ValueError for pixels that are no such integers.
+    """
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
+    values = numpy.asarray(picture)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"pixels of mode {picture.mode}, beyond 16 bits")
+    return Image.fromarray(((values.astype(numpy.int64) + 128) // 257).astype(numpy.uint8))

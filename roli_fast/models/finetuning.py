@@ -85,7 +85,8 @@ def _blocks(backbone: nn.Module, method: str) -> list[Any]:
 def _insert_lora(
     backbone: nn.Module, *, rank: int = 16, alpha: float = 16.0, dropout: float = 0.1
 ) -> list[nn.Parameter]:
-    _check("rank", rank, rank >= 1, "at least 1")
+    _check_count("rank", rank)
+    _check("alpha", alpha, isinstance(alpha, (int, float)) and alpha > 0, "a number above 0")
     _check_dropout(dropout)
     blocks = _blocks(backbone, "lora")
     for block in blocks:
@@ -94,7 +95,7 @@ def _insert_lora(
 
 
 def _insert_adapters(backbone: nn.Module, *, reduction: int = 8) -> list[nn.Parameter]:
-    _check("reduction", reduction, reduction >= 1, "at least 1")
+    _check_count("reduction", reduction)
     blocks = _blocks(backbone, "adapter")
     for block in blocks:
         weight = block.attn.proj.weight
@@ -103,7 +104,7 @@ def _insert_adapters(backbone: nn.Module, *, reduction: int = 8) -> list[nn.Para
 
 
 def _insert_prompts(backbone: nn.Module, *, tokens: int = 10, dropout: float = 0.1) -> list[nn.Parameter]:
-    _check("tokens", tokens, tokens >= 1, "at least 1")
+    _check_count("tokens", tokens)
     _check_dropout(dropout)
     blocks = _blocks(backbone, "vpt")
     patches = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).weight
@@ -117,10 +118,15 @@ def _insert_prompts(backbone: nn.Module, *, tokens: int = 10, dropout: float = 0
 
 
 def _check_dropout(dropout: float) -> None:
-    _check("dropout", dropout, 0 <= dropout < 1, "0 <= dropout < 1")
+    is_number = isinstance(dropout, (int, float))
+    _check("dropout", dropout, is_number and 0 <= dropout < 1, "0 <= dropout < 1")
 
 
-def _check(option: str, value: float, right: bool, accepted: str) -> None:
+def _check_count(option: str, value: int) -> None:
+    _check(option, value, isinstance(value, int) and value >= 1, "an integer, at least 1")
+
+
+def _check(option: str, value: object, right: bool, accepted: str) -> None:
     if not right:
         raise ValueError(f"{option}: got {value}, accepted: {accepted}")
 

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..attacks.inputs import to_state
+from ..attacks.inputs import refuse, to_state
 from ..engine.precision import get_precision
 from ..models import find_classifier
 from .processes import world_size
@@ -30,7 +30,12 @@ class Learner:
         if world_size() > 1:
             self._net = DistributedDataParallel(model)
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
-        self._optimizer = create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum)
+        try:
+            self._optimizer = create_optimizer_v2(
+                groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum
+            )
+        except (AssertionError, ImportError, TypeError) as error:  # a package or a device that it needs
+            refuse("opt", f"{recipe.opt!r}, which cannot be made here ({error})", "another one")
         self._schedule = CosineLRScheduler(
             self._optimizer,
             t_initial=max(2, (recipe.epochs - recipe.warmup_epochs) * steps),  # timm warns of a single step

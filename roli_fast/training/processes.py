@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from ..attacks.inputs import refuse
 
@@ -35,7 +36,10 @@ def join(device: str | None) -> torch.device | None:
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    store, number, size = next(rendezvous("env://"))
+    # torchrun's attempts share a store, in which the addresses of processes stay that have died.
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=number, world_size=size)
     return own
 
 

@@ -108,6 +108,10 @@ class Recipe:
             refuse("ema_decay", self.ema_decay, "a number from 0 on and below 1, or None")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             refuse("warmup_epochs", self.warmup_epochs, f"fewer than the {self.epochs} epochs")
+        if self.eps_warmup_epochs >= self.epochs:
+            refuse("eps_warmup_epochs", self.eps_warmup_epochs, f"fewer than the {self.epochs} epochs")
+        if self.min_lr > self.lr:
+            refuse("min_lr", self.min_lr, f"at most lr, which is {self.lr:g}")
         if self.loss == "trades" and self.attack != "pgd":
             refuse("loss", f"'trades' with attack={self.attack!r}", "attack='pgd', whose steps TRADES takes")
         if self.attack_mode == "train" and self.precision not in (AUTO, "fp32", "tf32"):

@@ -72,6 +72,7 @@ def roli(
     """
     if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
+    _check_sizes(splits)
     options = dict(method_options or {})
     finetune(copy.deepcopy(model), method, **options)  # refused now, and not after hours of probing
     folder = None if folder is None else Path(folder)
@@ -93,6 +94,17 @@ def roli(
     if folder is not None and rank() == 0:
         write(folder / "result.json", (json.dumps(summary(outcome), indent=1) + "\n").encode())
     return outcome
+
+
+def _check_sizes(splits: Splits) -> None:
+    """By their first images: refused now, and not after hours of training."""
+    shapes = {
+        name: "x".join(map(str, next(iter(part))[0].shape))
+        for name, part in zip(("train", "val", "test"), splits, strict=True)
+    }
+    if len(set(shapes.values())) > 1:
+        got = ", ".join(f"{name} of {shape}" for name, shape in shapes.items())
+        refuse("splits", got, "images of one size: input_size")
 
 
 def _tested(

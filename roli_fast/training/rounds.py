@@ -13,6 +13,7 @@ from ..attacks.inputs import check_count, check_number, refuse, to_state
 from ..data import ImageStream, Loader, Splits
 from ..engine.precision import get_precision
 from ..evaluation import evaluate
+from ..evaluation.records import fingerprint
 from ..models import find_classifier, split
 from .attack import TrainingAttack, chosen_precision, validation_attack
 from .cost import Cost, Stopwatch
@@ -20,7 +21,7 @@ from .processes import agree, rank, summed, world_size
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
-from .stage import Trained, check_fits, merit, mixed, moved, own_randomness
+from .stage import DivergedError, Trained, check_fits, merit, mixed, moved, own_randomness
 
 _ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
 _CHUNK = 1 << 16  # features at once
@@ -113,6 +114,7 @@ class _Probing:
         check_fits(model, next(iter(splits.val))[0], len(splits.classes))
         self.recipe, self.rounds, self.records = recipe, rounds, records
         settings = dataclasses.asdict(recipe) | {"rounds": dataclasses.asdict(rounds)}
+        settings["backbone"] = fingerprint(find_classifier(model).backbone)
         self.saved = None if records is None else records.open(settings, resume)
         self.device = next(model.parameters()).device
         if recipe.channels_last:
@@ -150,7 +152,7 @@ class _Probing:
         self.precision = agree(chosen_precision(self.model, *batch, self.recipe))
         self.progress.note(f"attacks in {self.precision}")
         clean = self._pass(0, None)
-        self.spread = self._spread_of(clean)
+        self.mean, self.spread = self._scale_of(clean)
         pool = [self._stored(clean)]
         self._fit(pool, self.rounds.weight_decay)
         if self.recipe.attack == "none":
@@ -180,7 +182,7 @@ class _Probing:
     def _pass(self, number: int, attack: TrainingAttack | None) -> Tensor:
         """Features (n, F) of this process' images, augmented, and attacked where there is an attack."""
         key = torch.tensor([mixed(self.recipe.seed, number)], device=self.device)
-        found, labels_seen = [], []
+        found, labels_seen, seen = [], [], []
         spent = torch.zeros(3, dtype=torch.int64)  # forwards, gradients, images
         batches = self.loader.epoch(number)
         for _ in range(len(self.loader)):
@@ -194,31 +196,41 @@ class _Probing:
             with self.watch("training"), get_precision(self.precision).arithmetic():
                 found.append(self.features(to_state(images)).float())
             labels_seen.append(labels)
+            seen.append(index)
             spent += torch.tensor([len(labels), 0, len(labels)])
         self.labels = torch.cat(labels_seen)
         forwards, gradients, self.images = summed(spent.to(self.device)).tolist()
         self.cost.forwards += forwards
         self.cost.input_gradients += gradients
         self.passed += self.images
+        for step, features in enumerate(found):
+            if not features.isfinite().all():
+                raise DivergedError(number, step, seen[step], "The head is as it was.")
         return torch.cat(found)
 
     # --- the fit -------------------------------------------------------------------------------------------
 
-    def _spread_of(self, features: Tensor) -> float:
-        """The features' standard deviation, over images and then over features."""
+    def _scale_of(self, features: Tensor) -> tuple[Tensor, float]:
+        """The features' mean (F,), and their standard deviation, over images and then over features."""
         count = torch.full((1,), len(features), dtype=torch.float64, device=self.device)
         sums = summed(torch.cat([count, features.double().sum(0), features.double().square().sum(0)]))
         mean, square = sums[1:].div(sums[0]).chunk(2)
-        return (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
+        spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
+        return mean.to(features.dtype), spread
 
     def _stored(self, features: Tensor) -> Tensor:
-        return (features / self.spread).half()
+        """Centred and scaled: half precision then keeps what tells images apart."""
+        return ((features - self.mean) / self.spread).half()
+
+    def _stored_head(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, as they act on stored features."""
+        weight, bias = self.head.weight.detach(), self.head.bias.detach()
+        return weight * self.spread, bias + weight @ self.mean
 
     def _fit(self, pool: list[Tensor], weight_decay: float) -> None:
         """Fits the head to each image's worst loss over the pool."""
         with self.watch("training"):
-            weight = (self.head.weight.detach() * self.spread).requires_grad_()
-            bias = self.head.bias.detach().clone().requires_grad_()
+            weight, bias = (tensor.requires_grad_() for tensor in self._stored_head())
             optimizer = torch.optim.LBFGS(
                 [weight, bias], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
             )
@@ -232,7 +244,7 @@ class _Probing:
             self.fitted, _, _ = self._worst(pool, weight, bias)
             with torch.no_grad():
                 self.head.weight.copy_(weight / self.spread)
-                self.head.bias.copy_(bias)
+                self.head.bias.copy_(bias - self.head.weight @ self.mean)
 
     def _worst(self, pool: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
         """The mean over all images of the worst loss over the pool, and its gradients."""
@@ -254,7 +266,7 @@ class _Probing:
     @torch.no_grad()
     def _under_head(self, stored: Tensor) -> tuple[float, float]:
         """Mean loss and accuracy of the head on features."""
-        logits = F.linear(stored.float() * self.spread, self.head.weight, self.head.bias)
+        logits = F.linear(stored.float(), *self._stored_head())
         loss = F.cross_entropy(logits, self.labels, reduction="sum").double()
         hits = (logits.argmax(1) == self.labels).sum().double()
         loss_sum, hit_sum = summed(torch.stack([loss, hits])).tolist()

@@ -39,7 +39,8 @@ class DivergedError(RuntimeError):
             what = f"a weight is not finite after step {step} of epoch {epoch + 1}"
         else:
             images = ", ".join(map(str, index.tolist()))
-            what = f"the loss is not finite in step {step} of epoch {epoch + 1}, on images {images}"
+            place = f"in step {step} of epoch {epoch + 1}, on images {images}"
+            what = f"the loss or a feature is not finite {place}"
         super().__init__(f"{what}. {kept} A smaller learning rate, clip_grad or amp_dtype='float32' may help")
         self.epoch, self.step, self.index = epoch, step, index
 

@@ -16,6 +16,8 @@ from roli_fast.models import create_model, load_model, save_model
 from roli_fast.training import Rounds, paper_settings
 
 TINY = ["--model", "small_resnet", "--model-kwargs", "channels=(8,8,8,8)", "--attack-precision", "fp32"]
+VIT = ["--model", "vit_tiny_patch16_224", "--img-size", "8"]
+VIT += ["--model-kwargs", "patch_size=4", "embed_dim=12", "depth=1", "num_heads=1"]
 QUICK = ["--epochs", "2", "--probe-epochs", "1", "--steps", "1", "--val-steps", "2", "--eps", "8/255"]
 
 
@@ -171,6 +173,23 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
             ["--drop-path", "0.1", "--model-kwargs", "drop_path_rate=0.2"],
             "--drop-path: got another one in --model-kwargs, accepted: one of them",
         ),
+        (
+            ["--method-kwargs", "rank=abc", "--method", "lora", *VIT],
+            "rank: got abc, accepted: an integer, at",
+        ),
+        (
+            ["--method-kwargs", "dropout=no", "--method", "vpt", *VIT],
+            "dropout: got no, accepted: 0 <= dropout",
+        ),
+        (["--model-kwargs", "channels=(8,8,8,-1)"], "--model, --model-kwargs: small_resnet cannot be built"),
+        (["--drop-path", "2"], "--drop-path: got 2, accepted: a rate from 0 on and below 1"),
+        (["--eps", "-1/255"], "--eps"),
+        (["--std", "0"], "--std: got '0', accepted: a number above 0"),
+        (
+            ["--epochs", "3", "--eps-warmup-epochs", "3"],
+            "eps_warmup_epochs: got 3, accepted: fewer than the 3",
+        ),
+        (["--lr", "0.1", "--min-lr", "0.2"], "min_lr: got 0.2, accepted: at most lr, which is 0.1"),
         (["--opt", "sgdd"], "opt: got 'sgdd', accepted: one of timm.optim.list_optimizers()"),
         (["--batch-size", "0"], "--batch-size: got '0', accepted: 1 or more"),
         (["--output", "/dev/null/run"], "--output: "),
@@ -240,6 +259,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):
         (["/nowhere.safetensors"], "path: got /nowhere.safetensors, accepted: a file that is there"),
         (["."], "MODEL: got ., which holds no run of train, accepted: a run, or a file"),
         (["MODEL", "--attacks", "cw"], "--attacks: got 'cw', accepted: pgd, autoattack"),
+        (["MODEL", "--eps", "8/0"], "--eps: got '8/0'"),
         (["MODEL", "--steps", "0"], "--steps: got '0', accepted: 1 or more"),
     ],
 )
@@ -256,3 +276,29 @@ def test_eval_of_a_model_for_other_classes(tmp_path, capsys):
     command = ["eval", str(tmp_path / "m.safetensors"), "--attacks", "--out", str(tmp_path / "out")]
     assert main(command) == 2
     assert "model: got outputs of shape (N, 4), accepted: (N, 10)" in capsys.readouterr().err
+
+
+def test_a_broken_image_is_one_line(trained, images, tmp_path, capsys):
+    broken = shutil.copytree(images, tmp_path / "images")
+    for file in broken.rglob("*.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    data = ["--dataset", "folder", "--data-dir", str(broken), "--workers", "0"]
+    for words in (["train", *TINY, "--output", str(tmp_path / "run")], ["eval", str(trained)]):
+        assert main([*words, *data]) == 2
+        shown = capsys.readouterr().err
+        assert "accepted: an image that can be decoded" in shown
+        assert shown.count("\n") == 1
+
+
+def test_a_run_is_bound_to_its_backbone(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(command(images, out)) == 0
+    other = tmp_path / "backbone.safetensors"
+    save_model(create_model("small_resnet", 3, channels=(8, 8, 8, 8)), other)
+    shutil.copy(images.parent / "backbone.safetensors", tmp_path / "kept")
+    shutil.copy(other, images.parent / "backbone.safetensors")
+    try:
+        assert main(command(images, out, "--resume")) == 2
+    finally:
+        shutil.copy(tmp_path / "kept", images.parent / "backbone.safetensors")
+    assert "--backbone-sha256" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -148,3 +149,13 @@ def test_a_broken_image_is_named_when_it_is_decoded(tmp_path):
     splits = load("folder", tmp_path)
     with pytest.raises(OSError, match=rf"{broken}: got .*, accepted: an image that can be decoded"):
         [Loader(split, 4) for split in splits]
+
+
+def test_grey_pixels_of_sixteen_bits_keep_their_brightness(tmp_path):
+    values = numpy.linspace(0, 65535, 64).astype(numpy.uint16).reshape(8, 8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.fromarray(values).save(tmp_path / name / f"{number}.png")
+    image, _ = load("folder", tmp_path, input_img_mode="L").train[0]
+    assert (image[0].float() - torch.tensor(values / 257)).abs().max() <= 0.5

@@ -13,7 +13,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from roli_fast.training import train
+from roli_fast.models import find_classifier
+from roli_fast.training import Rounds, probe, train
 from roli_fast.training.processes import join, leave, rank
 from tests.training.cases import blobs, recipe, small_model, splits_of
 
@@ -38,6 +39,13 @@ CASES = {
     "TRADES, averaged": (with_layer_norm, {"loss": "trades", "ema_decay": 0.5}),
     "N-FGSM": (with_layer_norm, {"attack": "nfgsm"}),
 }
+
+
+def probed() -> list[float]:
+    """The head of probing by rounds."""
+    model = small_model()
+    probe(model, splits_of(blobs, 63, 12, 12), recipe(**SETTINGS), Rounds(2, other_weight_decays=()))
+    return find_classifier(model).head.weight.flatten().tolist()
 
 
 def curves() -> dict[str, list[dict]]:
@@ -96,9 +104,9 @@ if __name__ == "__main__":
     join("cpu")
     assert dist.get_world_size() == 2
     if what == "curves":
-        found = curves()
+        found = {"curves": curves(), "head": probed()}
         if rank() == 0:
-            (folder / "curves.json").write_text(json.dumps(found))
+            (folder / "found.json").write_text(json.dumps(found))
         stops_within_an_epoch(folder / "stopped")
     else:
         dies_once(folder)

@@ -42,7 +42,7 @@ def test_it_is_pgd_with_the_samples_own_draws(images_labels):
 
 def test_sizes_grow_to_the_recipes(images_labels):
     images, labels = images_labels
-    attack = TrainingAttack(small_model(), recipe(eps_warmup_epochs=2), "fp32")
+    attack = TrainingAttack(small_model(), recipe(epochs=3, eps_warmup_epochs=2), "fp32")
     reached = []
     for epoch in (0.0, 1.0, 2.0, 5.0):
         attack.grow(epoch)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from roli_fast.data import ImageStream, Splits
+from roli_fast.data import ImageStream, Splits, StoredImages
 from roli_fast.data.view import View
 from roli_fast.models import split
 from roli_fast.models.classifier import Classifier
-from roli_fast.training import Rounds, probe, roli, train
+from roli_fast.training import DivergedError, Rounds, probe, roli, train
 
 from .cases import EPS, blobs, recipe, same, small_model, splits_of, two_features, weights
 
@@ -141,6 +141,50 @@ def test_the_head_resists_more_than_one_of_clean_features():
 def test_settings_that_do_not_fit(given, message):
     with pytest.raises((ValueError, TypeError), match=message):
         Rounds(**given)
+
+
+def test_features_that_are_not_finite_stop_it_with_the_images():
+    model = small_model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(
+        DivergedError, match=r"a feature is not finite in step 0 of epoch 1, on images 0, 1"
+    ) as e:
+        probe(model, splits_of(blobs, 32, 12, 12), recipe())
+    assert e.value.index.tolist() == [*range(16)]
+
+
+def test_an_offset_of_the_features_changes_nothing():
+    torch.manual_seed(0)
+    splits = splits_of(two_features, 256, 64, 64)
+    settings = recipe(eps=EPS / 4, step_size=EPS / 4, steps=3)
+    plain, moved = identity_backbone(), identity_backbone()
+
+    class Offset(nn.Flatten):
+        def forward(self, x):
+            return super().forward(x) + 1000.0
+
+    moved.backbone = Offset()
+    kept = [probe(m, splits, settings, Rounds(2, **ONE_DECAY)).history[-1] for m in (plain, moved)]
+    assert kept[1]["val_robust"] == pytest.approx(kept[0]["val_robust"], abs=0.05)
+    assert kept[1]["pool_loss"] == pytest.approx(kept[0]["pool_loss"], rel=0.02)
+
+
+def test_a_folder_belongs_to_its_backbone(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    probe(small_model(), splits, recipe(), Rounds(1), folder=tmp_path)
+    other = small_model()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    with pytest.raises(ValueError, match="recipe: got backbone="):
+        probe(other, splits, recipe(), Rounds(1), folder=tmp_path, resume=True)
+
+
+def test_images_of_another_size_are_refused_before_anything_begins():
+    train_, val, test = splits_of(blobs, 32, 12, 12)
+    odd = StoredImages(torch.zeros(6, 1, 12, 12, dtype=torch.uint8), torch.arange(6) % 3, test.classes)
+    with pytest.raises(ValueError, match="splits: got train of 1x8x8, val of 1x8x8, test of 1x12x12"):
+        roli(small_model(), Splits(train_, val, odd), recipe(), probing=Rounds(1))
 
 
 def test_a_streamed_set_is_refused():
