@@ -194,7 +194,7 @@ def kinds(data: Splits) -> dict[str, Parts]:
     """Of each engine and what trains: the attack on a batch, and the step that follows."""
     images = data.train.images[:64].float().div(255).to(DEVICE)
     labels = data.train.labels[:64].to(DEVICE)
-    variants: dict[str, dict[str, Any]] = {"torch's layout": {"channels_last": False}, "ours": {}}
+    variants: dict[str, dict[str, Any]] = {"ours, torch's layout": {"channels_last": False}, "ours": {}}
     if DEVICE == "cuda":
         variants |= {"ours, tf32": {"precision": "tf32"}, "ours, bf16": {"precision": "bf16"}}
     found: dict[str, Parts] = {}
