@@ -29,14 +29,14 @@ from .errors import UserError
 # In [0, 1] pixels. An eps at which an undefended network is lost and a trained one is not.
 _EPS = 0.15
 _BACKBONE_DIGITS, _TASK_DIGITS = range(5), range(5, 10)
-_AUTOATTACKED = 50  # test images
-_REPORTED = 60  # test images
+_AUTOATTACKED = 20  # test images
+_REPORTED = 20  # test images
 _ARMS = ("Linear", "RanLI Full-FT", "RoLI Full-FT")
 _COLORS = {"Linear": "#0072b2", "RanLI Full-FT": "#e69f00", "RoLI Full-FT": "#009e73"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, default=16, help="of each finetuning (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of each finetuning (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and attacks (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for picture and results")
 
