@@ -1,6 +1,5 @@
 """Adversarial linear probing by rounds: a few attacks on the whole set, and a convex fit between them."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from .processes import agree, rank, summed, world_size
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
-from .stage import DivergedError, Trained, check_fits, merit, mixed, moved, own_randomness
+from .stage import DivergedError, Trained, check_fits, merit, mixed, moved, surroundings
 
 _ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
 _CHUNK = 1 << 16  # features at once
@@ -90,12 +89,10 @@ def probe(
     """
     rounds = rounds or Rounds()
     recipe = dataclasses.replace(recipe, loss="ce", eps_warmup_epochs=0)
-    with own_randomness(recipe.seed, next(model.parameters()).device):
-        records = None if folder is None else Records(Path(folder), model)
-        with contextlib.closing(records) if records else contextlib.nullcontext():
-            stage = _Probing(model, splits, recipe, rounds, records, resume, workers)
-            with Progress(title, rounds.rounds, shown=progress and rank() == 0) as bar:
-                return stage.run(bar)
+    with surroundings(model, recipe, folder) as records:
+        stage = _Probing(model, splits, recipe, rounds, records, resume, workers)
+        with Progress(title, rounds.rounds, shown=progress and rank() == 0) as bar:
+            return stage.run(bar)
 
 
 class _Probing:

@@ -94,12 +94,19 @@ def train(
     resumed, before anything is trained; :class:`DivergedError` for a loss that is not finite; OSError where
     nothing can be saved, with what was saved before as it was.
     """
+    with surroundings(model, recipe, folder) as records:
+        stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn)
+        with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
+            return stage.run(bar)
+
+
+@contextlib.contextmanager
+def surroundings(model: nn.Module, recipe: Recipe, folder: str | Path | None) -> Iterator[Records | None]:
+    """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder."""
     with own_randomness(recipe.seed, next(model.parameters()).device):
         records = None if folder is None else Records(Path(folder), model)
         with contextlib.closing(records) if records else contextlib.nullcontext():
-            stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn)
-            with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
-                return stage.run(bar)
+            yield records
 
 
 @contextlib.contextmanager
