@@ -169,6 +169,8 @@ def _kernels_of(cubin: Path, sm: int, forbidden: dict[str, list[str]]) -> Iterat
         ["c++filt", *found], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     for (mangled, code), demangled in zip(found.items(), names, strict=True):
+        if "unused_kernel" in demangled:  # is there to be asked what it was compiled for
+            continue
         name, form = _cuda_form(demangled)
         yield Kernel("cuda", name, form, sm, **code, forbidden=forbidden[mangled])
 

@@ -9,7 +9,10 @@ namespace {
 // kApgd: with previous, and so with sums of where the momentum leads.
 template <class Operands, bool kApgd>
 struct L2Samples {
-  static constexpr int kBlocks = kApgd || Operands::kWide ? 2 : 4, kStages = kApgd ? 2 : 1;
+  static constexpr int kBlocks = kApgd || Operands::kWide ? 2
+                                 : Operands::kStrided     ? 3
+                                                          : 4,
+                       kStages = kApgd ? 2 : 1;
   using T = typename Operands::State;
   using C = typename Operands::Gradient;
   Parts parts;

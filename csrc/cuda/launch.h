@@ -44,6 +44,37 @@ void launch_blocks(void (*kernel)(Body), const Body& body, int64_t blocks, Strea
   check_launch();
 }
 
+// Says what all kernels were compiled for.
+__global__ inline void unused_kernel() {}
+
+// How many blocks can work together, reading each other's shared memory: as many as every GPU since Hopper
+// lets form a cluster, where this was compiled for such.
+inline int64_t largest_cluster() {
+  static const bool there = [] {
+    cudaFuncAttributes compiled;
+    return cudaFuncGetAttributes(&compiled, unused_kernel) == cudaSuccess && compiled.ptxVersion >= 90;
+  }();
+  return there ? 8 : 1;
+}
+
+// The same for clusters of so many blocks.
+template <class Body>
+void launch_clusters(void (*kernel)(Body), const Body& body, int64_t blocks, int64_t cluster, Stream stream) {
+  if (cluster == 1) return launch_blocks(kernel, body, blocks, stream);
+  static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned int>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = static_cast<unsigned int>(blocks);
+  config.blockDim = kThreads;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, body);
+  check_launch();
+}
+
 // Runs the body on at least so many threads, in the stream.
 template <class Body>
 void launch(const Body& body, int64_t threads, Stream stream) {
@@ -51,6 +82,8 @@ void launch(const Body& body, int64_t threads, Stream stream) {
 }
 
 #else
+
+inline int64_t largest_cluster() { return 8; }
 
 template <class Body>
 void launch(const Body& body, int64_t threads, Stream) {

@@ -12,18 +12,28 @@ namespace roli::cuda {
 // Elements of a part of a sample, the work of one block: many, so that few sums remain to be added.
 constexpr int64_t kPart = 8192;
 
-// A sample is cut into parts by its own size alone, so that the batch does not show in its sums.
 inline int64_t parts_of(int64_t elements) { return (elements + kPart - 1) / kPart; }
 
-// The sums of parts between kernels.
+// How samples are cut into parts: by their own size alone, so that the batch does not show in their sums. The
+// blocks of a small sample form a cluster, and one kernel does all, which finds in the cache what it reads
+// once more. Of large samples the cache holds too few: they take a kernel for each stage.
 struct Parts {
   int64_t elements;  // of a sample
   int64_t count;     // of a sample's parts
+  int64_t size;      // of a part, but for the last
   int64_t samples;
-  GradSums* sums;  // (stages, samples, count)
+  bool joined;               // whether a sample's blocks form a cluster
+  GradSums* sums = nullptr;  // between kernels: (stages, samples, count)
 
   Parts(int64_t elements, int64_t samples, int stages, const Context& context)
-      : elements(elements), count(parts_of(elements)), samples(samples) {
+      : elements(elements), count(1), size(kPart), samples(samples) {
+    while (count * kPart < elements) count *= 2;
+    joined = count <= largest_cluster();
+    if (joined) {
+      size = (elements + count * kPack - 1) / (count * kPack) * kPack;
+      return;
+    }
+    count = parts_of(elements);
     const auto bytes = static_cast<int64_t>(sizeof(GradSums)) * stages * blocks();
     sums = static_cast<GradSums*>(context.allocate(bytes));
   }
@@ -44,8 +54,8 @@ struct Parts {
   // Calls visit(element) for each pack that the thread has of its block's part, by its first element.
   template <class Visit>
   ROLI_FN void each_pack(int64_t block, int thread, Visit&& visit) const {
-    const int64_t first = (block - sample_of(block) * count) * kPart;
-    const int64_t last = first + kPart < elements ? first + kPart : elements;
+    const int64_t first = (block - sample_of(block) * count) * size;
+    const int64_t last = first + size < elements ? first + size : elements;
     for (int64_t element = first + thread * kPack; element < last; element += kThreads * kPack)
       visit(element);
   }
@@ -102,6 +112,77 @@ __global__ void __launch_bounds__(kThreads, Body::kBlocks) sample_kernel(const _
   }
 }
 
+// Threads wait at a cluster's barrier for all of its blocks to arrive there.
+__device__ inline void arrive_in_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ inline void wait_for_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// The sum over the blocks of a cluster, made of doubles; thread 0 has it. mine: the block's, in thread 0.
+// shared: where other blocks read it, until all have come to the next barrier.
+template <class Sums>
+__device__ Sums sum_in_cluster(const Sums& mine, Sums& shared, int64_t blocks) {
+#if __CUDA_ARCH__ >= 900
+  if (blocks == 1) return mine;
+  if (threadIdx.x == 0) shared = mine;
+  arrive_in_cluster();
+  wait_for_cluster();
+  Sums sums;
+  if (threadIdx.x < blocks) {
+    uint32_t theirs;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(theirs)
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(&shared))), "r"(threadIdx.x));
+    ROLI_UNROLL
+    for (int i = 0; i < static_cast<int>(sizeof(Sums) / sizeof(double)); ++i)
+      asm volatile("ld.shared::cluster.f64 %0, [%1];"
+                   : "=d"(reinterpret_cast<double*>(&sums)[i])
+                   : "r"(theirs + 8 * i)
+                   : "memory");
+  }
+  return sum_in_block(sums);
+#else
+  return mine;
+#endif
+}
+
+// The state after all stages, in one kernel.
+template <class Body, int kStage = 0>
+__device__ SampleState sum_stages(const Body& body, int64_t block, int thread, SampleState state) {
+  if constexpr (kStage == Body::kStages) {
+    return state;
+  } else {
+    __shared__ GradSums of_block;  // one for each stage
+    __shared__ SampleState shared;
+    const auto mine = sum_in_block(body.template gather<kStage>(block, thread, state));
+    const auto sums = sum_in_cluster(mine, of_block, body.parts.count);
+    if (thread == 0) {
+      body.rule.advance(kStage, body.parts.sample_of(block), sums, state);
+      shared = state;
+    }
+    __syncthreads();
+    return sum_stages<Body, kStage + 1>(body, block, thread, shared);
+  }
+}
+
+// All stages and the elements, of samples whose blocks form a cluster.
+template <class Body>
+__global__ void __launch_bounds__(kThreads, Body::kBlocks) joined_kernel(const __grid_constant__ Body body) {
+  const auto block = static_cast<int64_t>(blockIdx.x);
+  const auto thread = static_cast<int>(threadIdx.x);
+  const SampleState state = sum_stages(body, block, thread, SampleState{});
+  arrive_in_cluster();
+  body.apply(block, thread, state);
+  wait_for_cluster();  // another block may read this one's shared memory as long as it is there
+}
+
 // As many rounds of sums as the state asks for, in one kernel: a block for each sample. Body: begin(block),
 // gather(block, thread, state), advance(block, sums, state), done(state), apply(block, thread, state).
 template <class Body>
@@ -123,9 +204,15 @@ __global__ void __launch_bounds__(kThreads, Body::kBlocks) rounds_kernel(const _
 }
 
 template <int kStage = 0, class Body>
-void launch_samples(const Body& body, Stream stream) {
+void launch_stages(const Body& body, Stream stream) {
   launch_blocks(sample_kernel<Body, kStage>, body, body.parts.blocks(), stream);
-  if constexpr (kStage < Body::kStages) launch_samples<kStage + 1>(body, stream);
+  if constexpr (kStage < Body::kStages) launch_stages<kStage + 1>(body, stream);
+}
+
+template <class Body>
+void launch_samples(const Body& body, Stream stream) {
+  if (!body.parts.joined) return launch_stages(body, stream);
+  launch_clusters(joined_kernel<Body>, body, body.parts.blocks(), body.parts.count, stream);
 }
 
 template <class Body>
@@ -143,7 +230,7 @@ auto sum_on_host(Gather&& gather) {
 }
 
 template <int kStage = 0, class Body>
-void launch_samples(const Body& body, Stream stream) {
+void launch_stages(const Body& body, Stream stream) {
   for (int64_t block = 0; block < body.parts.blocks(); ++block) {
     SampleState state = {};
     for (int earlier = 0; earlier < kStage; ++earlier) {
@@ -157,7 +244,31 @@ void launch_samples(const Body& body, Stream stream) {
                         return body.template gather<kStage>(block, thread, state);
                       }));
   }
-  if constexpr (kStage < Body::kStages) launch_samples<kStage + 1>(body, stream);
+  if constexpr (kStage < Body::kStages) launch_stages<kStage + 1>(body, stream);
+}
+
+// The state after all stages: blocks, from the first of a sample on.
+template <int kStage = 0, class Body>
+SampleState sum_stages(const Body& body, int64_t first, SampleState state) {
+  if constexpr (kStage == Body::kStages) {
+    return state;
+  } else {
+    GradSums sums;
+    for (int64_t block = first; block < first + body.parts.count; ++block)
+      sums.add(sum_on_host([&](int thread) { return body.template gather<kStage>(block, thread, state); }));
+    body.rule.advance(kStage, body.parts.sample_of(first), sums, state);
+    return sum_stages<kStage + 1>(body, first, state);
+  }
+}
+
+template <class Body>
+void launch_samples(const Body& body, Stream stream) {
+  if (!body.parts.joined) return launch_stages(body, stream);
+  for (int64_t first = 0; first < body.parts.blocks(); first += body.parts.count) {
+    const SampleState state = sum_stages(body, first, SampleState{});
+    for (int64_t block = first; block < first + body.parts.count; ++block)
+      for (int thread = 0; thread < kThreads; ++thread) body.apply(block, thread, state);
+  }
 }
 
 template <class Body>

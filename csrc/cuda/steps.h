@@ -19,7 +19,7 @@ template <class T, class C, class Grad, class Clean>
 struct DenseOperands : StepMemory {
   using State = T;
   using Gradient = C;
-  static constexpr bool kWide = sizeof(C) == 8;
+  static constexpr bool kWide = sizeof(C) == 8, kStrided = false;
   DenseSamples samples;
   Normalizer<T> normalizer;
 
@@ -95,7 +95,7 @@ template <class T, class C>
 struct StridedOperands : StepMemory {
   using State = T;
   using Gradient = C;
-  static constexpr bool kWide = sizeof(C) == 8;
+  static constexpr bool kWide = sizeof(C) == 8, kStrided = true;
   StridedSamples samples;
   Normalizer<T> normalizer;
 

@@ -35,8 +35,10 @@ def units(x, state):
     return (2 + wandering) * ulp(x, state)
 
 
-def near_pixels(result, *, clean, state, adv=None, **_):
-    return units(largest(result, clean, clean if adv is None else adv), state)
+def near_pixels(result, *, clean, state, adv=None, previous=None, **_):
+    """previous: APGD's, which its momentum adds."""
+    summands = [clean, *(x for x in (adv, previous) if x is not None)]
+    return units(largest(result, *summands), state)
 
 
 def near_sample(result, *, clean, state, adv=None, **_):
