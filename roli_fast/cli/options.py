@@ -171,7 +171,8 @@ def device_of(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device: got {name!r}, accepted: cpu, cuda")
     if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
+        device = torch.device("cuda", device.index or 0)  # torch 2.11 sets none without a number
+        if device.index >= torch.cuda.device_count():
             raise UserError(
                 f"--device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices"
             )

@@ -11,6 +11,7 @@ import importlib
 import math
 import numbers
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -151,7 +152,9 @@ def define(family: str, schema: str, *, check: Function, fake: Function = _no_re
         for device in ("cpu", "cuda"):
             default = default_of(device)
             if default in in_python:  # in place of native kernels, where there are any
-                _DEFAULT.impl(full_name, in_python[default], device.upper())
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+                    _DEFAULT.impl(full_name, in_python[default], device.upper())
 
         which = "tensor" if size == "Tensor" else "default"
         native, by_triton = (

@@ -28,10 +28,10 @@ def test_no_step_waits_for_the_device(monkeypatch):
         {},
         {"loss": "trades"},
         {"attack": "nfgsm"},
-        {"eps_warmup_epochs": 1},
+        {"epochs": 2, "eps_warmup_epochs": 1},
         {"clip_grad": 1.0},
     ):
-        train(small_model().cuda(), splits_of(blobs, 96, 12, 12), recipe(epochs=1, **settings))
+        train(small_model().cuda(), splits_of(blobs, 96, 12, 12), recipe(**({"epochs": 1} | settings)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
