@@ -11,6 +11,7 @@ from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.modes import Model, identity
 from ..engine.outputs import check_output
 from .inputs import (
+    Values,
     check_bounds,
     check_choice,
     check_count,
@@ -18,7 +19,6 @@ from .inputs import (
     check_inputs,
     check_key,
     check_size,
-    check_values,
     draw_key,
     refuse,
     to_state,
@@ -223,13 +223,14 @@ class Attack:
         if key is None:
             check_generator(self.generator, images.device)
         check_key(key, images.device)
+        values = None if checked else Values(images, labels)
         oracle = self._oracle(model)
         view = oracle.view
-        if not checked:
-            check_values(images, labels, self.bounds, view.classes)
+        if values is not None:
+            values.check(self.bounds, view.classes)
         if view.output_shape is None and len(images) > 0:
             view.confirm(to_state(images))
-            check_values(images, labels, self.bounds, view.classes)
+            (values or Values(images, labels)).check(self.bounds, view.classes)
         if view.output_shape is not None and view.classes is None and not self.label_free:
             shape = ", ".join(map(str, ("N", *view.output_shape)))
             refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")

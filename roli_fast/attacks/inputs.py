@@ -137,29 +137,45 @@ def _check_label_range(smallest: float, largest: float, classes: int | None) -> 
         refuse("labels", f"values in [{smallest:.0f}, {largest:.0f}]", accepted)
 
 
-def check_values(
-    images: Tensor, labels: Tensor | None, bounds: tuple[float, float], classes: int | None
-) -> None:
-    """Values of one call, with one synchronisation."""
-    if images.numel() == 0:
-        return
-    extremes = [*images.aminmax(), *(labels.aminmax() if labels is not None else ())]
-    lo, hi, *extreme_labels = torch.stack([v.double() for v in extremes]).tolist()
-    if images.dtype == torch.uint8:
-        lo, hi = lo / 255, hi / 255
-    if lo != lo:
-        refuse("images", "NaN", "numbers")
-    # Bounds as the state's precision holds them: 0.3 is not the same number in float32.
-    lowest, highest = torch.tensor(bounds, dtype=state_dtype(images)).tolist()
-    if not (lowest <= lo and hi <= highest):
-        refuse(
-            "images",
-            f"values in [{lo:.4g}, {hi:.4g}]",
-            f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
-            "model = roli_fast.models.Normalized(model, mean, std)",
-        )
-    if extreme_labels:
-        _check_label_range(extreme_labels[0], extreme_labels[1], classes)
+class Values:
+    """The extremes of one call's images and labels. On a GPU they are on their way to the host from now on:
+    a check waits for them, and not for what the stream was given after them."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None):
+        self._dtype, self._state = images.dtype, state_dtype(images)
+        self._arrived: torch.cuda.Event | None = None
+        if images.numel() == 0:
+            self._extremes = torch.empty(0)
+            return
+        extremes = [*images.aminmax(), *(labels.aminmax() if labels is not None else ())]
+        self._extremes = torch.stack([v.double() for v in extremes])
+        if images.is_cuda:
+            there = torch.empty(len(extremes), dtype=torch.float64, pin_memory=True)
+            self._extremes = there.copy_(self._extremes, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def check(self, bounds: tuple[float, float], classes: int | None) -> None:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if len(self._extremes) == 0:
+            return
+        lo, hi, *extreme_labels = self._extremes.tolist()
+        if self._dtype == torch.uint8:
+            lo, hi = lo / 255, hi / 255
+        if lo != lo:
+            refuse("images", "NaN", "numbers")
+        # Bounds as the state's precision holds them: 0.3 is not the same number in float32.
+        lowest, highest = torch.tensor(bounds, dtype=self._state).tolist()
+        if not (lowest <= lo and hi <= highest):
+            refuse(
+                "images",
+                f"values in [{lo:.4g}, {hi:.4g}]",
+                f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
+                "model = roli_fast.models.Normalized(model, mean, std)",
+            )
+        if extreme_labels:
+            _check_label_range(extreme_labels[0], extreme_labels[1], classes)
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -169,6 +169,15 @@ class FoldedLayers:
         """What :meth:`take_over` writes."""
         return [t for layer, _, _ in self._layers for t in layer.parameters()]
 
+    def sources(self) -> list[Tensor]:
+        """What :meth:`take_over` reads."""
+        read = (
+            t
+            for _, source, norm in self._layers
+            for t in (*source.parameters(), *norm.parameters(), norm.running_mean, norm.running_var)
+        )
+        return [t for t in read if t is not None]
+
     @torch.no_grad()
     def take_over(self) -> None:
         """weight * scale and (bias - mean) * scale + beta, where scale = gamma / sqrt(var + eps)."""

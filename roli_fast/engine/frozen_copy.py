@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from .folding import FoldedLayers, Layer, find_folds, without_norm
+from .graphs import CudaRecording, GraphRunner
 from .modes import eval_mode
 from .on_cpu import cut_stems
 
@@ -64,6 +65,8 @@ class FrozenCopy:
     def give_up_channels_last(self) -> None:
         self.channels_last = False
         self._lay_out(torch.contiguous_format)
+        if self._graph is not None:
+            self._graph.clear()
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         cast(Any, self.run).to(memory_format=layout)  # unknown to the type stubs of torch 2.10
@@ -82,11 +85,21 @@ class FrozenCopy:
     @torch.no_grad()
     def take_over(self, model: nn.Module) -> None:
         """Copies the model's parameters and buffers as they are now, without reallocating."""
-        with self._while_read(model):
-            computed = [getattr(module, name) for module, name in self._computed]
-            if self._own:
-                torch._foreach_copy_(self._own, [*self._plain, *computed])
-            self._folds.take_over()
+        if self._computed:
+            with self._while_read(model):
+                self._copy([getattr(module, name) for module, name in self._computed])
+        elif self._graph is None or torch.cuda.is_current_stream_capturing():
+            self._copy()
+        else:
+            with torch.cuda.device_of(self._read[0]):
+                self._graph(tuple(t.data_ptr() for t in self._read))
+
+    def _copy(self, computed: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Returns nothing, as a function for a graph does."""
+        if self._own:
+            torch._foreach_copy_(self._own, [*self._plain, *computed])
+        self._folds.take_over()
+        return ()
 
     def _pair_up(self, model: nn.Module) -> None:
         """Notes which of the model's tensors each of its own follows, after a change of either: looking their
@@ -103,6 +116,12 @@ class FrozenCopy:
         rest = [(name, t) for name, t in own.values() if name in computed]
         self._own = [t for _, t in (*first, *rest)]
         self._plain = [plain[name] for name, _ in first]
+        # Some hundred small operations: on a GPU one graph, as long as all stays where it is in memory.
+        self._read = [*self._plain, *self._folds.sources()]
+        self._graph: GraphRunner | None = None
+        devices = {t.device for t in self._read}
+        if len(devices) == 1 and devices.pop().type == "cuda":
+            self._graph = GraphRunner(lambda _: self._copy(), limit=1, recording=CudaRecording)
         self._computed = [computed[name] for name, _ in rest]
 
 
@@ -180,13 +199,15 @@ class Structure:
                     self._facts.append(name if name == "training" else (name, value))
                 else:
                     self._objects.append(value)
+        for module in model.modules():
+            held = vars(module)
+            self._containers += [held, *(held[table] for table in _TABLES if table in held)]
         self._state = self._state_of_tensors()
-        self._everything = self._everything_in(model)
+        self._everything = self._everything_now()
 
     def is_that_of(self, model: nn.Module) -> bool:
-        everything = self._everything_in(model)
         # Between two steps of training nothing has changed: this costs a tenth of what says what has.
-        if _same(everything, self._everything):
+        if _same(self._everything_now(), self._everything):
             return self._state == self._state_of_tensors()
         other = Structure(model)
         if (
@@ -195,17 +216,13 @@ class Structure:
             or not _same(self._objects, other._objects)
         ):
             return False
-        self._everything = everything
+        vars(self).update(vars(other))
         return True
 
-    def _everything_in(self, model: nn.Module) -> list[object]:
-        """All that the model's modules hold, their modes too, and what is in their own dicts and lists."""
+    def _everything_now(self) -> list[object]:
+        """All that the modules hold, their modes too, and what is in their own dicts and lists. A container
+        that was replaced is seen in the one that held it."""
         found: list[object] = []
-        for module in model.modules():
-            held = vars(module)
-            found += held.values()
-            for table in _TABLES:
-                found += held.get(table, {}).values()
         for container in self._containers:
             found += container.values() if isinstance(container, dict) else container
         return found

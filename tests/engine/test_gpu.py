@@ -97,6 +97,19 @@ def test_a_replay_is_what_eager_is(name, norm, precision, model, monkeypatch):
     assert not torch.equal(replayed[-1].adversarial, replayed[-2].adversarial)
 
 
+def test_weights_that_move_in_memory_are_followed(model):
+    attack, key = PGD(steps=2), torch.tensor([3], device=DEVICE)
+    images, labels = batch()
+    for _ in range(4):  # from the third call on, a graph copies the weights
+        before = attack.run(model, images, labels, key=key)
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 1.5
+    after = attack.run(model, images, labels, key=key)
+    fresh = PGD(steps=2).run(model, images, labels, key=key)
+    assert torch.equal(after.adversarial, fresh.adversarial)
+    assert not torch.equal(after.adversarial, before.adversarial)
+
+
 def test_it_is_a_graph_that_runs(model):
     """From the second batch of a shape on, no layer of the copy is called any more."""
     attack = PGD(steps=3)
