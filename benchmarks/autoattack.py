@@ -29,6 +29,7 @@ from . import real
 from .strength import compared
 
 OURS, BF16, THEIRS = "ours", "ours-bf16", "pyautoattack"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 Loaded = tuple[nn.Module, Tensor, Tensor, Tensor]
@@ -37,7 +38,7 @@ Loaded = tuple[nn.Module, Tensor, Tensor, Tensor]
 @dataclass(frozen=True)
 class Problem:
     """load: the model, images (N, C, H, W) in [0, 1], labels, and the images' indices in their data set.
-    sides: who is compared with THEIRS."""
+    sides: who is compared with THEIRS. batch: images at once on a CPU; a GPU takes all at once."""
 
     load: Callable[[], Loaded]
     eps: float
@@ -105,17 +106,19 @@ def turn(
         counted = Counted(model).eval()
         begin = time.perf_counter()
         with torch.random.fork_rng():  # it seeds torch's generator
-            attack = Theirs(counted, norm="Linf", eps=eps, seed=seed, version="standard", device="cpu")
+            attack = Theirs(counted, norm="Linf", eps=eps, seed=seed, version="standard", device=DEVICE)
             adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
         spent = {"forwards": counted.forwards, "gradients": counted.gradients}
         notes: tuple[str, ...] = ()
     else:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(DEVICE).manual_seed(seed)
         precision = "bf16" if side == BF16 else "fp32"
         begin = time.perf_counter()
         result = AutoAttack(eps=eps, precision=precision, generator=generator).run(model, images, labels)
         adversarial, notes = result.adversarial, result.notes
         spent = {"forwards": result.forwards, "gradients": result.gradients}
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
     seconds, others = time.perf_counter() - begin, load.cores()
     checked = verify(model, images, adversarial.detach(), labels, "linf", eps)
     assert (checked.in_box & checked.in_ball).all()
@@ -127,9 +130,11 @@ def turn(
 
 def measure(name: str, problem: Problem, entry: dict[str, Any], save: Callable[[int], None]) -> None:
     model, images, labels, indices = problem.load()
+    model, images, labels = model.to(DEVICE), images.to(DEVICE), labels.to(DEVICE)
     entry["indices"] = indices.tolist()
     turns = entry["turns"]
-    parts = list(zip(images.split(problem.batch), labels.split(problem.batch), strict=True))
+    batch = problem.batch if DEVICE == "cpu" else len(images)
+    parts = list(zip(images.split(batch), labels.split(batch), strict=True))
     todo = [(s, b, side) for s in problem.seeds for b in range(len(parts)) for side in problem.sides]
     for seed, batch, side in track(todo, name):
         key = f"{side}, seed {seed}, batch {batch}"
@@ -186,7 +191,7 @@ def main() -> None:
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.problems:
         problem = PROBLEMS[name]
-        entry = result.setdefault(name, {"machine": machine.describe("cpu"), "turns": {}})
+        entry = result.setdefault(name, {"machine": machine.describe(DEVICE), "turns": {}})
 
         def save(batches: int, entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
             entry["found"] = summary(problem, entry["turns"], batches)

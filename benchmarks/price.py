@@ -1,29 +1,36 @@
 """What robustness costs: RoLI and what it is compared with, on the public code's engine and on ours.
 
-``python -m benchmarks.price cells --work FOLDER [--arms ...]`` trains cell by cell (a data size, an arm, a
-learning rate, a seed); an interrupted cell goes on, a finished one is read. ``times`` measures what an image
-costs in each kind of pass, all kinds in turns. ``table`` puts both together: ``--out FILE`` and a picture.
+``python -m benchmarks.price cells --work FOLDER [--arms ...] [--jobs N]`` trains cell by cell (a data size,
+an arm, a learning rate, a seed) and keeps each one's weights; one that is finished is left alone. ``judge``
+attacks the cells that count by APGD and AutoAttack. ``times`` measures what an image costs in each kind of
+pass, all kinds in turns. ``table`` puts all together: ``--out FILE``; price_pages shows it.
 Needs ../shared/data: its robust ResNet-10, to classes of CIFAR-10.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
+import multiprocessing
+import signal
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from roli_fast.attacks import PGD
+from roli_fast.attacks import PGD, AutoAttack
 from roli_fast.data import Splits, StoredImages
 from roli_fast.evaluation import Accuracy, difference, evaluate
+from roli_fast.files import write
 from roli_fast.models import create_model, find_classifier, finetune, load_backbone
 from roli_fast.speed import machine
-from roli_fast.speed.timing import OtherLoad
+from roli_fast.speed.timing import OtherLoad, until_done
 from roli_fast.training import Cost, Recipe, Rounds, probe, train
 from roli_fast.training.attack import TrainingAttack
 from roli_fast.training.learner import Learner
@@ -33,10 +40,16 @@ from .baselines import recipe as public
 
 EPS = 4 / 255
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TESTED = 1000 if DEVICE == "cuda" else 250  # images at once
 VAL, TEST = 20, 100  # images of each class
 EPOCHS = 15
 RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
 DECAYS = (1e-2, 1e-1)  # of probing by SGD
+JUDGES: dict[str, tuple[str, ...] | None] = {
+    "apgd": ("apgd-ce", "apgd-t"),
+    "autoattack": None,
+}  # the attacks of each; None: AutoAttack's own
+JUDGED = {"apgd": TEST, "autoattack": 20}  # images of each class
 ATTACK = {"eps": EPS, "precision": "fp32", "batch_size": 64}
 FINETUNING = {"weight_decay": 1e-2, "warmup_epochs": 1, **ATTACK}
 PROBING = {"opt": "momentum", "warmup_epochs": 1, **ATTACK}
@@ -70,10 +83,17 @@ ARMS = {
     "RanLI Full-FT, public code": Arm("random", public=True),
 }
 
+RANLI, ROUNDS = "RanLI Full-FT", "RoLI Full-FT, rounds"
+MAIN = (RANLI, ROUNDS, "Linear, rounds")
+HEADS = ("rounds", "sgd")
+# The public code's engine learns what ours learns, which one size shows; its price is timed.
+PUBLIC_SIZE = 50
 
+
+@functools.cache
 def splits(per_class: int) -> Splits:
     """The first images of each class train, the last validate."""
-    images, labels = real.cifar10("train")
+    images, labels = _training_images()
     test, test_labels = real.cifar10("test", TEST)
     names = [str(c) for c in range(10)]
 
@@ -84,6 +104,11 @@ def splits(per_class: int) -> Splits:
     return Splits(
         *(StoredImages(images[r], labels[r], names) for r in parts), StoredImages(test, test_labels, names)
     )
+
+
+@functools.cache
+def _training_images() -> tuple[Tensor, Tensor]:
+    return real.cifar10("train")
 
 
 def backbone(seed: int, method: str) -> nn.Module:
@@ -97,38 +122,144 @@ def backbone(seed: int, method: str) -> nn.Module:
 
 # --- cells ---------------------------------------------------------------------------------------------
 
+Cell = tuple[dict[str, Any], nn.Module]  # what is said of it, and the model with its best weights
 
-def finished(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = make()
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(found) + "\n")
-        partial.replace(path)
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A cell to train.
+
+    name: an arm, or one of HEADS. setting: of an arm its learning rate, None for the best of the rates; of a
+        head by SGD its weight decay. rates: among which that best one is. needs: what is trained before."""
+
+    size: int
+    name: str
+    seed: int
+    setting: float | None = None
+    rates: tuple[float, ...] = ()
+    needs: tuple["Task", ...] = ()
+
+    def __str__(self) -> str:
+        setting = "" if self.setting is None else f", {self.setting:g}"
+        return f"{self.size} {self.name}{setting}, seed {self.seed}"
+
+
+def chooser(name: str) -> str:
+    """The arm whose rate this one takes: for variants of RanLI and RoLI, theirs."""
+    return {"random": RANLI, "rounds": ROUNDS}.get(ARMS[name].head, name)
+
+
+def by_importance(name: str) -> tuple[int, bool]:
+    return (MAIN.index(name) if name in MAIN else len(MAIN), not ARMS[name].public)
+
+
+def of_size(arms: Sequence[str] | None, size: int) -> list[str]:
+    """Of all arms those that are trained at this size, or of those asked for, all; the main ones first."""
+    if arms is None:
+        arms = [name for name, arm in ARMS.items() if size == PUBLIC_SIZE or not arm.public]
+    return sorted(arms, key=by_importance)
+
+
+def plan(
+    sizes: Sequence[int], arms: Sequence[str] | None, seeds: Sequence[int], rates: Sequence[float]
+) -> list[Task]:
+    """All heads, what a rate is chosen by (the first seed), the rest: nothing before what it needs."""
+    heads: list[Task] = []
+    choosing: list[Task] = []
+    rest: list[Task] = []
+    for size in sorted(sizes):
+        for name in of_size(arms, size):
+            kind = ARMS[name].head
+            if ARMS[name].epochs is None:
+                heads += [head for seed in seeds for head in heads_of(size, kind, seed)]
+                continue
+            heads += [head for seed in sorted({0, *seeds}) for head in heads_of(size, kind, seed)]
+            first = heads_of(size, kind, 0)
+            choices = tuple(Task(size, chooser(name), 0, lr, needs=first) for lr in rates)
+            choosing += choices
+            for seed in seeds:
+                if seed > 0 or name != chooser(name):
+                    needs = heads_of(size, kind, seed) + choices
+                    rest.append(Task(size, name, seed, rates=tuple(rates), needs=needs))
+    return list(dict.fromkeys(heads + choosing + rest))
+
+
+def heads_of(size: int, kind: str, seed: int) -> tuple[Task, ...]:
+    """From which the best head of a kind is chosen; none where it is random."""
+    settings = {"rounds": (None,), "sgd": DECAYS}.get(kind, ())
+    return tuple(Task(size, kind, seed, setting) for setting in settings)
+
+
+def place(work: Path, task: Task) -> Path:
+    """Of a task whose setting is known."""
+    if task.name in HEADS:
+        file = "rounds" if task.setting is None else f"sgd-{task.setting:g}"
+        return work / str(task.size) / "heads" / str(task.seed) / f"{file}.json"
+    return work / str(task.size) / task.name / f"{task.setting:g}-{task.seed}.json"
+
+
+def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def probed(work: Path, data: Splits, size: int, head: str, seed: int) -> dict[str, Any]:
-    """A head, and what it has cost. Its weights lie beside the file."""
+def save(path: Path, found: dict[str, Any]) -> None:
+    write(path, f"{json.dumps(found)}\n".encode())
 
-    def make_with(decay: float | None) -> dict[str, Any]:
-        model = backbone(seed, "linear")
-        if decay is None:
-            done = probe(model, data, Recipe(1, 1.0, seed=seed, **ATTACK), Rounds(), progress=True)
-        else:
-            by_sgd = Recipe(20, 0.1, weight_decay=decay, seed=seed, **PROBING)
-            done = train(model, data, by_sgd, progress=True, title=f"{head} {size} {seed}")
-        torch.save(model.state_dict(), folder / f"{name(decay)}.pt")
-        return described(done.history, done.best, done.cost, model, data) | {"weights": f"{name(decay)}.pt"}
 
-    def name(decay: float | None) -> str:
-        return "rounds" if decay is None else f"sgd-{decay:g}"
+def train_cell(work: Path, progress: bool, task: Task) -> None:
+    """Where it is not there yet. Raises FileNotFoundError where all of a kind that it needs have failed."""
+    if task.name not in HEADS and task.setting is None:
+        choices = [place(work, Task(task.size, chooser(task.name), 0, lr)) for lr in task.rates]
+        lr = float(best_of(choices, "a rate").stem.rpartition("-")[0])
+        task = dataclasses.replace(task, setting=lr)
+    path = place(work, task)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found, model = (probed if task.name in HEADS else finetuned)(work, progress, task)
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    write(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
+    save(path, found)  # last: it says that the cell is finished
 
-    folder = work / str(size) / "heads" / str(seed)
-    if head == "rounds":
-        return finished(folder / "rounds.json", lambda: make_with(None))
-    found = [finished(folder / f"{name(d)}.json", lambda d=d: make_with(d)) for d in DECAYS]
-    return max(found, key=lambda f: f["validated"])
+
+def best_of(paths: Sequence[Path], what: str) -> Path:
+    """The first of those that are there that has validated best."""
+    there = sorted(path for path in paths if path.exists())
+    if not there:
+        raise FileNotFoundError(f"{what} was to be chosen from {', '.join(map(str, paths))}: none is there")
+    return max(there, key=lambda path: read(path)["validated"])
+
+
+def probed(work: Path, progress: bool, task: Task) -> Cell:
+    data, model = splits(task.size), backbone(task.seed, "linear")
+    if task.setting is None:
+        done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **ATTACK), Rounds(), progress=progress)
+    else:
+        by_sgd = Recipe(20, 0.1, weight_decay=task.setting, seed=task.seed, **PROBING)
+        done = train(model, data, by_sgd, progress=progress, title=str(task))
+    return described(done.history, done.best, done.cost, model, data), model
+
+
+def finetuned(work: Path, progress: bool, task: Task) -> Cell:
+    arm, data, model = ARMS[task.name], splits(task.size), backbone(task.seed, "full")
+    if arm.head == "random":
+        find_classifier(model).head.reset_parameters()
+    elif arm.head != "paper":
+        heads = [place(work, head) for head in heads_of(task.size, arm.head, task.seed)]
+        load(model, best_of(heads, "a head"))
+    recipe = Recipe(arm.epochs, task.setting, seed=task.seed, **(FINETUNING | arm.settings))
+    if not arm.public:
+        done = train(model, data, recipe, progress=progress, title=str(task))
+        return described(done.history, done.best, done.cost, model, data), model
+    history, spent = public.train(model, data, recipe)
+    best = max(range(len(history)), key=lambda e: (history[e]["val_robust"], history[e]["val_clean"], -e))
+    cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
+    return described(history, best, cost, model, data), model
+
+
+def load(model: nn.Module, cell: Path) -> None:
+    weights = torch.load(cell.with_suffix(".pt"), map_location="cpu", weights_only=True)
+    model.load_state_dict(weights)
 
 
 def described(
@@ -138,9 +269,10 @@ def described(
         eps=EPS, step_size=EPS / 4, steps=20, iterate="best", early_stop=True,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    parts = zip(data.test.images.split(250), data.test.labels.split(250), strict=True)
+    parts = zip(data.test.images.split(TESTED), data.test.labels.split(TESTED), strict=True)
     tested = evaluate(model, parts, pgd, strict=False)
     return {
+        "device": machine.slug(DEVICE),
         "history": history,
         "best": best,
         "validated": history[best]["val_robust"],
@@ -149,39 +281,161 @@ def described(
     }
 
 
-def cell(work: Path, data: Splits, size: int, name: str, lr: float | None, seed: int) -> dict[str, Any]:
-    arm = ARMS[name]
-    if arm.epochs is None:
-        return probed(work, data, size, arm.head, seed)
-
-    def make() -> dict[str, Any]:
-        model = backbone(seed, "full")
-        if arm.head == "random":
-            find_classifier(model).head.reset_parameters()
-        elif arm.head != "paper":
-            head = probed(work, data, size, arm.head, seed)
-            model.load_state_dict(torch.load(work / str(size) / "heads" / str(seed) / head["weights"]))
-        recipe = Recipe(arm.epochs, lr, seed=seed, **(FINETUNING | arm.settings))
-        title = f"{size} {name}, {lr:g}, {seed}"
-        if arm.public:
-            history, spent = public.train(model, data, recipe)
-            best = max(
-                range(len(history)), key=lambda e: (history[e]["val_robust"], history[e]["val_clean"], -e)
-            )
-            cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
-            return described(history, best, cost, model, data)
-        done = train(model, data, recipe, progress=True, title=title)
-        return described(done.history, done.best, done.cost, model, data)
-
-    return finished(work / str(size) / name / f"{lr:g}-{seed}.json", make)
+# --- what withstands stronger attacks ------------------------------------------------------------------
 
 
-def rate_of(work: Path, data: Splits, size: int, name: str, rates: tuple[float, ...]) -> float | None:
-    """The best on validation, with the first seed; for variants of RanLI and RoLI, theirs."""
-    if ARMS[name].epochs is None:
-        return None
-    of = {"random": "RanLI Full-FT", "rounds": "RoLI Full-FT, rounds"}.get(ARMS[name].head, name)
-    return max(rates, key=lambda lr: cell(work, data, size, of, lr, 0)["validated"])
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """what: one of JUDGES. cell: its file, below the folder of all."""
+
+    what: str
+    cell: Path
+    needs: tuple["Judgement", ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.cell.with_suffix('')}"
+
+    def place(self, work: Path) -> Path:
+        """Apart from the cells, whose folders are listed."""
+        return work / "judged" / self.what / self.cell
+
+
+def judgements(
+    work: Path, sizes: Sequence[int], arms: Sequence[str] | None, seeds: Sequence[int]
+) -> list[Judgement]:
+    """Of the cells that the table shows: the main arms' first, and the cheaper attack before the dearer."""
+    found: dict[tuple[Any, ...], Judgement] = {}
+    for size in sorted(sizes):
+        cells = chosen(work, size)
+        for number, name in enumerate(name for name in sorted(ARMS, key=by_importance) if name in cells):
+            for seed, path in cells[name].items():
+                if seed in seeds and (arms is None or name in arms):
+                    for rank, what in enumerate(JUDGES):
+                        order = (name not in MAIN, rank, size, number, seed)
+                        found[order] = Judgement(what, path.relative_to(work))
+    return [found[order] for order in sorted(found)]
+
+
+def judge_cell(work: Path, judgement: Judgement) -> None:
+    path = judgement.place(work)
+    if path.exists():
+        return
+    data, model = splits(int(judgement.cell.parts[0])).test, backbone(0, "full")
+    load(model, work / judgement.cell)
+    count = JUDGED[judgement.what]
+    rows = torch.cat([(data.labels == c).nonzero().flatten()[:count] for c in data.labels.unique()])
+    attack = AutoAttack(eps=EPS, attacks=JUDGES[judgement.what], generator=torch.Generator().manual_seed(0))
+    parts = zip(data.images[rows].split(TESTED), data.labels[rows].split(TESTED), strict=True)
+    tested = evaluate(model, parts, attack, strict=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(
+        path,
+        {
+            "device": machine.slug(DEVICE),
+            "attack": tested.label,
+            "notes": tested.notes,
+            "rows": rows.tolist(),
+            "right": tested.right.int().tolist(),
+        },
+    )
+
+
+# --- in several processes ------------------------------------------------------------------------------
+
+Perform = Callable[[Any], None]
+Done = tuple[Any, str | None, float]  # a task, its error, seconds
+
+
+def run_all(tasks: Sequence[Any], perform: Perform, jobs: int) -> list[str]:
+    """Does what can be done, and says what has failed. What failed counts as done for those that need it:
+    they choose among what there is."""
+    failed = []
+    done = _one_by_one(tasks, perform) if jobs == 1 else _by_processes(tasks, perform, jobs)
+    for number, (task, error, seconds) in enumerate(done, start=1):
+        print(f"[{number}/{len(tasks)}] {task}: {error or f'{seconds:.1f} s'}", flush=True)
+        failed += [str(task)] if error else []
+    return failed
+
+
+def _one_by_one(tasks: Sequence[Any], perform: Perform) -> Iterator[Done]:
+    for task in tasks:
+        begin = time.perf_counter()
+        yield task, attempt(perform, task), time.perf_counter() - begin
+
+
+def attempt(perform: Perform, task: Any) -> str | None:
+    """The error, as one line."""
+    try:
+        perform(task)
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+class _Worker:
+    """A process that does task after task, until one fails: that may have left a CUDA context broken."""
+
+    def __init__(self, perform: Perform, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, perform, threads), daemon=True)
+        self.process.start()
+        theirs.close()  # so that its end is seen here
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, perform: Perform, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from each
+    torch.set_num_threads(threads)
+    error = None
+    while error is None:
+        try:
+            task = connection.recv()
+        except EOFError:  # nobody is left who asks
+            return
+        error = attempt(perform, task)
+        connection.send(error)
+
+
+def _by_processes(tasks: Sequence[Any], perform: Perform, jobs: int) -> Iterator[Done]:
+    """In the order given, but what has to wait lets others pass."""
+    waiting, settled = list(tasks), set()
+    idle: list[_Worker] = []
+    busy: dict[Connection, tuple[_Worker, Any, float]] = {}
+    threads = max(1, machine.cores() // jobs)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        while waiting or busy:
+            for task in [t for t in waiting if settled.issuperset(t.needs)][: jobs - len(busy)]:
+                waiting.remove(task)
+                worker = idle.pop() if idle else _Worker(perform, threads)
+                worker.connection.send(task)
+                busy[worker.connection] = worker, task, time.perf_counter()
+            for connection in wait(list(busy)):
+                worker, task, begin = busy.pop(connection)  # type: ignore[index]
+                error = _answer(worker)
+                if error is None:
+                    idle.append(worker)
+                else:
+                    worker.stop()
+                settled.add(task)
+                yield task, error, time.perf_counter() - begin
+    finally:
+        for worker in [*idle, *(worker for worker, _, _ in busy.values())]:
+            worker.stop()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _answer(worker: _Worker) -> str | None:
+    try:
+        return worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        return f"its process ended with {worker.process.exitcode}"
 
 
 # --- what an image costs -------------------------------------------------------------------------------
@@ -195,6 +449,7 @@ def kinds(data: Splits) -> dict[str, Parts]:
     images = data.train.images[:64].float().div(255).to(DEVICE)
     labels = data.train.labels[:64].to(DEVICE)
     variants: dict[str, dict[str, Any]] = {"ours, torch's layout": {"channels_last": False}, "ours": {}}
+    variants["ours, PGD-2"] = {"steps": 2, "step_size": EPS / 2}
     if DEVICE == "cuda":
         variants |= {"ours, tf32": {"precision": "tf32"}, "ours, bf16": {"precision": "bf16"}}
     found: dict[str, Parts] = {}
@@ -238,13 +493,9 @@ def times(rounds: int, window: int) -> dict[str, Any]:
     load = OtherLoad()
     for number in range(rounds + 1):
         for name, call in calls.items():
-            begin = time.perf_counter()
-            for _ in range(window):
-                call()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
+            taken = until_done(call, window) / 64
             if number > 0:  # the first warms up
-                seconds[name].append((time.perf_counter() - begin) / window / 64)
+                seconds[name].append(taken)
     measured: dict[str, dict[str, Any]] = {}
     for (kind, part), found in seconds.items():
         spread = {"median": statistics.median(found), "quartiles": statistics.quantiles(found, n=4)}
@@ -257,7 +508,9 @@ def times(rounds: int, window: int) -> dict[str, Any]:
     }
 
 
-# --- both together -------------------------------------------------------------------------------------
+# --- all together --------------------------------------------------------------------------------------
+
+OLD_DEVICE = "cpu"  # of cells that do not say where they were trained
 
 
 def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[float]) -> dict[str, Any]:
@@ -271,9 +524,11 @@ def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[fl
 
     before = [passes(h, len(h["history"])) for h in heads] if heads else [0] * len(cells)
     found: dict[str, Any] = {"seeds": len(cells)}
-    for what in ("clean", "pgd20"):
-        right = torch.tensor([c["right"][what] for c in cells], dtype=torch.float64)
-        found[what] = {"mean": right.mean().item(), "by_seed": right.mean(1).tolist()}
+    found["devices"] = sorted({c.get("device", OLD_DEVICE) for c in cells})
+    for what in ("clean", "pgd20", *JUDGES):
+        by_seed = [statistics.fmean(c["right"][what]) for c in cells if what in c["right"]]
+        if by_seed:
+            found[what] = {"mean": statistics.fmean(by_seed), "by_seed": by_seed}
     found["passes_to_best"] = [b + passes(c, c["best"] + 1) for b, c in zip(before, cells, strict=True)]
     found["passes_by_epoch"] = [
         [b + passes(c, e + 1) for e in range(len(c["history"]))] for b, c in zip(before, cells, strict=True)
@@ -291,80 +546,123 @@ def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[fl
     return found
 
 
+def chosen(work: Path, size: int) -> dict[str, dict[int, Path]]:
+    """Of each arm the cells that count, by seed: of those there are, those with the rate that is best with
+    the first seed; of heads the best."""
+    found = {}
+    for name, arm in ARMS.items():
+        cells = _best_heads(work, size, arm.head) if arm.epochs is None else _with_best_rate(work, size, name)
+        if cells:
+            found[name] = cells
+    return found
+
+
+def _best_heads(work: Path, size: int, kind: str) -> dict[int, Path]:
+    folders = {int(folder.name): folder for folder in (work / str(size) / "heads").glob("*")}
+    files = {seed: sorted(folders[seed].glob(f"{kind}*.json")) for seed in sorted(folders)}
+    return {seed: best_of(paths, "a head") for seed, paths in files.items() if paths}
+
+
+def _with_best_rate(work: Path, size: int, name: str) -> dict[int, Path]:
+    folder = work / str(size) / name
+    first = sorted(folder.glob("*-0.json"))
+    if not first:
+        return {}
+    rate = best_of(first, "a rate").stem.rpartition("-")[0]
+    found = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{rate}-*.json")}
+    return dict(sorted(found.items()))
+
+
+def judged(work: Path, path: Path) -> dict[str, Any]:
+    """A cell, with what withstood stronger attacks, where that is known."""
+    cell = read(path)
+    for what in JUDGES:
+        file = Judgement(what, path.relative_to(work)).place(work)
+        if file.exists():
+            cell["right"][what] = read(file)["right"]
+    return cell
+
+
 def table(work: Path, size: int) -> dict[str, Any]:
     """Of the cells that are there: of each arm those with its rate, by seed."""
-    there: dict[str, dict[int, dict[str, Any]]] = {}
-    rates: dict[str, float] = {}
-    for name, arm in ARMS.items():
-        if arm.epochs is None:
-            continue
-        files = sorted((work / str(size) / name).glob("*.json"))
-        read = {tuple(f.stem.rsplit("-", 1)): json.loads(f.read_text()) for f in files}
-        of_first = {float(lr): c["validated"] for (lr, seed), c in read.items() if seed == "0"}
-        if of_first:
-            rates[name] = max(of_first, key=of_first.__getitem__)
-            there[name] = {int(s): c for (lr, s), c in read.items() if float(lr) == rates[name]}
-    heads = {"rounds": {}, "sgd": {}}
-    for folder in sorted((work / str(size) / "heads").glob("*")):
-        for kind in heads:
-            found = [json.loads(f.read_text()) for f in folder.glob(f"{kind}*.json")]
-            if found:
-                heads[kind][int(folder.name)] = max(found, key=lambda f: f["validated"])
-    goals = {seed: c["validated"] for seed, c in there.get("RanLI Full-FT", {}).items()}
+    paths = chosen(work, size)
+    cells = {name: {s: judged(work, path) for s, path in of.items()} for name, of in paths.items()}
+    heads = {kind: {s: read(path) for s, path in _best_heads(work, size, kind).items()} for kind in HEADS}
+    ranli = cells.get(RANLI, {})
     rows = {}
-    for name, arm in ARMS.items():
-        cells = heads[arm.head] if arm.epochs is None else there.get(name, {})
-        seeds = sorted(seed for seed in cells if seed in goals)
+    for name, by_seed in cells.items():
+        arm = ARMS[name]
+        seeds = [seed for seed in by_seed if seed in ranli]
         if not seeds:
             continue
         begun = [heads[arm.head][s] for s in seeds] if arm.epochs and arm.head in heads else []
-        rows[name] = row([cells[s] for s in seeds], begun, [goals[s] for s in seeds]) | {
-            "lr": rates.get(name)
-        }
-    if "RanLI Full-FT" in there:
-        for name in rows:
-            cells = heads[ARMS[name].head] if ARMS[name].epochs is None else there[name]
-            rows[name]["pgd20_minus_ranli"] = [
-                dataclasses.asdict(
-                    difference(
-                        *(
-                            Accuracy(torch.tensor(c["right"]["pgd20"]) > 0)
-                            for c in (cells[s], there["RanLI Full-FT"][s])
-                        )
-                    )
-                )
-                for s in sorted(goals)
-                if s in cells
-            ]
+        goals = [ranli[s]["validated"] for s in seeds]
+        rows[name] = row([by_seed[s] for s in seeds], begun, goals)
+        rows[name]["lr"] = float(paths[name][seeds[0]].stem.rpartition("-")[0]) if arm.epochs else None
+        for what in ("pgd20", *JUDGES):
+            gaps = [gap(by_seed[s], ranli[s], what) for s in seeds if _both(by_seed[s], ranli[s], what)]
+            if gaps:
+                rows[name][f"{what}_minus_ranli"] = gaps
     return rows
+
+
+def _both(a: dict[str, Any], b: dict[str, Any], what: str) -> bool:
+    return what in a["right"] and what in b["right"]
+
+
+def gap(a: dict[str, Any], b: dict[str, Any], what: str) -> dict[str, float]:
+    return dataclasses.asdict(difference(*(Accuracy(torch.tensor(c["right"][what]) > 0) for c in (a, b))))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("cells", "times", "table"))
+    parser.add_argument("what", choices=("cells", "judge", "times", "table"))
     parser.add_argument("--work", type=Path, default=Path("runs/price"), help="where the cells lie")
     parser.add_argument("--out", type=Path, help="of times and table: a JSON file")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of cells and judge")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(ARMS),
+        help=f"default all, the public code's at {PUBLIC_SIZE} images",
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[50], help="images of each class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--rounds", type=int, default=7, help="of times")
     parser.add_argument("--window", type=int, default=10, help="batches at once, of times")
     given = parser.parse_args()
-    if given.what == "cells":
-        for size in given.sizes:
-            data = splits(size)
-            for seed in given.seeds:
-                for name in given.arms:
-                    lr = rate_of(given.work, data, size, name, tuple(given.rates))
-                    cell(given.work, data, size, name, lr, seed)
+    if given.what in ("times", "table"):
+        if given.out is None:
+            parser.error(f"{given.what} needs --out")
+        write_result(given)
         return
-    result = json.loads(given.out.read_text()) if given.out.exists() else {}
-    if given.what == "times":
-        result["times"] = times(given.rounds, given.window)
+    if given.jobs < 1:
+        parser.error("--jobs: at least 1")
+    perform: Perform
+    tasks: Sequence[Any]
+    if given.what == "cells":
+        tasks = plan(given.sizes, given.arms, given.seeds, given.rates)
+        perform = functools.partial(train_cell, given.work, given.jobs == 1)
     else:
+        tasks = judgements(given.work, given.sizes, given.arms, given.seeds)
+        perform = functools.partial(judge_cell, given.work)
+    failed = run_all(tasks, perform, given.jobs)
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
+
+
+def write_result(given: argparse.Namespace) -> None:
+    """What was measured goes to what the file has already of other sizes and machines."""
+    result = read(given.out) if given.out.exists() else {}
+    if given.what == "table":
+        sizes = result.get("sizes", {}) | {str(size): table(given.work, size) for size in given.sizes}
         result |= {"eps": EPS, "epochs": EPOCHS, "validation_images": 10 * VAL, "test_images": 10 * TEST}
-        result["sizes"] = {str(size): table(given.work, size) for size in given.sizes}
+        result["sizes"] = {size: sizes[size] for size in sorted(sizes, key=int) if sizes[size]}
+    elif DEVICE == "cuda":
+        result.setdefault("gpu_times", {})[machine.slug(DEVICE)] = times(given.rounds, given.window)
+    else:
+        result["times"] = times(given.rounds, given.window)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

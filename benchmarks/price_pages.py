@@ -4,9 +4,11 @@ Writes a PNG beside the file, and the tables in docs/price.md between their mark
 """
 
 import json
+import math
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +29,82 @@ CURVES = {
     ROUNDS: ("#D55E00", "-"),
 }
 PARTS = {"attack": "#0072B2", "training": "#E69F00"}
+COLUMNS = 2  # of the picture
+Row = dict[str, Any]
 
 
 def page(result: dict[str, Any]) -> str:
     """The tables, each under its heading."""
     lines = []
     for size, rows in result["sizes"].items():
-        lines += [f"### {size} images a class", "", *_table(rows), ""]
+        lines += [f"### {size} images a class", "", *_trained_on(rows), *_table(rows), ""]
     if "times" in result:
         lines += ["### What an image costs", "", *_times(result["times"]), ""]
+    for times in result.get("gpu_times", {}).values():
+        lines += [f"### What an image costs: {times['machine']['gpu']['name']}", "", *_times(times, "µs"), ""]
     return "\n".join(lines)
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    goal = rows.get(RANLI, {}).get("passes_to_best")
-    lines = [
-        "| | seeds | clean | PGD-20 | minus RanLI's | best epoch | passes to it | to RanLI's best |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def _devices(rows: dict[str, Row]) -> set[str]:
+    """Where the cells were trained; empty where that was not recorded."""
+    return {device for row in rows.values() for device in row.get("devices", [])}
+
+
+def _trained_on(rows: dict[str, Row]) -> list[str]:
+    devices = sorted(_devices(rows))
+    if len(devices) > 1:
+        return [f"**Trained on different devices**: {', '.join(devices)}.", ""]
+    return [f"Trained on {devices[0]}.", ""] if devices else []
+
+
+Column = Callable[[Row], str]
+
+
+def _table(rows: dict[str, Row]) -> list[str]:
+    columns = _columns(rows)
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        reached = row.get("passes_to_ranlis_best", [None])
-        cells = [name, str(row["seeds"]), _mean(row["clean"]), _mean(row["pgd20"]), _gap(row)]
-        cells += [", ".join(map(str, row["best_epochs"])), _thousands(row.get("passes_to_best"))]
-        cells.append(_share(reached, goal) if goal else "")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([name, *(show(row) for show in columns.values())])} |")
     return lines
 
 
-def _mean(found: dict[str, Any]) -> str:
-    by_seed = [100 * value for value in found["by_seed"]]
+def _columns(rows: dict[str, Row]) -> dict[str, Column]:
+    """Those that there is something to show in."""
+    goal = rows.get(RANLI, {}).get("passes_to_best")
+    columns: dict[str, Column] = {
+        "seeds": lambda row: str(row["seeds"]),
+        "clean": lambda row: _mean(row, "clean"),
+        "PGD-20": lambda row: _mean(row, "pgd20"),
+        "minus RanLI's": lambda row: _gap(row, "pgd20"),
+    }
+    if any("apgd" in row for row in rows.values()):
+        columns["APGD-CE+T"] = lambda row: _mean(row, "apgd")
+        columns["its minus RanLI's"] = lambda row: _gap(row, "apgd")
+    if any("autoattack" in row for row in rows.values()):
+        columns["AutoAttack"] = lambda row: _mean(row, "autoattack")
+    columns |= {
+        "best epoch": lambda row: ", ".join(map(str, row["best_epochs"])),
+        "passes to it": lambda row: _thousands(row.get("passes_to_best")),
+        "to RanLI's best": lambda row: _share(row.get("passes_to_ranlis_best", [None]), goal) if goal else "",
+    }
+    if len(_devices(rows)) > 1:
+        columns["trained on"] = lambda row: ", ".join(row.get("devices", []))
+    return columns
+
+
+def _mean(row: Row, what: str) -> str:
+    """Over the seeds; how many these are where it is not all of the row's."""
+    if what not in row:
+        return ""
+    by_seed = [100 * value for value in row[what]["by_seed"]]
     spread = f" ± {statistics.stdev(by_seed):.1f}" if len(by_seed) > 1 else ""
-    return f"{100 * found['mean']:.1f}{spread}"
+    some = f" ({len(by_seed)} of {row['seeds']} seeds)" if len(by_seed) < row["seeds"] else ""
+    return f"{100 * row[what]['mean']:.1f}{spread}{some}"
 
 
-def _gap(row: dict[str, Any]) -> str:
+def _gap(row: Row, what: str) -> str:
     """Paired on the test images, averaged over seeds; the widest interval of a seed."""
-    gaps = row.get("pgd20_minus_ranli", [])
+    gaps = row.get(f"{what}_minus_ranli", [])
     if not gaps:
         return ""
     mean = 100 * statistics.fmean(g["value"] for g in gaps)
@@ -84,16 +126,17 @@ def _share(reached: list[int | None], goal: list[int]) -> str:
     return f"{statistics.fmean(known):.0%}{never}"
 
 
-def _times(times: dict[str, Any]) -> list[str]:
+def _times(times: dict[str, Any], unit: str = "ms") -> list[str]:
+    scale = {"ms": 1e3, "µs": 1e6}[unit]
     lines = [
-        "| | attack, ms | training step, ms | together | of the public code's |",
+        f"| | attack, {unit} | training step, {unit} | together | of the public code's |",
         "|---|---|---|---|---|",
     ]
     found = times["seconds_per_image"]
     for kind, parts in found.items():
-        attack, training = (1e3 * parts[part]["median"] for part in PARTS)
+        attack, training = (scale * parts[part]["median"] for part in PARTS)
         base = found[f"public code, {kind.rpartition(', ')[2]}"]
-        whole = 1e3 * sum(base[part]["median"] for part in PARTS)
+        whole = scale * sum(base[part]["median"] for part in PARTS)
         both = attack + training
         lines.append(f"| {kind} | {attack:.2f} | {training:.2f} | {both:.2f} | {both / whole:.0%} |")
     return lines
@@ -101,18 +144,25 @@ def _times(times: dict[str, Any]) -> list[str]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     sizes = {size: rows for size, rows in result["sizes"].items() if RANLI in rows}
-    panels = len(sizes) + ("times" in result)
-    figure, axes = plt.subplots(1, panels, figsize=(6.2 * panels, 4.6), squeeze=False, layout="constrained")
-    for panel, (size, rows) in zip(axes[0], sizes.items(), strict=False):
+    count = len(sizes) + ("times" in result)
+    columns, lines = min(count, COLUMNS), math.ceil(count / COLUMNS)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(6.2 * columns, 4.6 * lines), squeeze=False, layout="constrained"
+    )
+    panels = iter(axes.flatten())
+    for size, rows in sizes.items():
+        panel = next(panels)
         _curves(panel, rows)
         panel.set_title(f"{size} images a class", fontsize=11)
     if "times" in result:
-        _bars(axes[0][-1], result["times"]["seconds_per_image"])
+        _bars(next(panels), result["times"]["seconds_per_image"])
+    for unused in panels:
+        unused.set_axis_off()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _curves(axes: Axes, rows: dict[str, dict[str, Any]]) -> None:
+def _curves(axes: Axes, rows: dict[str, Row]) -> None:
     """Validation robustness by cost, means over seeds; the first point is after probing and an epoch."""
     for name, (colour, line) in CURVES.items():
         if name not in rows:

@@ -29,6 +29,7 @@ from . import real
 
 SEEDS = (0, 1, 2)
 BATCH = 100
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Craft = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -40,7 +41,7 @@ def withstood(
     for x, y in track(list(zip(images.split(BATCH), labels.split(BATCH), strict=True)), what):
         checked = verify(model, x, craft(x, y), y, "linf", eps)
         assert (checked.in_ball & checked.in_box).all()
-        right.append((predict(model, x).argmax(1) == y) & ~checked.success)
+        right.append(((predict(model, x).argmax(1) == y) & ~checked.success).cpu())
     return Accuracy(torch.cat(right))
 
 
@@ -86,7 +87,7 @@ def small_vit() -> nn.Module:
     """Trained here against PGD-2 at 8/255."""
     torch.manual_seed(0)
     vit = VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=4, num_classes=10)
-    model = Normalized(vit, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    model = Normalized(vit, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)).to(DEVICE)
     images, labels = real.cifar10("train")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     training, validation = (StoredImages(images[rows], labels[rows]) for rows in (order[500:], order[:500]))
@@ -117,10 +118,11 @@ def vit_precision() -> dict[str, Any]:
 
 def _precisions(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """PGD-10 at 8/255 with the gradients of a bf16 copy, beside those of a float32 one."""
+    model, images, labels = model.to(DEVICE), images.to(DEVICE), labels.to(DEVICE)
     sides: dict[str, list[Accuracy]] = {"bf16": [], "fp32": []}
     for seed in SEEDS:
         for side in sides:
-            attack = PGD(generator=torch.Generator().manual_seed(seed), precision=side)
+            attack = PGD(generator=torch.Generator(DEVICE).manual_seed(seed), precision=side)
             craft = functools.partial(attack, model)
             sides[side].append(withstood(model, images, labels, craft, 8 / 255, f"{side}, seed {seed}"))
     clean = torch.cat([predict(model, x).argmax(1) for x in images.split(BATCH)]) == labels
@@ -135,6 +137,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for part in arguments.parts:
-        about = {"machine": machine.describe("cpu"), "commit": machine.commit()}
+        about = {"machine": machine.describe(DEVICE), "commit": machine.commit()}
         result[part] = about | {"models": parts[part]()}
         arguments.out.write_text(json.dumps(result, indent=1))

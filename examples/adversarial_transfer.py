@@ -3,14 +3,20 @@
     python examples/adversarial_transfer.py --data-dir cifar10-12k --out runs/transfer \\
         --backbones robust=resnet10_tin200_robust.safetensors standard=resnet10_tin200_standard.safetensors
 
+Another network than resnet10_tin, here one that was trained at 64x64 pixels, to which it enlarges CIFAR's:
+
+    ... --model small_resnet --model-kwargs '{"stem_stride": 2, "channels": [64, 64, 64, 64]}' --img-size 64
+
 A cell is a backbone, a method and a seed. Each has its own folder: a cell that was interrupted goes on, and
-one that is finished is read. The table, with intervals over seeds and images, is written after each.
+one that is finished is read. The table of what is there, with intervals over seeds and images, is written
+after each: several processes may share --out, each with seeds of its own (--seeds 0, --seeds 1, ...).
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -53,17 +59,24 @@ def few(splits, images_per_class, val_per_class, test_per_class):
     return Splits(*(some(images, count) for images, count in zip(splits, counts, strict=True)))
 
 
-def run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings):
-    """The cell's result, which is measured where it is not there yet."""
+def write(path, found):
+    """Complete or not at all, since other processes may read it."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(path)
+
+
+def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings):
+    """Measures a cell that is not there yet."""
     done = folder / "cell.json"
     if done.exists():
-        return json.loads(done.read_text())
+        return
     method, probed = ARMS[arm]
     if probed:
         model = load_model(folder.parent / "Linear" / "best.safetensors")
     else:
         torch.manual_seed(seed)
-        model = create_model("resnet10_tin", len(splits.classes))
+        model = create_model(num_classes=len(splits.classes), **network)
         if checkpoint is not None:
             load_backbone(model, checkpoint)
         find_classifier(model).reset_head(len(splits.classes))
@@ -83,8 +96,17 @@ def run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings):
         "right": {"clean": found.clean.right.tolist(), "pgd20": found.right.tolist()},
         "cost": dataclasses.asdict(trained.cost) | {"passes": trained.cost.passes},
     }
-    done.write_text(json.dumps(cell) + "\n")
-    return cell
+    write(done, cell)
+
+
+def finished(out, backbones):
+    """The cells that are there, whichever process measured them."""
+    cells = [
+        json.loads(path.read_text()) | {"backbone": backbone}
+        for backbone in backbones
+        for path in (out / backbone).glob("*/*/cell.json")
+    ]
+    return sorted(cells, key=lambda cell: cell["seed"])
 
 
 def interval(cells, what):
@@ -104,10 +126,10 @@ def interval(cells, what):
     return {"mean": right.mean().item(), "interval": [low, high]}
 
 
-def table(cells):
+def table(cells, backbones):
     """Rows by backbone and arm, from what is there."""
     rows = []
-    for backbone in dict.fromkeys(cell["backbone"] for cell in cells):
+    for backbone in backbones:
         for arm in ARMS:
             group = [c for c in cells if (c["backbone"], c["arm"]) == (backbone, arm)]
             if group:
@@ -135,29 +157,29 @@ def show(row):
 
 
 def main(
-    splits, backbones, out, *, images_per_class=50, val_per_class=20, test_per_class=100, seeds=3, epochs=10,
-    **settings,
+    splits, backbones, out, *, network=None, images_per_class=50, val_per_class=20, test_per_class=100,
+    seeds=(0, 1, 2), epochs=10, **settings,
 ):  # fmt: skip
-    """splits: of load(). backbones: checkpoints by name, None for random weights."""
+    """splits: of load(). backbones: files by name, None for random weights. network: of create_model()."""
     splits = few(splits, images_per_class, val_per_class, test_per_class)
-    cells = []
-    for seed in range(seeds):
+    network, out = network or {"name": "resnet10_tin"}, Path(out)
+    about = {
+        "network": network,
+        "eps": EPS,
+        "images_per_class": images_per_class,
+        "epochs": epochs,
+        "lr": LR,
+        "device": DEVICE,
+        "test_images": len(splits.test),
+    }
+    for seed in seeds:
         for backbone, checkpoint in backbones.items():
             for arm in ARMS:
-                folder = Path(out) / backbone / str(seed) / arm
+                folder = out / backbone / str(seed) / arm
                 folder.mkdir(parents=True, exist_ok=True)
-                cell = run_cell(folder, arm, checkpoint, splits, epochs, seed, **settings)
-                cells.append(cell | {"backbone": backbone})
-                rows = table(cells)
-                about = {
-                    "eps": EPS,
-                    "images_per_class": images_per_class,
-                    "epochs": epochs,
-                    "lr": LR,
-                    "device": DEVICE,
-                }
-                result = about | {"test_images": len(splits.test), "rows": rows}
-                (Path(out) / "table.json").write_text(json.dumps(result, indent=1) + "\n")
+                run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
+                rows = table(finished(out, backbones), backbones)
+                write(out / "table.json", about | {"rows": rows})
     for row in rows:
         print(show(row))
     return rows
@@ -189,9 +211,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data-dir", required=True, help="class folders in train/ and test/")
     parser.add_argument("--backbones", nargs="+", required=True, metavar="NAME=FILE")
+    parser.add_argument("--model", default="resnet10_tin", help="the backbones' network")
+    parser.add_argument("--model-kwargs", type=json.loads, default={}, metavar="JSON", help="its options")
+    parser.add_argument("--img-size", type=int, help="to which it enlarges the images; default as they are")
     parser.add_argument("--out", required=True)
     parser.add_argument("--images-per-class", type=int, default=50)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--vit", action="store_true", help="every method on a small ViT, too")
     given = parser.parse_args()
@@ -199,11 +224,15 @@ if __name__ == "__main__":
     if given.vit:
         found = methods_of_a_vit(few(whole, given.images_per_class, 20, 20))
         Path(given.out).mkdir(parents=True, exist_ok=True)
-        (Path(given.out) / "vit.json").write_text(json.dumps(found, indent=1) + "\n")
+        write(Path(given.out) / "vit.json", found)
+    network = {"name": given.model, **given.model_kwargs}
+    if given.img_size:
+        network |= {"img_size": given.img_size, "resize": True}
     main(
         whole,
         dict(pair.split("=", 1) for pair in given.backbones),
         given.out,
+        network=network,
         images_per_class=given.images_per_class,
         seeds=given.seeds,
         epochs=given.epochs,

@@ -14,3 +14,45 @@ def test_the_page_is_generated_from_the_results(tmp_path):
     assert price_pages.written(page, result) == page
     price_pages.draw(result, tmp_path / "price.png")
     assert (tmp_path / "price.png").stat().st_size > 10_000
+
+
+def test_what_else_the_page_shows():
+    """Several sizes, stronger attacks where a row has them, where cells were trained, and times on a GPU."""
+
+    def row(gap, **more):
+        accuracy = {"mean": 0.5, "by_seed": [0.5, 0.5]}
+        gaps = [{"value": gap, "low": gap - 0.01, "high": gap + 0.01}]
+        shown = {"seeds": 2, "clean": accuracy, "pgd20": accuracy, "best_epochs": [1, 2]}
+        return shown | {"pgd20_minus_ranli": gaps, "devices": ["nvidia-h200"]} | more
+
+    judged = {
+        "apgd": {"mean": 0.4, "by_seed": [0.4]},
+        "apgd_minus_ranli": [{"value": 0.02, "low": 0, "high": 0.04}],
+    }
+    spent = {"attack": {"median": 2e-5}, "training": {"median": 1e-5}}
+    half = {"attack": {"median": 1e-5}, "training": {"median": 5e-6}}
+    result = {
+        "sizes": {
+            "50": {"RanLI Full-FT": row(0), "Linear, rounds": row(0.1, **judged)},
+            "200": {"A": row(0)},
+        },
+        "gpu_times": {
+            "nvidia-h200": {
+                "seconds_per_image": {"public code, full": spent, "ours, full": half},
+                "machine": {"gpu": {"name": "NVIDIA H200"}},
+            }
+        },
+    }
+    page = price_pages.page(result)
+    small, large = page.split("### 200 images a class")
+    assert "Trained on nvidia-h200." in small
+    assert (
+        "| Linear, rounds | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | +10.0 ± 1.0 | 40.0 (1 of 2 seeds) | +2.0 ± 2.0 |"
+        in small
+    )
+    assert "APGD" not in large
+    assert "AutoAttack" not in page
+    assert "### What an image costs: NVIDIA H200" in large
+    assert "| ours, full | 10.00 | 5.00 | 15.00 | 50% |" in large
+    result["sizes"]["200"]["B"] = row(0, devices=["cpu"])
+    assert "**Trained on different devices**: cpu, nvidia-h200." in price_pages.page(result)

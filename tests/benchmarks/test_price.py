@@ -1,13 +1,19 @@
 """The public recipe spends what is known of it and learns what ours learns; cells add up to a table."""
 
-import json
+import dataclasses
+import functools
+import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import price
 from benchmarks.baselines import recipe as public
+from roli_fast.attacks import AutoAttack, predict
 from roli_fast.models import finetune
+from roli_fast.speed import machine
 from roli_fast.training import Rounds, train
 
 from ..training.cases import blobs, recipe, small_model, splits_of
@@ -38,39 +44,150 @@ def test_the_public_recipe_learns_what_ours_learns():
         assert abs(max(r[what] for r in theirs) - max(r[what] for r in ours)) < 0.2
 
 
-def test_cells_are_read_and_add_up(tmp_path, monkeypatch):
+ARMS = {
+    "RanLI Full-FT, public code": price.Arm("random", 2, public=True),
+    "Linear, rounds": price.Arm("rounds", None),
+    "RoLI Full-FT, rounds": price.Arm("rounds", 2),
+    "RanLI Full-FT": price.Arm("random", 2),
+}
+RATES = ("0.001", "0.01")
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Small models and images; runs the command in a folder."""
+
     def backbone(seed, method):
         model = small_model()
         finetune(model, method)
         return model
 
     splits = splits_of(blobs, 64, 24, 24)
-    arms = {
-        "Linear, rounds": price.Arm("rounds", None),
-        "RanLI Full-FT": price.Arm("random", 2),
-        "RoLI Full-FT, rounds": price.Arm("rounds", 2),
-        "RanLI Full-FT, public code": price.Arm("random", 2, public=True),
-    }
     monkeypatch.setattr(price, "backbone", backbone)
     monkeypatch.setattr(price, "splits", lambda size: splits)
-    monkeypatch.setattr(price, "ARMS", arms)
+    monkeypatch.setattr(price, "ARMS", ARMS)
     monkeypatch.setattr(price, "Rounds", lambda: Rounds(1, other_weight_decays=()))
-    monkeypatch.setattr(
-        "sys.argv", ["price", "cells", "--work", str(tmp_path), "--rates", "0.001", "0.01", "--seeds", "0"]
-    )
-    price.main()
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    price.main()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == files
-    rows = price.table(tmp_path, 50)
-    assert set(rows) == set(arms)
+    monkeypatch.setattr(price, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=2))
+    monkeypatch.setattr(price, "JUDGED", {"apgd": 8, "autoattack": 2})
+
+    def run(what, *arguments):
+        monkeypatch.setattr("sys.argv", ["price", what, "--work", str(tmp_path / "work"), *arguments])
+        price.main()
+        return tmp_path / "work"
+
+    return run
+
+
+def contents(work):
+    return {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+
+
+def test_cells_are_trained_once_and_add_up(tiny):
+    work = tiny("cells", "--rates", *RATES, "--seeds", "0")
+    files = contents(work)
+    assert {path.suffix for path in files} == {".json", ".pt"}
+    tiny("cells", "--rates", *RATES, "--seeds", "0")
+    assert contents(work) == files
+    rows = price.table(work, 50)
+    assert set(rows) == set(ARMS)
     ranli, roli = rows["RanLI Full-FT"], rows["RoLI Full-FT, rounds"]
     assert ranli["pgd20_minus_ranli"][0]["value"] == 0
     assert ranli["passes_to_ranlis_best"] == ranli["passes_to_best"]
-    cell = json.loads((tmp_path / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json").read_text())
+    cell = price.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json")
     assert roli["pgd20"]["mean"] == pytest.approx(sum(cell["right"]["pgd20"]) / 24)
+    assert roli["devices"] == [cell["device"]] == [machine.slug(price.DEVICE)]
     of_head = rows["Linear, rounds"]["passes"][0]
     assert roli["passes"][0] > ranli["passes"][0]
     assert roli["passes"][0] - of_head == pytest.approx(ranli["passes"][0], rel=0.1)
+
+
+def test_cells_that_count_are_judged(tiny):
+    """With the weights of the best epoch, which are kept; the table has what is judged beside the rest."""
+    work = tiny("cells", "--rates", *RATES, "--seeds", "0", "1", "--arms", "RanLI Full-FT", "Linear, rounds")
+    before = price.table(work, 50)
+    judged = tiny("judge", "--seeds", "0")
+    rows = price.table(work, 50)
+    for name, row in rows.items():
+        assert {what: row[what] for what in before[name]} == before[name]
+        assert len(row["apgd"]["by_seed"]) == len(row["autoattack_minus_ranli"]) == 1
+        assert row["autoattack"]["mean"] <= row["clean"]["by_seed"][0] + 0.5
+    lr = f"{rows['RanLI Full-FT']['lr']:g}"
+    files = sorted(
+        path.relative_to(judged / "judged" / "apgd" / "50") for path in judged.glob("judged/apgd/**/*.json")
+    )
+    assert [str(file) for file in files] == [f"RanLI Full-FT/{lr}-0.json", "heads/0/rounds.json"]
+    model = price.backbone(0, "full")
+    price.load(model, work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
+    test = price.splits(50).test
+    right = predict(model, test.images.float() / 255).argmax(1) == test.labels
+    cell = price.read(work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
+    assert right.int().tolist() == cell["right"]["clean"]
+
+
+def test_nothing_is_trained_before_what_it_needs(monkeypatch):
+    """Nor twice; the public code at one size, where nobody asks for more."""
+    plan = price.plan((900, 50), None, (0, 1), price.RATES)
+    assert len(set(plan)) == len(plan)
+    for number, task in enumerate(plan):
+        assert set(task.needs) <= set(plan[:number])
+    cells = [(t.size, t.name, t.seed, t.setting) for t in plan]
+    assert cells[0] == (50, "rounds", 0, None)
+    first_of_arms = next(i for i, cell in enumerate(cells) if cell[1] not in price.HEADS)
+    assert cells[first_of_arms] == (50, price.RANLI, 0, price.RATES[0])
+    public_code = {cell for cell in cells if "public" in cell[1]}
+    assert {size for size, *_ in public_code} == {50}
+    assert len(public_code) == 2
+    asked = price.plan((900,), ["RanLI Full-FT, public code"], (0,), price.RATES)
+    assert [t.name for t in asked] == 3 * [price.RANLI] + ["RanLI Full-FT, public code"]
+
+
+def test_a_cell_that_fails_stops_no_other(tiny, monkeypatch, capsys):
+    probe = price.probe
+    monkeypatch.setattr(price, "probe", lambda *a, **k: 1 / 0)
+    with pytest.raises(
+        SystemExit, match=r"failed: 50 rounds, seed 0; 50 RoLI Full-FT, rounds, 0.001, seed 0$"
+    ):
+        tiny("cells", "--rates", "0.001", "--seeds", "0")
+    assert "50 rounds, seed 0: ZeroDivisionError: division by zero\n" in capsys.readouterr().out
+    monkeypatch.setattr(price, "probe", probe)
+    work = tiny("cells", "--rates", "0.001", "--seeds", "0")
+    assert set(price.table(work, 50)) == set(ARMS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """file: what it makes; None for one whose process dies."""
+
+    file: Path | None
+    needs: tuple["Step", ...] = ()
+
+    def __str__(self):
+        return str(self.file and self.file.name)
+
+    def perform(self):
+        if self.file is None:
+            os._exit(7)
+        if not self.file.parent.exists():
+            raise OSError("no\nfolder")
+        needed = [step for step in self.needs if step.file and step.file.exists()]
+        self.file.write_text(f"after {len(needed)}")
+
+
+def test_several_processes(tmp_path, monkeypatch, capsys):
+    """What needs another waits for it; what fails, or dies, is named and stops nothing."""
+    fork = multiprocessing.get_context("fork")  # sooner there than what imports torch again
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    first, bad = Step(tmp_path / "first"), Step(tmp_path / "missing" / "bad")
+    others = [Step(tmp_path / "second", (first, bad)), Step(None), Step(tmp_path / "last", (Step(None),))]
+    assert sorted(price.run_all([first, bad, *others], Step.perform, 2)) == ["None", "bad"]
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == {"first": "after 0", "second": "after 1", "last": "after 0"}
+    shown = capsys.readouterr().out
+    assert "bad: OSError: no folder\n" in shown
+    assert "None: its process ended with 7\n" in shown
+    assert multiprocessing.active_children() == []
+
+
+def test_seconds_per_image(tiny):
     measured = price.times(2, 1)["seconds_per_image"]
-    assert {"public code, full", "ours, full", "ours, linear"} <= set(measured)
+    assert {"public code, full", "ours, full", "ours, linear", "ours, PGD-2, full"} <= set(measured)

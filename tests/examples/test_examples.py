@@ -130,8 +130,9 @@ def test_adversarial_transfer_goes_on_where_it_stopped(run, tmp_path, capsys):
         return StoredImages(images.to(torch.uint8), labels)
 
     splits = Splits(blobs(8), blobs(4), blobs(4))
-    quick = {"epochs": 1, "seeds": 1, "steps": 1, "val_steps": 1, "precision": "fp32"}
-    rows = run("adversarial_transfer")(splits, {"random": None}, tmp_path, **quick)
+    network = {"name": "small_resnet", "channels": (8, 8, 8, 8), "img_size": 40, "resize": True}
+    quick = {"network": network, "epochs": 1, "steps": 1, "val_steps": 1, "precision": "fp32"}
+    rows = run("adversarial_transfer")(splits, {"random": None}, tmp_path, seeds=[0], **quick)
     assert [row["arm"] for row in rows] == [
         "Linear", "RanLI Bias", "RoLI Bias", "RanLI Full-FT", "RoLI Full-FT"
     ]  # fmt: skip
@@ -140,5 +141,7 @@ def test_adversarial_transfer_goes_on_where_it_stopped(run, tmp_path, capsys):
         assert low <= row["pgd20"]["mean"] <= high
         assert row["seeds"] == [0]
     capsys.readouterr()
-    assert run("adversarial_transfer")(splits, {"random": None}, tmp_path, **quick) == rows
+    assert run("adversarial_transfer")(splits, {"random": None}, tmp_path, seeds=[0], **quick) == rows
     assert "epoch 1" not in capsys.readouterr().out  # nothing was trained again
+    rows = run("adversarial_transfer")(splits, {"random": None}, tmp_path, seeds=[1], **quick)
+    assert [row["seeds"] for row in rows] == [[0, 1]] * 5  # with what another process has measured
