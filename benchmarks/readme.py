@@ -63,7 +63,7 @@ def all_tables(path: Path) -> str:
             "",
             f"![The same as a picture]({picture.name})",
             "",
-            f"Spread, conditions and every number: [{path.name}]({path.name}).",
+            _more(result, path),
         ]
     )
 
@@ -84,6 +84,12 @@ def highlights(path: Path) -> str:
 def _conditions(result: dict[str, Any]) -> str:
     machine, commit = result["machine_info"], result["commit_info"]
     return f"{_name(machine)}, torch {machine['versions']['torch']}, commit {commit['id'][:10]}"
+
+
+def _more(result: dict[str, Any], path: Path) -> str:
+    return " ".join(
+        [*result.get("notes", ()), f"Spread, conditions and every number: [{path.name}]({path.name})."]
+    )
 
 
 def _largest(cases: Cases) -> str:
@@ -165,7 +171,7 @@ def _attack_table(path: Path, contenders: tuple[str, ...] | None = None) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if contenders is None:
         lines += ["", f"![The same as a picture]({picture.name})"]
-        lines += ["", f"Spread, conditions and every number: [{path.name}]({path.name})."]
+        lines += ["", _more(result, path)]
     return "\n".join(lines)
 
 
