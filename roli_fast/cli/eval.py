@@ -30,6 +30,7 @@ from .options import (
     load_data,
     new_folder,
     read_run,
+    refuse_without_effect,
     sampled,
     users_mistakes,
 )
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.choice("--norm", "of the ball (default: the run's, or linf)", tuple(NORMS))
     option.number("--eps", "EPS", "in [0, 1] pixels (default: the run's, or 8/255)")
     option.number("--step-size", "SIZE", "of PGD (default: eps / 4)")
-    option.count("--steps", "N", "of PGD", default=10)
-    option.count("--restarts", "N", "of PGD", default=1)
-    option.choice("--version", "of AutoAttack", ("standard", "plus", "rand"), default="standard")
+    option.count("--steps", "N", "of PGD (default: 10)")
+    option.count("--restarts", "N", "of PGD (default: 1)")
+    option.choice("--version", "of AutoAttack (default: standard)", ("standard", "plus", "rand"))
     option.choice("--precision", "of the search; the model itself judges", tuple(PRECISIONS), default="fp32")
     option.count("--batch-size", "N", "images at once", default=100)
     option.count("--seed", "N", "of the attacks", least=0, default=0)
@@ -64,8 +65,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_names("--attacks", arguments.attacks, ATTACKS)
+    _settle(arguments)
     with own_device(arguments.device) as device:
         _run(arguments, device)
+
+
+def _settle(arguments: argparse.Namespace) -> None:
+    """Fills in defaults; raises UserError for an option without effect."""
+    refuse_without_effect(
+        arguments,
+        [
+            (("step_size", "steps", "restarts"), "pgd" in arguments.attacks, "--attacks pgd"),
+            (("version",), "autoattack" in arguments.attacks, "--attacks autoattack"),
+            (("norm", "eps"), bool(arguments.attacks), "an attack"),
+        ],
+    )
+    arguments.steps, arguments.restarts = arguments.steps or 10, arguments.restarts or 1
+    arguments.version = arguments.version or "standard"
 
 
 def _run(arguments: argparse.Namespace, device: torch.device) -> None:

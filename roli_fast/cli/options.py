@@ -36,6 +36,20 @@ def users_mistakes() -> Iterator[None]:
         raise UserError(text) from error
 
 
+Effects = list[tuple[tuple[str, ...], bool, str]]
+
+
+def refuse_without_effect(arguments: argparse.Namespace, effects: Effects) -> None:
+    """effects: options, None where they are not given; whether they have an effect beside the others; and
+    what they need for it."""
+    for options, has_effect, accepted in effects:
+        for option in options:
+            value = getattr(arguments, option)
+            if value is not None and not has_effect:
+                name = f"--{option.replace('_', '-')}"
+                raise UserError(f"{name}: got {value}, which has no effect, accepted: it with {accepted}")
+
+
 def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Callable[[str], float]:
     """Reads a number or a fraction such as 8/255: above ``least``, or from it on."""
 

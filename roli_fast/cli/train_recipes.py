@@ -9,7 +9,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from ..training import Recipe, Rounds, paper_options, paper_settings
 from ..training.recipe import PAPER_SETS
 from .errors import UserError
-from .options import pairs
+from .options import Effects, pairs, refuse_without_effect
 
 # Where the data set is none of the paper's: its settings for CIFAR-10, with a warm-up of a tenth.
 _LIKE = "cifar10"
@@ -35,12 +35,7 @@ def settle(arguments: argparse.Namespace) -> None:
     of_network = pairs("--model-kwargs", arguments.model_kwargs)
     if arguments.drop_path is not None and "drop_path_rate" in of_network:
         raise UserError("--drop-path: got another one in --model-kwargs, accepted: one of them")
-    for options, has_effect, accepted in _effects(arguments):
-        for option in options:
-            value = getattr(arguments, option)
-            if value is not None and not has_effect:
-                name = f"--{option.replace('_', '-')}"
-                raise UserError(f"{name}: got {value}, which has no effect, accepted: it with {accepted}")
+    refuse_without_effect(arguments, _effects(arguments))
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -64,8 +59,7 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _effects(arguments: argparse.Namespace) -> list[tuple[tuple[str, ...], bool, str]]:
-    """Options, whether they have an effect beside the others, and what they need for it."""
+def _effects(arguments: argparse.Namespace) -> Effects:
     by_sgd = ("probe_epochs", "probe_lr", "probe_opt", "probe_weight_decay")
     trains = ("epochs", "patience", "lr", "lr_base", "opt", "momentum", "weight_decay", "sched", "min_lr")
     grows = ("warmup_epochs", "clip_grad", "model_ema_decay", "amp_dtype", "loss", "eps_warmup_epochs")

@@ -13,6 +13,7 @@ from .timm_sets import PREFIXES, load_timm
 from .view import View
 
 MODES = ("RGB", "L")
+_CROP_PCT = 0.875
 
 
 def load(
@@ -23,7 +24,7 @@ def load(
     val_split: str | None = None,
     test_split: str | None = None,
     input_size: int | None = None,
-    crop_pct: float = 0.875,
+    crop_pct: float | None = None,
     hflip: float | None = None,
     input_img_mode: str = "RGB",
     num_classes: int | None = None,
@@ -40,7 +41,7 @@ def load(
         validation images are cut from the training images, a tenth of each class.
     input_size: pixels a side that the model sees. None: the paper's for its sets, else the images' own, which
         have to be the same.
-    crop_pct: of the resized image's shorter side, the part that is cropped to input_size.
+    crop_pct: of the resized image's shorter side, the part that is cropped to input_size. None: 0.875.
     hflip: probability of mirroring a training image. None: 0.5 where images are cropped, else 0.
     input_img_mode: "RGB", or "L" for one channel of grey.
     num_classes: for a set that does not tell; any other has to agree.
@@ -77,6 +78,8 @@ def load(
         splits = load_named(name, folder, view, input_img_mode, split_seed, download)
     elif name == "digits":
         _refuse_splits(name, train_split, val_split, test_split)
+        if folder is not None:
+            refuse("data_dir", folder, "None: scikit-learn brings the digits along")
         if input_size is not None or hflip:
             refuse(
                 "input_size, hflip",
@@ -92,11 +95,14 @@ def load(
     return splits
 
 
-def _view(name: str, input_size: int | None, crop_pct: float, hflip: float | None) -> View:
+def _view(name: str, input_size: int | None, crop_pct: float | None, hflip: float | None) -> View:
     view = PHOTO_VIEW if name in PHOTO_NAMES else View()
+    if input_size is None and crop_pct is not None:
+        refuse("crop_pct", crop_pct, "None without an input_size")
     if input_size is not None:
         if input_size < 1:
             refuse("input_size", input_size, "a number of pixels from 1 on, or None")
+        crop_pct = _CROP_PCT if crop_pct is None else crop_pct
         if not 0 < crop_pct <= 1:
             refuse("crop_pct", crop_pct, "a number above 0 and up to 1")
         view = View(math.floor(input_size / crop_pct), input_size, 0.5)

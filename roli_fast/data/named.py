@@ -212,6 +212,10 @@ def _load_photos(name: str, data_dir: Path, view: View, mode: str, split_seed: i
         parts = _papers_draw(folder) or photos.read(folder)
     except FileNotFoundError as error:
         raise about.missing(data_dir, error) from error
+    except Exception as error:  # whatever half a list does to its reader
+        raise about.missing(
+            data_dir, f"its lists cannot be read ({type(error).__name__}: {error})"
+        ) from error
     whole = _whole(folder / photos.images, parts, view, mode)
     about.check_classes(folder, len(whole.classes))
 

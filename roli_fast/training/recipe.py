@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from ..attacks.inputs import check_choice, check_count, check_number, refuse
 from ..attacks.norms import NORMS
@@ -97,6 +97,8 @@ class Recipe:
             refuse("eps", self.eps, "at most 1 in linf, the width of the box, such as 8/255")
         if self.opt.lower() not in list_optimizers():
             refuse("opt", repr(self.opt), "one of timm.optim.list_optimizers()")
+        if get_optimizer_info(self.opt.lower()).second_order:
+            refuse("opt", repr(self.opt), "an optimiser that needs no second derivatives")
         check_choice("attack", self.attack, ATTACKS)
         check_choice("loss", self.loss, LOSSES)
         check_choice("sched", self.sched, SCHEDULES)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks.inputs import refuse, to_state
 from ..data import Loader, Splits
@@ -130,6 +131,14 @@ def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
         refuse("model", got, f"(N, {classes}), a logit for each class")
 
 
+def _normalizes_batches(model: nn.Module) -> bool:
+    """Whether a BatchNorm is in train mode where the model is."""
+    before = model.training
+    found = any(isinstance(m, _BatchNorm) and m.training for m in model.train().modules())
+    model.train(before)
+    return found
+
+
 def moved(images: Tensor, labels: Tensor, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
     """To the device, without waiting for it."""
     layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
@@ -162,7 +171,7 @@ class _Stage:
     ):
         self.recipe = recipe
         self.device = next(model.parameters()).device
-        self._check(model, splits)
+        self._check(model, splits, sync_bn)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = synchronize_norms(model) if sync_bn and world_size() > 1 else model
@@ -187,12 +196,17 @@ class _Stage:
 
     # --- before the first step -----------------------------------------------------------------------------
 
-    def _check(self, model: nn.Module, splits: Splits) -> None:
+    def _check(self, model: nn.Module, splits: Splits, sync_bn: bool) -> None:
         if self.recipe.batch_size % world_size():
             refuse("batch_size", self.recipe.batch_size, f"a multiple of {world_size()} processes")
         if not any(p.requires_grad for p in model.parameters()):
             refuse("model", "one without a parameter that requires a gradient", "one that trains")
         check_fits(model, next(iter(splits.val))[0], len(splits.classes))
+        alone = self.recipe.batch_size == world_size()
+        if alone and not (sync_bn and world_size() > 1) and _normalizes_batches(model):
+            refuse(
+                "batch_size", self.recipe.batch_size, "2 or more images a process, over which to normalise"
+            )
 
     def _open(self, resume: bool) -> dict[str, Any] | None:
         """What an interrupted run has left."""

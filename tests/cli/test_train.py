@@ -191,7 +191,11 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         ),
         (["--lr", "0.1", "--min-lr", "0.2"], "min_lr: got 0.2, accepted: at most lr, which is 0.1"),
         (["--opt", "sgdd"], "opt: got 'sgdd', accepted: one of timm.optim.list_optimizers()"),
+        (["--opt", "adahessian"], "opt: got 'adahessian', accepted: an optimiser that needs no second"),
         (["--batch-size", "0"], "--batch-size: got '0', accepted: 1 or more"),
+        (["--batch-size", "1"], "batch_size: got 1, accepted: 2 or more images a process"),
+        (["--data-dir", "images"], "data_dir: got images, accepted: None: scikit-learn brings the digits"),
+        (["--crop-pct", "0.9"], "crop_pct: got 0.9, accepted: None without an input_size"),
         (["--output", "/dev/null/run"], "--output: "),
         (["--device", "tpu"], "--device: got 'tpu'"),
     ],
@@ -261,6 +265,9 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):
         (["MODEL", "--attacks", "cw"], "--attacks: got 'cw', accepted: pgd, autoattack"),
         (["MODEL", "--eps", "8/0"], "--eps: got '8/0'"),
         (["MODEL", "--steps", "0"], "--steps: got '0', accepted: 1 or more"),
+        (["MODEL", "--version", "plus"], "--version: got plus, which has no effect, accepted: it with"),
+        (["MODEL", "--attacks", "autoattack", "--steps", "5"], "--steps: got 5, which has no effect"),
+        (["MODEL", "--eps", "0.1", "--attacks"], "--eps: got 0.1, which has no effect, accepted: it with an"),
     ],
 )
 def test_mistakes_of_eval(arguments, message, tmp_path, capsys, monkeypatch):

@@ -151,6 +151,18 @@ def test_a_list_that_is_missing_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "make", "file"),
+    [("cub200", cub, "image_class_labels.txt"), ("stanford_dogs", dogs, "train_list.mat")],
+)
+def test_half_a_list_is_an_error_of_the_set(name, make, file, tmp_path):
+    make(tmp_path, train=2, test=1)
+    (found,) = tmp_path.rglob(file)
+    write(found, found.read_bytes()[: found.stat().st_size // 2])
+    with pytest.raises(FileNotFoundError, match=r"data_dir: got .*its lists cannot be read"):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "make"), [("caltech256", caltech), ("cub200", cub), ("stanford_dogs", dogs)]
 )
 def test_a_set_with_missing_classes_is_refused(name, make, tmp_path):
