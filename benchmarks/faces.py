@@ -1,17 +1,21 @@
 """What a face costs: PGD-10 through each of roli_fast.compat, beside the same attack called as ours.
 
 ``python -m benchmarks.faces --out FILE``. Weights are random: time alone is compared, interleaved. foolbox
-judges what it has found, as its original does; the others do not.
+judges what it has found, as its original does, and is compared with a call of ours that does; the others with
+one that does not. ART's, which takes its own classifier and numpy's arrays, where ART is installed.
 """
 
 import argparse
+import importlib.util
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor, nn
 
 from roli_fast.attacks import PGD
 from roli_fast.compat import cleverhans, foolbox, torchattacks
@@ -20,7 +24,28 @@ from roli_fast.speed.subjects import labelled, random_images, settle, timm_model
 from roli_fast.speed.timing import interleaved, until_done
 
 EPS, STEP, STEPS, ROUNDS = 8 / 255, 2 / 255, 10, 15
+REFERENCES = {
+    "torchattacks": "ours",
+    "cleverhans": "ours",
+    "art": "ours",
+    "foolbox": "ours, judged",
+    "ours, judged": "ours",
+}
 SHAPES = {"resnet18": (32, 3, 64, 64), "vit_tiny_patch16_224": (16, 3, 112, 112)}
+
+
+def art_call(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Any]:
+    from art.estimators.classification import PyTorchClassifier
+
+    from roli_fast.compat import art
+
+    loss, shape = nn.CrossEntropyLoss(), tuple(images.shape[1:])
+    classifier = PyTorchClassifier(model, loss, shape, 10, clip_values=(0.0, 1.0))
+    attack = art.ProjectedGradientDescent(
+        classifier, eps=EPS, eps_step=STEP, max_iter=STEPS, num_random_init=1, verbose=False,
+        batch_size=len(images),
+    )  # fmt: skip
+    return partial(attack.generate, images.numpy(), labels.numpy())
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -33,8 +58,9 @@ def measure(name: str) -> dict[str, Any]:
     ta = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=STEPS)
     fb = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS)
     fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "ours": partial(ours, model, images, labels),
+        "ours, judged": partial(ours.run, model, images, labels),
         "torchattacks": partial(ta, images, labels),
         "foolbox": partial(fb, fmodel, images, labels, epsilons=EPS),
         "cleverhans": partial(
@@ -51,11 +77,13 @@ def measure(name: str) -> dict[str, Any]:
             sanity_checks=False,
         ),
     }
+    if importlib.util.find_spec("art"):
+        calls["art"] = art_call(model, images, labels)
     measured = interleaved({who: [call] for who, call in calls.items()}, ROUNDS, 1, until_done)
     return {
         "shape": SHAPES[name],
         "ms": {who: 1e3 * measured.seconds_of(who)["median"] for who in calls},
-        "ratio to ours": {who: measured.ratio(who, "ours") for who in calls if who != "ours"},
+        "ratio to ours": {who: measured.ratio(who, of) for who, of in REFERENCES.items() if who in calls},
         "other_cores": measured.other_cores,
     }
 
