@@ -153,7 +153,7 @@ class Values:
             there = torch.empty(len(extremes), dtype=torch.float64, pin_memory=True)
             self._extremes = there.copy_(self._extremes, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(images.device))
 
     def check(self, bounds: tuple[float, float], classes: int | None) -> None:
         if self._arrived is not None:

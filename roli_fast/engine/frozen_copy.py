@@ -94,11 +94,14 @@ class FrozenCopy:
             with torch.cuda.device_of(self._read[0]):
                 self._graph(tuple(t.data_ptr() for t in self._read))
 
-    def _copy(self, computed: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Returns nothing, as a function for a graph does."""
+    def _copy(self, computed: Sequence[Tensor] = ()) -> None:
         if self._own:
             torch._foreach_copy_(self._own, [*self._plain, *computed])
         self._folds.take_over()
+
+    def _copy_from(self, _: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """As a function for a graph, which is as good as long as all stays where it is in memory."""
+        self._copy()
         return ()
 
     def _pair_up(self, model: nn.Module) -> None:
@@ -116,12 +119,12 @@ class FrozenCopy:
         rest = [(name, t) for name, t in own.values() if name in computed]
         self._own = [t for _, t in (*first, *rest)]
         self._plain = [plain[name] for name, _ in first]
-        # Some hundred small operations: on a GPU one graph, as long as all stays where it is in memory.
+        # Some hundred small operations: on a GPU, one graph.
         self._read = [*self._plain, *self._folds.sources()]
         self._graph: GraphRunner | None = None
         devices = {t.device for t in self._read}
         if len(devices) == 1 and devices.pop().type == "cuda":
-            self._graph = GraphRunner(lambda _: self._copy(), limit=1, recording=CudaRecording)
+            self._graph = GraphRunner(self._copy_from, limit=1, recording=CudaRecording)
         self._computed = [computed[name] for name, _ in rest]
 
 
