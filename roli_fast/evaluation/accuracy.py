@@ -51,6 +51,8 @@ def difference(a: Accuracy, b: Accuracy, confidence: float = 0.95) -> Difference
     if len(a.right) != len(b.right):
         raise ValueError(f"a, b: got {len(a.right)} and {len(b.right)} images, accepted: the same images")
     gaps = a.right.numpy().astype(float) - b.right.numpy().astype(float)
+    if len(gaps) == 1:  # one image says nothing of others
+        return Difference(float(gaps[0]), -1.0, 1.0)
     resampled = bootstrap(
         (gaps,), numpy.mean, confidence_level=confidence, method="percentile", rng=numpy.random.default_rng(0)
     )

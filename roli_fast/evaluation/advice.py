@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from .accuracy import Accuracy, Difference
-from .sensitivity import Sensitivity
+from .sensitivity import Sensitivity, quantile
 from .transfer_result import Transfer
 
 TRANSFERRED = "(probed - finetuned) / finetuned, of accuracies that are means over the runs"
@@ -92,7 +92,7 @@ class Advice:
 
 def advise_without_head(found: Sensitivity) -> Advice:
     """Before a head is trained."""
-    relative = found.relative.median().item()
+    relative = quantile(found.relative, 0.5)
     reason = (
         "no head has been trained for these classes, and without one the theory predicts no robust accuracy; "
         "a probe costs least, and finetuning begins with it"
@@ -111,13 +111,15 @@ def advise(found: Transfer) -> Advice:
     rule, which is ours: where attacks leave more than half of the right images right, most of what is missing
     is not robustness, and probing keeps what is there; where they leave less, it is the representation
     that gives way, which only finetuning changes. Where the interval of that share contains one half, too few
-    images were looked at to tell, and the cheaper one is advised.
+    images were looked at to tell, and the cheaper one is advised. A model that guesses has nothing to keep.
     """
     right, stayed = int(found.clean.right.sum()), int(found.robust.right.sum())
-    if right == 0:
-        return Advice(
-            "finetune", "the model gets no image right, so that there is no robustness to keep", _OPEN
+    if found.clean.interval()[0] <= 1 / found.classes:
+        reason = (
+            f"the model gets {right} of {len(found.clean.right)} images right, which guessing among "
+            f"{found.classes} classes may do, too: there is no robustness to keep"
         )
+        return Advice("finetune", reason, _OPEN)
     low, high = binomtest(stayed, right).proportion_ci(0.95, method="wilson")
     kept = f"the attacks leave {stayed} of {right} right images right"
     if low > 0.5:

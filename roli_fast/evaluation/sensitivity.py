@@ -91,10 +91,13 @@ def sensitivity(
 
 def figures(values: Tensor) -> dict[str, Any]:
     """Mean and quantiles of values (N,), N at least 1, fit for JSON: None for what is not finite."""
-    # Not torch.quantile, which makes NaN of neighbours that are infinite.
-    ordered = values.sort().values
-    quantiles = {f"{q:g}": finite(ordered[round(q * (len(ordered) - 1))].item()) for q in QUANTILES}
+    quantiles = {f"{q:g}": finite(quantile(values, q)) for q in QUANTILES}
     return {"mean": finite(values.mean().item()), "quantiles": quantiles}
+
+
+def quantile(values: Tensor, q: float) -> float:
+    """The value at this share of all, which torch's makes NaN of between neighbours that are infinite."""
+    return values.sort().values[round(q * (len(values) - 1))].item()
 
 
 def finite(value: float) -> float | None:

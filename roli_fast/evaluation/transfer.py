@@ -93,7 +93,8 @@ class _Run:
 
     def add(self, images: Tensor, labels: Tensor) -> None:
         logits = predict(self._model, to_images(to_state(images), images))
-        check_labels(labels, logits.shape[1])
+        self._classes = logits.shape[1]
+        check_labels(labels, self._classes)
         right = logits.argmax(dim=1) == labels
         clean, moved = features_moved(
             self._features, self._feature_attack, images, self._count, self._keys[0]
@@ -145,6 +146,7 @@ class _Run:
         return Transfer(
             sensitivity=Sensitivity(criterion.distance, every["length"], self._feature_attack.label),
             clean=Accuracy(every["right"]),
+            classes=self._classes,
             criterion=criterion,
             feature_bound=self._bound(every, "features"),
             outcomes=tuple(self._outcome(every, criterion, number) for number in range(len(self._attacks))),

@@ -75,12 +75,14 @@ class Outcome:
 class Transfer:
     """What :func:`transfer` found; per-sample tensors in the order of the data, on the CPU.
 
+    classes: how many the head knows.
     feature_bound: the loss bound where the attack on features arrived.
     outcomes: of the attacks on classes, in their order.
     """
 
     sensitivity: Sensitivity
     clean: Accuracy
+    classes: int
     criterion: Criterion
     feature_bound: LossBound
     outcomes: tuple[Outcome, ...]

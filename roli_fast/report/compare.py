@@ -29,7 +29,7 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """gaps: RoLI minus RanLI where there are both, and every other run against the first otherwise.
+    """gaps: RoLI minus RanLI where there are both, and every other run against the first.
     transferred: relative gaps of linear probing to full finetuning, where there are both; then also advice.
     """
 
@@ -50,15 +50,14 @@ def compare(runs: Sequence[Run], found: Mapping[str, Found]) -> Comparison | Non
 
 def pairs(runs: Sequence[Run]) -> list[Pair]:
     """Which runs are set against which: RoLI against RanLI by the same method, of the same seed where there
-    are such; without them, all against the first."""
-    rivals = [
-        (ours, theirs)
-        for ours in runs
-        for theirs in runs
-        if (ours.kind, theirs.kind, ours.method) == ("RoLI", "RanLI", theirs.method)
-    ]
-    seeds = [(a, b) for a, b in rivals if a.recipe["seed"] == b.recipe["seed"]]
-    return seeds or rivals or [(run, runs[0]) for run in runs[1:]]
+    are such; what has no rival, against the first."""
+    found: list[Pair] = []
+    for method in dict.fromkeys(run.method for run in runs):
+        by = {kind: [r for r in runs if (r.kind, r.method) == (kind, method)] for kind in ("RoLI", "RanLI")}
+        rivals = [(ours, theirs) for ours in by["RoLI"] for theirs in by["RanLI"]]
+        found += [(a, b) for a, b in rivals if a.recipe["seed"] == b.recipe["seed"]] or rivals
+    paired = {run.name for pair in found for run in pair}
+    return found + [(run, runs[0]) for run in runs[1:] if run.name not in paired]
 
 
 def _gaps(ours: Run, theirs: Run, found: Mapping[str, Found]) -> list[Gap]:

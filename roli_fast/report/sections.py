@@ -173,7 +173,7 @@ def _arguments(run: Run) -> list[str]:
         ("versions", ", ".join(versions)),
         (
             "commit",
-            f"{commit.get('id', '')[:12]}{' and changes' if commit.get('dirty') else ''}" if commit else None,
+            f"{commit['id'][:12]}{' and changes' if commit['dirty'] else ''}" if commit.get("id") else None,
         ),
     ]
     stages = [*run.stages.values()]
@@ -267,7 +267,7 @@ def _transfer(numbers: Measured, picture: Picture | None) -> list[str]:
         ("criterion met", f"{s['criterion']['met']} of {s['criterion']['right']} right images"),
         ("robust, predicted by the criterion", _summed(s["criterion"]["predicted_robust"])),
         ("robust, measured by PGD", _summed(measured["robust"])),
-        ("robust, estimated", f"between {low:.1%} and {high:.1%}"),
+        ("robust, estimated from PGD alone", f"between {low:.1%} and {high:.1%}"),
         ("contradictions", found.explanation),
         ("loss bound under PGD", _bound(measured["loss_bound"])),
     ]

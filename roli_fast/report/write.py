@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +152,11 @@ class _Report:
         write(folder / "report.json", numbers.encode())
         drawn = {run.name: self._drawn(run) for run in self._runs}
         compared = self._compared()
-        for prefix, one in [(_slug(name), p) for name, d in drawn.items() for p in d.all]:
+        prefixes = _slugs(drawn)
+        for prefix, one in [(prefixes[name], p) for name, d in drawn.items() for p in d.all]:
             write(folder / "pictures" / f"{prefix}-{one.name}.png", one.png)
         for one in compared:
-            write(folder / "pictures" / f"comparison-{one.name}.png", one.png)
+            write(folder / "pictures" / f"{_COMPARISON}-{one.name}.png", one.png)
         parts = body(self._data, self._runs, self._numbers, drawn, self._comparison, compared)
         title = f"Robustness report: {', '.join(run.name for run in self._runs)}"
         path = folder / "report.html"
@@ -206,6 +207,21 @@ class _Report:
             "measured": dataclasses.asdict(found),
             "checks": checks,
         }
+
+
+_COMPARISON = "comparison"  # of the pictures of several runs
+
+
+def _slugs(names: Iterable[str]) -> dict[str, str]:
+    """Of each run, with which its pictures' names begin: no two are alike."""
+    found: dict[str, str] = {}
+    for name in names:
+        slug, number = _slug(name), 1
+        while slug in (_COMPARISON, *found.values()):
+            number += 1
+            slug = f"{_slug(name)}-{number}"
+        found[name] = slug
+    return found
 
 
 def _slug(name: str) -> str:

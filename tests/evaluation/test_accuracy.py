@@ -34,6 +34,8 @@ def test_a_difference_is_paired():
     other = Accuracy(a.right.flip(0))
     assert difference(a, other).within_noise
     assert difference(a, other).high - difference(a, other).low > 2 * (gap.high - gap.low)
+    one = difference(accuracy(1, 1), accuracy(0, 1))  # which says nothing of other images
+    assert (one.value, one.low, one.high) == (1, -1, 1)
     with pytest.raises(ValueError, match="a, b: got 100 and 50 images"):
         difference(a, accuracy(10, 50))
 

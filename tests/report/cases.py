@@ -126,4 +126,6 @@ def make_run(folder, splits, options=None, probed=True, method="full", classes=3
     roli(model, splits, recipe, probing=recipe if probed else None, method=method, folder=folder)
     if options is not None:
         about = {"arguments": options | {"init": "roli" if probed else "random", "model": "small_resnet"}}
-        (folder / "args.json").write_text(json.dumps(about | {"commit": {"id": "abc", "dirty": True}}))
+        # One of them as outside of git.
+        commit = {"id": "abc", "dirty": True} if probed else {"id": None, "dirty": None}
+        (folder / "args.json").write_text(json.dumps(about | {"commit": commit}))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from roli_fast.report import compare, read_run, write_report
 from roli_fast.report.compare import pairs
+from roli_fast.report.write import _slugs
 
 from .cases import NAMES, blobs, make_run
 
@@ -123,7 +124,8 @@ def test_the_page_says_what_the_numbers_say(page, numbers):
             assert f"{verdict}: {check['name']}" in page.text
             assert check["measured"] in page.text
             assert (check["means"] in page.text) or check["passed"]
-    assert {gap["name"] for gap in numbers["comparison"]["gaps"]} == {f"{NAMES[0]} minus ranli"}
+    expected = {f"{NAMES[0]} minus ranli", f"linear minus {NAMES[0]}"}
+    assert {gap["name"] for gap in numbers["comparison"]["gaps"]} == expected
 
 
 @pytest.mark.slow
@@ -146,11 +148,18 @@ def test_who_is_set_against_whom(made):
     def names(runs):
         return [(a.name, b.name) for a, b in pairs(runs)]
 
-    assert names([linear, ranli, roli, lora]) == [("roli", "ranli")]
-    assert names([linear, ranli, roli, seed]) == [("roli", "ranli")]
+    assert names([linear, ranli, roli, lora]) == [("roli", "ranli"), ("lora", "linear")]
+    assert names([linear, ranli, roli, seed]) == [("roli", "ranli"), ("seed", "linear")]
     assert names([ranli, seed]) == [("seed", "ranli")]
     assert names([linear, roli, lora]) == [("roli", "linear"), ("lora", "linear")]
     assert compare([roli], {}) is None
+
+
+def test_no_two_runs_share_the_names_of_their_pictures():
+    slugs = _slugs(["run-1", "run_1", "Run 1", "comparison", "..."])
+    assert len(set(slugs.values())) == 5
+    assert "comparison" not in slugs.values()
+    assert slugs["run-1"] == "run-1"
 
 
 @pytest.fixture
