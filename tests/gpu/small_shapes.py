@@ -15,7 +15,18 @@ from ops.device import elsewhere
 
 import roli_fast
 
-SHAPES = [(1,), (3,), (2, 5), (1, 2049), (3, 3, 5, 7), (2, 3, 16, 16), (5, 1, 28, 28)]
+# The last two: samples that several blocks share, in one kernel or in a kernel for each stage.
+SHAPES = [
+    (1,),
+    (3,),
+    (2, 5),
+    (1, 2049),
+    (3, 3, 5, 7),
+    (2, 3, 16, 16),
+    (5, 1, 28, 28),
+    (2, 3, 65, 63),
+    (1, 3, 150, 151),
+]
 
 calls = 0
 for backend in ("cuda", "triton"):
