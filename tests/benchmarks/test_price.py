@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import price
+from benchmarks import jobs, price
 from benchmarks.baselines import recipe as public
 from roli_fast.attacks import AutoAttack, predict
 from roli_fast.models import finetune
@@ -179,7 +179,7 @@ def test_several_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     first, bad = Step(tmp_path / "first"), Step(tmp_path / "missing" / "bad")
     others = [Step(tmp_path / "second", (first, bad)), Step(None), Step(tmp_path / "last", (Step(None),))]
-    assert sorted(price.run_all([first, bad, *others], Step.perform, 2)) == ["None", "bad"]
+    assert sorted(jobs.run_all([first, bad, *others], Step.perform, 2)) == ["None", "bad"]
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert written == {"first": "after 0", "second": "after 1", "last": "after 0"}
     shown = capsys.readouterr().out
