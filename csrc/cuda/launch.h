@@ -3,6 +3,7 @@
 // plain C++, and a compiler without CUDA runs the same bodies in loops (the tests do).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -44,17 +45,25 @@ void launch_blocks(void (*kernel)(Body), const Body& body, int64_t blocks, Strea
   check_launch();
 }
 
-// Says what all kernels were compiled for.
-__global__ inline void unused_kernel() {}
+// Says what all kernels were compiled for. A template, so that several files may have it.
+template <class>
+__global__ void unused_kernel() {}
 
 // How many blocks can work together, reading each other's shared memory: as many as every GPU since Hopper
-// lets form a cluster, where this was compiled for such.
+// lets form a cluster, where this was compiled for such. Of the current device: a machine may have several
+// kinds.
 inline int64_t largest_cluster() {
-  static const bool there = [] {
-    cudaFuncAttributes compiled;
-    return cudaFuncGetAttributes(&compiled, unused_kernel) == cudaSuccess && compiled.ptxVersion >= 90;
-  }();
-  return there ? 8 : 1;
+  constexpr int kDevices = 64;  // whose answer is kept
+  static std::atomic<int64_t> known[kDevices];
+  int device = 0;
+  cudaGetDevice(&device);
+  if (device < kDevices && known[device] != 0) return known[device];
+  cudaFuncAttributes compiled;
+  const bool there =
+      cudaFuncGetAttributes(&compiled, unused_kernel<void>) == cudaSuccess && compiled.ptxVersion >= 90;
+  const int64_t largest = there ? 8 : 1;
+  if (device < kDevices) known[device] = largest;
+  return largest;
 }
 
 // The same for clusters of so many blocks.
