@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ import torch
 from roli_fast.attacks import PGD
 from roli_fast.data import Loader, Splits, load
 from roli_fast.evaluation import evaluate
+from roli_fast.files import write
 from roli_fast.models import METHODS, create_model, find_classifier, finetune, load_backbone, load_model
 from roli_fast.training import Recipe, train
 
@@ -59,11 +59,8 @@ def few(splits, images_per_class, val_per_class, test_per_class):
     return Splits(*(some(images, count) for images, count in zip(splits, counts, strict=True)))
 
 
-def write(path, found):
-    """Complete or not at all, since other processes may read it."""
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    partial.replace(path)
+def save(path, found):
+    write(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings):
@@ -96,7 +93,7 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
         "right": {"clean": found.clean.right.tolist(), "pgd20": found.right.tolist()},
         "cost": dataclasses.asdict(trained.cost) | {"passes": trained.cost.passes},
     }
-    write(done, cell)
+    save(done, cell)
 
 
 def finished(out, backbones):
@@ -179,7 +176,7 @@ def main(
                 folder.mkdir(parents=True, exist_ok=True)
                 run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
                 rows = table(finished(out, backbones), backbones)
-                write(out / "table.json", about | {"rows": rows})
+                save(out / "table.json", about | {"rows": rows})
     for row in rows:
         print(show(row))
     return rows
@@ -224,7 +221,7 @@ if __name__ == "__main__":
     if given.vit:
         found = methods_of_a_vit(few(whole, given.images_per_class, 20, 20))
         Path(given.out).mkdir(parents=True, exist_ok=True)
-        write(Path(given.out) / "vit.json", found)
+        save(Path(given.out) / "vit.json", found)
     network = {"name": given.model, **given.model_kwargs}
     if given.img_size:
         network |= {"img_size": given.img_size, "resize": True}

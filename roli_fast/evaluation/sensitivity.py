@@ -96,7 +96,7 @@ def figures(values: Tensor) -> dict[str, Any]:
 
 
 def quantile(values: Tensor, q: float) -> float:
-    """The value at this share of all, which torch's makes NaN of between neighbours that are infinite."""
+    """The value at this share of all. Not torch.quantile, which makes NaN of neighbours that are infinite."""
     return values.sort().values[round(q * (len(values) - 1))].item()
 
 

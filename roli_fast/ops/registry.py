@@ -151,7 +151,7 @@ def define(family: str, schema: str, *, check: Function, fake: Function = _no_re
         _DEFAULT.impl(full_name, in_python["reference"], "CompositeExplicitAutograd")
         for device in ("cpu", "cuda"):
             default = default_of(device)
-            if default in in_python:  # in place of native kernels, where there are any
+            if default in in_python:  # in place of native kernels, if any, of which torch warns
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
                     _DEFAULT.impl(full_name, in_python[default], device.upper())

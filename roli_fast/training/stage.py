@@ -133,9 +133,10 @@ def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
 
 def _normalizes_batches(model: nn.Module) -> bool:
     """Whether a BatchNorm is in train mode where the model is."""
-    before = model.training
+    modes = [(m, m.training) for m in model.modules()]
     found = any(isinstance(m, _BatchNorm) and m.training for m in model.train().modules())
-    model.train(before)
+    for module, mode in modes:
+        module.training = mode
     return found
 
 
