@@ -77,6 +77,7 @@ def highlights(path: Path) -> str:
             f"{_conditions(result)}, {_largest(cases)}:",
             "",
             *_rows(shown, HIGHLIGHTED_RIVALS, lambda form, _, case: f"`{case['extra_info']['op']}`, {form}"),
+            *(line for note in result.get("notes", ()) for line in ("", note)),
         ]
     )
 
