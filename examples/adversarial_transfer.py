@@ -1,11 +1,13 @@
-"""Which head to finetune a backbone from, on real images: linear probing, RanLI and RoLI, cell by cell.
+"""Which head to finetune a backbone from, on real images: linear probing, RanLI and RoLI of every finetuning
+method, cell by cell.
 
     python examples/adversarial_transfer.py --data-dir cifar10-12k --out runs/transfer \\
         --backbones robust=resnet10_tin200_robust.safetensors standard=resnet10_tin200_standard.safetensors
 
-Another network than resnet10_tin, here one that was trained at 64x64 pixels, to which it enlarges CIFAR's:
+Another network than resnet10_tin, here robust_pretraining.py's, which was trained at 64x64 pixels, to which
+it enlarges CIFAR's, and which all methods have a place in:
 
-    ... --model small_resnet --model-kwargs '{"stem_stride": 2, "channels": [64, 64, 64, 64]}' --img-size 64
+    ... --model hybrid_vit --img-size 64 --methods bias vpt adapter lora full
 
 A cell is a backbone, a method and a seed. Each has its own folder: a cell that was interrupted goes on, and
 one that is finished is read. The table of what is there, with intervals over seeds and images, is written
@@ -25,27 +27,24 @@ from roli_fast.data import Loader, Splits, load
 from roli_fast.evaluation import evaluate
 from roli_fast.files import write
 from roli_fast.models import METHODS, create_model, find_classifier, finetune, load_backbone, load_model
-from roli_fast.training import Recipe, train
+from roli_fast.training import Recipe, probe, train
 
 EPS = 4 / 255
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Method, and whether it begins with the probed head.
-ARMS = {
-    "Linear": ("linear", False),
-    "RanLI Bias": ("bias", False),
-    "RoLI Bias": ("bias", True),
-    "RanLI Full-FT": ("full", False),
-    "RoLI Full-FT": ("full", True),
+# Peak learning rates of AdamW, from a random and from a probed head alike.
+LR = {"bias": 3e-3, "vpt": 1e-2, "adapter": 3e-3, "lora": 3e-3, "full": 3e-4}
+NAMES = {"bias": "Bias", "vpt": "VPT", "adapter": "Adapter", "lora": "LoRA", "full": "Full-FT"}
+# Method, and whether it begins with the probed head; probing comes first.
+ARMS = {"Linear": ("linear", True)} | {
+    f"{'RoLI' if probed else 'RanLI'} {name}": (method, probed)
+    for method, name in NAMES.items()
+    for probed in (False, True)
 }
-# Probing as regularised as robustness asks for; the rest as usual for AdamW.
-LR = {"linear": 0.2, "bias": 3e-3, "full": 3e-4}
 
 
-def recipe(method, epochs, seed, **more):
-    probing = {"opt": "momentum", "weight_decay": 1e-2} if method == "linear" else {"weight_decay": 1e-2}
-    return Recipe(
-        epochs, LR[method], 64, eps=EPS, warmup_epochs=min(1, epochs - 1), seed=seed, **probing, **more
-    )
+def recipe(method, epochs, seed, **settings):
+    given = {"eps": EPS, "weight_decay": 1e-2, "warmup_epochs": min(1, epochs - 1), "seed": seed} | settings
+    return Recipe(epochs, LR[method], 64, **given)
 
 
 def some(images, per_class):
@@ -69,7 +68,7 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
     if done.exists():
         return
     method, probed = ARMS[arm]
-    if probed:
+    if probed and method != "linear":
         model = load_model(folder.parent / "Linear" / "best.safetensors")
     else:
         torch.manual_seed(seed)
@@ -78,10 +77,12 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
             load_backbone(model, checkpoint)
         find_classifier(model).reset_head(len(splits.classes))
     finetune(model.to(DEVICE), method)
-    trained = train(
-        model, splits, recipe(method, epochs, seed, **settings), folder=folder, resume=True, progress=True,
-        title=f"{folder.parent.parent.name} {arm} {seed}",
-    )  # fmt: skip
+    title = f"{folder.parent.parent.name} {arm} {seed}"
+    kept = {"folder": folder, "resume": True, "progress": True, "title": title}
+    if method == "linear":
+        trained = probe(model, splits, Recipe(1, 1.0, 64, **{"eps": EPS, "seed": seed} | settings), **kept)
+    else:
+        trained = train(model, splits, recipe(method, epochs, seed, **settings), **kept)
     attack = PGD(eps=EPS, step_size=EPS / 4, steps=20, iterate="best", early_stop=True,
                  generator=torch.Generator().manual_seed(seed))  # fmt: skip
     found = evaluate(model, Loader(splits.test, 200), attack)
@@ -154,8 +155,8 @@ def show(row):
 
 
 def main(
-    splits, backbones, out, *, network=None, images_per_class=50, val_per_class=20, test_per_class=100,
-    seeds=(0, 1, 2), epochs=10, **settings,
+    splits, backbones, out, *, network=None, methods=("bias", "full"), images_per_class=50, val_per_class=20,
+    test_per_class=100, seeds=(0, 1, 2), epochs=10, **settings,
 ):  # fmt: skip
     """splits: of load(). backbones: files by name, None for random weights. network: of create_model()."""
     splits = few(splits, images_per_class, val_per_class, test_per_class)
@@ -171,7 +172,7 @@ def main(
     }
     for seed in seeds:
         for backbone, checkpoint in backbones.items():
-            for arm in ARMS:
+            for arm in (arm for arm, (method, _) in ARMS.items() if method in ("linear", *methods)):
                 folder = out / backbone / str(seed) / arm
                 folder.mkdir(parents=True, exist_ok=True)
                 run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
@@ -212,6 +213,7 @@ if __name__ == "__main__":
     parser.add_argument("--model-kwargs", type=json.loads, default={}, metavar="JSON", help="its options")
     parser.add_argument("--img-size", type=int, help="to which it enlarges the images; default as they are")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--methods", nargs="+", default=["bias", "full"], choices=list(NAMES))
     parser.add_argument("--images-per-class", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
@@ -230,6 +232,7 @@ if __name__ == "__main__":
         dict(pair.split("=", 1) for pair in given.backbones),
         given.out,
         network=network,
+        methods=given.methods,
         images_per_class=given.images_per_class,
         seeds=given.seeds,
         epochs=given.epochs,

@@ -10,11 +10,10 @@ from torch import nn
 
 from .architecture import Architecture
 from .classifier import separate
+from .hybrid_vit import hybrid_vit
 from .normalized import Normalized
 from .resized import Resized
 from .resnets import resnet10_tin, small_resnet
-
-_OWN: dict[str, Callable[..., nn.Module]] = {"small_resnet": small_resnet, "resnet10_tin": resnet10_tin}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +25,13 @@ class _Config:
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     num_classes: int = 0
+
+
+_OWN: dict[str, tuple[Callable[..., nn.Module], _Config]] = {
+    "small_resnet": (small_resnet, _Config()),
+    "resnet10_tin": (resnet10_tin, _Config()),
+    "hybrid_vit": (hybrid_vit, _Config((3, 64, 64), fixed_input_size=True)),
+}
 
 
 def create_model(
@@ -45,7 +51,7 @@ def create_model(
     It is a :class:`Normalized` around a :class:`Classifier`. Its weights are random; the head is initialised
     as in RoLI (:meth:`Classifier.reset_head`), unless it comes with pretrained weights.
 
-    name: of ``timm.list_models()``, or "small_resnet", "resnet10_tin".
+    name: of ``timm.list_models()``, or "small_resnet", "resnet10_tin", "hybrid_vit".
     img_size: of the images that the backbone is built for, one number or (H, W); default its own.
     resize: whether images of smaller sizes are enlarged to that size inside the model (:class:`Resized`), so
         that an attack acts on the pixels of the data.
@@ -68,14 +74,16 @@ def create_model(
             f"options: got {', '.join(sorted(elsewhere))}, accepted: the network's own; "
             "load_backbone takes weights from a file"
         )
-    config: Any = _Config() if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
+    config: Any = _OWN[name][1] if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
     mean = _per_channel(config.mean, in_chans) if mean is None else tuple(mean)
     std = _per_channel(config.std, in_chans) if std is None else tuple(std)
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     arguments = {"num_classes": num_classes, "in_chans": in_chans, **options}
     if size is not None and config.fixed_input_size:
         arguments["img_size"] = size
-    backbone = _OWN[name](**arguments) if name in _OWN else timm.create_model(name, pretrained, **arguments)
+    backbone = (
+        _OWN[name][0](**arguments) if name in _OWN else timm.create_model(name, pretrained, **arguments)
+    )
     classifier = separate(backbone)
     if not (pretrained and num_classes == config.num_classes):
         classifier.reset_head(num_classes)
