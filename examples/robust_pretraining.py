@@ -50,7 +50,7 @@ def measured(model, images, *, steps=20, autoattack_images=1000):
 
 
 def describe(accuracy):
-    return {"accuracy": accuracy.value, "interval": accuracy.interval(), "images": len(accuracy.right)}
+    return {"accuracy": accuracy.value, "interval": list(accuracy.interval()), "images": len(accuracy.right)}
 
 
 def main(splits, out, *, stem=None, seed=0, network=None, test=None, **settings):

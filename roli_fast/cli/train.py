@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_arguments(option: Options) -> None:
-    option.text("--model", "NAME", "timm's, or small_resnet, resnet10_tin", default="resnet10_tin")
+    option.text(
+        "--model", "NAME", "timm's, or small_resnet, resnet10_tin, hybrid_vit", default="resnet10_tin"
+    )
     option.text("--initial-checkpoint", "FILE", "weights of its backbone", type=Path)
     option.flag("--pretrained", "timm's weights, which it downloads")
     option.count("--img-size", "PIXELS", "for which the backbone is built")

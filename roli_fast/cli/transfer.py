@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = "of save_model; several, such as probed and finetuned ones, are compared"
     parser.add_argument("files", metavar="MODEL", help=files, nargs="*", type=Path)
     option = Options(parser, "a backbone, instead of files")
-    option.text("--model", "NAME", "timm's, or small_resnet, resnet10_tin")
+    option.text("--model", "NAME", "timm's, or small_resnet, resnet10_tin, hybrid_vit")
     option.text("--checkpoint", "FILE", "its weights; a head that does not fit is left out", type=Path)
     option.count("--img-size", "PIXELS", "a side that it is built for (default: its own)")
     option.flag("--resize", "enlarge images to that size inside the model")

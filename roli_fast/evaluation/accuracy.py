@@ -25,7 +25,7 @@ class Accuracy:
         """Wilson's interval for the value."""
         test = binomtest(int(self.right.sum()), len(self.right))
         low, high = test.proportion_ci(confidence, method="wilson")
-        return low, high
+        return float(low), float(high)
 
     def __str__(self) -> str:
         """In percent, with the interval: 46.7 [43.1, 50.2]."""

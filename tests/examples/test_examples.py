@@ -11,6 +11,7 @@ from torch import nn
 from roli_fast.attacks import PGD
 from roli_fast.data import Splits, StoredImages
 from roli_fast.evaluation import evaluate
+from roli_fast.models import find_classifier
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -61,6 +62,7 @@ def test_every_example_has_a_test():
         "autoattack_timm",
         "from_torchattacks",
         "fused_ops",
+        "robust_pretraining",
         "transfer_attack",
         "verify_images",
         "with_accelerate",
@@ -124,12 +126,41 @@ def test_a_verifier(run, tmp_path, capsys):
     assert "3 of 6 within 0.05 in linf" in capsys.readouterr().out
 
 
-def test_adversarial_transfer_goes_on_where_it_stopped(run, tmp_path, capsys):
-    def blobs(count):
-        labels = torch.arange(count) % 2
-        images = torch.randint(0, 100, (count, 3, 32, 32)) + 120 * labels[:, None, None, None]
-        return StoredImages(images.to(torch.uint8), labels)
+def blobs(count, side=32):
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 100, (count, 3, side, side)) + 120 * labels[:, None, None, None]
+    return StoredImages(images.to(torch.uint8), labels)
 
+
+def test_a_backbone_is_pretrained_on_a_robust_stem_and_transferred(run, tmp_path):
+    from roli_fast.models import create_model, load_model, save_model
+
+    stem = create_model("resnet10_tin", 200)
+    save_model(stem, tmp_path / "stem.safetensors")
+    splits = Splits(blobs(16, 16), blobs(4, 16), blobs(4, 16))
+    network = {"img_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    card = run("robust_pretraining")(
+        splits, tmp_path / "backbone", stem=tmp_path / "stem.safetensors", network=network, epochs=1,
+        batch_size=8, warmup_epochs=0, precision="fp32", lr=1e-9, weight_decay=0, val_steps=1,
+        test={"steps": 2, "autoattack_images": 1},
+    )  # fmt: skip
+    assert json.loads((tmp_path / "backbone" / "card.json").read_text())["test"] == card["test"]
+    assert card["images"] == {"train": 16, "val": 4, "test": 4}
+    assert (card["test"]["pgd2"]["images"], card["test"]["autoattack"]["images"]) == (4, 1)
+    made = load_model(tmp_path / "backbone" / "best.safetensors")
+    begun = find_classifier(made).backbone.patch_embed.backbone.layer1[0].conv1.weight
+    torch.testing.assert_close(begun, find_classifier(stem).backbone.layer1[0].conv1.weight)
+
+    transfer = {"network": {"name": "hybrid_vit", **network}, "methods": ["vpt", "lora"]}
+    rows = run("adversarial_transfer")(
+        splits, {"hybrid": tmp_path / "backbone" / "best.safetensors"}, tmp_path / "transfer", seeds=[0],
+        epochs=1, steps=1, val_steps=1, precision="fp32", **transfer,
+    )  # fmt: skip
+    names = ["VPT", "LoRA"]
+    assert [row["arm"] for row in rows] == ["Linear"] + [f"{i} {n}" for n in names for i in ("RanLI", "RoLI")]
+
+
+def test_adversarial_transfer_goes_on_where_it_stopped(run, tmp_path, capsys):
     splits = Splits(blobs(8), blobs(4), blobs(4))
     network = {"name": "small_resnet", "channels": (8, 8, 8, 8), "img_size": 40, "resize": True}
     quick = {"network": network, "epochs": 1, "steps": 1, "val_steps": 1, "precision": "fp32"}

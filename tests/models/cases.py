@@ -24,6 +24,7 @@ TINY = {
     "resnet": ("test_resnet", {}),
     "convnext": ("test_convnext", {}),
     "small_resnet": ("small_resnet", {}),
+    "hybrid": ("hybrid_vit", {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}),
 }
 IMAGES = (3, 3, 32, 32)
 

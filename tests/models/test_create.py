@@ -83,6 +83,19 @@ def test_resnet10_tin():
     assert backbone(model).forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 256, 2, 2)
 
 
+def test_a_hybrid_stands_on_the_first_stages_of_resnet10_tin():
+    """Its patches are their output, projected: 8x8 of them for 64x64 pixels."""
+    hybrid, resnet = backbone(create_model("hybrid_vit", 5)), backbone(create_model("resnet10_tin", 5))
+    stem = hybrid.patch_embed.backbone.eval()
+    stem.load_state_dict({name: resnet.state_dict()[name] for name in stem.state_dict()})
+    images = torch.rand(2, 3, 64, 64)
+    stages = torch.nn.Sequential(*list(resnet.eval().children())[:7])
+    torch.testing.assert_close(stem(images), stages(images))
+    tokens = hybrid.patch_embed.proj(stages(images)).flatten(2).mT
+    torch.testing.assert_close(hybrid.patch_embed(images), tokens)
+    assert tokens.shape == (2, 64, 192)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
