@@ -39,6 +39,14 @@ def users_mistakes() -> Iterator[None]:
 Effects = list[tuple[tuple[str, ...], bool, str]]
 
 
+def size_effect(arguments: argparse.Namespace) -> tuple[tuple[str, ...], bool, str]:
+    """--img-size, beside --model and --resize."""
+    from ..models.create import is_built_for_one_size  # timm takes seconds
+
+    used = arguments.resize or is_built_for_one_size(arguments.model)
+    return ("img_size",), used, "--resize, or a --model that is built for one size"
+
+
 def refuse_without_effect(arguments: argparse.Namespace, effects: Effects) -> None:
     """effects: options, None where they are not given; whether they have an effect beside the others; and
     what they need for it."""

@@ -9,7 +9,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from ..training import Recipe, Rounds, paper_options, paper_settings
 from ..training.recipe import PAPER_SETS
 from .errors import UserError
-from .options import Effects, pairs, refuse_without_effect
+from .options import Effects, pairs, refuse_without_effect, size_effect
 
 # Where the data set is none of the paper's: its settings for CIFAR-10, with a warm-up of a tenth.
 _LIKE = "cifar10"
@@ -78,6 +78,7 @@ def _effects(arguments: argparse.Namespace) -> Effects:
         (("steps", "step_size"), attack == "pgd", "--attack pgd"),
         (attacked, attack != "none", "an --attack"),
         (("trades_beta",), arguments.loss == "trades", "--loss trades"),
+        size_effect(arguments),
     ]
 
 

@@ -11,6 +11,7 @@ from ..attacks.inputs import to_images, to_state
 from ..engine.modes import own_output
 from ..models import Classifier, create_model, find_classifier, load_backbone, load_model, split
 from .errors import UserError
+from .options import refuse_without_effect, size_effect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ def check_subjects(arguments: argparse.Namespace) -> None:
     elif arguments.model is None or arguments.checkpoint is None:
         got = arguments.model or arguments.checkpoint or "none"
         raise UserError(f"MODEL: got {got}, accepted: files of save_model, or --model NAME --checkpoint FILE")
+    else:
+        refuse_without_effect(arguments, [size_effect(arguments)])
 
 
 def load_subjects(

@@ -74,7 +74,7 @@ def create_model(
             f"options: got {', '.join(sorted(elsewhere))}, accepted: the network's own; "
             "load_backbone takes weights from a file"
         )
-    config: Any = _OWN[name][1] if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
+    config = _config(name)
     mean = _per_channel(config.mean, in_chans) if mean is None else tuple(mean)
     std = _per_channel(config.std, in_chans) if std is None else tuple(std)
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -91,6 +91,16 @@ def create_model(
         classifier.backbone = Resized(backbone, size or config.input_size[1:])
     classifier.architecture = Architecture(name, num_classes, in_chans, size, resize, mean, std, options)
     return Normalized(classifier, mean, std)
+
+
+def is_built_for_one_size(name: str) -> bool:
+    """Whether ``img_size`` changes the network itself, as in a ViT; if not, images are enlarged to it
+    with ``resize``, or it has no effect. False for an unknown name."""
+    return _config(name).fixed_input_size
+
+
+def _config(name: str) -> Any:
+    return _OWN[name][1] if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
 
 
 def _per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:

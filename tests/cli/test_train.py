@@ -166,6 +166,7 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--attack", "nfgsm", "--steps", "3"], "--steps: got 3, which has no effect, accepted: it with"),
         (["--attack", "none", "--eps", "1/255"], "--eps: got 0.00392"),
         (["--trades-beta", "3"], "--trades-beta: got 3.0, which has no effect"),
+        (["--img-size", "48"], "--img-size: got 48, which has no effect, accepted: it with --resize, or a"),
         (["--momentum", "0.5"], "--momentum: got 0.5, which has no effect, accepted: it with an --opt"),
         (["--min-lr", "0.1", "--sched", "none"], "--min-lr: got 0.1, which has no effect"),
         (["--method", "bias", "--drop-path", "0.1"], "--drop-path: got 0.1, which has no effect"),

@@ -144,6 +144,10 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
         ),
         (["--model", "resnet10_tin", "--checkpoint", "backbone.pth"], "accepted: weights of this ResNet"),
         (
+            ["--model", "resnet10_tin", "--checkpoint", "backbone.pth", "--img-size", "48"],
+            "--img-size: got 48, which has no effect, accepted: it with --resize, or a --model",
+        ),
+        (
             ["full.safetensors", "--eps", "0"],
             "--eps: got '0', accepted: a number above 0, such as 0.5 or 8/255",
         ),
