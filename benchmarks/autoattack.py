@@ -12,7 +12,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,11 +186,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problems", nargs="+", choices=PROBLEMS)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file; what is finished there stays")
+    parser.add_argument("--no-bf16", action="store_true", help="for a processor that emulates it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # pyautoattack reports every batch
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.problems:
-        problem = PROBLEMS[name]
+        problem = replace(PROBLEMS[name], seeds=tuple(arguments.seeds))
+        if arguments.no_bf16:
+            problem = replace(problem, sides=tuple(side for side in problem.sides if side != BF16))
         entry = result.setdefault(name, {"machine": machine.describe(DEVICE), "turns": {}})
 
         def save(batches: int, entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
