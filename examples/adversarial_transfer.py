@@ -28,6 +28,7 @@ from roli_fast.models import METHODS, create_model, find_classifier, finetune, l
 from roli_fast.training import Recipe, train
 
 EPS = 4 / 255
+RESAMPLES = 2000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Method, and whether it begins with the probed head.
 ARMS = {
@@ -116,7 +117,7 @@ def interval(cells, what):
             right[torch.randint(seeds, (seeds,), generator=generator)][
                 :, torch.randint(images, (images,), generator=generator)
             ].mean()
-            for _ in range(2000)
+            for _ in range(RESAMPLES)
         ]
     )
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
