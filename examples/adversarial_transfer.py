@@ -30,6 +30,7 @@ from roli_fast.models import METHODS, create_model, find_classifier, finetune, l
 from roli_fast.training import Recipe, probe, train
 
 EPS = 4 / 255
+RESAMPLES = 2000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Peak learning rates of AdamW, from a random and from a probed head alike.
 LR = {"bias": 3e-3, "vpt": 1e-2, "adapter": 3e-3, "lora": 3e-3, "full": 3e-4}
@@ -117,7 +118,7 @@ def interval(cells, what):
             right[torch.randint(seeds, (seeds,), generator=generator)][
                 :, torch.randint(images, (images,), generator=generator)
             ].mean()
-            for _ in range(2000)
+            for _ in range(RESAMPLES)
         ]
     )
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

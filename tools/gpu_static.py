@@ -3,7 +3,8 @@
 Compiles the CUDA kernels with nvcc and Triton's with Triton for several GPUs, and reads their machine code:
 registers, spills, the width of memory accesses, and in PTX the instructions that bit-exact kernels must not
 have. ``--json`` prints the evidence for other programs (the tests assert on it). Compiling takes minutes:
-``--library`` reads the CUDA kernels of a build instead, ``--triton`` compiles the kernels that it names.
+``--library`` reads the CUDA kernels of a build instead, the accesses only in files with kernels of a known
+form, ``--triton`` compiles the kernels that it names.
 """
 
 import argparse
@@ -91,19 +92,26 @@ def cuobjdump(*arguments: str, folder: str | None = None) -> str:
     return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True, cwd=folder).stdout
 
 
-def read_cubin(cubin: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The functions of a cubin by name: registers, stack, local accesses, reads and writes by width."""
-    usage = dict(re.findall(r"Function (\S+):\s+(REG:\d+ STACK:\d+)", cuobjdump("-res-usage", str(cubin))))
+def read_cubin(cubin: Path, disassemble: bool = True) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The functions of a cubin by name: registers, stack, local accesses, reads and writes by width.
+
+    Disassembling takes long. Without it there are no accesses; what is local shows in the stack.
+    """
+    usage = {}
+    for name, found in re.findall(r"Function (\S+):\s+(REG:.*)", cuobjdump("-res-usage", str(cubin))):
+        registers, stack, local = (
+            int(re.findall(rf"{k}:(\d+)", found)[0]) for k in ("REG", "STACK", "LOCAL")
+        )
+        usage[name] = {"registers": registers, "stack": stack, "local": local, "reads": {}, "writes": {}}
+    if not disassemble:
+        yield from usage.items()
+        return
     for function in cuobjdump("-sass", str(cubin)).split("Function : ")[1:]:
         name = function.split(maxsplit=1)[0]
-        registers, stack = map(int, re.findall(r"\d+", usage[name]))
         found = Counter(re.findall(r"\b(?:LDL|STL|LDG|STG)(?:\.\w+)*", function))
-        code = {
-            "registers": registers,
-            "stack": stack,
-            "local": sum(count for access, count in found.items() if access[:3] in ("LDL", "STL")),
-        }
-        yield name, code | {"reads": _widths("LDG", found), "writes": _widths("STG", found)}
+        local = sum(count for access, count in found.items() if access[:3] in ("LDL", "STL"))
+        accesses = {"reads": _widths("LDG", found), "writes": _widths("STG", found)}
+        yield name, usage[name] | {"local": local} | accesses
 
 
 def _widths(instruction: str, found: Counter[str]) -> dict[int, int]:
@@ -160,15 +168,20 @@ def cuda_kernels_in(library: Path, sms: tuple[int, ...]) -> Iterator[Kernel]:
             if not cubins or not forbidden:
                 raise SystemExit(f"{library.name}: built without {'PTX' if cubins else f'code for sm_{sm}'}")
             for cubin in cubins:
-                yield from _kernels_of(cubin, sm, forbidden)
+                yield from _kernels_of(cubin, sm, forbidden, only_forms=True)
 
 
-def _kernels_of(cubin: Path, sm: int, forbidden: dict[str, list[str]]) -> Iterator[Kernel]:
-    found = dict(read_cubin(cubin))
-    names = subprocess.run(
-        ["c++filt", *found], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    for (mangled, code), demangled in zip(found.items(), names, strict=True):
+def _kernels_of(
+    cubin: Path, sm: int, forbidden: dict[str, list[str]], only_forms: bool = False
+) -> Iterator[Kernel]:
+    """only_forms: accesses are looked at only where a kernel has a form that says what they should be."""
+    found = dict(read_cubin(cubin, disassemble=False))
+    done = subprocess.run(["c++filt", *found], check=True, capture_output=True, text=True)
+    names = dict(zip(found, done.stdout.splitlines(), strict=True))
+    if not only_forms or any(_cuda_form(name)[1] for name in names.values() if "unused_kernel" not in name):
+        found = dict(read_cubin(cubin))
+    for mangled, code in found.items():
+        demangled = names[mangled]
         if "unused_kernel" in demangled:  # is there to be asked what it was compiled for
             continue
         name, form = _cuda_form(demangled)

@@ -11,29 +11,6 @@
 // 16x3x224x224 (1 thread). Zen 5, AVX-512.
 constexpr int64_t kBlock = 512;
 
-// Calls run(tag) with a value of the type that the tensor holds.
-template <class Run>
-static inline void with_float_type(DType dtype, Run&& run) {
-  switch (dtype) {
-    case DType::f16:
-      return run(float16{});
-    case DType::bf16:
-      return run(bfloat16{});
-    case DType::f32:
-      return run(float{});
-    case DType::f64:
-      return run(double{});
-    case DType::u8:
-      return;  // refused by the caller: not a float type
-  }
-}
-
-template <class Run>
-static inline void with_image_type(DType dtype, Run&& run) {
-  if (dtype == DType::u8) return run(uint8_t{});
-  with_float_type(dtype, run);
-}
-
 // Calls run(tag) for the type of an attack's state.
 template <class Run>
 static inline void with_state_type(DType dtype, Run&& run) {
@@ -46,61 +23,27 @@ static inline T* elements(const Array& array, int64_t offset) {
   return static_cast<T*>(array.data) + offset;
 }
 
+// Whether the elements lie as the arithmetic wants them.
+template <class T>
+static inline bool in_place(const Array& array, int64_t stride) {
+  return stride == 1 && array.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+}
+
 // The block as T, in place where it is stored so, else converted (uint8: divided by 255) into buffer.
 template <class T>
 static inline const T* load(const Array& array, int64_t offset, int64_t stride, int64_t count, T* buffer) {
-  const T* loaded = buffer;
-  with_image_type(array.dtype, [&](auto tag) {
-    using S = decltype(tag);
-    const S* from = elements<S>(array, offset);
-    if constexpr (std::is_same_v<S, T>) {
-      if (stride == 1) {
-        loaded = from;
-        return;
-      }
-    }
-    if (stride == 1)
-      for (int64_t i = 0; i < count; ++i) buffer[i] = convert<T>(from[i]);
-    else
-      for (int64_t i = 0; i < count; ++i) buffer[i] = convert<T>(from[i * stride]);
-  });
-  return loaded;
+  if (in_place<T>(array, stride)) return elements<T>(array, offset);
+  load_converted(array, offset, stride, count, buffer);
+  return buffer;
 }
 
 // The block as T values of the same sign; zero and NaN have none.
 template <class T>
 static inline const T* load_sign(const Array& array, int64_t offset, int64_t stride, int64_t count,
                                  T* buffer) {
-  const T* loaded = buffer;
-  with_float_type(array.dtype, [&](auto tag) {
-    using S = decltype(tag);
-    const S* from = elements<S>(array, offset);
-    if constexpr (std::is_same_v<S, T>) {
-      if (stride == 1) {
-        loaded = from;
-        return;
-      }
-    }
-    if (stride == 1)
-      for (int64_t i = 0; i < count; ++i) buffer[i] = sign<T>(from[i]);
-    else
-      for (int64_t i = 0; i < count; ++i) buffer[i] = sign<T>(from[i * stride]);
-  });
-  return loaded;
-}
-
-// Rounds value(i) of the block's elements to the array's type and puts them there.
-template <class Value>
-static inline void store_each(const Array& array, int64_t offset, int64_t stride, int64_t count,
-                              Value&& value) {
-  with_float_type(array.dtype, [&](auto tag) {
-    using D = decltype(tag);
-    D* __restrict to = elements<D>(array, offset);
-    if (stride == 1)
-      for (int64_t i = 0; i < count; ++i) to[i] = convert<D>(value(i));
-    else
-      for (int64_t i = 0; i < count; ++i) to[i * stride] = convert<D>(value(i));
-  });
+  if (in_place<T>(array, stride)) return elements<T>(array, offset);
+  load_signs(array, offset, stride, count, buffer);
+  return buffer;
 }
 
 // `count` elements of a chunk of a plan, from its element `begin` on.
@@ -133,8 +76,7 @@ static ROLI_FN const T* load(const Array& array, int operand, const Block& block
 
 template <class T>
 static ROLI_FN void store(const Array& array, int operand, const Block& block, const T* values) {
-  store_each(array, block.offset(operand), block.stride(operand), block.count,
-             [=](int64_t i) { return values[i]; });
+  store_values(array, block.offset(operand), block.stride(operand), block.count, values);
 }
 
 // Values that may be changed, in place or in buffer; store_changed puts back what is in buffer.
@@ -180,20 +122,17 @@ struct Normalizer {
     return buffer;
   }
 
-  // Stores the model's input: normalized, or the values as they are without a normalization. In one loop
-  // with the rounding: the divisions fill the time that memory takes.
-  void store(const Array& array, int operand, const Block& block, const T* __restrict values) const {
-    const auto put = [&](auto&& value) {
-      store_each(array, block.offset(operand), block.stride(operand), block.count, value);
-    };
-    if (by.mean == nullptr) return put([=](int64_t i) { return values[i]; });
+  // Stores the model's input: normalized, or the values as they are without a normalization.
+  void store(const Array& array, int operand, const Block& block, const T* values) const {
+    const int64_t offset = block.offset(operand), stride = block.stride(operand);
+    if (by.mean == nullptr) return store_values(array, offset, stride, block.count, values);
     if (periodic) {
-      const T* __restrict m = means.get() + block.position() % by.channels;
-      const T* __restrict s = stds.get() + block.position() % by.channels;
-      return put([=](int64_t i) { return normalize(values[i], m[i], s[i]); });
+      const int64_t phase = block.position() % by.channels;
+      return store_normalized(array, offset, stride, block.count, values, means.get() + phase,
+                              stds.get() + phase);
     }
-    const T m = mean(block.chunk.channel), s = std(block.chunk.channel);
-    put([=](int64_t i) { return normalize(values[i], m, s); });
+    const int64_t channel = block.chunk.channel;
+    store_normalized(array, offset, stride, block.count, values, mean(channel), std(channel));
   }
 };
 

@@ -6,6 +6,10 @@
 
 #include "isa.h"
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 namespace roli::cpu::ROLI_ISA {
 namespace {
 

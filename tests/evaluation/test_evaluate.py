@@ -283,6 +283,7 @@ def test_random_search_that_finds_more():
 def _share(rank, folder, results):
     import torch.distributed as dist
 
+    torch.set_num_threads(1)  # a fork has none of the threads that others would work in
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     net, images, labels = make_problem()
     found = evaluate(net, batches(images, labels), attack(), folder=f"{folder}/run")
@@ -298,9 +299,8 @@ def test_processes_share_the_batches(problem, tmp_path):
     """The same result as of one, in both; a mistake is an error in both, and nobody waits."""
     net, images, labels = problem
     expected = evaluate(net, batches(images, labels), attack())
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    workers = mp.start_processes(_share, (str(tmp_path), results), nprocs=2, join=False)
+    results = mp.get_context("fork").SimpleQueue()
+    workers = mp.start_processes(_share, (str(tmp_path), results), nprocs=2, join=False, start_method="fork")
     found = [results.get() for _ in range(4)]
     workers.join()
     values = [f for f in found if isinstance(f[1], list)]

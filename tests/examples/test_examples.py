@@ -33,14 +33,15 @@ def small_network(classes, *, in_chans, channels=(16, 16)):
 
 @pytest.fixture
 def run(monkeypatch):
-    """The main function of an example, with a small network."""
+    """The main function of an example, with a small network and few resamples."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        if hasattr(module, "small_resnet"):
-            monkeypatch.setattr(module, "small_resnet", small_network)
+        for name, smaller in {"small_resnet": small_network, "RESAMPLES": 100}.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, smaller)
         return module.main
 
     return load

@@ -24,7 +24,7 @@ def package(tmp_path_factory, complete):
     package = package_copy(tmp_path_factory.mktemp("emulated"))
     # A GPU refuses misaligned packs, so the emulation does.
     flags = ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
-    compile_emulated(cpu_library(package), *flags, *([] if complete else ["-O0"]))
+    compile_emulated(cpu_library(package), *flags, *([] if complete else ["-O0", "-DROLI_FN=inline"]))
     return package
 
 

@@ -1,4 +1,4 @@
-"""What the tests of several processes run under torchrun: ``launched.py WHAT FOLDER``."""
+"""What the tests of several processes run, in forks or under torchrun: ``launched.py WHAT FOLDER``."""
 
 import json
 import os
@@ -99,8 +99,7 @@ def stops_within_an_epoch(folder: Path) -> None:
         assert all(abs(a[name] - b[name]) < 1e-6 for name in counted), (a, b)
 
 
-if __name__ == "__main__":
-    what, folder = sys.argv[1], Path(sys.argv[2])
+def main(what: str, folder: Path) -> None:
     join("cpu")
     assert dist.get_world_size() == 2
     if what == "curves":
@@ -111,3 +110,7 @@ if __name__ == "__main__":
     else:
         dies_once(folder)
     leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -4,59 +4,53 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from roli_fast import files
-from roli_fast.training import roli, train
+from roli_fast.training import records, roli, stage, train
 
+from ..forks import forked
 from .cases import blobs, recipe, same, small_model, splits_of, weights
 
-ROOT = Path(__file__).resolve().parents[2]
 
-# Kills itself once a number of files has been written: after the last of them, or while it is written.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from tests.training.cases import blobs, recipe, small_model, splits_of
-from roli_fast import files
-from roli_fast.training import records, stage, train
+def killed_after(writes, folder, half=False):
+    """Whether a process killed itself once so many files had been written: after the last of them, or while
+    the next one is written."""
+    write = files.write
 
-stage._SAVE_EVERY = -1.0  # at every step
-left = int(sys.argv[2])
-write = files.write
+    def counted(path, content):
+        nonlocal writes
+        if writes == 0:
+            if half:
+                path.with_name(path.name + ".1.partial").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        writes -= 1
+        write(path, content)
 
-def counted(path, content):
-    global left
-    if left == 0:
-        if len(sys.argv) > 3:
-            path.with_name(path.name + ".1.partial").write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    write(path, content)
+    def run():
+        stage._SAVE_EVERY = -1.0  # at every step
+        records.write = counted
+        settings = recipe(epochs=2, ema_decay=0.5)
+        train(
+            small_model(drop_path_rate=0.2),
+            splits_of(blobs, 48, 12, 12),
+            settings,
+            folder=folder,
+            resume=True,
+        )
 
-records.write = counted
-train(small_model(drop_path_rate=0.2), splits_of(blobs, 48, 12, 12), recipe(epochs=2, ema_decay=0.5),
-      folder=sys.argv[1], resume=True)
-"""
-
-
-def killed_after(writes, folder, *how):
-    code = KILLED.format(root=str(ROOT))
-    command = [sys.executable, "-c", code, str(folder), str(writes), *how]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode == -signal.SIGKILL
+    (status,) = forked(run)
+    assert status in (0, -signal.SIGKILL)
+    return status == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
     "kills",
-    [[(2,), (3, "half")], *(pytest.param([(n,)] * 3, marks=pytest.mark.slow) for n in (1, 2, 3, 4, 5))],
+    [[(2,), (3, True)], *(pytest.param([(n,)] * 3, marks=pytest.mark.slow) for n in (1, 2, 3, 4, 5))],
 )
 def test_killed_at_any_moment_it_ends_with_the_same_bits(kills, tmp_path):
     whole = train(
@@ -66,7 +60,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(kills, tmp_path):
         folder=tmp_path / "whole",
     )
     folder = tmp_path / "killed"
-    assert all(killed_after(*kill[:1], folder, *kill[1:]) for kill in kills)
+    assert all(killed_after(writes, folder, *how) for writes, *how in kills)
     model = small_model(drop_path_rate=0.2)
     done = train(
         model, splits_of(blobs, 48, 12, 12), recipe(epochs=2, ema_decay=0.5), folder=folder, resume=True
