@@ -21,8 +21,9 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "digits", lambda: some)
     monkeypatch.setattr(demo, "_AUTOATTACKED", 4)
     monkeypatch.setattr(demo, "_REPORTED", 4)
+    monkeypatch.setattr(demo, "_QUERIES", 5)
     shorten(monkeypatch)
-    monkeypatch.setattr(demo, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=5))
+    monkeypatch.setattr(demo, "AutoAttack", functools.partial(AutoAttack, steps=2))
     earlier = tmp_path / "out" / "roli" / "finetune" / "recipe.json"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("{}")
