@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import PRECISIONS, AttackView, Output, widened
-from ..engine.modes import Model, identity
+from ..engine.identity import identity
+from ..engine.modes import Model
 from ..engine.outputs import check_output
 from .inputs import (
     Values,
@@ -47,7 +48,7 @@ class Attack:
     precision: of the copy that the attack computes with, "fp32", "tf32", "bf16" or "fp16"; success is decided
         by the model itself, at its own.
     generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
-    eot: calls that are averaged wherever the copy is asked, for a model whose output is random.
+    eot: calls that are averaged wherever the copy or the model is asked, for a model whose output is random.
     fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
     output: where in what the model returns the logits are; default, that is the logits. See
         :func:`roli_fast.engine.select`.
@@ -223,14 +224,14 @@ class Attack:
         if key is None:
             check_generator(self.generator, images.device)
         check_key(key, images.device)
-        values = None if checked else Values(images, labels)
+        values = None if checked else Values(images, labels, self.sizes())
         oracle = self._oracle(model)
         view = oracle.view
         if values is not None:
             values.check(self.bounds, view.classes)
         if view.output_shape is None and len(images) > 0:
             view.confirm(to_state(images))
-            (values or Values(images, labels)).check(self.bounds, view.classes)
+            (values or Values(images, labels, self.sizes())).check(self.bounds, view.classes)
         if view.output_shape is not None and view.classes is None and not self.label_free:
             shape = ", ".join(map(str, ("N", *view.output_shape)))
             refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")

@@ -94,7 +94,8 @@ class AutoAttack(Attack):
         self.version, self.attacks, self.steps, self.queries = version, names, steps, queries
         shared: dict[str, Any] = {"bounds": bounds, "precision": precision, "fold": fold, "output": output}
         self._stages = {name: _stage(name, self, norm, eps, shared) for name in names}
-        super().__init__(norm, eps, early_stop=True, generator=generator, **shared)
+        eot = _EOT if version == "rand" else 1
+        super().__init__(norm, eps, early_stop=True, generator=generator, eot=eot, **shared)
         self._share_views()
 
     @property
@@ -159,16 +160,19 @@ class _Ensemble:
         self._adversarial = to_images(to_state(trial.images), trial.images)
         self._notes = list(trial.oracle.notes)
         self._broken_by = torch.full_like(trial.rows, -1)
+        self._undirected: list[int] = []  # of each stage
 
     def run_all(self) -> None:
         trial, logits = self._trial, self._trial.clean_output
         self._broken_by[logits.argmax(dim=1) != trial.labels] = 0
         random = self._attack.version == "rand"
         self._notes += doubts(trial.ask, self._adversarial, logits, random=random)
+        reasons = {name: self._left_out(name, logits.shape[1]) for name in self._attack._stages}
+        self._notes += [f"{name} left out: {reason}" for name, reason in reasons.items() if reason]
+        if all(reasons.values()):
+            refuse("attacks", "; ".join(self._notes), "one that this model can be attacked with")
         for name, attack in self._attack._stages.items():
-            reason = self._left_out(name, logits.shape[1])
-            if reason is not None:
-                self._notes.append(f"{name} left out: {reason}")
+            if reasons[name]:
                 continue
             rows = (self._broken_by < 0).nonzero().flatten()
             if len(rows) > 0:
@@ -191,6 +195,7 @@ class _Ensemble:
         broken = rows[own.fooled[rows]]
         self._adversarial[broken] = result.adversarial[broken]
         self._broken_by[broken] = self._attack.stages.index(name)
+        self._undirected.append(0 if name == "square" else result.undirected)
         trial.forwards += result.forwards
         trial.gradients += result.gradients
         self._notes += [f"{name}: {note}" for note in result.notes if note not in trial.oracle.notes]
@@ -208,6 +213,7 @@ class _Ensemble:
             forwards=trial.forwards,
             gradients=trial.gradients,
             notes=tuple(self._notes),
+            undirected=min(self._undirected, default=0),
             label=self._attack.label,
             stages=self._attack.stages,
             broken_by=self._broken_by,

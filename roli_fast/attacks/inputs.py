@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
@@ -138,17 +139,20 @@ def _check_label_range(smallest: float, largest: float, classes: int | None) -> 
 
 
 class Values:
-    """The extremes of one call's images and labels. On a GPU they are on their way to the host from now on:
-    a check waits for them, and not for what the stream was given after them."""
+    """The extremes of one call's images, labels, and tensor sizes. On a GPU they are on their way to
+    the host from now on: a check waits for them, and not for what the stream was given after them."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None):
+    def __init__(self, images: Tensor, labels: Tensor | None, sizes: Mapping[str, float | Tensor]):
         self._dtype, self._state = images.dtype, state_dtype(images)
         self._arrived: torch.cuda.Event | None = None
         if images.numel() == 0:
             self._extremes = torch.empty(0)
             return
-        extremes = [*images.aminmax(), *(labels.aminmax() if labels is not None else ())]
-        self._extremes = torch.stack([v.double() for v in extremes])
+        tensors = {name: size for name, size in sizes.items() if isinstance(size, Tensor)}
+        self._sizes, self._labelled = list(tensors), labels is not None
+        of = [images, *(() if labels is None else (labels,)), *tensors.values()]
+        extremes = [extreme for tensor in of for extreme in tensor.aminmax()]
+        self._extremes = torch.stack([v.to(images.device, torch.float64) for v in extremes])
         if images.is_cuda:
             there = torch.empty(len(extremes), dtype=torch.float64, pin_memory=True)
             self._extremes = there.copy_(self._extremes, non_blocking=True)
@@ -160,7 +164,11 @@ class Values:
             self._arrived.synchronize()
         if len(self._extremes) == 0:
             return
-        lo, hi, *extreme_labels = self._extremes.tolist()
+        (lo, hi), *others = self._extremes.reshape(-1, 2).tolist()
+        extreme_labels = others.pop(0) if self._labelled else None
+        for name, (smallest, largest) in zip(self._sizes, others, strict=True):
+            if not smallest >= 0:  # NaN is not, either
+                refuse(name, f"values in [{smallest:.4g}, {largest:.4g}]", "numbers >= 0")
         if self._dtype == torch.uint8:
             lo, hi = lo / 255, hi / 255
         if lo != lo:

@@ -40,7 +40,8 @@ class PGD(GradientAttack):
     precision: of the copy that gives gradients, "fp32", "tf32", "bf16" or "fp16"; success is decided by the
         model itself, at its own.
     generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
-    eot: gradients that are averaged in each step, for a model whose output is random.
+    eot: gradients that are averaged in each step, for a model whose output is random; as many calls are
+        averaged where it is judged.
     sparsity: share of a sample's elements that an L1 step moves, above 0 and up to 1.
     fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
     output: where in what the model returns the logits are; default, that is the logits. See
@@ -173,7 +174,7 @@ class FGSM(PGD):
 class NFGSM(PGD):
     """FGSM from noise, for training (de Jorge et al. 2022): one step of eps from a uniform point of a larger
     ball, which nothing pulls back into the ball of eps. So ``attack.eps`` is (noise + 1) eps, the radius of
-    the ball in which its images are. Arguments as in :class:`PGD`.
+    the ball in which its images are; of a tensor, a new one. Arguments as in :class:`PGD`.
 
     noise: the radius of the start, in multiples of eps; above 0.
     """

@@ -85,10 +85,13 @@ class Trial:
         return self.oracle.output(self.oracle.view.prepare(to_state(self.images)))
 
     def ask(self, images: Tensor) -> Tensor:
-        """The model's own output."""
-        self.forwards += len(images)
+        """The model's own output; of a random one the mean over the attack's ``eot`` calls, since one call in
+        many is wrong by chance."""
+        eot = self._attack.eot
+        self.forwards += len(images) * eot
         ask = own_output if self._attack.label_free else predict
-        return ask(self._model, images, self._attack.output)
+        calls = [ask(self._model, images, self._attack.output) for _ in range(eot)]
+        return calls[0] if eot == 1 else torch.stack(calls).mean(dim=0)
 
     def judge(self, rows: Tensor, adv: Tensor) -> Tensor:
         """Asks the model about these states of these samples, and keeps what is better than what there was:

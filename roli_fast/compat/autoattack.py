@@ -14,6 +14,7 @@ from .. import attacks as ours
 from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_count, draw_key, refuse
 from ..attacks.verify import predict
+from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
 from .core import check_methods, chosen, no_such, read
 
@@ -125,7 +126,9 @@ class AutoAttack:
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_count("bs", bs)
         attack = self._made(names)
-        state = _State.found(state_path, attack, self._key(), len(images))
+        state = _State.found(state_path, attack, self._key(), self.model, images, labels)
+        if return_labels and state.broken_by:
+            refuse("return_labels", "True for images of which a state is there", "False: it has no classes")
         key = torch.tensor([state.key], device=self.device)
         adversarial, classes = images.detach().clone(), labels.clone()
         notes: set[str] = set()
@@ -184,15 +187,34 @@ class _State:
         self.path, self.about, self.key, self.broken_by = path, about, key, broken_by
 
     @classmethod
-    def found(cls, path: str | Path | None, attack: ours.AutoAttack, key: int, samples: int) -> "_State":
+    def found(
+        cls,
+        path: str | Path | None,
+        attack: ours.AutoAttack,
+        key: int,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+    ) -> "_State":
         """What the file says, or the beginning; ValueError for a file of another evaluation."""
-        about = f"{attack.label} on {samples} images"
-        file = None if path is None else Path(path)
-        if file is None or not file.exists():
+        if path is None:
+            return cls(None, "", key, [])
+        data = digest_of(images, labels)[:16]
+        about = f"{attack.label} on {len(images)} images {data} against {fingerprint(model)}"
+        file = Path(path)
+        if not file.exists():
             return cls(file, about, key, [])
-        saved = json.loads(file.read_text())
-        if saved.get("about") != about:
-            refuse("state_path", f"the state of {saved.get('about')}", f"one of {about}")
+        try:
+            saved = json.loads(file.read_text())
+        except ValueError as error:
+            refuse(
+                "state_path",
+                f"{file}, which cannot be read ({error})",
+                "a state, or a file that is not there",
+            )
+        if not isinstance(saved, dict) or saved.get("about") != about:
+            got = saved.get("about") if isinstance(saved, dict) else saved
+            refuse("state_path", f"the state of {got}", f"one of {about}")
         return cls(file, about, saved["key"], saved["broken_by"])
 
     def add(self, broken_by: Tensor) -> None:

@@ -1,7 +1,6 @@
 """How a model is asked without being changed."""
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,15 +10,6 @@ from torch import Tensor, nn
 from .outputs import Output, select
 
 Model = Callable[[Tensor], Any]
-
-
-def identity(function: Any) -> str:
-    """The name of a callable, and of a function in Python its code's digest: the same in every process."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return name
-    return f"{name} {hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager

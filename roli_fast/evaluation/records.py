@@ -1,7 +1,6 @@
 """Finished batches of an evaluation, in a folder."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..engine.attack_view import unwrap
-from ..engine.modes import Model, identity
+from ..engine.identity import digest_of, fingerprint
+from ..engine.modes import Model
 from ..files import PARTIAL, read_json, write
 
 
@@ -85,7 +84,7 @@ class Records:
         facts = {"notes": record.notes} | {
             name: getattr(record, name) for name in ("forwards", "gradients", "seconds", "undirected")
         }
-        metadata = {"facts": json.dumps(facts), "first": str(first), "data": _digest(images, labels)}
+        metadata = {"facts": json.dumps(facts), "first": str(first), "data": digest_of(images, labels)}
         write(self._path(number), save(kept, metadata))
         right = int((record.broken_by < 0).sum())
         cost = f"{record.seconds:.1f} s, {record.forwards} forwards, {record.gradients} gradients"
@@ -98,7 +97,7 @@ class Records:
         if not path.exists():
             return None
         tensors, metadata = _opened(path, without="adversarial")
-        if metadata["data"] != _digest(images, labels):
+        if metadata["data"] != digest_of(images, labels):
             raise ValueError(
                 f"folder: batch {number} of {self._folder} had other images or labels, accepted: the same "
                 "data in the same order and batches, or another folder"
@@ -128,34 +127,6 @@ def saved(folder: str | Path) -> Iterator[SavedBatch]:
     if not (path / "evaluation.json").exists():
         raise ValueError(f"folder: {path} has no evaluation, accepted: what evaluate(folder=...) has made")
     return Records(path).batches()
-
-
-def fingerprint(model: Model) -> str:
-    """Of a module, its class, structure as it is printed, weights and buffers; of another callable its name
-    and code."""
-    model = unwrap(model)
-    if not isinstance(model, nn.Module):
-        return identity(model)
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(
-            f"{name} {tuple(value.shape)} {value.dtype}".encode() if isinstance(value, Tensor) else b""
-        )
-        if isinstance(value, Tensor):
-            digest.update(_bytes(value))
-    return f"{type(model).__qualname__} {digest.hexdigest()[:16]}"
-
-
-def _digest(images: Tensor, labels: Tensor) -> str:
-    digest = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
-    digest.update(_bytes(images))
-    digest.update(_bytes(labels))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _opened(path: Path, without: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..attacks.inputs import check_count, check_number, refuse, to_state
 from ..data import ImageStream, Loader, Splits
+from ..engine.identity import fingerprint
 from ..engine.precision import get_precision
 from ..evaluation import evaluate
-from ..evaluation.records import fingerprint
 from ..models import find_classifier, split
 from .attack import TrainingAttack, chosen_precision, validation_attack
 from .cost import Cost, Stopwatch

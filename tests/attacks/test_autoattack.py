@@ -242,3 +242,39 @@ def test_fab_alone_finds_what_it_finds_in_the_ensemble(problem):
     alone = FAB(eps=0.004, steps=10, early_stop=True).run(model, images, labels)
     inside = AutoAttack(eps=0.004, attacks=("fab",), **QUICK).run(model, images, labels)
     assert torch.equal(alone.success, inside.success)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9])
+def test_a_random_model_is_not_broken_by_its_own_luck(eps):
+    """A call in eight is wrong at random, and of a hundred steps' calls nearly surely one; the mean of twenty
+    is not."""
+
+    class Noisy(nn.Module):
+        def forward(self, x):
+            z = x.flatten(1)[:, :4]
+            hit = torch.rand(len(z), 1) < 0.125
+            return torch.where(hit, z.roll(1, dims=1), z)
+
+    images = torch.full((30, 1, 2, 2), 0.1)
+    labels = torch.arange(30) % 4
+    images.view(30, 4)[torch.arange(30), labels] = 0.9
+    attack = AutoAttack(eps=eps, version="rand", steps=30)
+    result = attack.run(Noisy(), images, labels, strict=False)
+    assert result.success.double().mean() < 0.1
+
+
+def test_nothing_that_runs_is_no_robustness():
+    images, labels = torch.rand(4, 6), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(
+        ValueError, match=r"attacks: got square left out: .*accepted: one that this model can"
+    ):
+        AutoAttack(attacks=("square",)).run(nn.Linear(6, 3), images, labels)
+
+
+def test_no_gradient_in_any_stage_is_an_error_of_evaluate():
+    from roli_fast.evaluation import evaluate
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Softmax(1), nn.Threshold(2.0, 0.0))
+    images, labels = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="model: got one whose gradient"):
+        evaluate(model, [(images, labels)], AutoAttack(attacks=("apgd-ce",), steps=3))

@@ -120,13 +120,15 @@ def test_what_says_nothing_of_robustness_is_not_evaluated(attack, message, convn
 
 
 @pytest.mark.parametrize("eps", [-0.1, torch.nan])
-def test_an_eps_in_a_tensor_that_is_no_size(eps, convnet, batch):
+@each
+def test_an_eps_in_a_tensor_that_is_no_size(name, eps, convnet, batch):
     """It counts as 0 for the kernels, and must not count as robust."""
-    attack = PGD(eps=torch.tensor(eps), step_size=0.01)
     images = batch[0]
     labels = convnet.eval()(images).argmax(1)
-    with pytest.raises(RuntimeError, match="outside its ball"):
-        evaluate(convnet, [(images, labels)], attack)
+    sizes = torch.full((len(images),), 0.1)
+    sizes[-1] = eps
+    message = r"eps: got values in \[.*\], accepted: numbers >= 0"
+    refused(make(name, eps=sizes), convnet, images, labels, message)
 
 
 @pytest.mark.parametrize(

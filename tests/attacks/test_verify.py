@@ -117,3 +117,21 @@ def test_any_rank():
         result = verify(lambda x: x.reshape(3, -1)[:, :1], x, x, torch.zeros(3, dtype=torch.int64), "linf", 0)
         assert result.in_ball.all()
         assert result.distance.shape == (3,)
+
+
+def test_each_element_has_its_own_rounding():
+    """A large pixel's does not excuse a small one's step."""
+    clean = torch.tensor([[1e6, 0.5, 0.1, 0.2]])
+    adv = clean.clone()
+    adv[0, 1] += 0.05
+    checked = verify(nn.Identity(), clean, adv, torch.zeros(1, dtype=torch.int64), "linf", 0.01, (-1e7, 1e7))
+    assert checked.in_ball.tolist() == [False]
+
+
+def test_an_empty_batch_and_no_labels(judged):
+    model, clean, labels = judged
+    assert verify(model, clean[:0], clean[:0], labels[:0], "linf", EPS).success.shape == (0,)
+    with pytest.raises(TypeError, match="labels: got None, accepted: int64"):
+        verify(model, clean, clean, None, "linf", EPS)
+    with pytest.raises(ValueError, match=r"clean: got shape \(6, 0\), accepted: images with elements"):
+        verify(model, clean[:, :0], clean[:, :0], labels, "linf", EPS)

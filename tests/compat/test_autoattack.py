@@ -93,6 +93,11 @@ def test_an_interrupted_evaluation_goes_on(s, quick, tmp_path):
     assert json.loads(path.read_text()) == state
     with pytest.raises(ValueError, match="state_path: got the state of roli_fast"):
         quick(verbose=False, eps=0.2).run_standard_evaluation(s.images, s.labels, state_path=path)
+    with pytest.raises(ValueError, match="state_path: got the state of roli_fast"):  # of other images
+        quick(verbose=False).run_standard_evaluation(s.images.flip(0), s.labels.flip(0), state_path=path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"state_path: got .*, which cannot be read"):
+        quick(verbose=False).run_standard_evaluation(s.images, s.labels, state_path=path)
 
 
 def test_clean_accuracy(s, quick):

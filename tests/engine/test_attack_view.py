@@ -504,3 +504,18 @@ def test_a_traced_module_is_attacked(batch):
     model = torch.jit.trace(plain().eval(), batch[0])
     view = AttackView(model)
     torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrapped", [torch.autocast("cpu", enabled=False), lambda f: lambda x: f(x)])
+def test_a_forward_that_was_replaced_runs_in_eval_mode_and_changes_no_statistics(wrapped, batch):
+    """A copy would call the original's own modules: torch.compile and autocast wrap a bound method."""
+    model = plain()
+    expected = logits(model, batch[0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.forward = wrapped(model.forward)
+    model.train()
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), expected, rtol=1e-4, atol=1e-5)
+    assert model.training
+    assert "forward of the model was replaced" in view.report.note
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
