@@ -104,6 +104,9 @@ class AttackView:
             return
         try:
             self._structure = Structure(model)
+            if self._structure.holds_a_stranger:
+                self._run_as_it_is("it holds a module that is not registered, which a copy would not follow")
+                return
             self._copy = FrozenCopy(self._inner(model), fold)
         except Exception as error:  # whatever a module holds that cannot be copied
             self._run_as_it_is(f"the model cannot be copied ({error})")

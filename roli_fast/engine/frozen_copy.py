@@ -3,9 +3,12 @@
 import contextlib
 import copy
 import operator
+import zlib
 from collections.abc import Iterator, Sequence
+from types import MethodType
 from typing import Any, cast
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -192,15 +195,26 @@ class Structure:
         self._objects: list[object] = [*list(model.modules())[1:], *self._tensors]
         self._facts: list[object] = []
         self._attributes: list[Tensor] = []
-        self._containers: list[dict | list] = []
+        self._arrays: list[numpy.ndarray] = []
+        self._containers: list[Any] = []
+        registered = set(map(id, model.modules()))
+        # What a copy would copy along, and then no longer follow: a teacher in a list, another's forward.
+        self.holds_a_stranger = False
         for module in model.modules():
             for name, value in _held(module, self._containers):
+                owner = getattr(value, "__self__", None) if isinstance(value, MethodType) else value
+                self.holds_a_stranger |= isinstance(owner, nn.Module) and id(owner) not in registered
                 if isinstance(value, Tensor):  # neither parameter nor buffer: nothing copies its changes
                     self._objects.append(value)
                     self._attributes.append(value)
+                elif isinstance(value, numpy.ndarray):
+                    self._objects.append(value)
+                    self._arrays.append(value)
+                elif isinstance(value, tuple) and not all(isinstance(item, _FIXED) for item in value):
+                    self._facts.append((name, len(value)))  # what is in it follows
                 elif isinstance(value, (bool, int, float, str, tuple)):
                     self._facts.append(name if name == "training" else (name, value))
-                else:
+                elif not _is_data(value):
                     self._objects.append(value)
         for module in model.modules():
             held = vars(module)
@@ -217,7 +231,8 @@ class Structure:
             return self._state == self._state_of_tensors()
         other = Structure(model)
         if (
-            self._facts != other._facts
+            other.holds_a_stranger
+            or self._facts != other._facts
             or self._state != other._state
             or not _same(self._objects, other._objects)
         ):
@@ -233,9 +248,10 @@ class Structure:
             found += container.values() if isinstance(container, dict) else container
         return found
 
-    def _state_of_tensors(self) -> tuple[list[Any], list[Any]]:
+    def _state_of_tensors(self) -> tuple[list[Any], list[Any], list[Any]]:
         kinds = [(t.dtype, t.device) for t in self._tensors]
-        return kinds, [None if t.is_inference() else t._version for t in self._attributes]
+        versions = [None if t.is_inference() else t._version for t in self._attributes]
+        return kinds, versions, [zlib.crc32(array.tobytes()) for array in self._arrays]
 
 
 _TABLES = (
@@ -249,16 +265,43 @@ _TABLES = (
 )
 
 
-def _held(module: nn.Module, containers: list[dict | list]) -> Iterator[tuple[str, object]]:
-    """What a module holds, by name; what its dicts and lists hold, by theirs. Takes down its own ones."""
+def _held(module: nn.Module, containers: list[Any]) -> Iterator[tuple[str, object]]:
+    """What a module holds, by name, and what is in its data, at any depth. Takes down the containers."""
+    seen: set[int] = set()
     for name, value in vars(module).items():
         if name.endswith("_hooks") and isinstance(value, dict):
             yield from ((name, hook) for hook in value.values())
             continue
         yield name, value
-        if name not in _TABLES and isinstance(value, (dict, list)) and value:
-            containers.append(value)
-            yield from ((name, item) for item in (value.values() if isinstance(value, dict) else value))
+        if name not in _TABLES:
+            yield from _inside(name, value, containers, seen)
+
+
+def _inside(name: str, value: object, containers: list[Any], seen: set[int]) -> Iterator[tuple[str, object]]:
+    if isinstance(value, (*_FIXED, nn.Module, Tensor)):
+        return
+    container: Any = vars(value) if _is_data(value) else value
+    if not isinstance(container, (dict, list, tuple, set)) or not container or id(container) in seen:
+        return
+    if isinstance(container, tuple) and all(isinstance(item, _FIXED) for item in container):
+        return  # strides and sizes: nothing in it can change
+    seen.add(id(container))
+    containers.append(container)
+    for item in container.values() if isinstance(container, dict) else container:
+        yield name, item
+        yield from _inside(name, item, containers, seen)
+
+
+_FIXED = (bool, int, float, str, bytes, type(None))
+_SIMPLE = (*_FIXED, dict, list, tuple, set)
+
+
+def _is_data(value: object) -> bool:
+    """An object that only holds values, as configurations do: what it is, is what they are."""
+    if isinstance(value, (nn.Module, Tensor, type)) or callable(value):
+        return False
+    held = getattr(value, "__dict__", {})
+    return len(held) > 0 and all(isinstance(v, _SIMPLE) for v in held.values())
 
 
 def _same(these: list[object], those: list[object]) -> bool:

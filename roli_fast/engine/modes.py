@@ -16,7 +16,8 @@ Model = Callable[[Tensor], Any]
 def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
     """The model in eval mode, where no process waits for others; afterwards every module is in the mode in
     which it was."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    owner = getattr(model, "__self__", model)  # of a bound method
+    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     training = [m for m in modules if m.training]
     # Processes ask their models at different times, and DistributedDataParallel would spread its buffers.
     spreading = [
