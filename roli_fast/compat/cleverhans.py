@@ -115,7 +115,10 @@ def _attack(
 
 
 def _as_taken(x: Tensor, model: Model) -> Tensor:
-    """float64 images in float32, as cleverhans has them, unless the model computes in float64."""
+    """Images in float32, as cleverhans has them, integers by their value, too; float64 images stay so for a
+    model that computes in float64."""
+    if not x.is_floating_point():
+        return x.float()
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return x if parameter is None or x.dtype != torch.float64 else x.to(parameter.dtype)
 

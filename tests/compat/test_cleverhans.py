@@ -5,6 +5,7 @@ import unittest
 
 import pytest
 import torch
+from torch import nn
 
 from roli_fast.compat import cleverhans
 
@@ -119,3 +120,19 @@ def test_the_librarys_own_tests_pass(monkeypatch):
     unexpected = {name for name in with_itself - passed if name.rpartition(".")[2] not in _REFUSED}
     assert unexpected == set(), [failed[name] for name in unexpected]
     assert len(passed) >= 25
+
+
+def test_integers_are_taken_by_their_value(s):
+    """Pixels from 0 to 255, with a box of as much."""
+    model = nn.Sequential(Divided(), s.model)
+    pixels = (s.images * 255).round()
+    settings = {"eps": 8.0, "norm": math.inf, "clip_min": 0, "clip_max": 255}
+    expected = cleverhans.fast_gradient_method(model, pixels.float(), **settings)
+    found = cleverhans.fast_gradient_method(model, pixels.to(torch.uint8), **settings)
+    assert torch.equal(found, expected)
+    assert found.max() > 100
+
+
+class Divided(nn.Module):
+    def forward(self, pixels):
+        return pixels / 255
