@@ -61,7 +61,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(kills, tmp_path):
     )
     folder = tmp_path / "killed"
     killed = [killed_after(writes, folder, *how) for writes, *how in kills]
-    assert all(killed[:2])  # a later one may find nothing left to write
+    assert killed[0]  # a later one may find nothing left to write
     model = small_model(drop_path_rate=0.2)
     done = train(
         model, splits_of(blobs, 48, 12, 12), recipe(epochs=2, ema_decay=0.5), folder=folder, resume=True
