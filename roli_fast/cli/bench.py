@@ -38,7 +38,7 @@ _DEFAULTS: dict[str, Any] = {
     "rounds": 7,
 }
 # Whether it runs, not how fast.
-_QUICK = _DEFAULTS | {"models": ["resnet10t"], "size": [32], "batch_size": 8, "steps": [3], "rounds": 3}
+_QUICK = _DEFAULTS | {"models": ["resnet10t"], "size": [32], "batch_size": 2, "steps": [2], "rounds": 3}
 
 
 @dataclasses.dataclass(frozen=True)
