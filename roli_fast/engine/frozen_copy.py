@@ -281,7 +281,7 @@ def _inside(name: str, value: object, containers: list[Any], seen: set[int]) -> 
     if isinstance(value, (*_FIXED, nn.Module, Tensor)):
         return
     container: Any = vars(value) if _is_data(value) else value
-    if not isinstance(container, (dict, list, tuple, set)) or not container or id(container) in seen:
+    if not isinstance(container, (dict, list, tuple, set)) or id(container) in seen:
         return
     if isinstance(container, tuple) and all(isinstance(item, _FIXED) for item in container):
         return  # strides and sizes: nothing in it can change

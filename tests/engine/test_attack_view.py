@@ -546,6 +546,8 @@ def hold(kind):
         return (torch.ones(1),), lambda h: h[0], lambda h: h[0].fill_(-3)
     if kind == "set":
         return {1.0}, lambda h: sum(h), lambda h: (h.clear(), h.add(-3.0))
+    if kind == "empty":
+        return set(), lambda h: 1.0 - 4 * len(h), lambda h: h.add(1)
     module = nn.Linear(1, 1)
     nn.init.constant_(module.weight, 1)
     change = lambda _: nn.init.constant_(module.weight, -3)  # noqa: E731
@@ -554,7 +556,7 @@ def hold(kind):
     return module.forward, lambda h: h.__self__.weight.sum(), change
 
 
-@pytest.mark.parametrize("kind", ["object", "nested", "array", "tuple", "set", "module", "method"])
+@pytest.mark.parametrize("kind", ["object", "nested", "array", "tuple", "set", "empty", "module", "method"])
 def test_refresh_notices_what_has_changed_inside_of_what_a_model_holds(kind, batch):
     held, read, change = hold(kind)
     model = Holding(held, read).eval()
