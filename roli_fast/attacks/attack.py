@@ -1,6 +1,7 @@
 """What all attacks have in common: settings, checks, the views of their models, and what a call does."""
 
 import functools
+import math
 import weakref
 from typing import Any, NoReturn
 
@@ -59,6 +60,7 @@ class Attack:
     label_free = False  # the output has no classes
     follows_gradients = True
     draws = True  # makes random draws
+    takes_outside = False  # brings in images that lie outside of the bounds, where others refuse them
 
     def __init__(
         self,
@@ -228,10 +230,10 @@ class Attack:
         oracle = self._oracle(model)
         view = oracle.view
         if values is not None:
-            values.check(self.bounds, view.classes)
+            values.check(self._accepted, view.classes)
         if view.output_shape is None and len(images) > 0:
             view.confirm(to_state(images))
-            (values or Values(images, labels, self.sizes())).check(self.bounds, view.classes)
+            (values or Values(images, labels, self.sizes())).check(self._accepted, view.classes)
         if view.output_shape is not None and view.classes is None and not self.label_free:
             shape = ", ".join(map(str, ("N", *view.output_shape)))
             refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")
@@ -240,6 +242,11 @@ class Attack:
         if key is None and self.draws:
             key = draw_key(self.generator, images.device)
         return Trial(self, model, oracle, images, labels, index, key if self.draws else None)
+
+    @property
+    def _accepted(self) -> tuple[float, float]:
+        """Between what the images' pixels may lie."""
+        return (-math.inf, math.inf) if self.takes_outside else self.bounds
 
     def _oracle(self, model: Model) -> Oracle:
         """The model's, with its current weights."""

@@ -125,6 +125,10 @@ class AutoAttack(Attack):
 
     run.__doc__ = Attack.run.__doc__
 
+    def share_views(self, other: Attack) -> None:
+        super().share_views(other)
+        self._share_views()
+
     def _share_views(self) -> None:
         """One copy of a model serves all attacks."""
         for stage in self._stages.values():

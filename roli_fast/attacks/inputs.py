@@ -36,7 +36,7 @@ def check_size(argument: str, value: object) -> None:
 
 
 def check_count(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         refuse(argument, repr(value), "an integer >= 1")
 
 
@@ -178,7 +178,7 @@ class Values:
         if not (lowest <= lo and hi <= highest):
             refuse(
                 "images",
-                f"values in [{lo:.4g}, {hi:.4g}]",
+                f"values in [{lo:.8g}, {hi:.8g}]",
                 f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
                 "model = roli_fast.models.Normalized(model, mean, std)",
             )

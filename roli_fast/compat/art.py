@@ -4,6 +4,7 @@
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from ..attacks.ascent import State
 from ..attacks.inputs import check_count, check_number, check_size, refuse
 from ..attacks.norms import NORMS
 from ..models.normalized import Normalized
-from .core import UNBOUNDED, Closed, Maker, check_methods, no_such, read
+from .core import UNBOUNDED, Closed, Maker, check_methods, inside, no_such, read, run
 from .steps import OwnStep, shrink_
 
 Size = float | numpy.ndarray
@@ -114,7 +115,7 @@ class _Attack(Closed):
             check_size(name, float(size.min()) if isinstance(size, numpy.ndarray) else size)
         if not isinstance(self.targeted, bool):
             refuse("targeted", repr(self.targeted), "True, False")
-        if not isinstance(self.num_random_init, int) or self.num_random_init < 0:
+        if not isinstance(self.num_random_init, numbers.Integral) or self.num_random_init < 0:
             refuse("num_random_init", repr(self.num_random_init), "an integer >= 0")
         check_count("batch_size", self.batch_size)
         check_count("max_iter", self.max_iter)
@@ -135,6 +136,7 @@ class _Attack(Closed):
         if y is None and self.targeted:
             refuse("y", None, "targets (N,) or (N, classes), since targeted=True")
         images = torch.from_numpy(numpy.array(x, dtype=numpy.float32))
+        images = inside(images, _bounds(self.estimator))
         labels = None if y is None else _classes(numpy.asarray(y), len(images))
         allowed = None if mask is None else _allowed(numpy.asarray(mask), images)
         found = numpy.empty(images.shape, numpy.float32)
@@ -165,10 +167,11 @@ class _Attack(Closed):
             "decay": self.decay,
         }
         if allowed is None:
-            return self._make(_ArtStep, **settings)(model, images, labels)
+            return run(self._make(_ArtStep, **settings), model, images, labels).adversarial
         # Of this batch alone, as the model that hides what may not change.
         attack = Maker()(_ArtStep, **settings, allowed=allowed)
-        return torch.where(allowed, attack(_Masked(model, images, allowed), images, labels), images)
+        found = run(attack, _Masked(model, images, allowed), images, labels).adversarial
+        return torch.where(allowed, found, images)
 
     @property
     def _step(self) -> Size:
@@ -256,7 +259,14 @@ class ProjectedGradientDescent(_Attack):
     """decay: of the momentum; None for none. num_random_init: random starts, of which a success is kept; 0
     for a start at x. verbose: shows a progress bar over the batches."""
 
-    attack_params = (*_Attack.attack_params, "decay", "max_iter", "random_eps", "verbose")
+    attack_params = (
+        *_Attack.attack_params,
+        "decay",
+        "max_iter",
+        "random_eps",
+        "summary_writer",
+        "verbose",
+    )
 
     def __init__(
         self,
@@ -273,13 +283,13 @@ class ProjectedGradientDescent(_Attack):
         summary_writer: Any = False,
         verbose: bool = True,
     ):
-        _refuse_extras(summary_writer=summary_writer)
         self.decay, self.max_iter, self.random_eps, self.verbose = decay, max_iter, random_eps, verbose
+        self.summary_writer = summary_writer
         super().__init__(estimator, norm, eps, eps_step, targeted, num_random_init, batch_size)
 
     def _check_params(self) -> None:
         super()._check_params()
-        _refuse_extras(random_eps=self.random_eps)
+        _refuse_extras(random_eps=self.random_eps, summary_writer=self.summary_writer)
 
 
 class ProjectedGradientDescentPyTorch(ProjectedGradientDescent):
@@ -321,7 +331,7 @@ class MomentumIterativeMethod(ProjectedGradientDescent):
 class FastGradientMethod(_Attack):
     """One step of length eps. Of several random starts, the best is kept of each sample, not of each call."""
 
-    attack_params = (*_Attack.attack_params, "minimal")
+    attack_params = (*_Attack.attack_params, "minimal", "summary_writer")
     max_iter = 1
 
     def __init__(
@@ -336,13 +346,12 @@ class FastGradientMethod(_Attack):
         minimal: bool = False,
         summary_writer: Any = False,
     ):
-        _refuse_extras(summary_writer=summary_writer)
-        self.minimal = minimal
+        self.minimal, self.summary_writer = minimal, summary_writer
         super().__init__(estimator, norm, eps, eps_step, targeted, num_random_init, batch_size)
 
     def _check_params(self) -> None:
         super()._check_params()
-        _refuse_extras(minimal=self.minimal)
+        _refuse_extras(minimal=self.minimal, summary_writer=self.summary_writer)
 
     @property
     def _step(self) -> Size:

@@ -16,7 +16,7 @@ from ..attacks.inputs import check_count, draw_key, refuse
 from ..attacks.verify import predict
 from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
-from .core import check_methods, chosen, no_such, read
+from .core import check_methods, chosen, inside, no_such, read, share_copies
 
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _VERSIONS = ("standard", "plus", "rand")
@@ -135,7 +135,7 @@ class AutoAttack:
         begin = time.perf_counter()
         for start in range(len(state.broken_by), len(images), bs):
             rows = torch.arange(start, min(start + bs, len(images)))
-            batch = adversarial[rows].to(self.device), classes[rows].to(self.device)
+            batch = inside(adversarial[rows], (0, 1)).to(self.device), classes[rows].to(self.device)
             result = attack.run(self.model, *batch, index=rows.to(self.device), key=key)
             adversarial[rows] = result.adversarial.to(images)
             if return_labels:
@@ -154,7 +154,9 @@ class AutoAttack:
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
         # A custom selection has five restarts, as the version "plus".
         version = self._set or ("plus" if self.version == "custom" else self.version)
-        return ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
+        attack = ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
+        share_copies(attack)
+        return attack
 
     def _key(self) -> int:
         if self.seed is not None:

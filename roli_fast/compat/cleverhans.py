@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +13,7 @@ from ..attacks.ascent import State
 from ..attacks.inputs import refuse, to_state
 from ..attacks.norms import NORMS, uniform_draws
 from ..engine.modes import Model
-from .core import UNBOUNDED, Maker, chosen, no_such
+from .core import UNBOUNDED, Maker, chosen, no_such, run
 from .steps import OwnStep
 
 _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
@@ -22,10 +23,11 @@ class _OwnStart(OwnStep):
     """Starts uniformly in a cube, brought into the ball.
 
     reach: half the cube's side; None for eps.
+    takes_outside: whether images may lie outside of the box.
     """
 
-    def __init__(self, *arguments: Any, reach: float | None, **options: Any):
-        self.reach = reach
+    def __init__(self, *arguments: Any, reach: float | None, takes_outside: bool, **options: Any):
+        self.reach, self.takes_outside = reach, takes_outside
         super().__init__(*arguments, **options)
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
@@ -42,8 +44,7 @@ class _OwnStart(OwnStep):
             super().step_(state, direction)
 
 
-# By what is no size: of settings that are used in turn, each with a copy of every model that it has seen and
-# that lives.
+# By what is no size: of settings that are used in turn.
 _maker = functools.lru_cache(maxsize=4)(lambda **settings: Maker())
 
 
@@ -65,10 +66,10 @@ def fast_gradient_method(
     y: (N,) int64, labels, or targets if targeted; default the classes that the model sees in x.
     """
     _check(norm, (math.inf, 2, 1), eps=eps)
-    bounds = _bounds(x, clip_min, clip_max, sanity_checks)
+    box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0:
         return x
-    settings = {"norm": _NORMS[norm], "bounds": bounds, "targeted": targeted, "random_start": False}
+    settings = {"norm": _NORMS[norm], "targeted": targeted, **box, "random_start": False}
     return _attack(model_fn, x, y, eps=eps, step_size=eps, steps=1, reach=None, **settings)
 
 
@@ -98,10 +99,10 @@ def projected_gradient_descent(
     _check(norm, (math.inf, 2), eps=eps, eps_iter=eps_iter)
     if eps_iter > eps > 0:
         refuse("eps_iter", eps_iter, f"at most eps = {eps}", AssertionError)
-    bounds = _bounds(x, clip_min, clip_max, sanity_checks)
+    box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0 or eps_iter == 0:
         return x
-    settings = {"norm": _NORMS[norm], "bounds": bounds, "targeted": targeted, "random_start": rand_init}
+    settings = {"norm": _NORMS[norm], "targeted": targeted, **box, "random_start": rand_init}
     return _attack(model_fn, x, y, eps=eps, step_size=eps_iter, steps=nb_iter, reach=rand_minmax, **settings)
 
 
@@ -110,8 +111,8 @@ def _attack(
 ) -> Tensor:
     x = _as_taken(x.detach(), model)
     y = predict(model, x).argmax(dim=1) if y is None else y
-    make = _maker(**settings, **chosen())
-    return make(_OwnStart, eps=eps, step_size=step_size, **settings)(model, x, y)
+    attack = _maker(**settings, **chosen())(_OwnStart, eps=eps, step_size=step_size, **settings)
+    return run(attack, model, x, y).adversarial
 
 
 def _as_taken(x: Tensor, model: Model) -> Tensor:
@@ -131,18 +132,24 @@ def _check(norm: float, accepted: tuple[float, ...], **sizes: float) -> None:
             refuse(name, size, "0 or more")
 
 
-def _bounds(x: Tensor, lo: float | None, hi: float | None, sanity_checks: bool) -> tuple[float, float]:
+def _box(x: Tensor, lo: float | None, hi: float | None, sanity_checks: bool) -> dict[str, Any]:
     if lo is None and hi is None:
-        return UNBOUNDED
+        return {"bounds": UNBOUNDED, "takes_outside": False}
     if lo is None or hi is None:
         refuse("clip_min, clip_max", f"{lo}, {hi}", "both or none")
     if lo > hi:
         refuse("clip_min", lo, f"at most clip_max = {hi}")
-    if sanity_checks and x.numel() > 0:
-        least, most = torch.stack(x.aminmax()).tolist()
-        if least < lo or most > hi:
-            refuse("x", f"values in [{least:.4g}, {most:.4g}]", f"values in [{lo}, {hi}]", AssertionError)
-    return float(lo), float(hi)
+    least, most = torch.stack(x.aminmax()).tolist() if x.numel() > 0 else (lo, hi)
+    if least < lo or most > hi:
+        got, accepted = f"values in [{least:.8g}, {most:.8g}]", f"values in [{lo}, {hi}]"
+        if sanity_checks:
+            refuse("x", got, accepted, AssertionError)
+        warnings.warn(
+            f"x has {got}, and what is returned has {accepted}: is it normalised?",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return {"bounds": (float(lo), float(hi)), "takes_outside": not sanity_checks}
 
 
 __all__ = ["fast_gradient_method", "projected_gradient_descent"]

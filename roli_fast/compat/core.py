@@ -3,14 +3,19 @@
 import contextlib
 import contextvars
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from ..attacks.attack import Attack
+from ..attacks.attack import Attack, undirected_note
 from ..attacks.inputs import check_choice, check_size, refuse
+from ..attacks.trial import AttackResult
 from ..engine import PRECISIONS
+from ..engine.modes import Model
 
 _OPTIONS = contextvars.ContextVar[dict[str, Any]]("options")
 
@@ -40,6 +45,22 @@ def chosen() -> dict[str, Any]:
     return _OPTIONS.get({"precision": "fp32", "fold": True})
 
 
+class _Copies(threading.local):
+    """What the attacks of all faces share in a thread: one copy of a model, however many attacks see it,
+    since many a loop makes its attack anew for each batch. A copy lives as long as its model."""
+
+    def __init__(self) -> None:
+        self.holders: dict[tuple[Any, ...], Attack] = {}
+
+    def share(self, attack: Attack) -> None:
+        options = chosen()
+        holder = self.holders.setdefault(tuple(options.values()), Attack("linf", 0.0, **options))
+        attack.share_views(holder)
+
+
+share_copies = _Copies().share
+
+
 class Maker:
     """Makes the attack that a call asks for, and keeps it for the next that asks for the same.
 
@@ -50,12 +71,6 @@ class Maker:
 
     def __init__(self) -> None:
         self._settings: dict[str, Any] | None = None
-        self._lenders: dict[tuple[Any, ...], Attack] = {}
-
-    def share(self, other: "Maker") -> None:
-        """What both make from now on has one copy of a model."""
-        self._lenders = other._lenders
-        self._settings = None
 
     def __call__(self, kind: Callable[..., Attack], **settings: Any) -> Attack:
         """kind(**settings); eps and step_size are numbers or tensors (N,)."""
@@ -68,11 +83,35 @@ class Maker:
         if wanted != self._settings:
             self._sizes = {name: value.clone() for name, value in values.items()}
             self._attack = kind(**self._sizes, **settings)
-            self._attack.share_views(self._lenders.setdefault(tuple(chosen().values()), self._attack))
+            share_copies(self._attack)
             self._settings = wanted
         for name, value in values.items():
             self._sizes[name].copy_(value)
         return self._attack
+
+
+def run(
+    attack: Attack, model: Model, images: Tensor, labels: Tensor | None, key: Tensor | None = None
+) -> AttackResult:
+    """As ``attack.run``, where a batch without any gradient is no error but a warning: it may be the one
+    image that a user's loop has left, and the originals return it as it was."""
+    result = attack.run(model, images, labels, key=key, strict=False)
+    for note in undirected_note(result.undirected, len(images)):
+        warnings.warn(note, RuntimeWarning, stacklevel=2)
+    return result
+
+
+# How far from the box an image may be by rounding, as by normalising it and back in float32.
+_ROUNDING = 1e-6
+
+
+def inside(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The images, with what is outside of the box by rounding alone brought in; the rest is for the attack to
+    refuse."""
+    if not images.is_floating_point():
+        return images
+    clipped = images.clamp(*bounds)
+    return torch.where((images - clipped).abs() <= _ROUNDING, clipped, images)
 
 
 class Closed:

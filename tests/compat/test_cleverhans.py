@@ -42,18 +42,6 @@ def test_functions_take_callables(s):
     )
 
 
-def test_a_loop_copies_the_model_once(s, monkeypatch):
-    from roli_fast.attacks import attack
-
-    made = []
-    view = attack.AttackView
-    monkeypatch.setattr(attack, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
-    cleverhans._maker.cache_clear()
-    for eps in (0.1, 0.2, 0.1):
-        cleverhans.projected_gradient_descent(s.model, s.images, eps, 0.05, 2, math.inf)
-    assert len(made) == 1
-
-
 def test_float64_images_are_taken_in_the_models_type(s):
     """cleverhans computes in float32 whatever it is given."""
     for labels in (None, s.labels):
@@ -82,17 +70,12 @@ def test_rand_minmax(s):
         ({"clip_min": 1, "clip_max": 0}, ValueError, "clip_min: got 1"),
         ({"clip_min": 0}, ValueError, "clip_min, clip_max: got 0, None, accepted: both or none"),
         ({"clip_min": 0.5, "clip_max": 1}, AssertionError, "x: got values in"),
-        ({"clip_min": 0.5, "clip_max": 1, "sanity_checks": False}, ValueError, "images: got values in"),
     ],
 )
 def test_what_is_refused(s, arguments, error, message):
     given = {"eps": 0.1, "eps_iter": 0.05, "nb_iter": 2, "norm": math.inf, **arguments}
     with pytest.raises(error, match=message):
         cleverhans.projected_gradient_descent(s.model, s.images, **given)
-
-
-# Two of them attack images that lie outside of the box, with the sanity checks off: here an error.
-_REFUSED = {"test_attack_strength", "test_multiple_initial_random_step"}
 
 
 def outcomes(tests):
@@ -117,8 +100,7 @@ def test_the_librarys_own_tests_pass(monkeypatch):
     for name in cleverhans.__all__:
         monkeypatch.setattr(tests, name, getattr(cleverhans, name))
     passed, failed = outcomes(tests)
-    unexpected = {name for name in with_itself - passed if name.rpartition(".")[2] not in _REFUSED}
-    assert unexpected == set(), [failed[name] for name in unexpected]
+    assert with_itself <= passed, [failed[name] for name in with_itself - passed]
     assert len(passed) >= 25
 
 

@@ -131,8 +131,8 @@ def test_methods_that_nothing_would_call():
 
 def test_names_that_are_not_there():
     assert foolbox.__version__ == "3.3.4"
-    with pytest.raises(AttributeError, match=r"roli_fast\.compat\.foolbox: got 'utils', accepted: Mis"):
-        _ = foolbox.utils
+    with pytest.raises(AttributeError, match=r"roli_fast\.compat\.foolbox: got 'samples', accepted: Mis"):
+        _ = foolbox.samples
     with pytest.raises(AttributeError, match="no attribute 'distance': it is the norm, 'linf'"):
         _ = foolbox.attacks.LinfPGD().distance
 

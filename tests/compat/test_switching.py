@@ -1,8 +1,11 @@
 """Each row of what changes with the switch (docs/switching.md)."""
 
+import contextlib
 import copy
+import gc
 import math
 import re
+import weakref
 from pathlib import Path
 
 import numpy
@@ -13,6 +16,7 @@ from torch import nn
 import roli_fast.compat.cleverhans as cleverhans
 import roli_fast.compat.foolbox as foolbox
 import roli_fast.compat.torchattacks as torchattacks
+from roli_fast.attacks import attack as attack_module
 from roli_fast.attacks import verify
 from roli_fast.compat import art, options
 from roli_fast.compat.autoattack import AutoAttack
@@ -275,7 +279,32 @@ def test_range(attack, net, batch):
     with pytest.raises((ValueError, AssertionError), match=r"(images|x): got values in"):
         attack(net, 2 * batch[0] - 1, batch[1])
     with pytest.raises(ValueError, match=r"Normalized\(model, mean, std\)"):
-        cleverhans.fast_gradient_method(net, 2 * batch[0] - 1, 0.1, 2, 0.0, 1.0)
+        torchattacks.FGSM(net)(2 * batch[0] - 1, batch[1])
+
+
+@pytest.mark.parametrize("library", ["ours", "theirs"])
+def test_a_range_that_is_not_checked(library, net, batch):
+    """Of cleverhans, without its sanity checks: images from outside of the box end in it."""
+    library = cleverhans if library == "ours" else original("cleverhans")
+    images = 2 * batch[0] - 1
+    with contextlib.nullcontext() if library is not cleverhans else pytest.warns(match="is it normalised"):
+        found = library.fast_gradient_method(net.eval(), images, 0.1, math.inf, 0.0, 1.0, y=batch[1])
+    x = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), batch[1]), x)
+    torch.testing.assert_close(found.detach(), (images + 0.1 * gradient.sign()).clamp(0, 1))
+
+
+@row("Rounding")
+@pytest.mark.parametrize("attack", [by_torchattacks, by_art, by_autoattack])
+def test_rounding(attack, net, batch):
+    images = batch[0].clone()
+    images[:, 0, 0] = 1.0000002
+    torch.manual_seed(0)
+    expected = attack(net, images.clamp(max=1), batch[1])
+    torch.manual_seed(0)
+    assert torch.equal(attack(net, images, batch[1]), expected)
+    with pytest.raises((ValueError, AssertionError), match=r"(images|x): got values in \[.*, 1\.0000"):
+        attack(net, images + 1e-5, batch[1])
 
 
 @pytest.mark.parametrize("attack", [by_torchattacks, by_art])
@@ -370,9 +399,38 @@ def test_settings_that_would_do_nothing(net):
             kind(classifier, **{name: True})
 
 
+@row("No gradient")
+@pytest.mark.parametrize("attack", FACES[:-1])
+def test_no_gradient(attack, batch):
+    """Of a last image, which a user's loop attacks alone."""
+    dead = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Threshold(100.0, 0.0)).eval()
+    image, label = batch[0][:1], torch.zeros(1, dtype=torch.int64)
+    with pytest.warns(RuntimeWarning, match="1 of 1 images withstood without a gradient to follow"):
+        found = attack(dead, image, label)
+    assert (found - image).norm() <= 0.5 * (1 + 1e-6)
+
+
+def test_no_gradient_for_an_image_of_an_ensemble(net, batch):
+    """Square breaks it, which needs none."""
+
+    class Stairs(nn.Module):
+        def forward(self, x):
+            return net.eval()((x * 20).round() / 20)
+
+    labels = Stairs()(batch[0]).argmax(1)
+    ensemble = torchattacks.AutoAttack(Stairs(), eps=1.0)
+    with pytest.warns(RuntimeWarning, match="images withstood without a gradient"):
+        found = ensemble(batch[0], labels)
+    assert (Stairs()(found).argmax(1) != labels).any()
+
+
 @row("Unusual arguments")
 def test_unusual_arguments(net, batch):
     images, labels = batch
+    with pytest.raises(ValueError, match=r"alpha: got -0\.1"):
+        torchattacks.PGD(net, alpha=-0.1)(images, labels)
+    with pytest.raises(ValueError, match=r"eps: got a torch.float32 tensor of shape \(1, 3, 1, 1\)"):
+        torchattacks.PGD(net, eps=torch.ones(1, 3, 1, 1))(images, labels)
     with pytest.raises(ValueError, match="steps: got 0"):
         torchattacks.PGD(net, steps=0)(images, labels)
     with pytest.raises(ValueError, match="labels: got "):
@@ -457,6 +515,42 @@ def test_state(digits_subject, tmp_path):
     evaluate(s.images, s.labels, bs=3, state_path=tmp_path / "state")
     again = evaluate(s.images, s.labels, bs=3, state_path=tmp_path / "state")
     assert torch.equal(again, s.images)  # all were done
+
+
+@row("Copies")
+@every_face
+def test_copies(attack, net, batch, monkeypatch):
+    """Of the model one, though each batch has an attack of its own."""
+    made = []
+    view = attack_module.AttackView
+    monkeypatch.setattr(attack_module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
+    for _ in range(3):
+        attack(net, *batch)
+    assert len(made) == 1
+
+
+def test_the_copies_of_an_ensemble(net, batch, monkeypatch):
+    made = []
+    view = attack_module.AttackView
+    monkeypatch.setattr(attack_module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
+    attacks = [torchattacks.FGSM(net, eps=0.01), torchattacks.APGD(net, eps=0.01, steps=2)]
+    ensemble = torchattacks.MultiAttack(attacks)
+    ensemble(*batch)
+    attacks[0].eps, attacks[1].steps = 0.02, 3
+    ensemble(*batch)
+    assert len(made) == 1
+
+
+def test_a_copy_lives_as_long_as_its_model(batch):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    attack = torchattacks.FGSM(model)
+    attack(*batch)
+    view = weakref.ref(attack._made().view(model))
+    del attack
+    assert view() is not None
+    del model
+    gc.collect()
+    assert view() is None
 
 
 @row("Precision")

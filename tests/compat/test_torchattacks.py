@@ -467,21 +467,6 @@ def test_an_ensemble_of_attacks_that_normalise(s):
     assert differs.double().mean() < 1e-3
 
 
-def test_an_ensemble_has_one_copy_of_the_model(s, monkeypatch):
-    from roli_fast.attacks import attack as module
-
-    made = []
-    view = module.AttackView
-    monkeypatch.setattr(module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
-    attacks = [torchattacks.FGSM(s.model, eps=0.01), torchattacks.APGD(s.model, eps=0.01, steps=2)]
-    ensemble = torchattacks.MultiAttack(attacks)
-    ensemble(s.images, s.labels)
-    assert len(made) == 1
-    attacks[0].eps, attacks[1].steps = 0.02, 3
-    ensemble(s.images, s.labels)
-    assert len(made) == 1
-
-
 @pytest.mark.parametrize("module", ["roli_fast.compat.torchattacks", "torchattacks"])
 def test_what_an_ensemble_saves(s, tmp_path, module):
     module = pytest.importorskip(module)

@@ -7,10 +7,11 @@ torch's.
 from typing import NoReturn
 
 from ..core import no_such
-from . import attacks
+from . import attacks, utils
 from .attacks import accelerated as accelerated
 from .criteria import Misclassification, TargetedMisclassification
-from .models import PyTorchModel, accuracy
+from .models import PyTorchModel
+from .utils import accuracy
 
 __all__ = [
     "Misclassification",
@@ -18,6 +19,7 @@ __all__ = [
     "TargetedMisclassification",
     "accuracy",
     "attacks",
+    "utils",
 ]
 
 __version__ = "3.3.4"

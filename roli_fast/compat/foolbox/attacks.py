@@ -10,7 +10,7 @@ from ... import attacks as ours
 from ...attacks.ascent import State
 from ...attacks.inputs import check_count, check_size, refuse
 from ...attacks.norms import NORMS
-from ..core import Closed, Maker, check_methods, no_such, read
+from ..core import Closed, Maker, check_methods, no_such, read, run
 from ..steps import OwnStep, shrink_, unit
 from .criteria import goal, raw
 from .models import pixel_model
@@ -118,7 +118,7 @@ class _GradientDescent(Closed):
             bounds=tuple(model.bounds),
             **own,
         )
-        result = attack.run(module, raw(inputs), classes)
+        result = run(attack, module, raw(inputs), classes)
         assert result.success is not None
         return result.adversarial, result.success
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.inputs import check_bounds, refuse
-from ...engine.outputs import select
 from ...models.normalized import Normalized
 from ..core import check_methods
 from .criteria import raw
@@ -157,9 +156,3 @@ def pixel_model(fmodel: Any) -> nn.Module:
         )
         _TAKEN[fmodel] = taken
     return taken.pixel_model
-
-
-def accuracy(fmodel: Any, inputs: Any, labels: Any) -> float:
-    """Between 0 and 1, of the model in the mode in which it is."""
-    logits = select(raw(fmodel(inputs)), None)
-    return (logits.argmax(-1) == raw(labels)).float().mean().item()

@@ -1,6 +1,7 @@
 """What torchattacks' attacks have in common."""
 
 import functools
+import numbers
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,12 +14,9 @@ from ... import attacks as ours
 from ...attacks.inputs import refuse
 from ...engine.modes import Model, eval_mode
 from ...models.normalized import Normalized
-from ..core import Closed, Maker
+from ..core import Closed, Maker, inside, run
 
 TargetMap = Callable[[Tensor, Tensor | None], Tensor]
-
-# How far from the box an image may be by having been normalised and brought back in float32.
-_ROUNDING = 1e-5
 
 
 def _of_all_parts(setter: Callable[..., None]) -> Callable[..., None]:
@@ -68,10 +66,8 @@ class Attack(Closed):
         """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
         with eval_mode(self.model):  # which a user's own forward or target function may ask
             if self.normalization_used is None or self._in_pixels:
-                return self.forward(inputs, labels, *args, **kwargs)
-            pixels = self.inverse_normalize(inputs)
-            inside = pixels.clamp(0, 1)
-            pixels = torch.where((pixels - inside).abs() <= _ROUNDING, inside, pixels)
+                return self.forward(inside(inputs, (0, 1)), labels, *args, **kwargs)
+            pixels = inside(self.inverse_normalize(inputs), (0, 1))
             self._set_in_pixels(True)
             try:
                 found = self.forward(pixels, labels, *args, **kwargs)
@@ -188,7 +184,7 @@ class Attack(Closed):
     @_of_all_parts
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
         """kth_min: 1 for the least likely class but the label, 2 for the second, ..."""
-        if not isinstance(kth_min, int) or kth_min < 1:
+        if not isinstance(kth_min, numbers.Integral) or kth_min < 1:
             refuse("kth_min", repr(kth_min), "an integer >= 1")
         self._set_mode_targeted("targeted(least-likely)", quiet)
         self._kth_min = kth_min
@@ -338,7 +334,7 @@ class Single(Attack):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         images, labels = self._placed(images, labels)
-        return self._made()(self._attacked, images, labels)
+        return run(self._made(), self._attacked, images, labels).adversarial
 
     def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Images and labels, in a targeted mode targets, on the attack's device."""

@@ -26,8 +26,6 @@ class MultiAttack(Attack):
         super().__init__("MultiAttack", attacks[0].model)
         self.attacks, self.verbose = attacks, verbose
         self._left: Tensor | None = None  # how many withstood each attack, where this is counted
-        for attack in attacks:
-            attack._make.share(self._make)
 
     def check_validity(self) -> None:
         """Raises ValueError where these are no attacks to run one after another."""

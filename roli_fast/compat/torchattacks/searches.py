@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import attacks as ours
 from ...attacks.inputs import refuse
 from ...engine.modes import Model
+from ..core import run
 from .attack import Single
 
 _NORMS = {"Linf": "linf", "L2": "l2"}
@@ -28,7 +29,7 @@ class _Search(Single):
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         images, labels = self._placed(images, labels)
         key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
-        result = self._made().run(self._attacked, images, labels, key=key)
+        result = run(self._made(), self._attacked, images, labels, key=key)
         assert result.success is not None
         found = result.success.reshape(-1, *[1] * (images.dim() - 1))
         return torch.where(found, result.adversarial, images)

@@ -1,0 +1,12 @@
+"""What foolbox measures of a model."""
+
+from typing import Any
+
+from ...engine.outputs import select
+from .criteria import raw
+
+
+def accuracy(fmodel: Any, inputs: Any, labels: Any) -> float:
+    """Between 0 and 1, of the model in the mode in which it is."""
+    logits = select(raw(fmodel(inputs)), None)
+    return (logits.argmax(-1) == raw(labels)).float().mean().item()
