@@ -73,6 +73,7 @@ ARMS = {
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
     "RoLI Full-FT, rounds": Arm("rounds"),
     "RoLI Full-FT, rounds, PGD-2": Arm("rounds", settings={"steps": 2, "step_size": EPS / 2}),
+    "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings={"attack": "nfgsm"}),
     "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
     "RanLI Full-FT, PGD-2": Arm("random", settings={"steps": 2, "step_size": EPS / 2}),
     "RanLI Full-FT, PGD-3": Arm("random", settings={"steps": 3, "step_size": EPS / 2}),

@@ -33,6 +33,15 @@ T* elements(const Array& array, int64_t offset) {
   return static_cast<T*>(array.data) + offset;
 }
 
+// Puts value(x) of the block's elements x into the buffer.
+template <class T, class E, class Value>
+void load_each(const E* from, int64_t stride, int64_t count, T* __restrict buffer, Value&& value) {
+  if (stride == 1)
+    for (int64_t i = 0; i < count; ++i) buffer[i] = value(from[i]);
+  else
+    for (int64_t i = 0; i < count; ++i) buffer[i] = value(from[i * stride]);
+}
+
 // Rounds value(i) of the block's elements to the array's type and puts them there.
 template <class Value>
 void store_each(const Array& array, int64_t offset, int64_t stride, int64_t count, Value&& value) {
@@ -51,22 +60,16 @@ void store_each(const Array& array, int64_t offset, int64_t stride, int64_t coun
 template <class T>
 void load_converted(const Array& array, int64_t offset, int64_t stride, int64_t count, T* __restrict buffer) {
   with_image_type(array.dtype, [&](auto tag) {
-    const auto* from = elements<decltype(tag)>(array, offset);
-    if (stride == 1)
-      for (int64_t i = 0; i < count; ++i) buffer[i] = convert<T>(from[i]);
-    else
-      for (int64_t i = 0; i < count; ++i) buffer[i] = convert<T>(from[i * stride]);
+    load_each(elements<decltype(tag)>(array, offset), stride, count, buffer,
+              [](auto x) { return convert<T>(x); });
   });
 }
 
 template <class T>
 void load_signs(const Array& array, int64_t offset, int64_t stride, int64_t count, T* __restrict buffer) {
   with_float_type(array.dtype, [&](auto tag) {
-    const auto* from = elements<decltype(tag)>(array, offset);
-    if (stride == 1)
-      for (int64_t i = 0; i < count; ++i) buffer[i] = sign<T>(from[i]);
-    else
-      for (int64_t i = 0; i < count; ++i) buffer[i] = sign<T>(from[i * stride]);
+    load_each(elements<decltype(tag)>(array, offset), stride, count, buffer,
+              [](auto x) { return sign<T>(x); });
   });
 }
 

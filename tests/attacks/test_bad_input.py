@@ -1,5 +1,6 @@
 """One clear error for what cannot be attacked, and never a wrong robust accuracy."""
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -244,3 +245,17 @@ def test_images_without_a_gradient_are_noted():
         labels = Half()(images).argmax(1)
     result = PGD(eps=1e-4, step_size=1e-4).run(Half(), images, labels)
     assert result.notes == ("4 of 8 images withstood without a gradient to follow",)
+
+
+def test_integers_of_numpy(convnet, batch):
+    """Count as the integers that they are."""
+    pgd, same = (
+        PGD(eps=0.1, step_size=0.1, steps=steps, random_start=False) for steps in (numpy.int64(2), 2)
+    )
+    assert torch.equal(pgd(convnet, *batch), same(convnet, *batch))
+
+
+def test_how_far_out_images_are_is_said_to_the_last_digit(convnet, batch):
+    images = torch.full_like(batch[0], 1.0000001)
+    with pytest.raises(ValueError, match=r"images: got values in \[1\.0000001, 1\.0000001\]"):
+        PGD()(convnet, images, batch[1])
