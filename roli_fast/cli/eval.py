@@ -77,7 +77,7 @@ def _settle(arguments: argparse.Namespace) -> None:
         [
             (("step_size", "steps", "restarts"), "pgd" in arguments.attacks, "--attacks pgd"),
             (("version",), "autoattack" in arguments.attacks, "--attacks autoattack"),
-            (("norm", "eps"), bool(arguments.attacks), "an attack"),
+            (("norm", "eps", "save_adversarial"), bool(arguments.attacks), "an attack"),
         ],
     )
     arguments.steps, arguments.restarts = arguments.steps or 10, arguments.restarts or 1
@@ -131,7 +131,8 @@ def _model_file(arguments: argparse.Namespace) -> Path:
         there, recipe = read_run(settled)
         there |= {name: recipe.get(name) for name in ("norm", "eps")}
         given = given / "finetune" / "best.safetensors"
-    for name in ("dataset", *DATA_OPTIONS, "norm", "eps"):
+    same_data = arguments.dataset in (None, there.get("dataset") or "digits")
+    for name in (*(("dataset", *DATA_OPTIONS) if same_data else ()), "norm", "eps"):
         if getattr(arguments, name) is None:
             setattr(arguments, name, there.get(name))
     arguments.norm, arguments.eps = arguments.norm or "linf", arguments.eps or 8 / 255

@@ -53,9 +53,9 @@ def refuse_without_effect(arguments: argparse.Namespace, effects: Effects) -> No
     for options, has_effect, accepted in effects:
         for option in options:
             value = getattr(arguments, option)
-            if value is not None and not has_effect:
-                name = f"--{option.replace('_', '-')}"
-                raise UserError(f"{name}: got {value}, which has no effect, accepted: it with {accepted}")
+            if value is not None and value is not False and not has_effect:
+                got = f"--{option.replace('_', '-')}: got {'it' if value is True else value}"
+                raise UserError(f"{got}, which has no effect, accepted: it with {accepted}")
 
 
 def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Callable[[str], float]:
@@ -158,10 +158,18 @@ DATA_OPTIONS = (
 
 
 def load_data(arguments: argparse.Namespace) -> Splits:
+    name = arguments.dataset or "digits"
+    refuse_without_effect(
+        arguments,
+        [
+            (("dataset_download",), name not in ("digits", "folder"), "a --dataset that is fetched"),
+            (("input_img_mode",), name != "digits", "another --dataset than digits"),
+        ],
+    )
     given = {name: getattr(arguments, name) for name in DATA_OPTIONS}
     chosen = {name: value for name, value in given.items() if value is not None}
     with users_mistakes():
-        return load(arguments.dataset or "digits", download=arguments.dataset_download, **chosen)
+        return load(name, download=arguments.dataset_download, **chosen)
 
 
 def sampled(splits: Splits, arguments: argparse.Namespace, device: torch.device) -> Sample:

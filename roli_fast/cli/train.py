@@ -170,7 +170,8 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
         except DivergedError as error:
             raise RunError(str(error)) from error
         except OSError as error:
-            if isinstance(error, (FileNotFoundError, PermissionError)):
+            a_mistake = "accepted: " in str(error) and not _has_begun(arguments.output)
+            if a_mistake or isinstance(error, (FileNotFoundError, PermissionError)):
                 raise
             raise RunError(str(error)) from error
         finally:
@@ -249,8 +250,13 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
 
 def _forget_what_never_began(folder: Path) -> None:
     """A command that was refused leaves its folder to the one that puts it right."""
-    if rank() == 0 and not any(folder.glob("*/recipe.json")):
+    if rank() == 0 and not _has_begun(folder):
         (folder / "args.json").unlink(missing_ok=True)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether any stage has."""
+    return any(folder.glob("*/recipe.json"))
 
 
 # --- what is shown -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from typing import Any
 
 from timm.optim import get_optimizer_info, list_optimizers
@@ -78,6 +79,7 @@ def _effects(arguments: argparse.Namespace) -> Effects:
         (("steps", "step_size"), attack == "pgd", "--attack pgd"),
         (attacked, attack != "none", "an --attack"),
         (("trades_beta",), arguments.loss == "trades", "--loss trades"),
+        (("sync_bn",), "WORLD_SIZE" in os.environ, "torchrun"),
         size_effect(arguments),
     ]
 

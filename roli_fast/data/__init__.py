@@ -2,7 +2,7 @@
 
 from .batch import Batch
 from .digits import digits
-from .images import ImageSet, StoredImages
+from .images import ImageSet, Pictures, StoredImages
 from .load import load
 from .loader import Loader
 from .sample import Sample
@@ -14,6 +14,7 @@ __all__ = [
     "ImageSet",
     "ImageStream",
     "Loader",
+    "Pictures",
     "Sample",
     "Splits",
     "StoredImages",

@@ -172,6 +172,12 @@ class Pictures(ImageSet):
             images[row] = F.pil_to_tensor(self._resized(row))
         return StoredImages(images, self.labels, self.classes, self.keys, self.view)
 
+    def check_headers(self) -> None:
+        """Raises as decoding would, for pictures that cannot be opened, and for sizes that differ."""
+        for row in range(len(self)):
+            if self._size(row) != self._size(0) and self.view.crop is None:
+                self._refuse_sizes(0, row)
+
     def _resized(self, row: int) -> Image.Image:
         with self._opened(row) as picture:
             return self.view.resized(_of_bytes(picture).convert(self.mode))

@@ -29,6 +29,18 @@ class Splits(NamedTuple):
         """Their names, in the order of the labels."""
         return self.train.classes
 
+    def fingerprint(self) -> dict[str, str]:
+        """Of what trains and validates: how many images, and a digest of the names and labels of those with
+        random access."""
+        return {name: _fingerprint(part) for name, part in (("train", self.train), ("val", self.val))}
+
+
+def _fingerprint(images: ImageSet | ImageStream) -> str:
+    digest = hashlib.blake2b(repr(images.classes).encode(), digest_size=8)
+    if isinstance(images, ImageSet):
+        digest.update(repr([images.keys, images.labels.tolist()]).encode())
+    return f"{len(images)} images, {digest.hexdigest()}"
+
 
 def cut(images: Images, counts: Sequence[int], seed: int) -> tuple[Images, Images]:
     """(rest, cut): ``counts[c]`` images of each class c are cut off, both parts in the set's own order.

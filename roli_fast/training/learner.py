@@ -29,13 +29,7 @@ class Learner:
         self._net = model
         if world_size() > 1:
             self._net = DistributedDataParallel(model)
-        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
-        try:
-            self._optimizer = create_optimizer_v2(
-                groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum
-            )
-        except (AssertionError, ImportError, TypeError) as error:  # a package or a device that it needs
-            refuse("opt", f"{recipe.opt!r}, which cannot be made here ({error})", "another one")
+        self._optimizer = make_optimizer(model, recipe)
         self._schedule = CosineLRScheduler(
             self._optimizer,
             t_initial=max(2, (recipe.epochs - recipe.warmup_epochs) * steps),  # timm warns of a single step
@@ -121,6 +115,15 @@ class Learner:
             self._ema.module.load_state_dict(state["ema"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Raises ValueError for one that cannot be made here."""
+    groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
+    try:
+        return create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum)
+    except (AssertionError, ImportError, TypeError) as error:  # a package or a device that it needs
+        refuse("opt", f"{recipe.opt!r}, which cannot be made here ({error})", "another one")
 
 
 def _moves_backbone(model: nn.Module) -> bool:

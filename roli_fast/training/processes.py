@@ -118,6 +118,7 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        given, x = x.dtype, x if x.dtype == torch.float64 else x.float()  # sums need more than half precision
         channels, over = x.shape[1], [d for d in range(x.dim()) if d != 1]
         count = torch.full((1,), x.numel() / channels, dtype=x.dtype)
         sums = _Summed.apply(torch.cat([x.sum(over), x.square().sum(over), count]))
@@ -128,9 +129,9 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
             self._track(mean.detach(), (variance * count / (count - 1)).detach())
         shape = (1, -1, *[1] * (x.dim() - 2))
         normalized = (x - mean.reshape(shape)) * (variance.reshape(shape) + self.eps).rsqrt()
-        if not self.affine:
-            return normalized
-        return normalized * self.weight.reshape(shape) + self.bias.reshape(shape)
+        if self.affine:
+            normalized = normalized * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return normalized.to(given)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,35 @@ from ..models import Normalized, find_classifier, read_metadata, save_model
 from .processes import agree, by_the_first, rank
 
 
+def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Raises ValueError for a folder with a run that is not to go on, or had other settings."""
+    path = folder / "recipe.json"
+    if not path.exists():
+        return
+    if not resume:
+        refuse("folder", f"{folder}, which has a run", "a new one, or resume=True to go on there")
+    there = _settings(path)
+    settings = json.loads(json.dumps(settings))  # as they are read
+    changed = [n for n in settings if there.get(n) != settings[n]]
+    if changed:
+        got = ", ".join(f"{name}={settings[name]!r}" for name in changed)
+        accepted = ", ".join(f"{name}={there.get(name)!r}" for name in changed)
+        refuse("recipe", f"{got} for the run in {folder}", f"{accepted}, as it began")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    there = read_json(path)
+    if not isinstance(there, dict):
+        refuse("folder", f"{path}, which holds no recipe", "another folder")
+    return there
+
+
 class Records:
     """Files of one stage; only the first process writes, and no other run as long as these are open.
 
-    ``recipe.json`` binds the folder to its settings; ``last.pt`` holds all that a run needs to go on;
-    ``best.safetensors`` is the model of the best epoch; ``metrics.csv`` has a row per epoch; ``lock`` is held
-    by the run that writes.
+    ``recipe.json`` binds the folder to its settings, and notes the precision that was measured; ``last.pt``
+    holds all that a run needs to go on; ``best.safetensors`` is the model of the best epoch; ``metrics.csv``
+    has a row per epoch; ``lock`` is held by the run that writes.
     """
 
     def __init__(self, folder: Path, model: nn.Module):
@@ -39,6 +63,8 @@ class Records:
         bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self._needed = 12 * bytes_of_weights  # weights, two moments, an average, the best; twice; some more
         self._folder = folder
+        self._recipe, self._best = folder / "recipe.json", folder / "best.safetensors"
+        self._began_here = False  # and not in an earlier process
         self._lock: Any = None
         self._writer: Any = None
         self._shown = 0  # rows
@@ -52,14 +78,14 @@ class Records:
     def has_last(self) -> bool:
         return self.last.exists()
 
-    def open(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """What a run in this folder has left; None where one begins.
+    def open(self, settings: dict[str, Any], resume: bool, kept: Sequence[str]) -> dict[str, Any] | None:
+        """What a run in this folder has left; None where one begins. kept: the names of what it has.
 
         Raises ValueError where there is one that is not to go on, had other settings, or still runs, and for
         a checkpoint that cannot be read, or that not all processes see.
         """
         by_the_first(lambda: self._bind(settings, resume))
-        saved = self._read_last()
+        saved = self._read_last(kept)
         self._check_shared(saved)
         return saved
 
@@ -80,25 +106,32 @@ class Records:
                    "a folder that all processes share")  # fmt: skip
 
     def _bind(self, settings: dict[str, Any], resume: bool) -> None:
-        settings = json.loads(json.dumps(settings))  # as they are read
-        path = self._folder / "recipe.json"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = locked(self._folder / "lock")
         for unfinished in self._folder.glob(f"*{PARTIAL}"):  # a killed run's
             unfinished.unlink()
-        if not path.exists():
+        check_folder(self._folder, settings, resume)
+        if not self._recipe.exists():
             self._check_space()
-            write(path, (json.dumps(settings, indent=1) + "\n").encode())
-            return
-        if not resume:
-            accepted = "a new one, or resume=True to go on there"
-            refuse("folder", f"{self._folder}, which has a run", accepted)
-        there = read_json(path)
-        changed = [n for n in settings if there.get(n) != settings[n]]
-        if changed:
-            got = ", ".join(f"{name}={settings[name]!r}" for name in changed)
-            accepted = ", ".join(f"{name}={there.get(name)!r}" for name in changed)
-            refuse("recipe", f"{got} for the run in {self._folder}", f"{accepted}, as it began")
+            self._write_settings(settings)
+            self._began_here = True
+
+    def _write_settings(self, settings: dict[str, Any]) -> None:
+        write(self._recipe, (json.dumps(settings, indent=1) + "\n").encode())
+
+    @property
+    def precision(self) -> str | None:
+        """Of the attacks of the run that has begun here; None where it is not known yet."""
+        return _settings(self._recipe).get("measured_precision") if rank() == 0 else None
+
+    def note_precision(self, precision: str) -> None:
+        if rank() == 0:
+            self._write_settings(_settings(self._recipe) | {"measured_precision": precision})
+
+    def forget_what_never_began(self) -> None:
+        """Of a run that began here and has saved nothing, the folder is free again."""
+        if self._began_here and not self.has_last and not self._best.exists():
+            self._recipe.unlink(missing_ok=True)
 
     def _check_space(self) -> None:
         """Of the checkpoints, the best and the last, each beside the one that it replaces."""
@@ -107,16 +140,20 @@ class Records:
             accepted = f"{self._needed / 2**20:.0f} MiB for checkpoints"
             refuse("folder", f"{self._folder} with {free / 2**20:.0f} MiB free", accepted)
 
-    def _read_last(self) -> dict[str, Any] | None:
+    def _read_last(self, kept: Sequence[str]) -> dict[str, Any] | None:
         if not self.has_last:
             return None
         try:
-            return torch.load(self.last, map_location="cpu", weights_only=True)
+            saved = torch.load(self.last, map_location="cpu", weights_only=True)
+            missing = set(kept) - {*saved} if isinstance(saved, dict) else kept
+            if missing:
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+            return saved
         except Exception as error:  # what zipfile and pickle say of a broken file
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"folder: {self.last} cannot be read ({reason}), accepted: a whole one; without it the stage "
-                f"begins anew, and {self._folder / 'best.safetensors'} has the best weights so far"
+                f"begins anew, and {self._best} has the best weights so far"
             ) from error
 
     def write_last(self, state: dict[str, Any]) -> None:
@@ -125,16 +162,14 @@ class Records:
 
     def write_best(self, model: Any, row: dict[str, Any]) -> None:
         if rank() == 0:
-            path = self._folder / "best.safetensors"
             facts = {name: json.dumps(row[name]) for name in ("epoch", "val_clean", "val_robust")}
-            self._saving(path, lambda: save_model(model, path, facts))
+            self._saving(self._best, lambda: save_model(model, self._best, facts))
 
     def restore_best(self, model: Any, row: dict[str, Any]) -> None:
         """Writes the model where the file is not that of the row's epoch: a run may have been killed between
         the best and the last checkpoint."""
-        path = self._folder / "best.safetensors"
         try:
-            there = read_metadata(path).get("epoch")
+            there = read_metadata(self._best).get("epoch")
         except (OSError, ValueError):
             there = None
         if there != json.dumps(row["epoch"]):

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 
 from ..attacks.inputs import refuse
-from ..data import Loader, Splits
+from ..data import Loader, Pictures, Splits
 from ..evaluation import Evaluation, evaluate
 from ..files import write
 from ..models import Normalized, finetune
 from .attack import validation_attack
 from .cost import Cost
-from .processes import rank
+from .processes import by_the_first, rank
 from .recipe import Recipe
+from .records import check_folder
 from .rounds import Rounds, probe
-from .stage import Trained, own_randomness, train
+from .stage import Trained, bound, check_stage, own_randomness, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +73,19 @@ def roli(
     """
     if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
-    _check_sizes(splits)
+    _check_images(splits)
     options = dict(method_options or {})
-    finetune(copy.deepcopy(model), method, **options)  # refused now, and not after hours of probing
     folder = None if folder is None else Path(folder)
     plan: dict[str, Recipe | Rounds] = {"finetune": finetuning}
     if probing is not None:
         plan = {"finetune": probing} if method == "linear" else {"probe": probing, "finetune": finetuning}
+    last = copy.deepcopy(model)  # which is refused now, and not after hours of probing
+    finetune(last, method, **options)
+    if "probe" in plan:
+        check_stage(last, splits, finetuning, sync_bn)
+        if folder is not None:
+            kept = folder / "finetune"
+            by_the_first(lambda: check_folder(kept, bound(finetuning, splits), resume))
     stages = {}
     for name, settings in plan.items():
         seed = settings.seed if isinstance(settings, Recipe) else finetuning.seed
@@ -96,8 +103,10 @@ def roli(
     return outcome
 
 
-def _check_sizes(splits: Splits) -> None:
-    """By their first images: refused now, and not after hours of training."""
+def _check_images(splits: Splits) -> None:
+    """By the first images, and all headers of the test images, which are decoded after hours of training."""
+    if isinstance(splits.test, Pictures):
+        splits.test.check_headers()
     shapes = {
         name: "x".join(map(str, next(iter(part))[0].shape))
         for name, part in zip(("train", "val", "test"), splits, strict=True)

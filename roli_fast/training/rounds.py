@@ -14,16 +14,26 @@ from ..engine.identity import fingerprint
 from ..engine.precision import get_precision
 from ..evaluation import evaluate
 from ..models import find_classifier, split
-from .attack import TrainingAttack, chosen_precision, validation_attack
+from .attack import TrainingAttack, validation_attack
 from .cost import Cost, Stopwatch
-from .processes import agree, rank, summed, world_size
+from .processes import rank, summed, world_size
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
-from .stage import DivergedError, Trained, check_fits, merit, mixed, moved, surroundings
+from .stage import (
+    DivergedError,
+    Trained,
+    check_fits,
+    merit,
+    mixed,
+    moved,
+    settled_precision,
+    surroundings,
+)
 
 _ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
 _CHUNK = 1 << 16  # features at once
+_KEPT = ("history", "best", "best_head")  # of a finished probing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +122,8 @@ class _Probing:
         self.recipe, self.rounds, self.records = recipe, rounds, records
         settings = dataclasses.asdict(recipe) | {"rounds": dataclasses.asdict(rounds)}
         settings["backbone"] = fingerprint(find_classifier(model).backbone)
-        self.saved = None if records is None else records.open(settings, resume)
+        settings["data"] = splits.fingerprint()
+        self.saved = None if records is None else records.open(settings, resume, _KEPT)
         self.device = next(model.parameters()).device
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -123,6 +134,7 @@ class _Probing:
         # Always the same images in this process, in the same order: features found for them pile up.
         self.loader = Loader(splits.train, batch, augment=True, seed=recipe.seed, workers=workers)
         self.validation = Loader(splits.val, recipe.batch_size, workers=workers, rank=0, world_size=1)
+        self.precision = settled_precision(self.model, self.loader, recipe, records)
         self.generator = torch.Generator()
         self.cost, self.watch = Cost(), Stopwatch(self.device)
         self.passed, self.rate = 0, 0.0  # images since the last row, and how many a second
@@ -144,9 +156,6 @@ class _Probing:
         return Trained(self.model, self.history, self.best, cost, [], self.precision)
 
     def _probe(self) -> None:
-        images, labels, _ = next(self.loader.epoch(0))
-        batch = moved(images, labels, self.device, self.recipe.channels_last)
-        self.precision = agree(chosen_precision(self.model, *batch, self.recipe))
         self.progress.note(f"attacks in {self.precision}")
         clean = self._pass(0, None)
         self.mean, self.spread = self._scale_of(clean)
@@ -310,8 +319,7 @@ class _Probing:
             return
         self.head.load_state_dict(self.best_head)
         self.records.write_best(self.model, self.history[self.best])
-        kept = ("precision", "history", "best", "best_head")
-        self.records.write_last({name: getattr(self, name) for name in kept})
+        self.records.write_last({name: getattr(self, name) for name in _KEPT})
 
     def _restore(self, saved: dict[str, Any]) -> None:
         for name, value in saved.items():

@@ -18,7 +18,7 @@ from ..engine import own_output
 from ..evaluation import Evaluation, evaluate
 from .attack import TrainingAttack, chosen_precision, validation_attack
 from .cost import Cost, Stopwatch
-from .learner import Learner
+from .learner import Learner, make_optimizer
 from .overfitting import overfitting
 from .processes import agree, rank, share_statistics, summed, synchronize_norms, world_size
 from .progress import Progress
@@ -27,6 +27,19 @@ from .records import Records
 
 _LOOK = 20  # steps between two looks at what the device has found
 _SAVE_EVERY = 600.0  # seconds, within an epoch
+
+# Of a stage, as its last checkpoint has it.
+_KEPT = (
+    "epoch",
+    "step",
+    "learner",
+    "sums",
+    "cost",
+    "history",
+    "warnings",
+    "best",
+    "best_weights",
+)
 
 
 class DivergedError(RuntimeError):
@@ -103,11 +116,17 @@ def train(
 
 @contextlib.contextmanager
 def surroundings(model: nn.Module, recipe: Recipe, folder: str | Path | None) -> Iterator[Records | None]:
-    """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder."""
+    """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder. What
+    fails before anything is saved leaves the folder to the next."""
     with own_randomness(recipe.seed, next(model.parameters()).device):
         records = None if folder is None else Records(Path(folder), model)
         with contextlib.closing(records) if records else contextlib.nullcontext():
-            yield records
+            try:
+                yield records
+            except Exception:
+                if records is not None:
+                    records.forget_what_never_began()
+                raise
 
 
 @contextlib.contextmanager
@@ -118,8 +137,28 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool) -> None:
+    """Arguments of :func:`train`. Raises ValueError for what does not fit together; changes nothing."""
+    if recipe.batch_size % world_size():
+        refuse("batch_size", recipe.batch_size, f"a multiple of {world_size()} processes")
+    if not any(p.requires_grad for p in model.parameters()):
+        refuse("model", "one without a parameter that requires a gradient", "one that trains")
+    check_fits(model, next(iter(splits.val))[0], len(splits.classes))
+    alone = recipe.batch_size == world_size()
+    if alone and not (sync_bn and world_size() > 1) and _normalizes_batches(model):
+        refuse("batch_size", recipe.batch_size, "2 or more images a process, over which to normalise")
+    make_optimizer(model, recipe)
+
+
+def bound(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    """What may not change where a run goes on."""
+    return dataclasses.asdict(recipe) | {"data": splits.fingerprint()}
+
+
 def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
     """Raises ValueError where a model does not map such an image (C, H, W) to logits for so many classes."""
+    if classes < 2:
+        refuse("splits", f"{classes} class", "2 or more")
     image = image[None].to(next(model.parameters()).device)
     try:
         shape = own_output(model, to_state(image)).shape[1:]
@@ -129,6 +168,20 @@ def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
     if shape != (classes,):
         got = f"outputs of shape (N, {', '.join(map(str, shape))})"
         refuse("model", got, f"(N, {classes}), a logit for each class")
+
+
+def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records: Records | None) -> str:
+    """Of attacks: what the recipe or an interrupted run says, else what the first batch shows to be fastest.
+    The same in all processes, and noted at once, so that a run goes on as it began."""
+    noted = None if records is None else agree(records.precision)
+    if noted is not None:
+        return noted
+    images, labels, _ = next(loader.epoch(0))
+    batch = moved(images, labels, next(model.parameters()).device, recipe.channels_last)
+    precision = agree(chosen_precision(model, *batch, recipe))
+    if records is not None:
+        records.note_precision(precision)
+    return precision
 
 
 def _normalizes_batches(model: nn.Module) -> bool:
@@ -172,7 +225,7 @@ class _Stage:
     ):
         self.recipe = recipe
         self.device = next(model.parameters()).device
-        self._check(model, splits, sync_bn)
+        check_stage(model, splits, recipe, sync_bn)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = synchronize_norms(model) if sync_bn and world_size() > 1 else model
@@ -183,8 +236,8 @@ class _Stage:
         self.validation = Loader(splits.val, recipe.batch_size, workers=workers, rank=0, world_size=1)
         self.total_steps = recipe.epochs * len(self.loader)
         self.records = records
-        saved = self._open(resume)
-        self.precision = saved["precision"] if saved else self._measured_precision()
+        saved = self._open(bound(recipe, splits), resume)
+        self.precision = settled_precision(self.model, self.loader, recipe, records)
         self._prepare()
         self.epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -197,30 +250,13 @@ class _Stage:
 
     # --- before the first step -----------------------------------------------------------------------------
 
-    def _check(self, model: nn.Module, splits: Splits, sync_bn: bool) -> None:
-        if self.recipe.batch_size % world_size():
-            refuse("batch_size", self.recipe.batch_size, f"a multiple of {world_size()} processes")
-        if not any(p.requires_grad for p in model.parameters()):
-            refuse("model", "one without a parameter that requires a gradient", "one that trains")
-        check_fits(model, next(iter(splits.val))[0], len(splits.classes))
-        alone = self.recipe.batch_size == world_size()
-        if alone and not (sync_bn and world_size() > 1) and _normalizes_batches(model):
-            refuse(
-                "batch_size", self.recipe.batch_size, "2 or more images a process, over which to normalise"
-            )
-
-    def _open(self, resume: bool) -> dict[str, Any] | None:
+    def _open(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
         """What an interrupted run has left."""
         if self.records is None:
             if resume:
                 refuse("resume", "True without a folder", "the folder of the run that goes on")
             return None
-        return self.records.open(dataclasses.asdict(self.recipe), resume)
-
-    def _measured_precision(self) -> str:
-        images, labels, _ = next(self.loader.epoch(0))
-        batch = moved(images, labels, self.device, self.recipe.channels_last)
-        return agree(chosen_precision(self.model, *batch, self.recipe))  # or processes would compute others
+        return self.records.open(settings, resume, _KEPT)
 
     def _prepare(self) -> None:
         """All that acts on the model."""
@@ -400,7 +436,6 @@ class _Stage:
         self.watch.read_into(self.cost)
         self.records.write_last(
             {
-                "precision": self.precision,
                 "epoch": self.epoch,
                 "step": self.step,
                 "learner": self.learner.state(),

@@ -121,7 +121,7 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
         pgd["accuracy"] * 12
     )
     assert list((out / "pgd").glob("batch-*.safetensors"))
-    assert main([*command, "--attacks"]) == 0  # clean alone
+    assert main([*command[:-1], "--attacks"]) == 0  # clean alone
     assert list(json.loads((out / "eval.json").read_text())["accuracies"]) == ["clean"]
 
 
@@ -198,6 +198,13 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--data-dir", "images"], "data_dir: got images, accepted: None: scikit-learn brings the digits"),
         (["--crop-pct", "0.9"], "crop_pct: got 0.9, accepted: None without an input_size"),
         (["--output", "/dev/null/run"], "--output: "),
+        (["--sync-bn"], "--sync-bn: got it, which has no effect, accepted: it with torchrun"),
+        (["--dataset-download"], "--dataset-download: got it, which has no effect"),
+        (
+            ["--input-img-mode", "L"],
+            "--input-img-mode: got L, which has no effect, accepted: it with another",
+        ),
+        (["--opt", "fusedsgd"], "opt: got 'fusedsgd', which cannot be made here"),
         (["--device", "tpu"], "--device: got 'tpu'"),
     ],
 )
@@ -269,6 +276,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):
         (["MODEL", "--version", "plus"], "--version: got plus, which has no effect, accepted: it with"),
         (["MODEL", "--attacks", "autoattack", "--steps", "5"], "--steps: got 5, which has no effect"),
         (["MODEL", "--eps", "0.1", "--attacks"], "--eps: got 0.1, which has no effect, accepted: it with an"),
+        (["MODEL", "--save-adversarial", "--attacks"], "--save-adversarial: got it, which has no effect"),
     ],
 )
 def test_mistakes_of_eval(arguments, message, tmp_path, capsys, monkeypatch):
@@ -296,6 +304,35 @@ def test_a_broken_image_is_one_line(trained, images, tmp_path, capsys):
         shown = capsys.readouterr().err
         assert "accepted: an image that can be decoded" in shown
         assert shown.count("\n") == 1
+
+
+def test_test_images_are_looked_at_before_training(images, tmp_path, capsys):
+    """At their headers: one of another size, and an empty file."""
+    data = tmp_path / "images"
+    for name in ("train", "test"):
+        shutil.copytree(images, data / name)
+    run = ["train", *TINY, "--epochs", "1", "--dataset", "folder", "--data-dir", str(data), "--workers", "0"]
+    odd = data / "test" / "middle" / "7.png"
+    Image.new("RGB", (9, 8)).save(odd)
+    assert main([*run, "--output", str(tmp_path / "run")]) == 2
+    shown = capsys.readouterr().err
+    assert "middle/7.png has 9x8" in shown
+    odd.write_bytes(b"")
+    assert main([*run, "--output", str(tmp_path / "run")]) == 2
+    shown = capsys.readouterr().err
+    assert "middle/7.png: got " in shown
+    assert "accepted: an image that can be decoded" in shown
+    assert not list((tmp_path / "run").rglob("*.json"))
+
+
+def test_eval_on_other_data_than_the_runs(trained, images, tmp_path, capsys):
+    """Takes none of the run's data options along."""
+    assert main(["eval", str(trained), "--dataset", "digits", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "data_dir" not in said
+    assert "model: got " in said
+    command = ["eval", str(trained), "--dataset", "folder", "--attacks", "--out", str(tmp_path)]
+    assert main([*command, "--workers", "0"]) == 0  # the same set
 
 
 def test_a_run_is_bound_to_its_backbone(images, tmp_path, capsys):

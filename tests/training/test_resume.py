@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 from roli_fast import files
-from roli_fast.training import records, roli, stage, train
+from roli_fast.data import StoredImages
+from roli_fast.training import Rounds, probe, records, roli, stage, train
 
 from ..forks import forked
 from .cases import blobs, recipe, same, small_model, splits_of, weights
@@ -173,3 +174,102 @@ def test_two_stages_interrupted_between_them_end_with_the_same_bits(tmp_path, mo
     assert same(weights(whole), weights(resumed))
     assert torch.equal(first.test.right, again.test.right)
     assert (tmp_path / "cut" / "result.json").exists()
+
+
+def test_what_fails_before_anything_is_saved_leaves_the_folder_free(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+
+    class Broken(StoredImages):
+        def batch(self, rows, draws=None):
+            raise OSError("image 3 cannot be decoded")
+
+    broken = splits._replace(train=Broken(splits.train.images, splits.train.labels))
+    with pytest.raises(OSError, match="image 3"):
+        train(small_model(), broken, recipe(), folder=tmp_path)
+    with pytest.raises(ValueError, match="opt: got 'fusedsgd', which cannot be made here"):
+        train(small_model(), splits, recipe(opt="fusedsgd"), folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    train(small_model(), splits, recipe(), folder=tmp_path)
+    with pytest.raises(ValueError, match="opt: got 'fusedsgd'"):  # a run's own stays
+        train(small_model(), splits, recipe(opt="fusedsgd"), folder=tmp_path)
+    assert (tmp_path / "recipe.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"opt": "fusedsgd"}, "opt: got 'fusedsgd', which cannot be made here"),
+        ({"batch_size": 1}, "batch_size: got 1, accepted: 2 or more images a process"),
+    ],
+)
+def test_the_second_stage_is_refused_before_the_first(wrong, message, tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    with pytest.raises(ValueError, match=message):
+        roli(small_model(), splits, recipe(**wrong), probing=Rounds(2), folder=tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_another_runs_second_stage_is_seen_before_the_first(tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    train(small_model(), splits, recipe(), folder=tmp_path / "finetune")
+    with pytest.raises(ValueError, match="finetune, which has a run"):
+        roli(small_model(), splits, recipe(), probing=Rounds(2), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"recipe: got lr=0\.1 for the run in .*finetune"):
+        roli(small_model(), splits, recipe(lr=0.1), probing=Rounds(2), folder=tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["finetune"]
+
+
+@pytest.mark.parametrize("trains", [train, probe])
+def test_a_run_goes_on_with_its_own_data(trains, tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    trains(small_model(), splits, recipe(), folder=tmp_path)
+    fewer = splits._replace(train=splits.train.select(range(24)))
+    others = splits._replace(val=StoredImages(splits.val.images, splits.val.labels.flip(0), ["0", "1", "2"]))
+    for data in (fewer, others):
+        with pytest.raises(
+            ValueError, match=r"recipe: got data=.* for the run in .*, accepted: data=.*32 im"
+        ):
+            trains(small_model(), data, recipe(), folder=tmp_path, resume=True)
+    trains(small_model(), splits._replace(test=fewer.train), recipe(), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("trains", [train, probe])
+def test_a_run_keeps_the_precision_that_it_measured(trains, tmp_path, monkeypatch):
+    """Also if it was interrupted before its first checkpoint."""
+    splits, settings = splits_of(blobs, 32, 12, 12), recipe(precision="auto")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    measured = iter(["bf16", "fp32"])
+    monkeypatch.setattr(stage, "chosen_precision", lambda *_: next(measured))
+    with monkeypatch.context() as context:
+        context.setattr(records.Records, "write_last", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trains(small_model(), splits, settings, folder=tmp_path)
+    assert not (tmp_path / "last.pt").exists()
+    assert trains(small_model(), splits, settings, folder=tmp_path, resume=True).precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("recipe.json", b"[]", "recipe.json, which holds no recipe, accepted: another folder"),
+        ("recipe.json", b"{", r"recipe.json cannot be read \(.*\), accepted: another folder"),
+        (
+            "last.pt",
+            {},
+            r"last.pt cannot be read \(it has no best, best_weights, .*\), accepted: a whole one",
+        ),
+        ("last.pt", [1], r"last.pt cannot be read \(it has no best, .*\), accepted: a whole one"),
+    ],
+)
+def test_files_of_something_else_are_named(file, content, message, tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    train(small_model(), splits, recipe(), folder=tmp_path)
+    if isinstance(content, bytes):
+        (tmp_path / file).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / file)
+    with pytest.raises(ValueError, match=message):
+        train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
