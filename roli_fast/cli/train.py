@@ -229,6 +229,8 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
             options = ", ".join(f"--{n.replace('_', '-')} {given[n]} (was {there.get(n)})" for n in changed)
             raise UserError(f"--resume: got {options}, accepted: the run's own arguments")
         return
+    if _has_begun(folder):
+        raise UserError(f"--output: got {folder}, which has a run of roli() in Python, accepted: a new folder")
     about = {
         "arguments": given,
         "dataset": arguments.dataset or "digits",

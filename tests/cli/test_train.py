@@ -325,6 +325,15 @@ def test_test_images_are_looked_at_before_training(images, tmp_path, capsys):
     assert not list((tmp_path / "run").rglob("*.json"))
 
 
+def test_a_run_from_python_is_left_alone(images, tmp_path, capsys):
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune" / "recipe.json").write_text("{}")
+    for more in ([], ["--resume"]):
+        assert main([*command(images, tmp_path), *more]) == 2
+        assert "which has a run of roli() in Python, accepted: a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["finetune"]
+
+
 def test_eval_on_other_data_than_the_runs(trained, images, tmp_path, capsys):
     """Takes none of the run's data options along."""
     assert main(["eval", str(trained), "--dataset", "digits", "--out", str(tmp_path)]) == 2
