@@ -230,7 +230,9 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
             raise UserError(f"--resume: got {options}, accepted: the run's own arguments")
         return
     if _has_begun(folder):
-        raise UserError(f"--output: got {folder}, which has a run of roli() in Python, accepted: a new folder")
+        raise UserError(
+            f"--output: got {folder}, which has a run of roli() in Python, accepted: a new folder"
+        )
     about = {
         "arguments": given,
         "dataset": arguments.dataset or "digits",
