@@ -20,6 +20,7 @@ from ..data import Sample, Splits
 from ..files import write
 from ..models import Normalized, find_classifier, load_model
 from . import pictures
+from .advice import advice
 from .compare import Comparison, compare
 from .html import page
 from .measure import Found, Tell, count_of, measure
@@ -144,7 +145,7 @@ class _Report:
         validated: int,
     ):
         self._data, self._runs, self._comparison, self._validated = data, runs, comparison, validated
-        self._shown = {name: one.shown for name, one in found.items()}
+        self._found = found
         self._numbers = {name: one.numbers for name, one in found.items()}
 
     def write(self, folder: Path) -> Path:
@@ -157,7 +158,7 @@ class _Report:
             write(folder / "pictures" / f"{prefix}-{one.name}.png", one.png)
         for one in compared:
             write(folder / "pictures" / f"{_COMPARISON}-{one.name}.png", one.png)
-        parts = body(self._data, self._runs, self._numbers, drawn, self._comparison, compared)
+        parts = body(self._data, self._runs, self._found, drawn, self._comparison, compared)
         title = f"Robustness report: {', '.join(run.name for run in self._runs)}"
         path = folder / "report.html"
         write(path, page(title, parts).encode())
@@ -167,7 +168,7 @@ class _Report:
         found = self._numbers[run.name]
         examples = [
             pictures.example(one, number, found.norm, found.eps)
-            for number, one in enumerate(self._shown[run.name], start=1)
+            for number, one in enumerate(self._found[run.name].shown, start=1)
         ]
         return Drawn(
             learning=pictures.learning(run, self._validated),
@@ -196,7 +197,7 @@ class _Report:
         }
 
     def _run_as_json(self, run: Run) -> dict[str, Any]:
-        found = self._numbers[run.name]
+        found, advised = self._numbers[run.name], advice(self._found[run.name])
         checks = [dataclasses.asdict(check) | {"passed": check.passed} for check in sanity(found)]
         return {
             "folder": str(run.folder),
@@ -206,6 +207,7 @@ class _Report:
             "cost": dataclasses.asdict(run.cost) | {"passes": run.cost.passes, "seconds": run.cost.seconds},
             "measured": dataclasses.asdict(found),
             "checks": checks,
+            "advice": None if advised is None else dataclasses.asdict(advised),
         }
 
 
