@@ -71,10 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
     folder = new_folder("--out", arguments.out)
 
     console = Console(width=None if Console().is_terminal else 140)
-    console.print(
+    say(
+        console,
         f"{arguments.dataset}, {arguments.split}: {batches.images} images. Linf, eps {arguments.eps:.4g}. "
         "All is estimated, nothing certified.",
-        highlight=False,
     )
     with users_mistakes():  # what shows only under attack, such as a model without gradients
         found = {subject.name: _looked_at(subject, batches, arguments, console) for subject in subjects}

@@ -139,6 +139,10 @@ def test_what_guesses_is_not_robust(probed, finetuned, method, reason):
     assert re.search(reason, advice.reason)
 
 
+def test_a_constant_is_not_advised_on():
+    assert "20 of 60 images right, which guessing among 3 classes may do" in advise(run(20, 20)).reason
+
+
 def test_a_few_images_that_all_agree_decide_nothing():
     for robust in (1, 3):
         reason = advise_between([run(3, 3, 3)], [run(3 - robust, 3, 3)]).reason
