@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
     except OSError as error:  # a folder below a file, a disk that is full
         raise UserError(f"--out: {error}") from error
-    Console().print(f"Report: {page}", soft_wrap=True, markup=False, highlight=False)
+    Console().print(f"Report: {page}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -30,7 +30,7 @@ from ..evaluation import (
 from ..models import split
 from .options import Options, add_data_arguments, device_of, load_data, new_folder, sampled, users_mistakes
 from .transfer_subjects import Subject, check_subjects, load_subjects
-from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred
+from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
     folder = new_folder("--out", arguments.out)
 
     console = Console(width=None if Console().is_terminal else 140)
-    console.print(
+    say(
+        console,
         f"{arguments.dataset}, {arguments.split}: {batches.images} images. Linf, eps {arguments.eps:.4g}. "
         "All is estimated, nothing certified.",
-        highlight=False,
     )
     with users_mistakes():  # what shows only under attack, such as a model without gradients
         found = {subject.name: _looked_at(subject, batches, arguments, console) for subject in subjects}
@@ -88,9 +88,9 @@ def run(arguments: argparse.Namespace) -> None:
         print_transferred(console, comparison[0])
     advice = {"comparison": comparison[1]} if comparison else {n: _advice(run) for n, run in found.items()}
     for name, advised in advice.items():
-        console.print(f"Advice ({name}): {advised.text}", soft_wrap=True, markup=False, highlight=False)
+        say(console, f"Advice ({name}): {advised.text}")
     _save(folder, arguments, batches, subjects, found, comparison, advice)
-    console.print(f"Numbers: {folder / 'transfer.json'}", soft_wrap=True)
+    say(console, f"Numbers: {folder / 'transfer.json'}")
 
 
 def _looked_at(
@@ -101,7 +101,7 @@ def _looked_at(
 
     eps, steps = arguments.eps, arguments.steps
     moving = sensitivity_attack(eps, steps, generator())
-    console.print(f"{subject.name} ...", highlight=False)
+    say(console, f"{subject.name} ...")
     if not subject.head:
         return sensitivity(split(subject.model)[0], batches, moving, progress=True)
     # Steps that reach any point of the ball and come back from its edge (Madry et al. 2018).

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..evaluation import TRANSFERRED, Difference, LossBound, Sensitivity, Transfer
 from ..evaluation.sensitivity import QUANTILES, figures
@@ -19,7 +20,7 @@ def print_sensitivity(console: Console, found: dict[str, Sensitivity]) -> None:
             shown = figures(values)
             cells = (shown["mean"], *shown["quantiles"].values())
             numbers = ("infinite" if cell is None else f"{cell:.4g}" for cell in cells)
-            table.add_row(name, kind, *numbers, end_section=kind == "relative")
+            table.add_row(Text(name), kind, *numbers, end_section=kind == "relative")
     console.print(table)
 
 
@@ -41,16 +42,14 @@ def print_robustness(console: Console, found: dict[str, Transfer], methods: dict
         ]
         predicted = str(run.criterion.predicted)
         method = methods[name] or "unknown"
-        table.add_row(name, method, str(run.clean), f"{met} of {right}", predicted, *measured)
+        table.add_row(Text(name), method, str(run.clean), f"{met} of {right}", predicted, *measured)
     console.print(table)
     for name, run in found.items():
         for outcome in run.outcomes:
             if outcome.contradictions.found.any():
-                _say(
-                    console, f"{name}, {outcome.name}: contradictions: {outcome.contradictions.explanation}."
-                )
+                say(console, f"{name}, {outcome.name}: contradictions: {outcome.contradictions.explanation}.")
             for note in outcome.notes:
-                _say(console, f"{name}, {outcome.name}: {note}")
+                say(console, f"{name}, {outcome.name}: {note}")
 
 
 def print_bounds(console: Console, found: dict[str, Transfer]) -> None:
@@ -65,12 +64,12 @@ def print_bounds(console: Console, found: dict[str, Transfer]) -> None:
         bounds |= {outcome.name: outcome.bound for outcome in run.outcomes}
         for attack, b in bounds.items():
             means = (side.mean() for side in (b.rise, b.limit, b.spectral_rise, b.spectral_limit))
-            table.add_row(name, attack, *(f"{mean:.4g}" for mean in means))
+            table.add_row(Text(name), attack, *(f"{mean:.4g}" for mean in means))
     console.print(table)
 
 
 def print_transferred(console: Console, gaps: dict[str, Difference | None]) -> None:
-    _say(console, f"Transferred: {TRANSFERRED}. In brackets: 95 % intervals.")
+    say(console, f"Transferred: {TRANSFERRED}. In brackets: 95 % intervals.")
     table = Table()
     _columns(table, ("of",), ("value",))
     for name, gap in gaps.items():
@@ -87,5 +86,6 @@ def _columns(table: Table, names: tuple[str, ...], numbers: tuple[str, ...] | li
         table.add_column(number, justify="right")
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+def say(console: Console, text: str) -> None:
+    """As it is: names are no markup."""
+    console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)

@@ -47,14 +47,23 @@ class Difference:
 
 
 def difference(a: Accuracy, b: Accuracy, confidence: float = 0.95) -> Difference:
-    """a minus b on the same images, with a paired bootstrap's percentile interval."""
+    """a minus b on the same images, with a paired bootstrap's percentile interval; with that of
+    :func:`unanimous` where all images show the same."""
     if len(a.right) != len(b.right):
         raise ValueError(f"a, b: got {len(a.right)} and {len(b.right)} images, accepted: the same images")
     gaps = a.right.numpy().astype(float) - b.right.numpy().astype(float)
-    if len(gaps) == 1:  # one image says nothing of others
-        return Difference(float(gaps[0]), -1.0, 1.0)
+    if (gaps == gaps[0]).all():
+        return unanimous(float(gaps[0]), len(gaps), confidence)
     resampled = bootstrap(
         (gaps,), numpy.mean, confidence_level=confidence, method="percentile", rng=numpy.random.default_rng(0)
     )
     low, high = resampled.confidence_interval
     return Difference(float(gaps.mean()), float(low), float(high))
+
+
+def unanimous(gap: float, images: int, confidence: float = 0.95) -> Difference:
+    """A difference that each of so many images shows, which a bootstrap would take for certain. Of all images
+    a share shows it, which Wilson's interval bounds from below; at the others it may be anything in [-1, 1].
+    """
+    share = float(binomtest(images, images).proportion_ci(confidence, method="wilson").low)
+    return Difference(gap, share * (gap + 1) - 1, share * (gap - 1) + 1)

@@ -7,7 +7,7 @@ import numpy
 from scipy.stats import binomtest
 from torch import Tensor
 
-from .accuracy import Accuracy, Difference
+from .accuracy import Accuracy, Difference, unanimous
 from .sensitivity import Sensitivity, quantile
 from .transfer_result import Transfer
 
@@ -26,32 +26,40 @@ def transferred(
     full finetuning"; the formula is our reading of them.
 
     probed, finetuned: of one or several runs each, such as seeds, on the same images. Accuracies are their
-        means; the interval is a bootstrap's over images, which are paired, and runs. Its upper end is
-        infinite where resamples leave finetuning nothing right.
+        means; the interval is a bootstrap's over images, which are paired, and runs, and not narrower than
+        :func:`roli_fast.evaluation.difference` has it where all images agree. Its upper end is infinite where
+        resamples leave finetuning nothing right.
 
     Raises ValueError without a run of each, for other images, and where finetuning has nothing right: the gap
     is measured in its accuracy.
     """
-    means = _means(probed, finetuned)
+    groups = _groups(probed, finetuned)
+    means = _means(groups)
     if means[0, 1] == 0:
         raise ValueError(
             "finetuned: got an accuracy of 0, accepted: one above 0, in which the gap is measured"
         )
     with numpy.errstate(divide="ignore", invalid="ignore"):
         gaps = numpy.nan_to_num((means[:, 0] - means[:, 1]) / means[:, 1], nan=0.0, posinf=numpy.inf)
-    return _difference(gaps, confidence)
+    return _difference(gaps, groups, confidence, unit=means[0, 1])
 
 
-def _difference(resampled: numpy.ndarray, confidence: float) -> Difference:
-    """Of the value itself, which comes first, and its resamples."""
+def _difference(
+    resampled: numpy.ndarray, groups: list[numpy.ndarray], confidence: float, unit: float = 1.0
+) -> Difference:
+    """Of the value itself, which comes first, and its resamples; unit: the accuracy it is measured in."""
     beyond = (1 - confidence) / 2
     # Not interpolated: an infinite neighbour would make NaN of it.
     low, high = numpy.quantile(resampled[1:], [beyond, 1 - beyond], method="nearest")
+    gaps = groups[0].mean(axis=0) - groups[1].mean(axis=0)
+    if numpy.ptp(gaps) < 1e-9:  # but for rounding, all images agree
+        others = unanimous(float(gaps[0]), len(gaps), confidence)
+        low, high = min(low, max(-1.0, others.low / unit)), max(high, others.high / unit)
     return Difference(float(resampled[0]), float(low), float(high))
 
 
-def _means(probed: Sequence[Accuracy], finetuned: Sequence[Accuracy]) -> numpy.ndarray:
-    """(1 + resamples, 2): mean accuracies of both groups, first those of all images and runs."""
+def _groups(probed: Sequence[Accuracy], finetuned: Sequence[Accuracy]) -> list[numpy.ndarray]:
+    """(runs, images) of both, 1 where a run is right."""
     if not probed or not finetuned:
         raise ValueError(
             f"probed, finetuned: got {len(probed)} and {len(finetuned)} runs, accepted: 1 or more"
@@ -59,9 +67,13 @@ def _means(probed: Sequence[Accuracy], finetuned: Sequence[Accuracy]) -> numpy.n
     sizes = {len(accuracy.right) for accuracy in (*probed, *finetuned)}
     if len(sizes) > 1:
         raise ValueError(f"probed, finetuned: got {sorted(sizes)} images, accepted: the same images")
-    groups = [numpy.stack([_numbers(a.right) for a in group]) for group in (probed, finetuned)]
+    return [numpy.stack([_numbers(a.right) for a in group]) for group in (probed, finetuned)]
+
+
+def _means(groups: list[numpy.ndarray]) -> numpy.ndarray:
+    """(1 + resamples, 2): mean accuracies of both groups, first those of all images and runs."""
     found = [[group.mean() for group in groups]]
-    random, count = numpy.random.default_rng(0), sizes.pop()
+    random, count = numpy.random.default_rng(0), groups[0].shape[1]
     for _ in range(_RESAMPLES):
         images = random.integers(count, size=count)
         runs = [random.integers(len(group), size=len(group)) for group in groups]
@@ -77,7 +89,7 @@ def _numbers(right: Tensor) -> numpy.ndarray:
 class Advice:
     """What to do with a backbone, and why. Estimated, never certified.
 
-    method: "probe" or "finetune".
+    method: "probe" or "finetune"; "none" where nothing speaks for either.
     reason: in a sentence. expectation: what robust accuracy is to be expected, in a sentence.
     """
 
@@ -114,7 +126,7 @@ def advise(found: Transfer) -> Advice:
     images were looked at to tell, and the cheaper one is advised. A model that guesses has nothing to keep.
     """
     right, stayed = int(found.clean.right.sum()), int(found.robust.right.sum())
-    if found.clean.interval()[0] <= 1 / found.classes:
+    if _guesses(found):
         reason = (
             f"the model gets {right} of {len(found.clean.right)} images right, which guessing among "
             f"{found.classes} classes may do, too: there is no robustness to keep"
@@ -136,25 +148,42 @@ def advise(found: Transfer) -> Advice:
 
 def advise_between(probed: Sequence[Transfer], finetuned: Sequence[Transfer]) -> Advice:
     """By probed and finetuned runs of one backbone under the same attacks: whichever is more robust, and
-    probing where the interval of the difference contains 0, as it costs less.
+    probing where the interval of the difference contains 0, as it costs less. A run that guesses counts as
+    robust nowhere; where no run is, there is no advice.
 
     Raises ValueError for runs under different attacks, and as :func:`transferred`.
     """
     every = {tuple(outcome.label for outcome in run.outcomes) for run in (*probed, *finetuned)}
     if len(every) > 1:
         raise ValueError(f"probed, finetuned: got {len(every)} different sets of attacks, accepted: the same")
-    means = _means([run.robust for run in probed], [run.robust for run in finetuned])
-    gap = _difference(means[:, 0] - means[:, 1], 0.95)
+    groups = _groups([_kept(run) for run in probed], [_kept(run) for run in finetuned])
+    if not any(group.any() for group in groups):
+        reason = f"neither probing nor finetuning is robust on {_ANY}"
+        return Advice("none", reason, "No robust accuracy beyond that is to be expected of either")
+    means = _means(groups)
+    gap = _difference(means[:, 0] - means[:, 1], groups, 0.95)
     points = f"{100 * gap.value:+.1f} points of robust accuracy [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-    if gap.high < 0:
-        reason = f"probing measures {points} against finetuning"
-        return Advice("finetune", reason, _expected(finetuned, "Finetuned"))
     reason = f"probing measures {points} against finetuning"
+    if not groups[0].any():
+        reason += f", and is not robust on {_ANY}"
+    if gap.high < 0 or not groups[0].any():
+        return Advice("finetune", reason, _expected(finetuned, "Finetuned"))
     if gap.within_noise:
         reason += ": no difference that these images could show, and probing costs less"
     return Advice("probe", reason, _expected(probed, "Probed"))
 
 
+def _guesses(found: Transfer) -> bool:
+    """Whether guessing may have as many images right."""
+    return found.clean.interval()[0] <= 1 / found.classes
+
+
+def _kept(found: Transfer) -> Accuracy:
+    """The robustness that a run shows: a constant output is robust, too."""
+    return Accuracy(found.robust.right & (not _guesses(found)))
+
+
+_ANY = "any image, but for what guessing may have right"
 _OPEN = "What finetuning reaches is not estimated: it changes the representation that the theory is about"
 
 

@@ -143,13 +143,15 @@ class _Run:
             raise ValueError("batches: got none, accepted: at least one image")
         every = {name: torch.cat([f[name] for f in self._found]) for name in self._found[0]}
         criterion = Criterion(every["right"], every["radius"], every["features distance"])
+        outcomes = tuple(self._outcome(every, criterion, number) for number in range(len(self._attacks)))
         return Transfer(
             sensitivity=Sensitivity(criterion.distance, every["length"], self._feature_attack.label),
             clean=Accuracy(every["right"]),
             classes=self._classes,
             criterion=criterion,
             feature_bound=self._bound(every, "features"),
-            outcomes=tuple(self._outcome(every, criterion, number) for number in range(len(self._attacks))),
+            outcomes=outcomes,
+            robust=Accuracy(torch.stack([outcome.robust.right for outcome in outcomes]).all(dim=0)),
         )
 
     def _outcome(self, every: dict[str, Tensor], criterion: Criterion, number: int) -> Outcome:

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .accuracy import Accuracy
@@ -19,8 +18,8 @@ class Contradictions:
     features found, and the largest may be larger.
 
     found: (N,) bool. farther: (N,) bool, those of them whose features the attack moved by the criterion's
-        radius or more, as the theorem says it must have. With the others, logits are equal up to the model's
-        own rounding.
+        radius or more, as the theorem says it must have. The others' features, which the model was asked for
+        once more, would keep the class: either logits are equal up to rounding, or the model is random.
     """
 
     found: Tensor
@@ -35,7 +34,11 @@ class Contradictions:
             f"{count}: at {farther} of them this attack moved the features farther than the attack on "
             "features had, and past the criterion's radius: the sensitivity was estimated too low there"
         )
-        return text + (f"; at {count - farther} logits are equal up to rounding" if count > farther else "")
+        within = (
+            f"; at {count - farther} the features, asked for once more, had not: the model is random, or its "
+            "logits are equal up to rounding"
+        )
+        return text + (within if count > farther else "")
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -78,6 +81,8 @@ class Transfer:
     classes: how many the head knows.
     feature_bound: the loss bound where the attack on features arrived.
     outcomes: of the attacks on classes, in their order.
+    robust: which images withstand all of them; who knows of more attacks replaces it
+        (:func:`dataclasses.replace`), and so what is expected and advised.
     """
 
     sensitivity: Sensitivity
@@ -86,11 +91,7 @@ class Transfer:
     criterion: Criterion
     feature_bound: LossBound
     outcomes: tuple[Outcome, ...]
-
-    @property
-    def robust(self) -> Accuracy:
-        """Which images withstand all attacks."""
-        return Accuracy(torch.stack([outcome.robust.right for outcome in self.outcomes]).all(dim=0))
+    robust: Accuracy
 
     @property
     def expected(self) -> tuple[float, float]:

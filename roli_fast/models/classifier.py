@@ -117,7 +117,7 @@ def split(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
     """
     classifier = find_classifier(model)
     if isinstance(model, Normalized):
-        features: nn.Module = Normalized(classifier.backbone, model.mean.tolist(), model.std.tolist())
-        features.to(model.mean.device)
+        features = Normalized(classifier.backbone, model.mean.tolist(), model.std.tolist())
+        features.mean, features.std = model.mean, model.std  # at the model's own precision, where it is
         return features, classifier.head
     return classifier.backbone, classifier.head

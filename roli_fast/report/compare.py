@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from ..evaluation import Advice, Difference, advise_between, difference, transferred
+from ..evaluation import Advice, Difference, difference, transferred
+from .advice import advice_between
 from .measure import Found
 from .runs import Run
 
@@ -45,7 +46,7 @@ def compare(runs: Sequence[Run], found: Mapping[str, Found]) -> Comparison | Non
     gaps = [gap for a, b in pairs(runs) for gap in _gaps(a, b, found)]
     probed = [found[r.name] for r in runs if r.method == "linear"]
     full = [found[r.name] for r in runs if r.method == "full"]
-    return Comparison(gaps, _transferred(probed, full), _advice(probed, full))
+    return Comparison(gaps, _transferred(probed, full), advice_between(probed, full))
 
 
 def pairs(runs: Sequence[Run]) -> list[Pair]:
@@ -83,8 +84,3 @@ def _transferred(probed: Sequence[Found], full: Sequence[Found]) -> list[Gap]:
 
 def _gap(name: str, what: str, gap: Difference) -> Gap:
     return Gap(name, what, gap.value, gap.low, gap.high if math.isfinite(gap.high) else None)
-
-
-def _advice(probed: Sequence[Found], full: Sequence[Found]) -> Advice | None:
-    groups = [[f.transfer for f in group if f.transfer is not None] for group in (probed, full)]
-    return advise_between(*groups) if all(groups) else None

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks import PGD, Attack, AutoAttack, FeaturePGD
 from ..attacks.inputs import check_choice, check_number, refuse, to_images, to_state
 from ..attacks.norms import NORMS
 from ..engine.modes import Model, eval_mode, gradients
-from ..evaluation import Accuracy, Advice, Evaluation, Transfer, advise, evaluate, transfer
+from ..evaluation import Accuracy, Evaluation, Transfer, evaluate, transfer
 from .examples import Example, Shown, find_examples
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -87,13 +87,13 @@ class Gradients:
 class TransferFound:
     """What :func:`roli_fast.evaluation.transfer` says of the model.
 
-    summary: :meth:`roli_fast.evaluation.Transfer.summary`. advice: to probe or to finetune, and why.
+    summary: :meth:`roli_fast.evaluation.Transfer.summary`, whose robust images are those of the whole report.
     distance: per image, how far its features moved. radius: how far they may by the criterion; None for
-        infinite. kept: whether it was right and stayed so under PGD. right: whether it was right without.
+        infinite. kept: whether it was right and withstood all attacks. right: whether it was right without.
+    explanation: of the contradictions.
     """
 
     summary: dict[str, Any]
-    advice: Advice
     distance: list[float]
     radius: list[float | None]
     kept: list[bool]
@@ -140,7 +140,8 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The numbers, and what is no number: examples with their pixels, and the transfer analysis itself."""
+    """The numbers, and what is no number: examples with their pixels, and the transfer analysis itself, whose
+    robust images are those that withstood all attacks of the report."""
 
     numbers: Measured
     shown: list[Shown]
@@ -193,8 +194,11 @@ def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
 
 class _Run:
     def __init__(self, model: Model, batches: Batches, norm: str, eps: float, tell: Tell):
-        self._model, self._batches, self._norm, self._eps, self._tell = model, batches, norm, eps, tell
-        self._shape = batches[0][0].shape[1:]
+        self._batches, self._norm, self._eps, self._tell = batches, norm, eps, tell
+        images, labels = (first[:1] for first in batches[0])
+        self._shape = images.shape[1:]
+        self._still = _input_gradient(model, to_images(to_state(images), images), labels) is None
+        self._model: Model = _Still(model) if self._still else model
         self._forwards = self._backwards = 0
 
     def measured(self, classes: Sequence[str]) -> Found:
@@ -209,7 +213,7 @@ class _Run:
         self._tell("examples")
         shown = find_examples(self._model, self._batches, self._pgd(self._eps, stops=False), classes)
         self._tell("transfer")
-        moved, reason = self._transfer()
+        moved, reason = self._transfer(robust)
         numbers = Measured(
             images=sum(len(labels) for _, labels in self._batches),
             norm=self._norm,
@@ -278,27 +282,45 @@ class _Run:
             notes=list(found.notes),
         )
 
-    def _transfer(self) -> tuple[Transfer | None, str | None]:
-        """The analysis, or why there is none."""
+    def _transfer(self, robust: Accuracy) -> tuple[Transfer | None, str | None]:
+        """The analysis, or why there is none. robust: under all attacks, of which it repeats the first."""
+        if self._still:
+            return None, "the output has no gradient by the images"
         # As sensitivity_attack() has it, in any norm.
         moving = FeaturePGD(self._norm, self._eps, 0.7 * self._eps, STEPS, iterate="best", generator=seeded())
         try:
-            return transfer(self._model, self._batches, moving, [self._pgd(self._eps)]), None  # type: ignore[arg-type]
+            found = transfer(self._model, self._batches, moving, [self._pgd(self._eps)])  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             if "accepted: " not in str(error):  # no refusal
                 raise
             return None, str(error)
+        return dataclasses.replace(found, robust=robust), None
+
+
+class _Still(nn.Module):
+    """A model without any gradient, with one of zero: attacks stand still, and the checks say so."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images) + (0 * images).sum()
 
 
 def _transfer_found(found: Transfer) -> TransferFound:
+    contradictions = found.outcomes[0].contradictions
+    more = int((found.criterion.met & ~found.robust.right & ~contradictions.found).sum())
+    explanation = contradictions.explanation + (
+        f"; {more} more by other attacks of this page" if more else ""
+    )
     return TransferFound(
         summary=found.summary(),
-        advice=advise(found),
         distance=found.criterion.distance.tolist(),
         radius=[r if math.isfinite(r) else None for r in found.criterion.radius.tolist()],
         kept=found.robust.right.tolist(),
         right=found.clean.right.tolist(),
-        explanation=found.outcomes[0].contradictions.explanation,
+        explanation=explanation,
     )
 
 
@@ -311,20 +333,21 @@ def look_at_gradients(model: Model, batches: Batches) -> Gradients:
     """Where cross-entropy, at the clean images, has no gradient that an attack could follow."""
     images_seen = zero = broken = 0
     for images, labels in batches:
-        gradient = _input_gradient(model, to_images(to_state(images), images), labels).flatten(1)
-        finite = gradient.isfinite().all(dim=1)
+        gradient = _input_gradient(model, to_images(to_state(images), images), labels)
+        gradient = torch.zeros_like(images) if gradient is None else gradient
+        finite = gradient.flatten(1).isfinite().all(dim=1)
         images_seen += len(images)
         broken += int((~finite).sum())
-        zero += int((finite & (gradient == 0).all(dim=1)).sum())
+        zero += int((finite & (gradient == 0).flatten(1).all(dim=1)).sum())
     return Gradients(images_seen, zero, broken)
 
 
-def _input_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    """Zero where the output does not depend on the images by anything that is differentiable."""
+def _input_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor | None:
+    """None where the output does not depend on the images by anything that is differentiable."""
     with gradients(), eval_mode(model):
         images = images.detach().clone().requires_grad_()
         loss = F.cross_entropy(model(images), labels, reduction="sum")
         if not loss.requires_grad:
-            return torch.zeros_like(images)
+            return None
         (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
-    return torch.zeros_like(images) if gradient is None else gradient
+    return gradient

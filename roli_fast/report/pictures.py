@@ -3,6 +3,8 @@ and hatches tell the same without colour. Text is as large as a phone's screen n
 
 import dataclasses
 import io
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy
 from scipy.stats import binomtest
 
 from ..training import Cost
-from .compare import Comparison, Gap
+from .compare import Comparison, Gap, pairs
 from .examples import Shown
 from .measure import Measured, Rate
 from .runs import Run, Stage, row_cost
@@ -33,6 +35,8 @@ _KINDS = {
 }
 _PASSES = {"forwards": (BLUE, ""), "input_gradients": (VERMILION, "//"), "weight_gradients": (GREEN, "..")}
 _WIDTH, _DPI = 5.0, 200  # inches: 360 pixels of a phone then show text of 10 points at 10 pixels
+_LEGEND = 0.6  # inches of a figure's height that are its legend's
+_LABEL = 20  # characters of a run's name
 _TILE = 224  # pixels a side of an example at least
 
 MISSING = "matplotlib is not installed; install what the report needs: pip install 'roli-fast[demo]'"
@@ -72,15 +76,21 @@ def _tidy(axes: "Axes", **labels: str) -> None:
 
 
 def _legend(figure: "Figure", axes: "Axes", columns: int) -> None:
-    """Above the axes, where it hides nothing: each label once, without its interval."""
+    """Above the axes, where it hides nothing: each label once, without its interval. columns: at most."""
     handles, labels = axes.get_legend_handles_labels()
     found = {
         label: getattr(handle, "lines", [handle])[0] for label, handle in zip(labels, handles, strict=True)
     }
-    figure.legend(
-        [*found.values()], [*found], loc="outside upper center", ncols=columns, frameon=False, fontsize=9,
-        columnspacing=1.2, handlelength=2.2,
-    )  # fmt: skip
+    for count in range(columns, 0, -1):
+        legend = figure.legend(
+            [*found.values()], [*found], loc="outside upper center", ncols=count, frameon=False, fontsize=9,
+            columnspacing=1.2, handlelength=2.2,
+        )  # fmt: skip
+        size = legend.get_window_extent()
+        if size.width <= figure.bbox.width or count == 1:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + max(0.0, size.height / figure.dpi - _LEGEND))
 
 
 def _picture(figure: "Figure", name: str, alt: str, caption: str) -> Picture:
@@ -90,13 +100,37 @@ def _picture(figure: "Figure", name: str, alt: str, caption: str) -> Picture:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of the run with this number."""
+    """Of the run with this number; one of the same colour has another marker."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "linestyle": _LINES[(number // len(_COLOURS) + number) % len(_LINES)],
+        "marker": _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
+        "linestyle": _LINES[number % len(_LINES)],
         "markersize": 5,
     }
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """What pictures call runs, by their names: short, and no two alike. Where a name is long, the words that
+    all begin and end with are left out, then its middle; where two are then alike, all are numbered."""
+    short = [*names]
+    if any(len(name) > _LABEL for name in names):
+        words = [re.findall(r"[^\s_/-]*[\s_/-]*", name)[:-1] for name in names]
+        first = _alike(words)
+        last = _alike([w[first:][::-1] for w in words])
+        own = ["".join(w[first : len(w) - last]).rstrip("_/- ") for w in words]
+        short = ["…" * (first > 0) + name + "…" * (last > 0) for name in own]
+        short = [name if len(name) <= _LABEL else f"{name[:9]}…{name[-10:]}" for name in short]
+    if max(Counter(short).values()) > 1:
+        short = [f"{number}: {name}" for number, name in enumerate(short, start=1)]
+    # matplotlib reads $ as TeX, and leaves out what begins with _.
+    shown = [name.replace("$", r"\$") for name in short]
+    return {n: f" {s}" if s.startswith("_") else s for n, s in zip(names, shown, strict=True)}
+
+
+def _alike(names: Sequence[Sequence[str]]) -> int:
+    """With how many same words all of them begin; each keeps one."""
+    same = [len(set(column)) == 1 for column in zip(*names, strict=False)]
+    return min([*same, False].index(False), *(len(words) - 1 for words in names))
 
 
 def percent(rate: Rate) -> str:
@@ -201,14 +235,14 @@ def against_eps(found: Mapping[str, Measured], name: str = "eps") -> Picture:
     """A curve per run, by name: up to past twice the eps in question, and beside that the whole box."""
     figure, (near, far) = _figure(3.8, ncols=2, sharey=True, width_ratios=(5, 1))
     first = next(iter(found.values()))
-    single = len(found) == 1
+    single, called = len(found) == 1, labels([*found])
     said = []
     for number, (run, one) in enumerate(found.items()):
         look = style(number) | {"capsize": 3}
         values, bars = _bars([p.carried for p in one.points[:-1]])
         shift = 0.008 * (number - (len(found) - 1) / 2) * one.points[-2].eps  # or intervals hide each other
         x = [p.eps + shift for p in one.points[:-1]]
-        near.errorbar(x, values, yerr=bars, label="PGD" if single else run, **look)
+        near.errorbar(x, values, yerr=bars, label="PGD" if single else called[run], **look)
         last, bars = _bars([one.points[-1].carried])
         far.errorbar([number], last, yerr=bars, **look)
         said.append(f"{run}: " + ", ".join(f"{p.carried.value:.0%} at {p.eps:.3g}" for p in one.points))
@@ -344,7 +378,7 @@ def transfer_picture(run: Run, found: Measured) -> Picture | None:
     )
     caption = (
         "Each right image: below the line the criterion is met, and the class stays, as far as the largest "
-        "move was found. Estimated, never certified."
+        "move was found. Fooled: by any attack of this page. Estimated, never certified."
     )
     return _picture(figure, "transfer", alt, caption)
 
@@ -364,7 +398,7 @@ def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
             values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=label
         )
         said += [f"{r.name} {label} {percent(rate)}" for r, rate in zip(runs, rates, strict=True)]
-    axes.set_yticks(range(len(runs)), [_short(r.name) for r in runs])
+    axes.set_yticks(range(len(runs)), [*labels([r.name for r in runs]).values()])
     axes.set_ylim(len(runs) - 0.5, -0.5)
     axes.set_xlim(-3, 103)
     _tidy(axes, xlabel="accuracy, %")
@@ -373,14 +407,10 @@ def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
     return _picture(figure, "accuracies", alt, "Accuracy of all runs, with 95 % intervals.")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
-
-
 def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
     """Validation robustness as it was bought, and the test's in the end."""
     figure, axes = _figure(3.8)
-    said = []
+    said, called = [], labels([run.name for run in runs])
     for number, run in enumerate(runs):
         look, spent = style(number), Cost()
         x, y = [], []
@@ -394,7 +424,7 @@ def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
         value, bars = _bars([found[run.name].robust])
         axes.errorbar(
             x[-1:], value, yerr=bars, **look | {"markersize": 9, "linestyle": "none"}, capsize=4,
-            markeredgecolor="white", label=run.name,
+            markeredgecolor="white", label=called[run.name],
         )  # fmt: skip
         said.append(f"{run.name}: {percent(found[run.name].robust)} for {x[-1]:.4g} thousand passes")
     axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
@@ -410,9 +440,10 @@ def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
     return _picture(figure, "against-cost", alt, caption)
 
 
-def gaps(comparison: Comparison) -> Picture:
+def gaps(runs: Sequence[Run], comparison: Comparison) -> Picture:
     rows = comparison.gaps
-    names = [*dict.fromkeys(gap.name for gap in rows)]
+    called = labels([run.name for run in runs])
+    names = [f"{a.name} minus {b.name}" for a, b in pairs(runs)]
     figure, axes = _figure(1.5 + 0.7 * len(names))
     looks = {"clean": (BLUE, "o", -0.13), "robust": (VERMILION, "s", 0.13)}
     for what, (colour, marker, shift) in looks.items():
@@ -427,7 +458,8 @@ def gaps(comparison: Comparison) -> Picture:
             values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=what
         )
     axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(range(len(names)), [name.replace(" minus ", "\nminus ") for name in names])
+    said = [f"{called[a.name]}\nminus {called[b.name]}" for a, b in pairs(runs)]
+    axes.set_yticks(range(len(names)), said)
     axes.set_ylim(len(names) - 0.5, -0.5)
     _tidy(axes, xlabel="points of accuracy")
     _legend(figure, axes, 2)

@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation import TRANSFERRED
+from ..evaluation import TRANSFERRED, Advice
 from ..evaluation.sensitivity import QUANTILES
 from ..training import Cost
 from . import html
+from .advice import advice
 from .compare import Comparison, Gap
-from .measure import Measured
+from .measure import Found, Measured
 from .pictures import Picture, percent, points
 from .runs import Run
 from .sanity import TOLERANCE, Check, sanity
@@ -42,17 +43,18 @@ class Drawn:
 def body(
     data: str,
     runs: Sequence[Run],
-    found: Mapping[str, Measured],
+    found: Mapping[str, Found],
     drawn: Mapping[str, Drawn],
     comparison: Comparison | None,
     compared: Sequence[Picture],
 ) -> list[str]:
     """All elements of the page. data: what the images are, in words."""
-    parts = [_head(data, runs, found), _overview(runs, found)]
+    numbers = {name: one.numbers for name, one in found.items()}
+    parts = [_head(data, runs, numbers), _overview(runs, numbers)]
     if comparison is not None:
         parts.append(_comparison(comparison, compared))
     parts += [_run(run, found[run.name], drawn[run.name], number) for number, run in enumerate(runs)]
-    return [*parts, _method(next(iter(found.values())))]
+    return [*parts, _method(next(iter(numbers.values())))]
 
 
 def _head(data: str, runs: Sequence[Run], found: Mapping[str, Measured]) -> str:
@@ -135,7 +137,8 @@ def _relative(gap: Gap) -> str:
 # --- a run ---------------------------------------------------------------------------------------------
 
 
-def _run(run: Run, found: Measured, drawn: Drawn, number: int) -> str:
+def _run(run: Run, whole: Found, drawn: Drawn, number: int) -> str:
+    found = whole.numbers
     warnings = [f"{s.name}: {w}" for s in run.stages.values() for w in s.warnings]
     parts = [
         html.element("h3", "Arguments"),
@@ -151,7 +154,7 @@ def _run(run: Run, found: Measured, drawn: Drawn, number: int) -> str:
         html.element("h3", "Adversarial examples"),
         *_examples(found, drawn.examples),
         html.element("h3", "Transfer"),
-        *_transfer(found, drawn.transfer),
+        *_transfer(found, drawn.transfer, advice(whole)),
     ]
     return _section(f"{run.name}: {run.title}", f"run-{number}", parts)
 
@@ -255,9 +258,9 @@ def _examples(found: Measured, examples: Sequence[Picture]) -> list[str]:
     return [html.element("p", about, class_="quiet"), html.pictures(examples, "pictures examples")]
 
 
-def _transfer(numbers: Measured, picture: Picture | None) -> list[str]:
+def _transfer(numbers: Measured, picture: Picture | None, advised: Advice | None) -> list[str]:
     found = numbers.transfer
-    if found is None or picture is None:
+    if found is None or picture is None or advised is None:
         return [html.element("p", f"No analysis of transfer: {numbers.no_transfer}.")]
     s = found.summary
     low, high = s["expected_robust_estimated"]
@@ -266,8 +269,8 @@ def _transfer(numbers: Measured, picture: Picture | None) -> list[str]:
         ("clean", _summed(s["clean"])),
         ("criterion met", f"{s['criterion']['met']} of {s['criterion']['right']} right images"),
         ("robust, predicted by the criterion", _summed(s["criterion"]["predicted_robust"])),
-        ("robust, measured by PGD", _summed(measured["robust"])),
-        ("robust, estimated from PGD alone", f"between {low:.1%} and {high:.1%}"),
+        ("robust, measured by all attacks", _summed(s["robust"])),
+        ("robust, estimated", f"between {low:.1%} and {high:.1%}"),
         ("contradictions", found.explanation),
         ("loss bound under PGD", _bound(measured["loss_bound"])),
     ]
@@ -285,7 +288,7 @@ def _transfer(numbers: Measured, picture: Picture | None) -> list[str]:
         html.table(
             "Sensitivity: how far features move under FeaturePGD (estimated, from below)", columns, moved
         ),
-        html.element("p", f"Advice: {found.advice.text}"),
+        html.element("p", f"Advice: {advised.text}"),
     ]
     return [html.around("div", [html.around("div", text), html.pictures([picture])], class_="pictures")]
 
@@ -310,7 +313,8 @@ def _method(found: Measured) -> str:
         f"{found.ensemble.label}: shorter than the official AutoAttack, for which there is roli-fast eval.",
         "All attacks: right under PGD at this and every smaller eps, under PGD with several starts, and "
         "under APGD and Square.",
-        "Intervals of accuracies are Wilson's; of differences, a paired bootstrap's over images. They are "
+        "Intervals of accuracies are Wilson's; of differences, a paired bootstrap's over images, or Wilson's "
+        "where all images agree. They are "
         "about these images, not about other seeds of the training.",
         "Transfer: Nern et al., On Transfer of Adversarial Robustness from Pretraining to Downstream Tasks, "
         "NeurIPS 2023. Estimated, never certified. Checks: Athalye et al., ICML 2018; Carlini et al. 2019; "

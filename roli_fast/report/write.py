@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..data import Sample, Splits
 from ..files import write
 from ..models import Normalized, find_classifier, load_model
 from . import pictures
+from .advice import advice
 from .compare import Comparison, compare
 from .html import page
 from .measure import Found, Tell, count_of, measure
@@ -86,7 +88,9 @@ def _make(folder: Path) -> None:
     """Finds out now, and not after an hour, that nothing can be written."""
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        write(folder / "report.json", b"{}\n")
+        for place in (folder, folder / "pictures"):
+            with tempfile.TemporaryFile(dir=place):
+                pass
     except OSError as error:
         raise type(error)(f"folder: got {folder}, accepted: one that can be written ({error})") from error
 
@@ -116,7 +120,12 @@ def _named(tell: Tell, name: str, what: str) -> None:
 
 @contextlib.contextmanager
 def _bar(total: int, shown: bool) -> Iterator[Tell]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task("report", total=total)
         begun = False
@@ -144,20 +153,23 @@ class _Report:
         validated: int,
     ):
         self._data, self._runs, self._comparison, self._validated = data, runs, comparison, validated
-        self._shown = {name: one.shown for name, one in found.items()}
+        self._found = found
         self._numbers = {name: one.numbers for name, one in found.items()}
 
     def write(self, folder: Path) -> Path:
-        numbers = json.dumps(self._as_json(), indent=1, allow_nan=False) + "\n"
-        write(folder / "report.json", numbers.encode())
         drawn = {run.name: self._drawn(run) for run in self._runs}
         compared = self._compared()
         prefixes = _slugs(drawn)
-        for prefix, one in [(prefixes[name], p) for name, d in drawn.items() for p in d.all]:
-            write(folder / "pictures" / f"{prefix}-{one.name}.png", one.png)
-        for one in compared:
-            write(folder / "pictures" / f"{_COMPARISON}-{one.name}.png", one.png)
-        parts = body(self._data, self._runs, self._numbers, drawn, self._comparison, compared)
+        files = {f"{prefixes[name]}-{one.name}.png": one for name, d in drawn.items() for one in d.all}
+        files |= {f"{_COMPARISON}-{one.name}.png": one for one in compared}
+        earlier = _pictures_of(folder) - files.keys()
+        numbers = json.dumps(self._as_json() | {"pictures": [*files]}, indent=1, allow_nan=False) + "\n"
+        write(folder / "report.json", numbers.encode())
+        for name, one in files.items():
+            write(folder / "pictures" / name, one.png)
+        for name in earlier:
+            (folder / "pictures" / name).unlink(missing_ok=True)
+        parts = body(self._data, self._runs, self._found, drawn, self._comparison, compared)
         title = f"Robustness report: {', '.join(run.name for run in self._runs)}"
         path = folder / "report.html"
         write(path, page(title, parts).encode())
@@ -167,7 +179,7 @@ class _Report:
         found = self._numbers[run.name]
         examples = [
             pictures.example(one, number, found.norm, found.eps)
-            for number, one in enumerate(self._shown[run.name], start=1)
+            for number, one in enumerate(self._found[run.name].shown, start=1)
         ]
         return Drawn(
             learning=pictures.learning(run, self._validated),
@@ -182,7 +194,7 @@ class _Report:
             return []
         return [
             pictures.accuracies(self._runs, self._numbers),
-            pictures.gaps(self._comparison),
+            pictures.gaps(self._runs, self._comparison),
             pictures.against_eps(self._numbers),
             pictures.against_cost(self._runs, self._numbers),
         ]
@@ -196,7 +208,7 @@ class _Report:
         }
 
     def _run_as_json(self, run: Run) -> dict[str, Any]:
-        found = self._numbers[run.name]
+        found, advised = self._numbers[run.name], advice(self._found[run.name])
         checks = [dataclasses.asdict(check) | {"passed": check.passed} for check in sanity(found)]
         return {
             "folder": str(run.folder),
@@ -206,7 +218,17 @@ class _Report:
             "cost": dataclasses.asdict(run.cost) | {"passes": run.cost.passes, "seconds": run.cost.seconds},
             "measured": dataclasses.asdict(found),
             "checks": checks,
+            "advice": None if advised is None else dataclasses.asdict(advised),
         }
+
+
+def _pictures_of(folder: Path) -> set[str]:
+    """The names of those of an earlier report in this folder: no others may be deleted."""
+    try:
+        names = json.loads((folder / "report.json").read_text())["pictures"]
+        return {name for name in names if Path(name).name == name}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 _COMPARISON = "comparison"  # of the pictures of several runs
@@ -225,5 +247,5 @@ def _slugs(names: Iterable[str]) -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    """Fit for a file's name."""
-    return re.sub(r"[^a-zA-Z0-9.]+", "-", name).strip("-.").lower() or "run"
+    """Fit for a file's name, of which systems allow 255 characters."""
+    return re.sub(r"[^a-zA-Z0-9.]+", "-", name)[:100].strip("-.").lower() or "run"

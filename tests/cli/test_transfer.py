@@ -100,6 +100,16 @@ def test_autoattack_when_asked_for(files, tmp_path, capsys, monkeypatch):
     assert "AutoAttack" in capsys.readouterr().out
 
 
+def test_names_are_no_markup(files, tmp_path, capsys):
+    named = tmp_path / "probed[red]:car:.safetensors"
+    named.write_bytes((files / "probed.safetensors").read_bytes())
+    out = tmp_path / "out[blue]"
+    assert main(["transfer", str(named), *QUICK, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("probed[red]:car:") == 7  # as work begins, in each table, and with the advice
+    assert f"Numbers: {out / 'transfer.json'}" in shown
+
+
 @pytest.mark.parametrize("name", ["new", "five"])
 def test_before_a_head_is_trained_there_is_the_sensitivity_alone(name, files, tmp_path, capsys):
     saved = run(files, tmp_path, f"{name}.safetensors")

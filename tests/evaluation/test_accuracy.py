@@ -34,10 +34,23 @@ def test_a_difference_is_paired():
     other = Accuracy(a.right.flip(0))
     assert difference(a, other).within_noise
     assert difference(a, other).high - difference(a, other).low > 2 * (gap.high - gap.low)
-    one = difference(accuracy(1, 1), accuracy(0, 1))  # which says nothing of other images
-    assert (one.value, one.low, one.high) == (1, -1, 1)
     with pytest.raises(ValueError, match="a, b: got 100 and 50 images"):
         difference(a, accuracy(10, 50))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "images", "low", "high"),
+    [
+        (1, 0, 1, 2 * 0.2065 - 1, 1),  # one image says next to nothing of others
+        (0, 3, 3, -1, 1 - 2 * 0.4385),  # Wilson: 3 of 3 images are at least 43.85 % of all
+        (10, 0, 10, 2 * 0.7225 - 1, 1),
+        (7, 7, 10, -0.2775, 0.2775),
+    ],
+)
+def test_images_that_all_agree_are_no_certainty(a, b, images, low, high):
+    gap = difference(accuracy(a, images), accuracy(b, images))
+    assert gap.value == (a - b) / images
+    assert (gap.low, gap.high) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_robust_accuracy_of_a_linear_model_is_its_margin():

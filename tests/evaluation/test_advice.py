@@ -11,6 +11,7 @@ from roli_fast.attacks import PGD
 from roli_fast.evaluation import (
     TRANSFERRED,
     Accuracy,
+    advise,
     advise_between,
     difference,
     sensitivity_attack,
@@ -36,7 +37,8 @@ def test_the_formula():
 
 def test_the_interval_is_paired_and_knows_of_runs():
     same = transferred([accuracy(60)], [accuracy(60)])
-    assert (same.low, same.value, same.high) == (0, 0, 0)
+    assert same.value == 0
+    assert -0.1 < same.low < 0 < same.high < 0.1
     mirrored = Accuracy(accuracy(60).right.flip(0))
     apart = transferred([mirrored], [accuracy(60)])
     assert apart.low < -0.15 < 0.15 < apart.high
@@ -47,6 +49,18 @@ def test_the_interval_is_paired_and_knows_of_runs():
     gap, plain = transferred([probed], [finetuned]), difference(probed, finetuned)
     assert gap.value * 90 / 400 == pytest.approx(plain.value)
     assert plain.low < gap.high * 90 / 400 < 0
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_images_that_all_agree_are_no_certainty(runs):
+    """In units of the finetuned accuracy, what difference() says of them; nothing is worse than -1."""
+    for probed, finetuned, images in ((0, 1, 1), (3, 3, 3), (30, 30, 60)):
+        gap = transferred([accuracy(probed, images)] * runs, [accuracy(finetuned, images)] * runs)
+        plain = difference(accuracy(probed, images), accuracy(finetuned, images))
+        unit = finetuned / images
+        assert gap.value == pytest.approx(plain.value / unit)
+        assert (gap.low, gap.high) == pytest.approx((max(-1, plain.low / unit), plain.high / unit))
+        assert gap.low < gap.high
 
 
 def test_a_resample_without_anything_right_is_no_number_that_is_wrong():
@@ -83,11 +97,9 @@ def found(eps=0.05):
     return transfer(model, [(images, labels)], sensitivity_attack(eps, steps=2), [attack])
 
 
-def run(right):
-    """As if so many images withstood."""
-    whole = found()
-    (outcome,) = whole.outcomes
-    return dataclasses.replace(whole, outcomes=(dataclasses.replace(outcome, robust=accuracy(right, 60)),))
+def run(robust, clean=60, images=60):
+    """As if so many images were right and withstood."""
+    return dataclasses.replace(found(), clean=accuracy(clean, images), robust=accuracy(robust, images))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +119,49 @@ def test_the_more_robust_way_is_advised(probed, finetuned, method, reason):
     chosen = runs[0] if method == "probe" else runs[1]
     measured = sum(one.robust.value for one in chosen) / len(chosen)
     assert f"and {measured:.1%} is estimated" in advice.expectation
+
+
+@pytest.mark.parametrize(
+    ("probed", "finetuned", "method", "reason"),
+    [
+        (run(20, 20), run(0, 55), "none", "neither probing nor finetuning is robust on any image"),
+        (run(0, 20), run(0, 55), "none", "neither probing nor finetuning is robust on any image"),
+        (run(0, 55), run(0, 55), "none", "neither probing nor finetuning is robust on any image"),
+        (run(20, 20), run(1, 55), "finetune", "is not robust on any image, but for what guessing may"),
+        (run(0, 55), run(1, 55), "finetune", "is not robust on any image, but for what guessing may"),
+        (run(30, 55), run(20, 20), "probe", r"\+50.0 points"),
+    ],
+)
+def test_what_guesses_is_not_robust(probed, finetuned, method, reason):
+    """A constant output has one class of three right under any attack."""
+    advice = advise_between([probed], [finetuned])
+    assert advice.method == method
+    assert re.search(reason, advice.reason)
+
+
+def test_a_constant_is_not_advised_on():
+    assert "20 of 60 images right, which guessing among 3 classes may do" in advise(run(20, 20)).reason
+
+
+def test_a_few_images_that_all_agree_decide_nothing():
+    for robust in (1, 3):
+        reason = advise_between([run(3, 3, 3)], [run(3 - robust, 3, 3)]).reason
+        assert "no difference that these images could show" in reason
+
+
+def test_more_attacks_lower_what_is_expected():
+    """Those that a caller knows of, beside the ones of the analysis."""
+    weaker = dataclasses.replace(found(), robust=accuracy(3, 60))
+    assert weaker.expected == (min(3 / 60, found().criterion.predicted.value), 3 / 60)
+    assert weaker.summary()["robust"]["value"] == 3 / 60
+    assert "3 of 60 right images right, less than half" in advise(weaker).reason
+
+
+def test_expectations_are_bounds():
+    """Also where attacks leave less than the criterion promises."""
+    low, high = run(0, 60).expected
+    assert found().criterion.predicted.value > 0
+    assert (low, high) == (0, 0)
 
 
 def test_runs_under_different_attacks_are_not_compared():

@@ -308,6 +308,48 @@ def test_contradictions_are_counted_and_explained():
     assert exact.outcomes[0].contradictions.explanation == "none"
 
 
+def test_a_random_model_is_not_explained_by_rounding():
+    """One call in ten turns the features round: a few images change their class and moved nowhere."""
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear().backbone
+
+        def forward(self, x):
+            signs = 1 - 2 * (torch.rand(len(x), 1) < 0.1).double()
+            return self.inner(x) * signs
+
+    backbone = Random()
+    model = Classifier(backbone, nn.Linear(FEATURES, CLASSES, dtype=torch.float64), "head").eval()
+    images = torch.rand(200, PIXELS, dtype=torch.float64)
+    labels = model.head(backbone.inner(images)).argmax(dim=1)
+    found = transfer(model, batches(images, labels), sensitivity_attack(1e-4), [pgd(1e-4)])
+    explanation = found.outcomes[0].contradictions.explanation
+    assert "the features, asked for once more, had not: the model is random, or its logits are" in explanation
+
+
+def test_a_margin_that_shrinks_too_far_fails(monkeypatch):
+    """As the theorem forbids it, it takes rows that are said to be nearer than they are."""
+    model = linear()
+    images, labels = images_for(model)
+    gaps = LinearHead.gaps
+    monkeypatch.setattr(LinearHead, "gaps", lambda head, labels: 0.5 * gaps(head, labels))
+    with pytest.raises(RuntimeError, match=r"a margin shrank by .* more than .* allows: a bug in roli_fast"):
+        transfer(model, batches(images, labels), sensitivity_attack(EPS), [pgd()])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_precision(dtype):
+    model = create_model("small_resnet", 3, in_chans=1, channels=(4, 4, 4, 4)).eval().to(dtype)
+    images = torch.rand(8, 1, 8, 8, dtype=dtype)
+    labels = model(images).argmax(dim=1)
+    found = transfer(model, batches(images, labels), sensitivity_attack(0.05, steps=2), [pgd(0.05)])
+    assert found.clean.value == 1
+    assert (found.sensitivity.distance > 0).any()
+    assert sensitivity(split(model)[0], batches(images)).distance.isfinite().all()
+
+
 def test_a_summary_is_json_and_batches_say_nothing():
     model = linear()
     images, labels = images_for(model)

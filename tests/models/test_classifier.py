@@ -26,6 +26,14 @@ def test_the_parts_make_up_the_model(kind):
     }
 
 
+def test_the_parts_have_the_models_precision():
+    model, images = tiny("vit").double().eval(), torch.rand(IMAGES, dtype=torch.float64)
+    model.mean.fill_(1 / 3)  # which float32 does not have
+    features, head = split(model)
+    assert torch.equal(head(features(images)), model(images))
+    assert {value.dtype for value in features.state_dict().values()} == {torch.float64}
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "test_efficientnet"])
 def test_separating_changes_no_logit(name):
     model, images = timm.create_model(name, num_classes=7).eval(), torch.rand(2, 3, 160, 160)

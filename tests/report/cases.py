@@ -78,6 +78,17 @@ class NaNGradient(nn.Module):
         return self.inner(torch.where(x > 2, (x - x.detach()).sqrt(), x))
 
 
+class Detached(nn.Module):
+    """Has parameters with a gradient, and none by the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, x):
+        return self.inner(x.detach())
+
+
 def shorten(patch) -> None:
     """Shorter attacks and smaller pictures, for what is not about them."""
     module = sys.modules["roli_fast.report.measure"]

@@ -12,7 +12,7 @@ from roli_fast.evaluation import Accuracy
 from roli_fast.report import measure
 from roli_fast.report.measure import SHARES, count_of, look_at_gradients, steps_of, whole_box
 
-from .cases import CLASSES, EPS, PIXELS, Quantised, images, linear, margins, weights
+from .cases import CLASSES, EPS, PIXELS, Detached, Quantised, images, linear, margins, weights
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,6 @@ def test_transfer_is_the_closed_form(found):
     assert moved.radius == pytest.approx(radius.tolist(), rel=1e-4)
     assert moved.right == [True] * 40
     assert moved.kept == found.numbers.at_eps.alone.right
-    assert moved.advice.method in ("probe", "finetune")
 
 
 def test_examples_are_the_first_of_their_kind(found):
@@ -154,6 +153,34 @@ def test_what_does_not_fit_is_refused(change, message, batches):
     arguments = {"batches": batches, "eps": EPS, "classes": CLASSES} | change
     with pytest.raises(ValueError, match=message):
         measure(linear(), arguments.pop("batches"), **arguments)
+
+
+def test_without_any_gradient_there_is_no_transfer(quick, batches):
+    """And the rest of the report says that attacks by gradients stood still."""
+    numbers = measure(Detached(), batches, eps=EPS, classes=CLASSES).numbers
+    assert numbers.transfer is None
+    assert "no gradient" in numbers.no_transfer
+    assert numbers.gradients.zero == numbers.images
+    assert numbers.at_eps.alone.value > 0.9  # random starts alone
+
+
+def test_what_square_breaks_after_other_attacks_is_not_its_own(batches):
+    """The gradient is gone while APGD looks for it, and had led PGD to the same images before."""
+    state = {"rounded": False}
+    inner = linear()
+
+    def model(x):
+        return inner((x * 16).round() / 16 if state["rounded"] else x)
+
+    def tell(what):
+        state["rounded"] = what == "APGD and Square"
+
+    numbers = measure(model, batches, eps=EPS, classes=CLASSES, tell=tell).numbers
+    assert numbers.ensemble.broken_by["square"] > 4
+    alone = sum(
+        a and not b for a, b in zip(numbers.at_eps.carried.right, numbers.ensemble.robust.right, strict=True)
+    )
+    assert numbers.ensemble.only_square == alone < numbers.ensemble.broken_by["square"]
 
 
 def test_without_a_head_there_is_no_transfer(quick, batches):

@@ -56,6 +56,14 @@ def test_an_attack_that_is_weaker_at_a_larger_eps():
     assert alone != sorted(alone, reverse=True)
 
 
+def test_restarts_are_compared_at_one_eps(quick):
+    """Successes of smaller eps are none of a single start at this one."""
+    x = torch.full((20, 1, 8, 8), 0.5)
+    found, _ = checked(NarrowBand(), x, torch.zeros(20, dtype=torch.int64), eps=0.12)
+    assert found.at_eps.alone.value > found.at_eps.carried.value
+    assert found.restarts[1] == found.at_eps.alone
+
+
 def test_a_model_that_changes_as_it_is_asked():
     state = {"hardened": False}
     inner = linear()

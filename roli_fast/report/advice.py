@@ -1,0 +1,36 @@
+"""Probe or finetune, by all that a page has measured."""
+
+from collections.abc import Sequence
+
+from ..evaluation import Advice, advise, advise_between
+from .measure import Found
+from .sanity import sanity
+
+
+def advice(found: Found) -> Advice | None:
+    """By what all attacks of the page leave; "none" where a check failed. None without an analysis."""
+    if found.transfer is None:
+        return None
+    return _doubt([found]) or advise(found.transfer)
+
+
+def advice_between(probed: Sequence[Found], finetuned: Sequence[Found]) -> Advice | None:
+    """As :func:`advice`, of runs of one backbone. None without an analysis of both kinds."""
+    groups = [[f for f in group if f.transfer is not None] for group in (probed, finetuned)]
+    if not all(groups):
+        return None
+    ours, theirs = ([f.transfer for f in group if f.transfer is not None] for group in groups)
+    return _doubt([*groups[0], *groups[1]]) or advise_between(ours, theirs)
+
+
+def _doubt(found: Sequence[Found]) -> Advice | None:
+    """Numbers that are too high decide nothing."""
+    failed = dict.fromkeys(check.name for f in found for check in sanity(f.numbers) if not check.passed)
+    if not failed:
+        return None
+    reason = (
+        f"robust accuracies cannot be trusted, since these checks failed: {'; '.join(failed)}. Attacks by "
+        "gradients may have missed adversarial images that there are"
+    )
+    most = ", ".join(f"{f.numbers.robust.value:.1%}" for f in found)
+    return Advice("none", reason, f"What the attacks left, {most}, bounds robust accuracy from above only")
