@@ -127,7 +127,9 @@ def _slope(
     if not of.requires_grad:
         return None
     weights = torch.ones_like(of) if weights is None else weights
-    return torch.autograd.grad(of, at, weights, retain_graph=keep_graph or None, allow_unused=True)[0]
+    (slope,) = torch.autograd.grad(of, at, weights, retain_graph=keep_graph or None, allow_unused=True)
+    # A sum's is one number, expanded: an attack that keeps gradients writes into them.
+    return slope.contiguous() if slope is not None and 0 in slope.stride() else slope
 
 
 def _in_range(slope: Tensor) -> Tensor:

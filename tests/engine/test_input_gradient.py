@@ -103,3 +103,14 @@ def test_loss_and_output_alone(problem):
             assert torch.equal(alone[1], output)
             assert torch.equal(gradient.output(x), output)
             assert not alone[0].requires_grad
+
+
+def test_a_gradient_of_a_sum_can_be_written_into():
+    """Autograd has it as one number, expanded."""
+
+    def model(x):
+        return torch.arange(3.0) * x.sum() + torch.zeros(len(x), 3)
+
+    gradient, _, _ = InputGradient(model, cross_entropy)(torch.rand(4, 7), torch.tensor([0, 1, 2, 0]))
+    gradient[0] = 1.0
+    assert not (gradient[1:] == 1).any()
