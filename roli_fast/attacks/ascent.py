@@ -165,7 +165,7 @@ class GradientAttack(Attack):
         """
         if not self.is_single or self.early_stop:
             refuse("attack", f"{self!r}", "one run without early_stop: who chooses has to judge")
-        with torch.inference_mode(False), torch.no_grad():
+        with self._alone():
             trial = self._begin(model, images, labels, index, key, checked)
             adv = to_state(images) if len(images) == 0 else self._run_whole(trial, trial.rows, 0)[0]
             return Perturbed(to_images(adv, images), trial.forwards, trial.gradients)

@@ -1,8 +1,11 @@
 """What all attacks have in common: settings, checks, the views of their models, and what a call does."""
 
+import contextlib
 import functools
 import math
+import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -31,6 +34,14 @@ from .trial import AttackResult, Trial
 from .verify import is_fooled
 
 
+class _Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
+    """Copies by their models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.RLock()
+
+
 class Attack:
     """An attack on images within bounds, in a ball of a norm.
 
@@ -54,6 +65,9 @@ class Attack:
     output: where in what the model returns the logits are; default, that is the logits. See
         :func:`roli_fast.engine.select`.
     """
+
+    _views: _Views
+    _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
     # What some do otherwise.
     compares_with_clean = False  # the loss compares with the output for the clean images, not with labels
@@ -92,8 +106,7 @@ class Attack:
             generator,
         )
         self.eot, self.fold, self.output = eot, fold, output
-        self._views: weakref.WeakKeyDictionary[nn.Module, AttackView] = weakref.WeakKeyDictionary()
-        self._oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
+        self._begin_caches()
         self._fixed = True
 
     # --- what an attack is ---------------------------------------------------------------------------------
@@ -170,8 +183,15 @@ class Attack:
         strict: whether it is an error that no sample at all had a gradient to follow; otherwise the result
             says how many had none.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        with self._alone():
             return self._judged(self._begin(model, images, labels, index, key), strict=strict)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A call's surroundings: no gradients are recorded, and other threads wait, since all that share a
+        copy of the model compute in it."""
+        with self._views.lock, torch.inference_mode(False), torch.no_grad():
+            yield
 
     def view(self, model: Model) -> AttackView:
         """The model as this attack computes with it, with the model's current weights."""
@@ -293,7 +313,12 @@ class Attack:
         return {name: value for name, value in vars(self).items() if name not in _CACHES}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state, **{name: weakref.WeakKeyDictionary() for name in _CACHES})
+        vars(self).update(state)
+        self._begin_caches()
+
+    def _begin_caches(self) -> None:
+        oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
+        vars(self).update(_views=_Views(), _oracles=oracles)
 
     @property
     def label(self) -> str:

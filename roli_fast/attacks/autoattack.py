@@ -117,7 +117,7 @@ class AutoAttack(Attack):
         key: Tensor | None = None,
         strict: bool = True,
     ) -> AutoAttackResult:
-        with torch.inference_mode(False), torch.no_grad():
+        with self._alone():
             ensemble = _Ensemble(self, model, self._begin(model, images, labels, index, key))
             if len(images) > 0:
                 ensemble.run_all()

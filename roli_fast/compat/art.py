@@ -18,7 +18,7 @@ from ..attacks.ascent import State
 from ..attacks.inputs import check_count, check_number, check_size, refuse
 from ..attacks.norms import NORMS
 from ..models.normalized import Normalized
-from .core import UNBOUNDED, Closed, Maker, check_methods, inside, no_such, read, run
+from .core import UNBOUNDED, Closed, Maker, check_methods, inside, no_such, read
 from .steps import OwnStep, shrink_
 
 Size = float | numpy.ndarray
@@ -167,11 +167,10 @@ class _Attack(Closed):
             "decay": self.decay,
         }
         if allowed is None:
-            return run(self._make(_ArtStep, **settings), model, images, labels).adversarial
+            return self._make(_ArtStep, **settings)(model, images, labels)
         # Of this batch alone, as the model that hides what may not change.
         attack = Maker()(_ArtStep, **settings, allowed=allowed)
-        found = run(attack, _Masked(model, images, allowed), images, labels).adversarial
-        return torch.where(allowed, found, images)
+        return torch.where(allowed, attack(_Masked(model, images, allowed), images, labels), images)
 
     @property
     def _step(self) -> Size:

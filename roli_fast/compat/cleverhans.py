@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +12,7 @@ from ..attacks.ascent import State
 from ..attacks.inputs import refuse, to_state
 from ..attacks.norms import NORMS, uniform_draws
 from ..engine.modes import Model
-from .core import UNBOUNDED, Maker, chosen, no_such, run
+from .core import UNBOUNDED, Maker, chosen, no_such, warn
 from .steps import OwnStep
 
 _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
@@ -22,7 +21,7 @@ _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
 class _OwnStart(OwnStep):
     """Starts uniformly in a cube, brought into the ball.
 
-    reach: half the cube's side; None for eps.
+    reach: half the cube's side; None for eps, 0 for a start at the image, brought into the box.
     takes_outside: whether images may lie outside of the box.
     """
 
@@ -69,8 +68,10 @@ def fast_gradient_method(
     box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0:
         return x
-    settings = {"norm": _NORMS[norm], "targeted": targeted, **box, "random_start": False}
-    return _attack(model_fn, x, y, eps=eps, step_size=eps, steps=1, reach=None, **settings)
+    settings = {"norm": _NORMS[norm], "targeted": targeted, "random_start": False, **box}
+    # Only the step is clipped: around an image from outside of the box, a ball would hold that back, too.
+    ball = math.inf if box["takes_outside"] else eps
+    return _attack(model_fn, x, y, eps=ball, step_size=eps, steps=1, reach=None, **settings)
 
 
 def projected_gradient_descent(
@@ -102,8 +103,10 @@ def projected_gradient_descent(
     box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0 or eps_iter == 0:
         return x
-    settings = {"norm": _NORMS[norm], "targeted": targeted, **box, "random_start": rand_init}
-    return _attack(model_fn, x, y, eps=eps, step_size=eps_iter, steps=nb_iter, reach=rand_minmax, **settings)
+    settings = {"norm": _NORMS[norm], "targeted": targeted, **box}
+    settings["random_start"] = rand_init or box["takes_outside"]
+    reach = rand_minmax if rand_init else 0
+    return _attack(model_fn, x, y, eps=eps, step_size=eps_iter, steps=nb_iter, reach=reach, **settings)
 
 
 def _attack(
@@ -112,7 +115,7 @@ def _attack(
     x = _as_taken(x.detach(), model)
     y = predict(model, x).argmax(dim=1) if y is None else y
     attack = _maker(**settings, **chosen())(_OwnStart, eps=eps, step_size=step_size, **settings)
-    return run(attack, model, x, y).adversarial
+    return attack(model, x, y)
 
 
 def _as_taken(x: Tensor, model: Model) -> Tensor:
@@ -140,16 +143,13 @@ def _box(x: Tensor, lo: float | None, hi: float | None, sanity_checks: bool) -> 
     if lo > hi:
         refuse("clip_min", lo, f"at most clip_max = {hi}")
     least, most = torch.stack(x.aminmax()).tolist() if x.numel() > 0 else (lo, hi)
-    if least < lo or most > hi:
+    outside = least < lo or most > hi
+    if outside:
         got, accepted = f"values in [{least:.8g}, {most:.8g}]", f"values in [{lo}, {hi}]"
         if sanity_checks:
             refuse("x", got, accepted, AssertionError)
-        warnings.warn(
-            f"x has {got}, and what is returned has {accepted}: is it normalised?",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return {"bounds": (float(lo), float(hi)), "takes_outside": not sanity_checks}
+        warn(f"x has {got}, and what is returned has {accepted}: is it normalised?")
+    return {"bounds": (float(lo), float(hi)), "takes_outside": outside}
 
 
 __all__ = ["fast_gradient_method", "projected_gradient_descent"]

@@ -19,6 +19,8 @@ from ..engine.modes import Model
 
 _OPTIONS = contextvars.ContextVar[dict[str, Any]]("options")
 
+_PACKAGE = f"{__name__.partition('.')[0]}."
+
 # A box for libraries that need none: every finite float32.
 UNBOUNDED = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 
@@ -61,8 +63,9 @@ class _Copies(threading.local):
 share_copies = _Copies().share
 
 
-class Maker:
-    """Makes the attack that a call asks for, and keeps it for the next that asks for the same.
+class Maker(threading.local):
+    """Makes the attack that a call asks for, and keeps it for the next that asks for the same. Each thread
+    has its own: the originals may be called from several at once.
 
     Objects of other libraries may be changed between calls, and some take a list of sizes: eps and step size
     are tensors whose values change, which keeps the copy of the model and its CUDA graphs. Where anything
@@ -71,6 +74,10 @@ class Maker:
 
     def __init__(self) -> None:
         self._settings: dict[str, Any] | None = None
+
+    def __reduce__(self) -> tuple[type["Maker"], tuple[()]]:
+        """A copy, or one that was pickled, begins anew."""
+        return (Maker, ())
 
     def __call__(self, kind: Callable[..., Attack], **settings: Any) -> Attack:
         """kind(**settings); eps and step_size are numbers or tensors (N,)."""
@@ -97,8 +104,16 @@ def run(
     image that a user's loop has left, and the originals return it as it was."""
     result = attack.run(model, images, labels, key=key, strict=False)
     for note in undirected_note(result.undirected, len(images)):
-        warnings.warn(note, RuntimeWarning, stacklevel=2)
+        warn(note)
     return result
+
+
+def warn(text: str) -> None:
+    """At the line of the user's that called a face: once for each, as Python has it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 # How far from the box an image may be by rounding, as by normalising it and back in float32.

@@ -8,8 +8,9 @@ once, nothing is hooked in between and the weights are shared with nobody.
 import dataclasses
 import operator
 import sys
-from collections.abc import Sequence
-from typing import cast
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,7 +32,29 @@ class Fold:
     norm: str
 
 
+_one_at_a_time = threading.Lock()
+
+
 class _Tracer(fx.Tracer):
+    """While fx traces, it has its own functions in the place of nn.Module's: they act as those do for what
+    other threads do meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
 
@@ -40,7 +63,8 @@ class _Trace:
     """A model's modules as its forward calls them."""
 
     def __init__(self, model: nn.Module):
-        graph = _Tracer().trace(model)
+        with _one_at_a_time:
+            graph = _Tracer().trace(model)
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._calls: dict[int, list[fx.Node]] = {}
         for node in graph.nodes:

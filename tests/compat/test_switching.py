@@ -5,7 +5,10 @@ import copy
 import gc
 import math
 import re
+import threading
+import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -399,15 +402,22 @@ def test_settings_that_would_do_nothing(net):
             kind(classifier, **{name: True})
 
 
+def by_apgd(model, images, labels):
+    return torchattacks.APGD(model, "L2", eps=0.5, steps=2)(images, labels)
+
+
 @row("No gradient")
-@pytest.mark.parametrize("attack", FACES[:-1])
+@pytest.mark.parametrize("attack", [*FACES[:-1], by_apgd])
 def test_no_gradient(attack, batch):
     """Of a last image, which a user's loop attacks alone."""
     dead = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Threshold(100.0, 0.0)).eval()
     image, label = batch[0][:1], torch.zeros(1, dtype=torch.int64)
-    with pytest.warns(RuntimeWarning, match="1 of 1 images withstood without a gradient to follow"):
+    with warnings.catch_warnings(record=True) as said:
         found = attack(dead, image, label)
     assert (found - image).norm() <= 0.5 * (1 + 1e-6)
+    if attack in (by_foolbox, by_apgd):
+        assert "1 of 1 images withstood without a gradient to follow" in str(said[-1].message)
+        assert said[-1].filename == __file__
 
 
 def test_no_gradient_for_an_image_of_an_ensemble(net, batch):
@@ -539,6 +549,39 @@ def test_the_copies_of_an_ensemble(net, batch, monkeypatch):
     attacks[0].eps, attacks[1].steps = 0.02, 3
     ensemble(*batch)
     assert len(made) == 1
+
+
+def shared_by_threads(call, threads=3, times=4):
+    """What call(number of the thread) returns in each, called at once."""
+    together = threading.Barrier(threads)
+
+    def several(number):
+        together.wait()
+        return [call(number) for _ in range(times)]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(several, range(threads)))
+
+
+@row("Threads")
+@pytest.mark.parametrize("face", ["torchattacks", "foolbox", "cleverhans"])
+def test_threads(face, net, batch):
+    """One attack and one model, in threads with other sizes."""
+    images, labels = torch.full_like(batch[0], 0.5), batch[1]
+    wrapped = foolbox.PyTorchModel(net.eval(), bounds=(0, 1), device="cpu")
+    descent = foolbox.attacks.LinfPGD(steps=3)
+    fixed = torchattacks.PGD(net, eps=0.1, alpha=0.1, steps=3)
+    calls = {
+        "torchattacks": lambda eps: fixed(images, labels),
+        "foolbox": lambda eps: descent(wrapped, images, labels, epsilons=eps)[0],
+        "cleverhans": lambda eps: cleverhans.projected_gradient_descent(
+            net, images, eps, eps, 3, math.inf, 0.0, 1.0, y=labels
+        ),
+    }
+    sizes = (0.1, 0.1, 0.1) if face == "torchattacks" else (0.1, 0.2, 0.3)
+    for eps, results in zip(sizes, shared_by_threads(lambda n: calls[face](sizes[n])), strict=True):
+        for found in results:
+            assert (found - images).abs().max().item() == pytest.approx(eps, abs=1e-6)
 
 
 def test_a_copy_lives_as_long_as_its_model(batch):

@@ -541,3 +541,26 @@ def test_autoattack_runs(s):
     assert (logits(s, found).argmax(1) != few.labels).all()
     with pytest.raises(ValueError, match="version: got 'fast'"):
         torchattacks.AutoAttack(s.model, version="fast")
+
+
+def test_settings_reach_the_attacks_in_an_attack_of_ones_own(s):
+    class Warm(torchattacks.Attack):
+        def __init__(self, model):
+            super().__init__("Warm", model)
+            self.supported_mode = ["default", "targeted"]
+            self.first = torchattacks.FGSM(model)
+            self.others = [torchattacks.PGD(model), {"last": torchattacks.BIM(model)}]
+
+        def forward(self, images, labels):
+            return self.first(images, labels)
+
+    attack = Warm(s.model)
+    parts = [attack.first, attack.others[0], attack.others[1]["last"]]
+    attack.set_normalization_used(mean=[0.5], std=[0.5])
+    attack.set_mode_targeted_by_label(quiet=True)
+    other = copy.deepcopy(s.model)
+    attack.set_model(other)
+    for part in parts:
+        assert part.normalization_used is not None
+        assert part.targeted
+        assert part.model is other

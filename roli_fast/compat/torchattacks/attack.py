@@ -14,7 +14,7 @@ from ... import attacks as ours
 from ...attacks.inputs import refuse
 from ...engine.modes import Model, eval_mode
 from ...models.normalized import Normalized
-from ..core import Closed, Maker, inside, run
+from ..core import Closed, Maker, inside
 
 TargetMap = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -58,9 +58,9 @@ class Attack(Closed):
         self.device = None if parameter is None else parameter.device
         self._read_normalization(model)
 
-    def _parts(self) -> Sequence["Attack"]:
-        """The attacks that this one is made of."""
-        return ()
+    def _parts(self) -> list["Attack"]:
+        """The attacks that this one is made of: whatever it holds, in lists, too."""
+        return [part for value in vars(self).values() for part in _attacks_in(value)]
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
@@ -325,6 +325,15 @@ class Attack(Closed):
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
+def _attacks_in(value: Any) -> list[Attack]:
+    if isinstance(value, Attack):
+        return [value]
+    inside_of = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    )
+    return [part for held in inside_of for part in _attacks_in(held)]
+
+
 class Single(Attack):
     """By one attack of this package."""
 
@@ -334,7 +343,7 @@ class Single(Attack):
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         images, labels = self._placed(images, labels)
-        return run(self._made(), self._attacked, images, labels).adversarial
+        return self._made()(self._attacked, images, labels)
 
     def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Images and labels, in a targeted mode targets, on the attack's device."""

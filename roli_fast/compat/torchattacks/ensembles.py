@@ -31,9 +31,6 @@ class MultiAttack(Attack):
         """Raises ValueError where these are no attacks to run one after another."""
         _check_attacks(self.attacks)
 
-    def _parts(self) -> Sequence[Attack]:
-        return self.attacks
-
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             refuse("labels", None, "int64 (N,)", TypeError)
@@ -142,9 +139,6 @@ class AutoAttack(Attack):
         else:
             refuse("version", repr(version), "standard, plus, rand")
         self._autoattack: Attack = MultiAttack(attacks)
-
-    def _parts(self) -> Sequence[Attack]:
-        return [self._autoattack] if "_autoattack" in vars(self) else []
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         return self._autoattack(images, labels)
