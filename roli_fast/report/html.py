@@ -48,7 +48,8 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; 
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .75rem .3rem 0; text-align: right; vertical-align: top; white-space: nowrap;
          border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere;
+                                 min-width: 7.5rem; }
 th { font-weight: 600; }
 tbody th { font-weight: 500; }
 details { margin: .5rem 0; }
