@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from roli_fast.attacks import PGD, AutoAttack
 from roli_fast.data import Splits, StoredImages
-from roli_fast.evaluation import Accuracy, difference, evaluate
+from roli_fast.evaluation import Accuracy, Difference, difference, evaluate
 from roli_fast.files import write
 from roli_fast.models import create_model, find_classifier, finetune, load_backbone
 from roli_fast.speed import machine
@@ -509,6 +509,8 @@ def _both(a: dict[str, Any], b: dict[str, Any], what: str) -> bool:
 
 
 def gap(a: dict[str, Any], b: dict[str, Any], what: str) -> dict[str, float]:
+    if a is b:
+        return dataclasses.asdict(Difference(0.0, 0.0, 0.0))
     return dataclasses.asdict(difference(*(Accuracy(torch.tensor(c["right"][what]) > 0) for c in (a, b))))
 
 
