@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 PAGE = Path(__file__).parents[1] / "docs" / "price.md"
 RANLI, ROUNDS, SGD = "RanLI Full-FT", "RoLI Full-FT, rounds", "RoLI Full-FT, 20 epochs of SGD"
@@ -27,6 +28,7 @@ CURVES = {
     "RanLI Full-FT, PGD-2": ("#009E73", "-."),
     SGD: ("#CC79A7", "--"),
     ROUNDS: ("#D55E00", "-"),
+    "RoLI Full-FT, rounds, N-FGSM": ("#E69F00", ":"),
 }
 PARTS = {"attack": "#0072B2", "training": "#E69F00"}
 COLUMNS = 2  # of the picture
@@ -174,6 +176,9 @@ def _curves(axes: Axes, rows: dict[str, Row]) -> None:
     axes.set(
         xscale="log", xlabel="thousand passes, probing and validation included", ylabel="validation PGD-10, %"
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
