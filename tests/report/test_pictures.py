@@ -106,6 +106,7 @@ def test_any_name_gets_its_page(made, splits, tmp_path, measured, capsys):
     assert list(json.loads((tmp_path / "report.json").read_text())["runs"]) == ODD
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_report_go_and_no_others(made, splits, tmp_path, measured):
     def files():
         return {path.name for path in (tmp_path / "pictures").iterdir()}
