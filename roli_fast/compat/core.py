@@ -56,8 +56,10 @@ class _Copies(threading.local):
 
     def share(self, attack: Attack) -> None:
         options = chosen()
-        holder = self.holders.setdefault(tuple(options.values()), Attack("linf", 0.0, **options))
-        attack.share_views(holder)
+        key = tuple(options.values())
+        if key not in self.holders:
+            self.holders[key] = Attack("linf", 0.0, **options)
+        attack.share_views(self.holders[key])
 
 
 share_copies = _Copies().share
