@@ -28,7 +28,7 @@ from roli_fast.models import create_model, find_classifier, finetune, load_backb
 from roli_fast.speed import machine
 from roli_fast.speed.timing import OtherLoad, until_done
 from roli_fast.training import Cost, Recipe, Rounds, probe, train
-from roli_fast.training.attack import TrainingAttack
+from roli_fast.training.attack import TrainingAttack, validation_attack
 from roli_fast.training.learner import Learner
 
 from . import real
@@ -39,6 +39,9 @@ EPS = 4 / 255
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TESTED = 1000 if DEVICE == "cuda" else 250  # images at once
 VAL, TEST = 20, 100  # images of each class
+# Training images of each class at whose robustness every epoch is looked at, to tell when an arm is as robust
+# as another: more than training chooses by, which is not told, and not charged for them.
+HELD_OUT = 100
 EPOCHS = 15
 RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
 DECAYS = (1e-2, 1e-1)  # of probing by SGD
@@ -55,7 +58,7 @@ PROBING = {"opt": "momentum", "warmup_epochs": 1, **ATTACK}
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """head: with which training begins: "random", which is torch's own small one; "paper", RoLI's random one;
-        "rounds"; "sgd" (20 epochs, the better of DECAYS).
+        "rounds"; "rounds-7", with settings BEFORE; "sgd" (20 epochs, the better of DECAYS).
     settings: of the recipe, beside the learning rate. public: whether on the public code's engine.
     epochs: None where the head is all that trains."""
 
@@ -65,14 +68,17 @@ class Arm:
     public: bool = False
 
 
+BEFORE = {"steps": 7, "weight_decay": 0.3, "other_weight_decays": (0.1, 1.0)}  # of Rounds
 ARMS = {
     "Linear, 20 epochs of SGD": Arm("sgd", None),
+    "Linear, rounds of PGD-7": Arm("rounds-7", None),
     "Linear, rounds": Arm("rounds", None),
     "RanLI Full-FT": Arm("random"),
     "RanLI Full-FT, the paper's head": Arm("paper"),
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
+    "RoLI Full-FT, rounds of PGD-7": Arm("rounds-7"),
+    "RoLI Full-FT, rounds of PGD-7, PGD-2": Arm("rounds-7", settings={"steps": 2, "step_size": EPS / 2}),
     "RoLI Full-FT, rounds": Arm("rounds"),
-    "RoLI Full-FT, rounds, PGD-2": Arm("rounds", settings={"steps": 2, "step_size": EPS / 2}),
     "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings={"attack": "nfgsm"}),
     "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
     "RanLI Full-FT, PGD-2": Arm("random", settings={"steps": 2, "step_size": EPS / 2}),
@@ -82,8 +88,8 @@ ARMS = {
 }
 
 RANLI, ROUNDS = "RanLI Full-FT", "RoLI Full-FT, rounds"
-MAIN = (RANLI, ROUNDS, "Linear, rounds")
-HEADS = ("rounds", "sgd")
+MAIN = (RANLI, ROUNDS, "RoLI Full-FT, rounds, N-FGSM", "Linear, rounds")
+HEADS = ("rounds", "rounds-7", "sgd")
 # The public code's engine learns what ours learns, which one size shows; its price is timed.
 PUBLIC_SIZE = 50
 
@@ -102,6 +108,14 @@ def splits(per_class: int) -> Splits:
     return Splits(
         *(StoredImages(images[r], labels[r], names) for r in parts), StoredImages(test, test_labels, names)
     )
+
+
+@functools.cache
+def held_out() -> StoredImages:
+    """Of no size's training images."""
+    images, labels = _training_images()
+    rows = torch.cat([(labels == c).nonzero().flatten()[1000 - HELD_OUT : 1000] for c in range(10)])
+    return StoredImages(images[rows], labels[rows], [str(c) for c in range(10)])
 
 
 @functools.cache
@@ -144,7 +158,7 @@ class Task:
 
 def chooser(name: str) -> str:
     """The arm whose rate this one takes: for variants of RanLI and RoLI, theirs."""
-    return {"random": RANLI, "rounds": ROUNDS}.get(ARMS[name].head, name)
+    return {"random": RANLI, "rounds": ROUNDS, "rounds-7": ROUNDS}.get(ARMS[name].head, name)
 
 
 def by_importance(name: str) -> tuple[int, bool]:
@@ -184,14 +198,14 @@ def plan(
 
 def heads_of(size: int, kind: str, seed: int) -> tuple[Task, ...]:
     """From which the best head of a kind is chosen; none where it is random."""
-    settings = {"rounds": (None,), "sgd": DECAYS}.get(kind, ())
+    settings = {"rounds": (None,), "rounds-7": (None,), "sgd": DECAYS}.get(kind, ())
     return tuple(Task(size, kind, seed, setting) for setting in settings)
 
 
 def place(work: Path, task: Task) -> Path:
     """Of a task whose setting is known."""
     if task.name in HEADS:
-        file = "rounds" if task.setting is None else f"sgd-{task.setting:g}"
+        file = task.name if task.setting is None else f"{task.name}-{task.setting:g}"
         return work / str(task.size) / "heads" / str(task.seed) / f"{file}.json"
     return work / str(task.size) / task.name / f"{task.setting:g}-{task.seed}.json"
 
@@ -231,7 +245,8 @@ def best_of(paths: Sequence[Path], what: str) -> Path:
 def probed(work: Path, progress: bool, task: Task) -> Cell:
     data, model = splits(task.size), backbone(task.seed, "linear")
     if task.setting is None:
-        done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **ATTACK), Rounds(), progress=progress)
+        rounds = Rounds(**(BEFORE if task.name == "rounds-7" else {}))
+        done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **ATTACK), rounds, progress=progress)
     else:
         by_sgd = Recipe(20, 0.1, weight_decay=task.setting, seed=task.seed, **PROBING)
         done = train(model, data, by_sgd, progress=progress, title=str(task))
@@ -247,8 +262,13 @@ def finetuned(work: Path, progress: bool, task: Task) -> Cell:
         load(model, best_of(heads, "a head"))
     recipe = Recipe(arm.epochs, task.setting, seed=task.seed, **(FINETUNING | arm.settings))
     if not arm.public:
-        done = train(model, data, recipe, progress=progress, title=str(task))
-        return described(done.history, done.best, done.cost, model, data), model
+        robust: list[float] = []
+        done = train(
+            model, data, recipe, progress=progress, title=str(task),
+            on_epoch_end=lambda net, _: robust.append(robustness(net, held_out())),
+        )  # fmt: skip
+        cell = described(done.history, done.best, done.cost, model, data)
+        return cell | {"held_out": robust}, model
     history, spent = public.train(model, data, recipe)
     best = max(range(len(history)), key=lambda e: (history[e]["val_robust"], history[e]["val_clean"], -e))
     cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
@@ -277,6 +297,13 @@ def described(
         "cost": dataclasses.asdict(cost),
         "right": {"clean": tested.clean.right.int().tolist(), "pgd20": tested.right.int().tolist()},
     }
+
+
+def robustness(model: nn.Module, data: StoredImages) -> float:
+    """Under validation's attack."""
+    attack = validation_attack(Recipe(1, 1.0, **ATTACK), "fp32", torch.Generator().manual_seed(0))
+    parts = zip(data.images.split(TESTED), data.labels.split(TESTED), strict=True)
+    return evaluate(model, parts, attack, strict=False).value
 
 
 # --- what withstands stronger attacks ------------------------------------------------------------------
@@ -411,8 +438,10 @@ def times(rounds: int, window: int) -> dict[str, Any]:
 # --- all together --------------------------------------------------------------------------------------
 
 
-def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[float]) -> dict[str, Any]:
-    """Of an arm: cells by seed, the heads they began with, and the validation robustness to reach."""
+def row(
+    cells: list[dict[str, Any]], heads: list[dict[str, Any]], ranli: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Of an arm: cells by seed, the heads they began with, and RanLI's cells."""
 
     def passes(found: dict[str, Any], epochs: int) -> int:
         rows = found["history"]
@@ -432,16 +461,28 @@ def row(cells: list[dict[str, Any]], heads: list[dict[str, Any]], goals: list[fl
         [b + passes(c, e + 1) for e in range(len(c["history"]))] for b, c in zip(before, cells, strict=True)
     ]
     found["passes"] = [b + passes(c, len(c["history"])) for b, c in zip(before, cells, strict=True)]
-    reached = [
-        next((e + 1 for e, r in enumerate(c["history"]) if r["val_robust"] >= goal), None)
-        for c, goal in zip(cells, goals, strict=True)
-    ]
+    epochs = [reaching(c, r) for c, r in zip(cells, ranli, strict=True)]
     found["passes_to_ranlis_best"] = [
-        None if e is None else b + passes(c, e) for b, c, e in zip(before, cells, reached, strict=True)
+        None if mine is None else b + passes(c, mine)
+        for b, c, (mine, _) in zip(before, cells, epochs, strict=True)
     ]
+    found["ranlis_passes_to_it"] = [passes(r, own) for r, (_, own) in zip(ranli, epochs, strict=True)]
     found["best_epochs"] = [c["best"] + 1 for c in cells]
     found["validation"] = [[r["val_robust"] for r in c["history"]] for c in cells]
+    if all("held_out" in c for c in cells):
+        found["held_out"] = [c["held_out"] for c in cells]
     return found
+
+
+def reaching(cell: dict[str, Any], ranli: dict[str, Any]) -> tuple[int | None, int]:
+    """After how many epochs it is as robust as RanLI ever gets, and RanLI itself: on the images that were held
+    out, where these were looked at in both, else on validation's."""
+    looked = all("held_out" in c for c in (cell, ranli))
+    mine, others = (
+        c["held_out"] if looked else [r["val_robust"] for r in c["history"]] for c in (cell, ranli)
+    )
+    goal = max(others)
+    return next((e for e, robust in enumerate(mine, 1) if robust >= goal), None), others.index(goal) + 1
 
 
 def chosen(work: Path, size: int) -> dict[str, dict[int, Path]]:
@@ -456,9 +497,9 @@ def chosen(work: Path, size: int) -> dict[str, dict[int, Path]]:
 
 
 def _best_heads(work: Path, size: int, kind: str) -> dict[int, Path]:
-    folders = {int(folder.name): folder for folder in (work / str(size) / "heads").glob("*")}
-    files = {seed: sorted(folders[seed].glob(f"{kind}*.json")) for seed in sorted(folders)}
-    return {seed: best_of(paths, "a head") for seed, paths in files.items() if paths}
+    seeds = sorted(int(folder.name) for folder in (work / str(size) / "heads").glob("*"))
+    files = {seed: [place(work, head) for head in heads_of(size, kind, seed)] for seed in seeds}
+    return {seed: best_of(paths, "a head") for seed, paths in files.items() if any(p.exists() for p in paths)}
 
 
 def _with_best_rate(work: Path, size: int, name: str) -> dict[int, Path]:
@@ -494,8 +535,7 @@ def table(work: Path, size: int) -> dict[str, Any]:
         if not seeds:
             continue
         begun = [heads[arm.head][s] for s in seeds] if arm.epochs and arm.head in heads else []
-        goals = [ranli[s]["validated"] for s in seeds]
-        rows[name] = row([by_seed[s] for s in seeds], begun, goals)
+        rows[name] = row([by_seed[s] for s in seeds], begun, [ranli[s] for s in seeds])
         rows[name]["lr"] = float(paths[name][seeds[0]].stem.rpartition("-")[0]) if arm.epochs else None
         for what in ("pgd20", *JUDGES):
             gaps = [gap(by_seed[s], ranli[s], what) for s in seeds if _both(by_seed[s], ranli[s], what)]

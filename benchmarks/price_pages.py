@@ -72,7 +72,6 @@ def _table(rows: dict[str, Row]) -> list[str]:
 
 def _columns(rows: dict[str, Row]) -> dict[str, Column]:
     """Those that there is something to show in."""
-    goal = rows.get(RANLI, {}).get("passes_to_best")
     columns: dict[str, Column] = {
         "seeds": lambda row: str(row["seeds"]),
         "clean": lambda row: _mean(row, "clean"),
@@ -87,7 +86,7 @@ def _columns(rows: dict[str, Row]) -> dict[str, Column]:
     columns |= {
         "best epoch": lambda row: ", ".join(map(str, row["best_epochs"])),
         "passes to it": lambda row: _thousands(row.get("passes_to_best")),
-        "to RanLI's best": lambda row: _share(row.get("passes_to_ranlis_best", [None]), goal) if goal else "",
+        "to RanLI's best": lambda row: _share(row["passes_to_ranlis_best"], row["ranlis_passes_to_it"]),
     }
     if len(_devices(rows)) > 1:
         columns["trained on"] = lambda row: ", ".join(row.get("devices", []))

@@ -85,6 +85,7 @@ def _add_stage_arguments(option: Options) -> None:
     )
     option.choice("--probe", probe, PROBES)
     option.count("--probe-rounds", "N", f"rounds at most (default: {Rounds.rounds})")
+    option.count("--probe-steps", "N", f"of the attack in each round (default: {Rounds.steps})")
     option.count("--probe-epochs", "N", "of SGD (default: the paper's)")
     option.number("--probe-lr", "LR", "of SGD (default: the paper's)")
     option.text("--probe-opt", "NAME", "its optimiser (default: momentum, SGD)")

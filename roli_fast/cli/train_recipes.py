@@ -66,13 +66,16 @@ def _effects(arguments: argparse.Namespace) -> Effects:
     grows = ("warmup_epochs", "clip_grad", "model_ema_decay", "amp_dtype", "loss", "eps_warmup_epochs")
     sgd = arguments.probe == "sgd"
     linear = arguments.method == "linear"
+    by_rounds = _is_probed_by_rounds(arguments)
     attacked = ("norm", "eps", "eps_warmup_epochs", "attack_mode", "attack_precision", "val_steps")
     attack = arguments.attack or Recipe.attack
+    kind = ("steps", "step_size") if attack == "none" else ("attack", "steps", "step_size")
     return [
         (("probe",), linear or _is_probed(arguments), "--init roli or --method linear"),
-        (("probe_rounds",), not sgd and (linear or _is_probed(arguments)), "--probe rounds"),
+        (("probe_rounds",), by_rounds, "--probe rounds"),
+        (("probe_steps",), by_rounds and attack != "none", "--probe rounds, and an --attack"),
         (by_sgd, sgd and _is_probed(arguments), "--probe sgd, --init roli and another method than linear"),
-        ((*trains, *grows), sgd or not linear, "--probe sgd, or another method than linear"),
+        ((*trains, *grows, *kind), sgd or not linear, "--probe sgd, or another method than linear"),
         (("drop_path",), arguments.method == "full", "--method full"),
         (("momentum",), _has_momentum(arguments), "an --opt that has one"),
         (("min_lr",), arguments.sched != "none", "--sched cosine"),
@@ -87,6 +90,10 @@ def _effects(arguments: argparse.Namespace) -> Effects:
 def _is_probed(arguments: argparse.Namespace) -> bool:
     """Whether there are two stages."""
     return arguments.init == "roli" and arguments.method != "linear"
+
+
+def _is_probed_by_rounds(arguments: argparse.Namespace) -> bool:
+    return arguments.probe != "sgd" and (_is_probed(arguments) or arguments.method == "linear")
 
 
 def _has_momentum(arguments: argparse.Namespace) -> bool:
@@ -106,8 +113,9 @@ def recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | Rounds | No
     given["channels_last"] = not arguments.no_channels_last
     probed = _is_probed(arguments)
     finetuning = _recipe(arguments, arguments.method, probed, given, arguments.lr_base)
-    if arguments.probe != "sgd" and (probed or arguments.method == "linear"):
-        return finetuning, Rounds() if arguments.probe_rounds is None else Rounds(arguments.probe_rounds)
+    if _is_probed_by_rounds(arguments):
+        own = {"rounds": arguments.probe_rounds, "steps": arguments.probe_steps}
+        return finetuning, Rounds(**{name: value for name, value in own.items() if value is not None})
     if not probed:
         return finetuning, None
     in_epochs = ("epochs", "patience", "warmup_epochs", "eps_warmup_epochs")

@@ -60,7 +60,7 @@ def roli(
     model: of :func:`roli_fast.models.create_model`, with a robust backbone
         (:func:`roli_fast.models.load_backbone`) and any head, on the device where it trains. It ends with the
         best weights of the last stage.
-    probing: the first stage: Rounds() (:func:`probe`), under finetuning's attack, or a recipe for SGD, which
+    probing: the first stage: Rounds() (:func:`probe`), in finetuning's ball, or a recipe for SGD, which
         begins with the head as it is; None for finetuning alone, which with a random head is what the paper
         calls RanLI.
     method, method_options: of :func:`roli_fast.models.finetune`, for the second stage. With "linear", which

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ _KEPT = (
     "best",
     "best_weights",
 )
+
+
+# Is given the model as it was validated, in eval mode, and the epoch's row of history.
+OnEpochEnd = Callable[[nn.Module, dict[str, Any]], object]
 
 
 class DivergedError(RuntimeError):
@@ -86,6 +90,7 @@ def train(
     resume: bool = False,
     workers: int | None = None,
     sync_bn: bool = False,
+    on_epoch_end: OnEpochEnd | None = None,
     progress: bool = False,
     title: str = "train",
 ) -> Trained:
@@ -102,6 +107,8 @@ def train(
     resume: go on where the run in the folder was interrupted; begin where there is none.
     workers: processes that decode images; see :class:`roli_fast.data.Loader`.
     sync_bn: whether BatchNorm's statistics are those of the batches of all processes.
+    on_epoch_end: called with the model as it was validated (in eval mode; to be looked at, not changed) and
+        the epoch's row of history, when the epoch has been saved; in each process.
     progress: whether to show a bar.
 
     Raises ValueError for what does not fit together, and for a folder of another run or one that is not to be
@@ -109,7 +116,7 @@ def train(
     nothing can be saved, with what was saved before as it was.
     """
     with surroundings(model, recipe, folder) as records:
-        stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn)
+        stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn, on_epoch_end)
         with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
             return stage.run(bar)
 
@@ -222,8 +229,9 @@ class _Stage:
         resume: bool,
         workers: int | None,
         sync_bn: bool,
+        on_epoch_end: OnEpochEnd | None,
     ):
-        self.recipe = recipe
+        self.recipe, self.on_epoch_end = recipe, on_epoch_end
         self.device = next(model.parameters()).device
         check_stage(model, splits, recipe, sync_bn)
         if recipe.channels_last:
@@ -413,6 +421,8 @@ class _Stage:
         self._save()
         if self.records is not None:
             self.records.write_history(self.history)
+        if self.on_epoch_end is not None:
+            self.on_epoch_end(self.learner.result.eval(), dict(self.history[-1]))
 
     # --- what is kept --------------------------------------------------------------------------------------
 

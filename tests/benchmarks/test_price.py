@@ -67,6 +67,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(price, "splits", lambda size: splits)
     monkeypatch.setattr(price, "ARMS", ARMS)
     monkeypatch.setattr(price, "Rounds", lambda: Rounds(1, other_weight_decays=()))
+    monkeypatch.setattr(price, "held_out", lambda: splits.val)
     monkeypatch.setattr(price, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=2))
     monkeypatch.setattr(price, "JUDGED", {"apgd": 8, "autoattack": 2})
 

@@ -164,6 +164,9 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
             "--lr: got 1.0, which has no effect, accepted: it with --probe",
         ),
         (["--attack", "nfgsm", "--steps", "3"], "--steps: got 3, which has no effect, accepted: it with"),
+        (["--method", "linear", "--steps", "3"], "--steps: got 3, which has no effect, accepted: it with"),
+        (["--method", "linear", "--attack", "pgd"], "--attack: got pgd, which has no effect, accepted: it"),
+        (["--probe-steps", "7"], "--probe-steps: got 7, which has no effect, accepted: it with --probe"),
         (["--attack", "none", "--eps", "1/255"], "--eps: got 0.00392"),
         (["--trades-beta", "3"], "--trades-beta: got 3.0, which has no effect"),
         (["--img-size", "48"], "--img-size: got 48, which has no effect, accepted: it with --resize, or a"),
@@ -254,6 +257,7 @@ def test_what_is_given_comes_before_the_papers_settings():
 def test_heads_are_probed_by_rounds_unless_told_otherwise():
     assert recipes(parsed())[1] == Rounds()
     assert recipes(parsed("--probe-rounds", "2", "--method", "linear"))[1] == Rounds(2)
+    assert recipes(parsed("--probe-steps", "7", "--attack", "nfgsm"))[1] == Rounds(steps=7)
     assert recipes(parsed("--init", "random"))[1] is None
     assert recipes(parsed("--method", "linear", "--probe", "sgd", "--lr", "1"))[0].opt == "momentum"
 

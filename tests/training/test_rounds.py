@@ -44,7 +44,7 @@ def test_on_a_linear_model_it_reaches_the_optimum_of_the_worst_case():
     splits = splits_of(two_features, 256, 64, 64)
     x, y = splits.train.images.flatten(1).double(), splits.train.labels
     spread, decay = x.var(0, unbiased=False).mean().sqrt().item(), 0.01
-    settings = recipe(eps=EPS / 4, step_size=EPS / 4, steps=5, precision="fp32")
+    settings = recipe(eps=EPS / 4, precision="fp32")
 
     def worst(weight, bias):
         """The mean, with no box in the way: both classes' logits move by eps |w0 - w1|_1 apart."""
@@ -77,8 +77,8 @@ def test_it_counts_what_it_spends_and_moves_the_head_alone():
         "model.head.bias",
     }
     assert [row["attacks"] for row in done.history] == [1, 2, 2, 2]
-    assert [row["weight_decay"] for row in done.history] == [0.3, 0.3, 0.1, 1.0]
-    for row, attacks in zip(done.history, (80, 80, 0, 0), strict=True):  # 40 images, two steps
+    assert [row["weight_decay"] for row in done.history] == [1.0, 1.0, 0.3, 3.0]
+    for row, attacks in zip(done.history, (40, 40, 0, 0), strict=True):  # 40 images, one step each
         assert 0 < row["cost"]["input_gradients"] - attacks <= 12 * 2  # of the validation
     assert done.cost.weight_gradients == 0
     merits = [(row["val_robust"], row["val_clean"]) for row in done.history]
@@ -133,6 +133,7 @@ def test_the_head_resists_more_than_one_of_clean_features():
     ("given", "message"),
     [
         ({"rounds": 0}, "rounds: got 0"),
+        ({"steps": 0}, "steps: got 0"),
         ({"weight_decay": 0.0}, "weight_decay, other_weight_decays: got 0, accepted: numbers above 0"),
         ({"other_weight_decays": (-1.0,)}, "weight_decay, other_weight_decays: got -1"),
         ({"tolerance": "much"}, "tolerance: got"),

@@ -63,6 +63,25 @@ def test_it_ends_when_validation_has_not_improved_for_a_while():
     assert len(train(linear_model(64, 3), splits, recipe(**settings | {"epochs": 4})).history) == 4
 
 
+def test_whoever_asks_sees_each_epoch_as_it_was_validated_and_changes_nothing():
+    splits = splits_of(blobs, 40, 24, 12)
+    settings = recipe(epochs=3, lr=0.05, ema_decay=None)
+    plain = train(small_model(drop_path_rate=0.3), splits, settings)
+    seen = []
+
+    def look(model, row):
+        torch.rand(5)  # as attacks of a user's own do
+        clean = (model(splits.val.images.float() / 255).argmax(1) == splits.val.labels).float().mean()
+        seen.append((row["epoch"], clean.item(), row["val_clean"]))
+        row.clear()
+
+    watched = train(small_model(drop_path_rate=0.3), splits, settings, on_epoch_end=look)
+    assert [epoch for epoch, _, _ in seen] == [1, 2, 3]
+    assert all(clean == pytest.approx(validated) for _, clean, validated in seen)
+    assert same(weights(plain.model), weights(watched.model))
+    assert [row["val_clean"] for row in watched.history] == [validated for _, _, validated in seen]
+
+
 def test_a_seed_repeats_a_run_whatever_was_drawn_before():
     splits = splits_of(blobs, 40, 12, 12)
     found = []
