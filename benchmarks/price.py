@@ -475,8 +475,8 @@ def row(
 
 
 def reaching(cell: dict[str, Any], ranli: dict[str, Any]) -> tuple[int | None, int]:
-    """After how many epochs it is as robust as RanLI ever gets, and RanLI itself: on the images that were held
-    out, where these were looked at in both, else on validation's."""
+    """After how many epochs it is as robust as RanLI ever gets, and RanLI itself: on the images held out,
+    where these were looked at in both, else on validation's."""
     looked = all("held_out" in c for c in (cell, ranli))
     mine, others = (
         c["held_out"] if looked else [r["val_robust"] for r in c["history"]] for c in (cell, ranli)
