@@ -38,18 +38,21 @@ def test_without_an_attack_it_is_logistic_regression():
     numpy.testing.assert_allclose(probabilities, oracle.predict_proba(scaled), atol=5e-3)
 
 
-def test_on_a_linear_model_it_reaches_the_optimum_of_the_worst_case():
+@pytest.mark.parametrize(
+    ("norm", "eps", "dual", "steps"), [("linf", 0.06, 1, 1), ("linf", 0.06, 1, 7), ("l2", 0.25, 2, 1)]
+)
+def test_on_a_linear_model_it_reaches_the_optimum_of_the_worst_case(norm, eps, dual, steps):
     """There the worst loss of an image has a closed form, whose minimum scipy finds."""
     torch.manual_seed(0)
     splits = splits_of(two_features, 256, 64, 64)
     x, y = splits.train.images.flatten(1).double(), splits.train.labels
     spread, decay = x.var(0, unbiased=False).mean().sqrt().item(), 0.01
-    settings = recipe(eps=EPS / 4, precision="fp32")
+    settings = recipe(norm=norm, eps=eps, precision="fp32")
 
     def worst(weight, bias):
-        """The mean, with no box in the way: both classes' logits move by eps |w0 - w1|_1 apart."""
+        """The mean, with no box in the way: logits move apart by eps times the weights' dual distance."""
         margin = (F.linear(x, weight, bias) * torch.tensor([1.0, -1.0])).sum(1) * (1 - 2 * y)
-        return F.softplus(settings.eps * (weight[0] - weight[1]).abs().sum() - margin).mean()
+        return F.softplus(eps * (weight[0] - weight[1]).norm(p=dual) - margin).mean()
 
     def objective(flat):
         flat = torch.tensor(flat, requires_grad=True)
@@ -60,7 +63,7 @@ def test_on_a_linear_model_it_reaches_the_optimum_of_the_worst_case():
 
     best = scipy.optimize.minimize(objective, numpy.zeros(44), jac=True, method="L-BFGS-B").fun
     model = identity_backbone()
-    done = probe(model, splits, settings, Rounds(8, decay, (), tolerance=0.0))
+    done = probe(model, splits, settings, Rounds(8, decay, (), tolerance=0.0, steps=steps))
     found, _ = objective(torch.cat([model.head.weight.flatten(), model.head.bias]).detach().double().numpy())
     assert done.history[0]["val_robust"] > 0.6
     # The box holds the attack back a little, so that ours can be above this optimum, and hardly below it.
