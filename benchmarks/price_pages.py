@@ -1,6 +1,6 @@
 """The results of price.py as a picture and as Markdown: ``python -m benchmarks.price_pages FILE.json``.
 
-Writes a PNG beside the file, and the tables in docs/price.md between their marks.
+Writes a PNG beside the file, and the tables in docs/price.md and the README between their marks.
 """
 
 import json
@@ -19,8 +19,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-PAGE = Path(__file__).parents[1] / "docs" / "price.md"
+ROOT = Path(__file__).parents[1]
 RANLI, ROUNDS, SGD = "RanLI Full-FT", "RoLI Full-FT, rounds", "RoLI Full-FT, 20 epochs of SGD"
+CHEAPEST = "RoLI Full-FT, rounds, N-FGSM"
+SHOWN = ("Linear, rounds", RANLI, ROUNDS, CHEAPEST)  # in the README
 # Colours of Okabe and Ito; lines differ without colour, too.
 CURVES = {
     RANLI: ("#0072B2", "-"),
@@ -28,7 +30,7 @@ CURVES = {
     "RanLI Full-FT, PGD-2": ("#009E73", "-."),
     SGD: ("#CC79A7", "--"),
     ROUNDS: ("#D55E00", "-"),
-    "RoLI Full-FT, rounds, N-FGSM": ("#E69F00", ":"),
+    CHEAPEST: ("#E69F00", ":"),
 }
 PARTS = {"attack": "#0072B2", "training": "#E69F00"}
 COLUMNS = 2  # of the picture
@@ -45,6 +47,22 @@ def page(result: dict[str, Any]) -> str:
     for times in result.get("gpu_times", {}).values():
         lines += [f"### What an image costs: {times['machine']['gpu']['name']}", "", *_times(times, "µs"), ""]
     return "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Of all sizes, what matters most."""
+    sizes = {
+        size: {name: rows[name] for name in SHOWN if name in rows} for size, rows in result["sizes"].items()
+    }
+    columns = _columns({f"{size} {name}": row for size, rows in sizes.items() for name, row in rows.items()})
+    wanted = [name for name in ("seeds", "clean", "PGD-20", "APGD-CE+T", "AutoAttack") if name in columns]
+    wanted += ["passes to it", "to RanLI's best"]
+    lines = [f"| images a class | | {' | '.join(wanted)} |", "|---" * (len(wanted) + 2) + "|"]
+    for size, rows in sizes.items():
+        for number, (name, row) in enumerate(rows.items()):
+            cells = [size if number == 0 else "", name, *(columns[column](row) for column in wanted)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def _devices(rows: dict[str, Row]) -> set[str]:
@@ -164,16 +182,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _curves(axes: Axes, rows: dict[str, Row]) -> None:
-    """Validation robustness by cost, means over seeds; the first point is after probing and an epoch."""
+    """Robustness by cost, means over seeds; the first point is after probing and an epoch."""
+    images = "held_out" if "held_out" in rows[RANLI] else "validation"
     for name, (colour, line) in CURVES.items():
-        if name not in rows:
+        row = rows.get(name, {})
+        if images not in row:
             continue
-        row = rows[name]
         x = [statistics.fmean(p) / 1e3 for p in zip(*row["passes_by_epoch"], strict=True)]
-        y = [100 * statistics.fmean(v) for v in zip(*row["validation"], strict=True)]
+        y = [100 * statistics.fmean(v) for v in zip(*row[images], strict=True)]
         axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=3, label=name)
+    on = {"held_out": "1,000 images held out", "validation": "200 validation images"}[images]
     axes.set(
-        xscale="log", xlabel="thousand passes, probing and validation included", ylabel="validation PGD-10, %"
+        xscale="log", xlabel="thousand passes, probing and validation included", ylabel=f"PGD-10 on {on}, %"
     )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -196,17 +216,20 @@ def _bars(axes: Axes, found: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def written(text: str, result: dict[str, Any]) -> str:
+def written(text: str, tables: str) -> str:
     return re.sub(
         r"(<!-- price:begin -->\n).*?(<!-- price:end -->)",
-        lambda marks: f"{marks[1]}{page(result)}{marks[2]}",
+        lambda marks: f"{marks[1]}{tables}{marks[2]}",
         text,
         flags=re.S,
     )
 
 
+PAGES = {ROOT / "docs" / "price.md": page, ROOT / "README.md": summary}
+
 if __name__ == "__main__":
     file = Path(sys.argv[1])
     measured = json.loads(file.read_text())
     draw(measured, file.with_suffix(".png"))
-    PAGE.write_text(written(PAGE.read_text(), measured))
+    for document, tables in PAGES.items():
+        document.write_text(written(document.read_text(), tables(measured)))

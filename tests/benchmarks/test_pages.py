@@ -1,4 +1,4 @@
-"""What docs/price.md shows is what was measured."""
+"""What documents show of the price is what was measured."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,12 @@ from benchmarks import price_pages
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_page_is_generated_from_the_results(tmp_path):
+def test_the_pages_are_generated_from_the_results(tmp_path):
     result = json.loads((ROOT / "benchmarks" / "results" / "price.json").read_text())
-    page = price_pages.PAGE.read_text()
-    assert price_pages.written(page, result) == page
+    for document, tables in price_pages.PAGES.items():
+        text = document.read_text()
+        assert price_pages.written(text, tables(result)) == text
+        assert tables(result) in text
     price_pages.draw(result, tmp_path / "price.png")
     assert (tmp_path / "price.png").stat().st_size > 10_000
 
@@ -23,6 +25,7 @@ def test_what_else_the_page_shows():
         accuracy = {"mean": 0.5, "by_seed": [0.5, 0.5]}
         gaps = [{"value": gap, "low": gap - 0.01, "high": gap + 0.01}]
         shown = {"seeds": 2, "clean": accuracy, "pgd20": accuracy, "best_epochs": [1, 2]}
+        shown |= {"passes_to_ranlis_best": [500, None], "ranlis_passes_to_it": [1000, 1000]}
         return shown | {"pgd20_minus_ranli": gaps, "devices": ["nvidia-h200"]} | more
 
     judged = {
@@ -50,9 +53,12 @@ def test_what_else_the_page_shows():
         "| Linear, rounds | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 | +10.0 ± 1.0 | 40.0 (1 of 2 seeds) | +2.0 ± 2.0 |"
         in small
     )
+    assert "| 50%, 1 of 2 seeds never |" in small
     assert "APGD" not in large
     assert "AutoAttack" not in page
     assert "### What an image costs: NVIDIA H200" in large
     assert "| ours, full | 10.00 | 5.00 | 15.00 | 50% |" in large
+    assert "| 200 |" not in price_pages.summary(result)  # none of the arms that are shown
+    assert "| 50 | Linear, rounds | 2 | 50.0 ± 0.0 |" in price_pages.summary(result)
     result["sizes"]["200"]["B"] = row(0, devices=["cpu"])
     assert "**Trained on different devices**: cpu, nvidia-h200." in price_pages.page(result)
