@@ -191,4 +191,4 @@ def test_several_processes(tmp_path, monkeypatch, capsys):
 
 def test_seconds_per_image(tiny):
     measured = price.times(2, 1)["seconds_per_image"]
-    assert {"public code, full", "ours, full", "ours, linear", "ours, PGD-2, full"} <= set(measured)
+    assert {"public code, full", "ours, full", "ours, linear", "ours, N-FGSM, full"} <= set(measured)
