@@ -39,8 +39,8 @@ EPS = 4 / 255
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TESTED = 1000 if DEVICE == "cuda" else 250  # images at once
 VAL, TEST = 20, 100  # images of each class
-# Training images of each class at whose robustness every epoch is looked at, to tell when an arm is as robust
-# as another: more than training chooses by, which is not told, and not charged for them.
+# Images of each class, validation's among them, at whose robustness every epoch is looked at, to tell when an
+# arm is as robust as another: training is not told of the others, nor charged for them.
 HELD_OUT = 100
 EPOCHS = 15
 RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
@@ -112,7 +112,7 @@ def splits(per_class: int) -> Splits:
 
 @functools.cache
 def held_out() -> StoredImages:
-    """Of no size's training images."""
+    """Of no size's training images; the last are validation's."""
     images, labels = _training_images()
     rows = torch.cat([(labels == c).nonzero().flatten()[1000 - HELD_OUT : 1000] for c in range(10)])
     return StoredImages(images[rows], labels[rows], [str(c) for c in range(10)])
@@ -464,6 +464,7 @@ def row(
     ]
     found["passes"] = [b + passes(c, len(c["history"])) for b, c in zip(before, cells, strict=True)]
     epochs = [reaching(c, r) for c, r in zip(cells, ranli, strict=True)]
+    found["looked_at_held_out"] = all("held_out" in c for c in (*cells, *ranli))
     found["passes_to_ranlis_best"] = [
         None if mine is None else b + passes(c, mine)
         for b, c, (mine, _) in zip(before, cells, epochs, strict=True)
@@ -506,10 +507,10 @@ def _best_heads(work: Path, size: int, kind: str) -> dict[int, Path]:
 
 def _with_best_rate(work: Path, size: int, name: str) -> dict[int, Path]:
     folder = work / str(size) / name
-    first = sorted(folder.glob("*-0.json"))
-    if not first:
+    choices = [sorted((work / str(size) / arm).glob("*-0.json")) for arm in (chooser(name), name)]
+    if not choices[1]:
         return {}
-    rate = best_of(first, "a rate").stem.rpartition("-")[0]
+    rate = best_of(choices[0] or choices[1], "a rate").stem.rpartition("-")[0]
     found = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{rate}-*.json")}
     return dict(sorted(found.items()))
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 ROOT = Path(__file__).parents[1]
 RANLI, ROUNDS, SGD = "RanLI Full-FT", "RoLI Full-FT, rounds", "RoLI Full-FT, 20 epochs of SGD"
 CHEAPEST = "RoLI Full-FT, rounds, N-FGSM"
-SHOWN = ("Linear, rounds", RANLI, ROUNDS, CHEAPEST)  # in the README
+SHOWN = ("Linear, rounds", RANLI, "RanLI Full-FT, N-FGSM", ROUNDS, CHEAPEST)  # in the README
 # Colours of Okabe and Ito; lines differ without colour, too.
 CURVES = {
     RANLI: ("#0072B2", "-"),
@@ -104,7 +104,9 @@ def _columns(rows: dict[str, Row]) -> dict[str, Column]:
     columns |= {
         "best epoch": lambda row: ", ".join(map(str, row["best_epochs"])),
         "passes to it": lambda row: _thousands(row.get("passes_to_best")),
-        "to RanLI's best": lambda row: _share(row["passes_to_ranlis_best"], row["ranlis_passes_to_it"]),
+        "to RanLI's best": lambda row: _share(
+            row["passes_to_ranlis_best"], row["ranlis_passes_to_it"], "*" * row["looked_at_held_out"]
+        ),
     }
     if len(_devices(rows)) > 1:
         columns["trained on"] = lambda row: ", ".join(row.get("devices", []))
@@ -135,14 +137,14 @@ def _thousands(passes: list[int] | None) -> str:
     return f"{statistics.fmean(passes) / 1e3:.0f} k" if passes else ""
 
 
-def _share(reached: list[int | None], goal: list[int]) -> str:
+def _share(reached: list[int | None], goal: list[int], mark: str) -> str:
     """Of RanLI's own passes to its best."""
     shares = [None if r is None else r / g for r, g in zip(reached, goal, strict=False)]
     if all(s is None for s in shares):
         return "never"
     known = [s for s in shares if s is not None]
     never = f", {len(shares) - len(known)} of {len(shares)} seeds never" if len(known) < len(shares) else ""
-    return f"{statistics.fmean(known):.0%}{never}"
+    return f"{statistics.fmean(known):.0%}{mark}{never}"
 
 
 def _times(times: dict[str, Any], unit: str = "ms") -> list[str]:

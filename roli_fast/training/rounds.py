@@ -48,7 +48,7 @@ class Rounds:
     tolerance: no further round where the loss under a fresh attack is above the loss that was fitted by no
         more than this share of it.
     steps: of each attack, from a random start. A single one goes to the edge of the ball: the worst there is
-        for a linear model, and on a robust backbone it gives heads as robust as seven steps do
+        for a linear model, and on a robust backbone it gives heads about as robust as seven steps do
         (docs/price.md); several are together as long as the ball is wide.
 
     Raises ValueError or TypeError for what does not fit.
@@ -92,8 +92,8 @@ def probe(
     Memory: an image's features times the rounds, in half precision, on the model's device.
 
     model: of :func:`roli_fast.models.create_model`, on its device; its head is replaced, and nothing else.
-    recipe: norm, eps, batch size, seed, validation, and whether anything attacks; what else it has is not
-        looked at.
+    recipe: norm, eps, precision, layout, batch size, seed, validation, and whether anything attacks; what
+        else it has is not looked at.
     rounds: default Rounds().
 
     Returns as :func:`train`; history has a row for each fit: epoch (its number), attacks (so far),
@@ -110,6 +110,7 @@ def probe(
         attack="none" if recipe.attack == "none" else "pgd",
         steps=rounds.steps,
         step_size=(_FAR if rounds.steps == 1 else 2 / rounds.steps) * recipe.eps,
+        attack_mode="eval",  # as the features are computed
         loss="ce",
         eps_warmup_epochs=0,
     )

@@ -108,7 +108,8 @@ def train(
     workers: processes that decode images; see :class:`roli_fast.data.Loader`.
     sync_bn: whether BatchNorm's statistics are those of the batches of all processes.
     on_epoch_end: called with the model as it was validated (in eval mode; to be looked at, not changed) and
-        the epoch's row of history, when the epoch has been saved; in each process.
+        the epoch's row of history, when the epoch has been saved, and not again by a run that goes on; in
+        each process.
     progress: whether to show a bar.
 
     Raises ValueError for what does not fit together, and for a folder of another run or one that is not to be

@@ -166,6 +166,14 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--attack", "nfgsm", "--steps", "3"], "--steps: got 3, which has no effect, accepted: it with"),
         (["--method", "linear", "--steps", "3"], "--steps: got 3, which has no effect, accepted: it with"),
         (["--method", "linear", "--attack", "pgd"], "--attack: got pgd, which has no effect, accepted: it"),
+        (
+            ["--method", "linear", "--attack-mode", "train"],
+            "--attack-mode: got train, which has no effect, accepted: it with --probe sgd",
+        ),
+        (
+            ["--method", "linear", "--attack", "none", "--probe-rounds", "3"],
+            "--probe-rounds: got 3, which has no effect, accepted: it with an --attack",
+        ),
         (["--probe-steps", "7"], "--probe-steps: got 7, which has no effect, accepted: it with --probe"),
         (["--attack", "none", "--eps", "1/255"], "--eps: got 0.00392"),
         (["--trades-beta", "3"], "--trades-beta: got 3.0, which has no effect"),
