@@ -58,7 +58,7 @@ PROBING = {"opt": "momentum", "warmup_epochs": 1, **ATTACK}
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """head: with which training begins: "random", which is torch's own small one; "paper", RoLI's random one;
-        "rounds"; "rounds-7", with settings BEFORE; "sgd" (20 epochs, the better of DECAYS).
+        "rounds"; "rounds-7", with settings SEVEN_STEPS; "sgd" (20 epochs, the better of DECAYS).
     settings: of the recipe, beside the learning rate. public: whether on the public code's engine.
     epochs: None where the head is all that trains."""
 
@@ -68,7 +68,7 @@ class Arm:
     public: bool = False
 
 
-BEFORE = {"steps": 7, "weight_decay": 0.3, "other_weight_decays": (0.1, 1.0)}  # of Rounds
+SEVEN_STEPS = {"steps": 7, "weight_decay": 0.3, "other_weight_decays": (0.1, 1.0)}  # of Rounds
 ARMS = {
     "Linear, 20 epochs of SGD": Arm("sgd", None),
     "Linear, rounds of PGD-7": Arm("rounds-7", None),
@@ -245,7 +245,7 @@ def best_of(paths: Sequence[Path], what: str) -> Path:
 def probed(work: Path, progress: bool, task: Task) -> Cell:
     data, model = splits(task.size), backbone(task.seed, "linear")
     if task.setting is None:
-        rounds = Rounds(**(BEFORE if task.name == "rounds-7" else {}))
+        rounds = Rounds(**(SEVEN_STEPS if task.name == "rounds-7" else {}))
         done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **ATTACK), rounds, progress=progress)
     else:
         by_sgd = Recipe(20, 0.1, weight_decay=task.setting, seed=task.seed, **PROBING)

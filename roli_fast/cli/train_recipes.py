@@ -69,13 +69,14 @@ def _effects(arguments: argparse.Namespace) -> Effects:
     by_rounds = _is_probed_by_rounds(arguments)
     attacked = ("norm", "eps", "eps_warmup_epochs", "attack_mode", "attack_precision", "val_steps")
     attack = arguments.attack or Recipe.attack
-    kind = ("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",)))
+    # Rounds attack in a way of their own.
+    of_attack = ("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",)))
     return [
         (("probe",), linear or _is_probed(arguments), "--init roli or --method linear"),
         (("probe_rounds", "probe_steps"), by_rounds, "--probe rounds"),
         (("probe_rounds", "probe_steps"), attack != "none", "an --attack"),
         (by_sgd, sgd and _is_probed(arguments), "--probe sgd, --init roli and another method than linear"),
-        ((*trains, *grows, *kind), sgd or not linear, "--probe sgd, or another method than linear"),
+        ((*trains, *grows, *of_attack), sgd or not linear, "--probe sgd, or another method than linear"),
         (("drop_path",), arguments.method == "full", "--method full"),
         (("momentum",), _has_momentum(arguments), "an --opt that has one"),
         (("min_lr",), arguments.sched != "none", "--sched cosine"),

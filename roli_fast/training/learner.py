@@ -120,7 +120,7 @@ class Learner:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Raises ValueError for one that cannot be made here."""
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
-    # One pass over the weights: on CPUs three times as fast as torch's default, on GPUs one kernel.
+    # One pass over weights and moments, where torch's default makes one for each operation.
     fused: dict[str, Any] = {"fused": True} if recipe.opt.lower() in ("adam", "adamw") else {}
     try:
         return create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, **fused)
