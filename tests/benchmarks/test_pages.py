@@ -3,18 +3,18 @@
 import json
 from pathlib import Path
 
-from benchmarks import price_pages
+from benchmarks.price import pages, pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_pages_are_generated_from_the_results(tmp_path):
-    result = json.loads((ROOT / "benchmarks" / "results" / "price.json").read_text())
-    for document, tables in price_pages.PAGES.items():
+    result = json.loads(pages.RESULT.read_text())
+    for document, tables in pages.PAGES.items():
         text = document.read_text()
-        assert price_pages.written(text, tables(result)) == text
+        assert pages.written(text, tables(result)) == text
         assert tables(result) in text
-    price_pages.draw(result, tmp_path / "price.png")
+    pictures.draw_curves(result["sizes"], tmp_path / "price.png")
     assert (tmp_path / "price.png").stat().st_size > 10_000
 
 
@@ -40,14 +40,18 @@ def test_what_else_the_page_shows():
             "50": {"RanLI Full-FT": row(0), "Linear, rounds": row(0.1, **judged)},
             "200": {"A": row(0)},
         },
-        "gpu_times": {
+        "times": {
             "nvidia-h200": {
-                "seconds_per_image": {"public code, full": spent, "ours, full": half},
+                "seconds_per_image": {
+                    f"{kind}, {method}": cost
+                    for kind, cost in (("public code", spent), ("ours", half))
+                    for method in ("full", "linear")
+                },
                 "machine": {"gpu": {"name": "NVIDIA H200"}},
             }
         },
     }
-    page = price_pages.page(result)
+    page = pages.page(result)
     small, large = page.split("### 200 images a class")
     assert "Trained on nvidia-h200." in small
     assert (
@@ -59,7 +63,34 @@ def test_what_else_the_page_shows():
     assert "AutoAttack" not in page
     assert "### What an image costs: NVIDIA H200" in large
     assert "| ours, full | 10.00 | 5.00 | 15.00 | 50% |" in large
-    assert "| 200 |" not in price_pages.summary(result)  # none of the arms that are shown
-    assert "| 50 | Linear, rounds | 2 | 50.0 ± 0.0 |" in price_pages.summary(result)
+    assert "| 200 |" not in pages.summary(result)  # none of the arms that are shown
+    assert "| 50 | Linear, rounds | 2 | 50.0 ± 0.0 |" in pages.summary(result)
     result["sizes"]["200"]["B"] = row(0, devices=["cpu"])
-    assert "**Trained on different devices**: cpu, nvidia-h200." in price_pages.page(result)
+    assert "**Trained on different devices**: cpu, nvidia-h200." in pages.page(result)
+
+
+def test_where_the_price_went(tmp_path):
+    """By steps, each with its factor over the one before it that was measured there."""
+
+    def both(milliseconds):
+        return {part: {"median": milliseconds / 2e3} for part in pages.PARTS}
+
+    cpu = {"gpu": None, "cpu": "A CPU", "cores": 2}
+    seconds = {"public code, full": both(20), "public code, linear": both(15)}
+    seconds |= {"ours, full": both(10), "ours, linear": both(9), "ours, one step, linear": both(3)}
+    stage = dict.fromkeys(pictures.PHASES, 0.001) | {"fits": 0}
+    result = {
+        "sizes": {},
+        "times": {"a-cpu": {"seconds_per_image": seconds, "machine": cpu}},
+        "phases": {"a-cpu": {"seconds_per_image": {"finetuning": stage}, "machine": cpu}},
+    }
+    page = pages.page(result)
+    assert "| public code | 600 |  |" in page  # 20 epochs of 15, 15 of 20
+    assert "| channels-last | 330 | 1.82 |" in page
+    assert "| bfloat16 |  |  |" in page
+    assert "| rounds of one step instead of SGD | 156 | 2.12 |" in page  # 2 attacks of 3, 15 epochs of 10
+    assert "| all of it |  | 3.85 |" in page
+    assert "### Where the time goes: A CPU, 2 cores" in page
+    assert "| finetuning | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |  | 1.00 | 1.00 | 8.00 |" in page
+    pictures.draw_phases(result["phases"]["a-cpu"]["seconds_per_image"], tmp_path / "phases.png")
+    assert (tmp_path / "phases.png").stat().st_size > 5_000

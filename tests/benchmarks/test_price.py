@@ -4,14 +4,20 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import jobs, price
+from benchmarks import jobs
 from benchmarks.baselines import recipe as public
+from benchmarks.price import __main__ as command
+from benchmarks.price import arms, carried, cells, judges, phases, problem
+from benchmarks.price.table import table
+from benchmarks.price.times import times
 from roli_fast.attacks import AutoAttack, predict
+from roli_fast.data import StoredImages
 from roli_fast.models import finetune
 from roli_fast.speed import machine
 from roli_fast.training import Rounds, train
@@ -45,10 +51,10 @@ def test_the_public_recipe_learns_what_ours_learns():
 
 
 ARMS = {
-    "RanLI Full-FT, public code": price.Arm("random", 2, public=True),
-    "Linear, rounds": price.Arm("rounds", None),
-    "RoLI Full-FT, rounds": price.Arm("rounds", 2),
-    "RanLI Full-FT": price.Arm("random", 2),
+    "RanLI Full-FT, public code": arms.Arm("random", 2, public=True),
+    "Linear, rounds": arms.Arm("rounds", None),
+    "RoLI Full-FT, rounds": arms.Arm("rounds", 2),
+    "RanLI Full-FT": arms.Arm("random", 2),
 }
 RATES = ("0.001", "0.01")
 
@@ -63,17 +69,17 @@ def tiny(tmp_path, monkeypatch):
         return model
 
     splits = splits_of(blobs, 64, 24, 24)
-    monkeypatch.setattr(price, "backbone", backbone)
-    monkeypatch.setattr(price, "splits", lambda size: splits)
-    monkeypatch.setattr(price, "ARMS", ARMS)
-    monkeypatch.setattr(price, "Rounds", lambda: Rounds(1, other_weight_decays=()))
-    monkeypatch.setattr(price, "held_out", lambda: splits.val)
-    monkeypatch.setattr(price, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=2))
-    monkeypatch.setattr(price, "JUDGED", {"apgd": 8, "autoattack": 2})
+    monkeypatch.setattr(problem, "backbone", backbone)
+    monkeypatch.setattr(problem, "splits", lambda size: splits)
+    monkeypatch.setattr(arms, "ARMS", ARMS)
+    monkeypatch.setattr(cells, "Rounds", lambda: Rounds(1, other_weight_decays=()))
+    monkeypatch.setattr(problem, "held_out", lambda: splits.val)
+    monkeypatch.setattr(judges, "AutoAttack", functools.partial(AutoAttack, steps=2, queries=2))
+    monkeypatch.setattr(judges, "JUDGED", {"apgd": 8, "autoattack": 2})
 
     def run(what, *arguments):
         monkeypatch.setattr("sys.argv", ["price", what, "--work", str(tmp_path / "work"), *arguments])
-        price.main()
+        command.main()
         return tmp_path / "work"
 
     return run
@@ -89,14 +95,14 @@ def test_cells_are_trained_once_and_add_up(tiny):
     assert {path.suffix for path in files} == {".json", ".pt"}
     tiny("cells", "--rates", *RATES, "--seeds", "0")
     assert contents(work) == files
-    rows = price.table(work, 50)
+    rows = table(work, 50)
     assert set(rows) == set(ARMS)
     ranli, roli = rows["RanLI Full-FT"], rows["RoLI Full-FT, rounds"]
     assert ranli["pgd20_minus_ranli"][0]["value"] == 0
     assert ranli["passes_to_ranlis_best"] == ranli["passes_to_best"]
-    cell = price.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json")
+    cell = cells.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json")
     assert roli["pgd20"]["mean"] == pytest.approx(sum(cell["right"]["pgd20"]) / 24)
-    assert roli["devices"] == [cell["device"]] == [machine.slug(price.DEVICE)]
+    assert roli["devices"] == [cell["device"]] == [machine.slug(problem.DEVICE)]
     of_head = rows["Linear, rounds"]["passes"][0]
     assert roli["passes"][0] > ranli["passes"][0]
     assert roli["passes"][0] - of_head == pytest.approx(ranli["passes"][0], rel=0.1)
@@ -105,9 +111,9 @@ def test_cells_are_trained_once_and_add_up(tiny):
 def test_cells_that_count_are_judged(tiny):
     """With the weights of the best epoch, which are kept; the table has what is judged beside the rest."""
     work = tiny("cells", "--rates", *RATES, "--seeds", "0", "1", "--arms", "RanLI Full-FT", "Linear, rounds")
-    before = price.table(work, 50)
+    before = table(work, 50)
     judged = tiny("judge", "--seeds", "0")
-    rows = price.table(work, 50)
+    rows = table(work, 50)
     for name, row in rows.items():
         assert {what: row[what] for what in before[name]} == before[name]
         assert len(row["apgd"]["by_seed"]) == len(row["autoattack_minus_ranli"]) == 1
@@ -117,42 +123,42 @@ def test_cells_that_count_are_judged(tiny):
         path.relative_to(judged / "judged" / "apgd" / "50") for path in judged.glob("judged/apgd/**/*.json")
     )
     assert [str(file) for file in files] == [f"RanLI Full-FT/{lr}-0.json", "heads/0/rounds.json"]
-    model = price.backbone(0, "full")
-    price.load(model, work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
-    test = price.splits(50).test
+    model = problem.backbone(0, "full")
+    cells.load(model, work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
+    test = problem.splits(50).test
     right = predict(model, test.images.float() / 255).argmax(1) == test.labels
-    cell = price.read(work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
+    cell = cells.read(work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
     assert right.int().tolist() == cell["right"]["clean"]
 
 
 def test_nothing_is_trained_before_what_it_needs(monkeypatch):
     """Nor twice; the public code at one size, where nobody asks for more."""
-    plan = price.plan((900, 50), None, (0, 1), price.RATES)
+    plan = cells.plan((900, 50), None, (0, 1), arms.RATES)
     assert len(set(plan)) == len(plan)
     for number, task in enumerate(plan):
         assert set(task.needs) <= set(plan[:number])
-    cells = [(t.size, t.name, t.seed, t.setting) for t in plan]
-    assert cells[0] == (50, "rounds", 0, None)
-    first_of_arms = next(i for i, cell in enumerate(cells) if cell[1] not in price.HEADS)
-    assert cells[first_of_arms] == (50, price.RANLI, 0, price.RATES[0])
-    public_code = {cell for cell in cells if "public" in cell[1]}
+    planned = [(t.size, t.name, t.seed, t.setting) for t in plan]
+    assert planned[0] == (50, "rounds", 0, None)
+    first_of_arms = next(i for i, cell in enumerate(planned) if cell[1] not in arms.HEADS)
+    assert planned[first_of_arms] == (50, arms.RANLI, 0, arms.RATES[0])
+    public_code = {cell for cell in planned if "public" in cell[1]}
     assert {size for size, *_ in public_code} == {50}
     assert len(public_code) == 2
-    asked = price.plan((900,), ["RanLI Full-FT, public code"], (0,), price.RATES)
-    assert [t.name for t in asked] == 3 * [price.RANLI] + ["RanLI Full-FT, public code"]
+    asked = cells.plan((900,), ["RanLI Full-FT, public code"], (0,), arms.RATES)
+    assert [t.name for t in asked] == 3 * [arms.RANLI] + ["RanLI Full-FT, public code"]
 
 
 def test_a_cell_that_fails_stops_no_other(tiny, monkeypatch, capsys):
-    probe = price.probe
-    monkeypatch.setattr(price, "probe", lambda *a, **k: 1 / 0)
+    probe = cells.probe
+    monkeypatch.setattr(cells, "probe", lambda *a, **k: 1 / 0)
     with pytest.raises(
         SystemExit, match=r"failed: 50 rounds, seed 0; 50 RoLI Full-FT, rounds, 0.001, seed 0$"
     ):
         tiny("cells", "--rates", "0.001", "--seeds", "0")
     assert "50 rounds, seed 0: ZeroDivisionError: division by zero\n" in capsys.readouterr().out
-    monkeypatch.setattr(price, "probe", probe)
+    monkeypatch.setattr(cells, "probe", probe)
     work = tiny("cells", "--rates", "0.001", "--seeds", "0")
-    assert set(price.table(work, 50)) == set(ARMS)
+    assert set(table(work, 50)) == set(ARMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,5 +196,65 @@ def test_several_processes(tmp_path, monkeypatch, capsys):
 
 
 def test_seconds_per_image(tiny):
-    measured = price.times(2, 1)["seconds_per_image"]
+    measured = times(2, 1)["seconds_per_image"]
     assert {"public code, full", "ours, full", "ours, linear", "ours, N-FGSM, full"} <= set(measured)
+    assert "ours, one step, linear" in measured
+
+
+def test_where_the_time_goes(tiny):
+    """Every phase of a stage is seen, none that it has not, and together they are its time."""
+
+    def replaced():
+        return [getattr(*place) for there in phases.PLACES.values() for place in there]
+
+    before, begin = replaced(), time.perf_counter()
+    found = phases.phases(1)
+    whole = (time.perf_counter() - begin) / found["images"]
+    seconds = found["seconds_per_image"]
+    assert sum(sum(parts.values()) for parts in seconds.values()) <= whole
+    seen = {stage: {phase for phase, value in parts.items() if value} for stage, parts in seconds.items()}
+    attacked = {"attack, forward", "attack, backward", "validation", "rest"}
+    trained = attacked | {"training, forward", "training, backward", "optimiser"}
+    for stage, what in seen.items():
+        assert what == (attacked | {"features", "fits"} if "rounds" in stage else trained), stage
+    assert replaced() == before  # with nothing that is timed
+
+
+def test_what_is_carried_adds_up_to_the_worst(tiny):
+    """Step by step, each from where the last epoch's ended; of images in other batches nothing changes."""
+    eps, slope = 8 / 255, torch.tensor([[1.0, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(slope)
+    images = StoredImages(torch.full((4, 3, 1, 1), 0.5), torch.tensor([0, 1, 0, 1]))
+    settings = recipe(eps=eps, step_size=eps / 2, steps=1, batch_size=2, precision="fp32")
+    attack = carried.CarriedAttack(model, settings, "fp32", images=images)
+    key = torch.zeros(1, dtype=torch.int64)
+
+    def perturbation(rows):
+        index = torch.tensor(rows)
+        clean = images.images[index]
+        return (attack(clean, images.labels[index], index, key).adversarial - clean).flatten(1)
+
+    attack.grow(0.0)
+    first = perturbation([2, 3])
+    before = attack._carried[[0, 1]].clone()
+    for epoch in range(1, 4):
+        attack.grow(epoch)
+        last = perturbation([2, 3])
+    worst = eps * torch.tensor([[-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
+    torch.testing.assert_close(last, worst)
+    assert not torch.allclose(first, worst)
+    assert torch.equal(attack._carried[[0, 1]], before)
+    attack.grow(carried.RESET)
+    assert not torch.equal(attack._carried[[0, 1]], before)
+
+
+def test_the_arm_that_carries(tiny, monkeypatch):
+    """It trains by carried perturbations, and nothing does afterwards."""
+    made = []
+    attack = carried.CarriedAttack
+    monkeypatch.setattr(carried, "CarriedAttack", lambda *a, **k: made.append(1) or attack(*a, **k))
+    monkeypatch.setattr(arms, "ARMS", ARMS | {"carried": arms.Arm("random", 2, {"steps": 1}, carried=True)})
+    tiny("cells", "--rates", "0.001", "--seeds", "0", "--arms", "carried", "RanLI Full-FT")
+    assert made == [1]

@@ -1,39 +1,33 @@
-"""The results of price.py as a picture and as Markdown: ``python -m benchmarks.price_pages FILE.json``.
-
-Writes a PNG beside the file, and the tables in docs/price.md and the README between their marks.
-"""
+"""The results as Markdown, in docs/price.md and the README between their marks; pictures beside the file."""
 
 import json
-import math
 import re
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from .arms import CHEAPEST, EPOCHS, RANLI, ROUNDS
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-ROOT = Path(__file__).parents[1]
-RANLI, ROUNDS, SGD = "RanLI Full-FT", "RoLI Full-FT, rounds", "RoLI Full-FT, 20 epochs of SGD"
-CHEAPEST = "RoLI Full-FT, rounds, N-FGSM"
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "price.json"
 SHOWN = ("Linear, rounds", RANLI, "RanLI Full-FT, N-FGSM", ROUNDS, CHEAPEST)  # in the README
-# Colours of Okabe and Ito; lines differ without colour, too.
-CURVES = {
-    RANLI: ("#0072B2", "-"),
-    "RanLI Full-FT, N-FGSM": ("#56B4E9", ":"),
-    "RanLI Full-FT, PGD-2": ("#009E73", "-."),
-    SGD: ("#CC79A7", "--"),
-    ROUNDS: ("#D55E00", "-"),
-    CHEAPEST: ("#E69F00", ":"),
+PARTS = ("attack", "training")
+PROBED = 20  # epochs of SGD, where that probes
+ATTACKS = 2  # of rounds, mostly
+# Both stages, made cheaper step by step: what probes, how often an image goes through it, and what finetunes.
+STEPS = {
+    "public code": ("public code", PROBED, "public code"),
+    "work that is skipped, fused ops; on the GPU also CUDA graphs": (
+        "ours, torch's layout",
+        PROBED,
+        "ours, torch's layout",
+    ),
+    "channels-last": ("ours", PROBED, "ours"),
+    "bfloat16": ("ours, bf16", PROBED, "ours, bf16"),
+    "rounds of one step instead of SGD": ("ours, one step", ATTACKS, "ours"),
+    "N-FGSM instead of PGD-7": ("ours, one step", ATTACKS, "ours, N-FGSM"),
 }
-PARTS = {"attack": "#0072B2", "training": "#E69F00"}
-COLUMNS = 2  # of the picture
 Row = dict[str, Any]
 
 
@@ -42,10 +36,12 @@ def page(result: dict[str, Any]) -> str:
     lines = []
     for size, rows in result["sizes"].items():
         lines += [f"### {size} images a class", "", *_trained_on(rows), *_table(rows), ""]
+    for times in result.get("times", {}).values():
+        lines += [f"### What an image costs: {_machine(times)}", "", *_times(times), ""]
+    for phases in result.get("phases", {}).values():
+        lines += [f"### Where the time goes: {_machine(phases)}", "", *_phases(phases), ""]
     if "times" in result:
-        lines += ["### What an image costs", "", *_times(result["times"]), ""]
-    for times in result.get("gpu_times", {}).values():
-        lines += [f"### What an image costs: {times['machine']['gpu']['name']}", "", *_times(times, "µs"), ""]
+        lines += ["### Where the price went", "", *_price(result["times"]), ""]
     return "\n".join(lines)
 
 
@@ -147,8 +143,18 @@ def _share(reached: list[int | None], goal: list[int], mark: str) -> str:
     return f"{statistics.fmean(known):.0%}{mark}{never}"
 
 
-def _times(times: dict[str, Any], unit: str = "ms") -> list[str]:
-    scale = {"ms": 1e3, "µs": 1e6}[unit]
+def _machine(measured: dict[str, Any]) -> str:
+    machine = measured["machine"]
+    return machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['cores']} cores"
+
+
+def _unit(measured: dict[str, Any]) -> tuple[str, float]:
+    """Of seconds per image."""
+    return ("µs", 1e6) if measured["machine"]["gpu"] else ("ms", 1e3)
+
+
+def _times(times: dict[str, Any]) -> list[str]:
+    unit, scale = _unit(times)
     lines = [
         f"| | attack, {unit} | training step, {unit} | together | of the public code's |",
         "|---|---|---|---|---|",
@@ -156,66 +162,51 @@ def _times(times: dict[str, Any], unit: str = "ms") -> list[str]:
     found = times["seconds_per_image"]
     for kind, parts in found.items():
         attack, training = (scale * parts[part]["median"] for part in PARTS)
-        base = found[f"public code, {kind.rpartition(', ')[2]}"]
-        whole = scale * sum(base[part]["median"] for part in PARTS)
+        whole = scale * _both(times, f"public code, {kind.rpartition(', ')[2]}")
         both = attack + training
         lines.append(f"| {kind} | {attack:.2f} | {training:.2f} | {both:.2f} | {both / whole:.0%} |")
     return lines
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    sizes = {size: rows for size, rows in result["sizes"].items() if RANLI in rows}
-    count = len(sizes) + ("times" in result)
-    columns, lines = min(count, COLUMNS), math.ceil(count / COLUMNS)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(6.2 * columns, 4.6 * lines), squeeze=False, layout="constrained"
-    )
-    panels = iter(axes.flatten())
-    for size, rows in sizes.items():
-        panel = next(panels)
-        _curves(panel, rows)
-        panel.set_title(f"{size} images a class", fontsize=11)
-    if "times" in result:
-        _bars(next(panels), result["times"]["seconds_per_image"])
-    for unused in panels:
-        unused.set_axis_off()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def _both(times: dict[str, Any], kind: str) -> float:
+    """Seconds of an image, attack and training step."""
+    return sum(times["seconds_per_image"][kind][part]["median"] for part in PARTS)
 
 
-def _curves(axes: Axes, rows: dict[str, Row]) -> None:
-    """Robustness by cost, means over seeds; the first point is after probing and an epoch."""
-    images = "held_out" if "held_out" in rows[RANLI] else "validation"
-    for name, (colour, line) in CURVES.items():
-        row = rows.get(name, {})
-        if images not in row:
-            continue
-        x = [statistics.fmean(p) / 1e3 for p in zip(*row["passes_by_epoch"], strict=True)]
-        y = [100 * statistics.fmean(v) for v in zip(*row[images], strict=True)]
-        axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=3, label=name)
-    on = {"held_out": "1,000 images held out", "validation": "200 validation images"}[images]
-    axes.set(
-        xscale="log", xlabel="thousand passes, probing and validation included", ylabel=f"PGD-10 on {on}, %"
-    )
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+def _phases(phases: dict[str, Any]) -> list[str]:
+    unit, scale = _unit(phases)
+    found = phases["seconds_per_image"]
+    names = list(next(iter(found.values())))
+    lines = [
+        f"| {unit} per training image | {' | '.join(names)} | together |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for stage, parts in found.items():
+        shown = [f"{scale * parts[name]:.2f}" if parts[name] else "" for name in names]
+        lines.append(f"| {stage} | {' | '.join(shown)} | {scale * sum(parts.values()):.2f} |")
+    return lines
 
 
-def _bars(axes: Axes, found: dict[str, Any]) -> None:
-    begin = [0.0] * len(found)
-    for part, colour in PARTS.items():
-        width = [1e3 * parts[part]["median"] for parts in found.values()]
-        axes.barh(range(len(found)), width, left=begin, color=colour, label=part)
-        begin = [a + b for a, b in zip(begin, width, strict=True)]
-    axes.set_yticks(range(len(found)), list(found), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds per image of a training batch")
-    axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+def _price(machines: dict[str, dict[str, Any]]) -> list[str]:
+    """Of both stages for a training image, by machine: a step is empty where it was not measured."""
+    columns = [f"{_machine(times)}, ms | factor" for times in machines.values()]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (2 * len(columns) + 1) + "|"]
+    last: dict[str, float] = {}
+    first: dict[str, float] = {}
+    for step, (probes, epochs, finetunes) in STEPS.items():
+        cells = []
+        for name, times in machines.items():
+            needed = f"{probes}, linear", f"{finetunes}, full"
+            if not set(needed) <= set(times["seconds_per_image"]):
+                cells += ["", ""]
+                continue
+            seconds = epochs * _both(times, needed[0]) + EPOCHS * _both(times, needed[1])
+            cells += [f"{1e3 * seconds:.3g}", f"{last[name] / seconds:.2f}" if name in last else ""]
+            first.setdefault(name, seconds)
+            last[name] = seconds
+        lines.append(f"| {step} | {' | '.join(cells)} |")
+    whole = " | ".join(f" | {first[name] / last[name]:.2f}" for name in machines)
+    return [*lines, f"| all of it | {whole} |"]
 
 
 def written(text: str, tables: str) -> str:
@@ -229,9 +220,13 @@ def written(text: str, tables: str) -> str:
 
 PAGES = {ROOT / "docs" / "price.md": page, ROOT / "README.md": summary}
 
-if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    measured = json.loads(file.read_text())
-    draw(measured, file.with_suffix(".png"))
+
+def show(file: Path) -> None:
+    from .pictures import draw_curves, draw_phases  # matplotlib, which measuring does not need
+
+    result = json.loads(file.read_text())
+    draw_curves(result["sizes"], file.with_suffix(".png"))
+    for machine, phases in result.get("phases", {}).items():
+        draw_phases(phases["seconds_per_image"], file.with_name(f"{file.stem}-phases-{machine}.png"))
     for document, tables in PAGES.items():
-        document.write_text(written(document.read_text(), tables(measured)))
+        document.write_text(written(document.read_text(), tables(result)))

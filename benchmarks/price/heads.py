@@ -1,6 +1,6 @@
 """Heads probed by rounds: how many steps an attack needs there, and how strongly a head is regularised.
 
-``python -m benchmarks.heads FILE.json``: of the problem in price.py, for each size and eps, the robustness of
+``python -m benchmarks.price.heads FILE.json``: for each size and eps, the robustness of
 every fit on the 1,000 images that were held out. What the file has already is left alone.
 """
 
@@ -15,20 +15,20 @@ from roli_fast.files import write
 from roli_fast.speed import machine
 from roli_fast.training import Recipe, Rounds, probe
 
-from . import price
+from . import problem
 
-SETTINGS = [(50, 1), (200, 1), (50, 2)]  # images of each class, eps as a multiple of price.py's
+SETTINGS = [(50, 1), (200, 1), (50, 2)]  # images of each class, eps as a multiple of the problem's
 STEPS = (7, 1)
 DECAYS = (0.1, 0.3, 3.0, 10.0)  # beside Rounds' own
 
 
 def fits(size: int, scale: float, steps: int) -> dict[str, Any]:
     """By weight decay: clean and robust accuracy after the last attack."""
-    data = price.splits(size)
-    recipe = Recipe(1, 1.0, **(price.ATTACK | {"eps": scale * price.EPS}))
+    data = problem.splits(size)
+    recipe = Recipe(1, 1.0, **(problem.ATTACK | {"eps": scale * problem.EPS}))
     done = probe(
-        price.backbone(0, "linear"),
-        Splits(data.train, price.held_out(), data.test),
+        problem.backbone(0, "linear"),
+        Splits(data.train, problem.held_out(), data.test),
         recipe,
         Rounds(steps=steps, other_weight_decays=DECAYS),
     )
@@ -39,10 +39,10 @@ def fits(size: int, scale: float, steps: int) -> dict[str, Any]:
 def main() -> None:
     file = Path(sys.argv[1])
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    result |= {"machine": machine.describe(price.DEVICE), "commit": machine.commit()["id"][:10]}
+    result |= {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
     cells = result.setdefault("clean_and_robust_by_weight_decay", {})
     for (size, scale), steps in itertools.product(SETTINGS, STEPS):
-        name = f"{size} images a class, eps {255 * scale * price.EPS:g}/255, {steps} steps"
+        name = f"{size} images a class, eps {255 * scale * problem.EPS:g}/255, {steps} steps"
         if name not in cells:
             cells[name] = fits(size, scale, steps)
             print(name, cells[name], flush=True)

@@ -1,0 +1,71 @@
+"""What is compared."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from .problem import EPS
+
+EPOCHS = 15
+RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
+DECAYS = (1e-2, 1e-1)  # of probing by SGD
+SEVEN_STEPS = {"steps": 7, "weight_decay": 0.3, "other_weight_decays": (0.1, 1.0)}  # of Rounds
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """head: with which training begins: "random", which is torch's own small one; "paper", RoLI's random one;
+        "rounds"; "rounds-7", with settings SEVEN_STEPS; "sgd" (20 epochs, the better of DECAYS).
+    settings: of the recipe, beside the learning rate. public: whether on the public code's engine.
+    carried: whether perturbations are carried from epoch to epoch.
+    epochs: None where the head is all that trains."""
+
+    head: str
+    epochs: int | None = EPOCHS
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    public: bool = False
+    carried: bool = False
+
+
+_HALF_STEP = {"steps": 1, "step_size": EPS / 2}
+ARMS = {
+    "Linear, 20 epochs of SGD": Arm("sgd", None),
+    "Linear, rounds of PGD-7": Arm("rounds-7", None),
+    "Linear, rounds": Arm("rounds", None),
+    "RanLI Full-FT": Arm("random"),
+    "RanLI Full-FT, the paper's head": Arm("paper"),
+    "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
+    "RoLI Full-FT, rounds of PGD-7": Arm("rounds-7"),
+    "RoLI Full-FT, rounds of PGD-7, PGD-2": Arm("rounds-7", settings={"steps": 2, "step_size": EPS / 2}),
+    "RoLI Full-FT, rounds": Arm("rounds"),
+    "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings={"attack": "nfgsm"}),
+    "RoLI Full-FT, rounds, carried": Arm("rounds", settings=_HALF_STEP, carried=True),
+    "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
+    "RanLI Full-FT, PGD-2": Arm("random", settings={"steps": 2, "step_size": EPS / 2}),
+    "RanLI Full-FT, PGD-3": Arm("random", settings={"steps": 3, "step_size": EPS / 2}),
+    "RanLI Full-FT, N-FGSM": Arm("random", settings={"attack": "nfgsm"}),
+    "RanLI Full-FT, public code": Arm("random", public=True),
+}
+
+RANLI, ROUNDS = "RanLI Full-FT", "RoLI Full-FT, rounds"
+CHEAPEST = "RoLI Full-FT, rounds, N-FGSM"
+MAIN = (RANLI, ROUNDS, CHEAPEST, "Linear, rounds")
+HEADS = ("rounds", "rounds-7", "sgd")
+# The public code's engine learns what ours learns, which one size shows; its price is timed.
+PUBLIC_SIZE = 50
+
+
+def chooser(name: str) -> str:
+    """The arm whose rate this one takes: for variants of RanLI and RoLI, theirs."""
+    return {"random": RANLI, "rounds": ROUNDS, "rounds-7": ROUNDS}.get(ARMS[name].head, name)
+
+
+def by_importance(name: str) -> tuple[int, bool]:
+    return (MAIN.index(name) if name in MAIN else len(MAIN), not ARMS[name].public)
+
+
+def of_size(arms: Sequence[str] | None, size: int) -> list[str]:
+    """Of all arms those that are trained at this size, or of those asked for, all; the main ones first."""
+    if arms is None:
+        arms = [name for name, arm in ARMS.items() if size == PUBLIC_SIZE or not arm.public]
+    return sorted(arms, key=by_importance)

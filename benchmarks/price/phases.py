@@ -1,0 +1,133 @@
+"""Where the time of an epoch goes, in each stage and on each engine: training as it is run, with a clock
+where one phase gives way to another."""
+
+import contextlib
+import functools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+
+from roli_fast.models import find_classifier
+from roli_fast.speed.timing import OtherLoad
+from roli_fast.training import Recipe, Rounds, probe, rounds, stage, train
+from roli_fast.training.attack import TrainingAttack
+from roli_fast.training.learner import Learner
+
+from ..baselines import recipe as public
+from . import problem
+
+SIZE = 200  # images of each class
+PHASES = (
+    "attack, forward",  # and its steps
+    "attack, backward",
+    "training, forward",
+    "training, backward",
+    "optimiser",
+    "features",  # of probing by rounds
+    "fits",
+    "validation",
+    "rest",  # images, and what keeps account
+)
+# What a phase is called: where it begins.
+PLACES: dict[str, list[tuple[Any, str]]] = {
+    "attack, forward": [(public, "attacked"), (TrainingAttack, "__call__")],
+    "training, forward": [(public, "step"), (Learner, "step")],
+    "optimiser": [(torch.optim.AdamW, "step"), (torch.optim.SGD, "step")],
+    "features": [(rounds._Probing, "_pass")],
+    "fits": [(rounds._Probing, "_fit")],
+    "validation": [(public, "validate"), (stage, "evaluate"), (rounds, "evaluate")],
+}
+_BACKWARD = [(torch.autograd, "grad"), (torch.autograd, "backward")]  # of the phase that it is called in
+
+
+class PhaseClock:
+    """Seconds by phase; a phase within another stops the other's."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._phase, self._since = "rest", time.perf_counter()
+
+    def enter(self, phase: str) -> str:
+        """Returns the phase that was left."""
+        if problem.DEVICE == "cuda":
+            torch.cuda.synchronize()
+        left, now = self._phase, time.perf_counter()
+        self.seconds[left] += now - self._since
+        self._phase, self._since = phase, now
+        return left
+
+    def wrap(self, call: Callable[..., Any], phase: str | None) -> Callable[..., Any]:
+        """phase: None for the backward pass of the phase that it is called in."""
+
+        @functools.wraps(call)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            within = self._phase
+            self.enter(within.replace("forward", "backward") if phase is None else phase)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.enter(within)
+
+        return timed
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        places = [(*place, phase) for phase, there in PLACES.items() for place in there]
+        places += [(*place, None) for place in _BACKWARD]
+        with contextlib.ExitStack() as stack:
+            for owner, name, phase in places:
+                timed = self.wrap(getattr(owner, name), phase)
+                stack.enter_context(mock.patch.object(owner, name, timed))
+            self.seconds.clear()
+            self._phase, self._since = "rest", time.perf_counter()
+            yield
+            self.enter("rest")
+
+
+def stages() -> dict[str, Callable[[], object]]:
+    """An epoch of each, or of rounds the whole stage."""
+    data = problem.splits(SIZE)
+    finetuning = problem.FINETUNING | {"epochs": 1, "lr": 1e-4, "warmup_epochs": 0}
+    probing = problem.PROBING | {"epochs": 1, "lr": 0.1, "warmup_epochs": 0}
+
+    def of(trains: Callable[..., object], method: str, settings: dict[str, Any], *more: Any) -> object:
+        model = problem.backbone(0, method)
+        find_classifier(model).head.reset_parameters()
+        return trains(model, data, Recipe(**settings), *more)
+
+    return {
+        "probing, public code: an epoch": lambda: of(public.train, "linear", probing),
+        "probing, ours: an epoch of SGD": lambda: of(train, "linear", probing),
+        "probing, ours: rounds, all of it": lambda: of(probe, "linear", probing, Rounds()),
+        "finetuning, public code: an epoch": lambda: of(public.train, "full", finetuning),
+        "finetuning, ours: an epoch": lambda: of(train, "full", finetuning),
+        "finetuning, ours, N-FGSM: an epoch": lambda: of(train, "full", finetuning | {"attack": "nfgsm"}),
+    }
+
+
+def phases(repeats: int) -> dict[str, Any]:
+    """Seconds of each phase, per training image: medians over repeats, all stages in turns."""
+    clock, load = PhaseClock(), OtherLoad()
+    images = len(problem.splits(SIZE).train)
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(repeats):
+        for name, run in stages().items():
+            with clock.running():
+                run()
+            found[name].append({phase: clock.seconds[phase] / images for phase in PHASES})
+    medians = {
+        name: {phase: statistics.median(run[phase] for run in runs) for phase in PHASES}
+        for name, runs in found.items()
+    }
+    return {
+        "images": images,
+        "repeats": repeats,
+        "other_cores_busy": load.cores(),
+        "seconds_per_image": medians,
+        "of_each_repeat": {name: [sum(run.values()) for run in runs] for name, runs in found.items()},
+    }
