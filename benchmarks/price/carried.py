@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from roli_fast.attacks import PGD
 from roli_fast.attacks.ascent import Perturbed
+from roli_fast.attacks.inputs import to_state
 from roli_fast.data import StoredImages
 from roli_fast.training import Recipe, stage
 
@@ -30,7 +31,7 @@ class _FromWhereItWas(PGD):
         super().__init__(*sizes, **options)
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
-        return (clean.float() + self.carried[index].float() * (eps / _LEVELS)).clamp(*self.bounds)
+        return (to_state(clean) + self.carried[index].float() * (eps / _LEVELS)).clamp(*self.bounds)
 
 
 class CarriedAttack:
@@ -52,8 +53,7 @@ class CarriedAttack:
 
     def __call__(self, images: Tensor, labels: Tensor, index: Tensor, key: Tensor) -> Perturbed:
         found = self._attack.perturb(self._model, images, labels, index=index, key=key, checked=True)
-        clean = images.float() / 255 if images.dtype == torch.uint8 else images
-        levels = (found.adversarial - clean) * (_LEVELS / self._eps)
+        levels = (found.adversarial - to_state(images)) * (_LEVELS / self._eps)
         self._carried[index] = levels.round().clamp(-_LEVELS, _LEVELS).to(torch.int8)
         return found
 

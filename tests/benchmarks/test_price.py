@@ -220,13 +220,15 @@ def test_where_the_time_goes(tiny):
     assert replaced() == before  # with nothing that is timed
 
 
-def test_what_is_carried_adds_up_to_the_worst(tiny):
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
+def test_what_is_carried_adds_up_to_the_worst(pixels):
     """Step by step, each from where the last epoch's ended; of images in other batches nothing changes."""
     eps, slope = 8 / 255, torch.tensor([[1.0, -1.0, 2.0], [0.0, 0.0, 0.0]])
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     with torch.no_grad():
         model[1].weight.copy_(slope)
-    images = StoredImages(torch.full((4, 3, 1, 1), 0.5), torch.tensor([0, 1, 0, 1]))
+    grey = torch.full((4, 3, 1, 1), 102 if pixels == torch.uint8 else 0.4, dtype=pixels)
+    images = StoredImages(grey, torch.tensor([0, 1, 0, 1]))
     settings = recipe(eps=eps, step_size=eps / 2, steps=1, batch_size=2, precision="fp32")
     attack = carried.CarriedAttack(model, settings, "fp32", images=images)
     key = torch.zeros(1, dtype=torch.int64)
@@ -234,7 +236,7 @@ def test_what_is_carried_adds_up_to_the_worst(tiny):
     def perturbation(rows):
         index = torch.tensor(rows)
         clean = images.images[index]
-        return (attack(clean, images.labels[index], index, key).adversarial - clean).flatten(1)
+        return (attack(clean, images.labels[index], index, key).adversarial - 0.4).flatten(1)
 
     attack.grow(0.0)
     first = perturbation([2, 3])
@@ -245,6 +247,7 @@ def test_what_is_carried_adds_up_to_the_worst(tiny):
     worst = eps * torch.tensor([[-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
     torch.testing.assert_close(last, worst)
     assert not torch.allclose(first, worst)
+    assert first.abs().max() <= eps + 1e-6
     assert torch.equal(attack._carried[[0, 1]], before)
     attack.grow(carried.RESET)
     assert not torch.equal(attack._carried[[0, 1]], before)
