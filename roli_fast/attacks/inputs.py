@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ..engine.graphs import capturing
 from ..ops.checks import state_dtype
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
@@ -148,11 +149,15 @@ class Values:
         if images.numel() == 0:
             self._extremes = torch.empty(0)
             return
+        self._labelled = labels is not None
         tensors = {name: size for name, size in sizes.items() if isinstance(size, Tensor)}
-        self._sizes, self._labelled = list(tensors), labels is not None
-        of = [images, *(() if labels is None else (labels,)), *tensors.values()]
+        beside = {name: size for name, size in tensors.items() if size.device == images.device}
+        self._sizes = list(beside)
+        # Of those on the host, which are there already: sending them would wait for the device.
+        self._known = {n: [v.item() for v in s.aminmax()] for n, s in tensors.items() if n not in beside}
+        of = [images, *(() if labels is None else (labels,)), *beside.values()]
         extremes = [extreme for tensor in of for extreme in tensor.aminmax()]
-        self._extremes = torch.stack([v.to(images.device, torch.float64) for v in extremes])
+        self._extremes = torch.stack([v.double() for v in extremes])
         if images.is_cuda:
             there = torch.empty(len(extremes), dtype=torch.float64, pin_memory=True)
             self._extremes = there.copy_(self._extremes, non_blocking=True)
@@ -166,7 +171,8 @@ class Values:
             return
         (lo, hi), *others = self._extremes.reshape(-1, 2).tolist()
         extreme_labels = others.pop(0) if self._labelled else None
-        for name, (smallest, largest) in zip(self._sizes, others, strict=True):
+        found = dict(zip(self._sizes, others, strict=True)) | self._known
+        for name, (smallest, largest) in found.items():
             if not smallest >= 0:  # NaN is not, either
                 refuse(name, f"values in [{smallest:.4g}, {largest:.4g}]", "numbers >= 0")
         if self._dtype == torch.uint8:
@@ -188,7 +194,8 @@ class Values:
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A random int64 (1,) on device, from the generator or from torch's own."""
-    return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
+    with capturing:
+        return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
 
 
 def to_state(images: Tensor) -> Tensor:

@@ -125,7 +125,9 @@ class Trial:
         if not isinstance(size, Tensor):
             return size
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
-        return taken(size.to(self.images.device, dtype), rows)
+        # To a GPU without waiting for it: the host's numbers are read before the call returns.
+        there = size.to(self.images.device, dtype, non_blocking=self.images.is_cuda)
+        return taken(there, rows)
 
     def seed(self, run: int, iteration: int = 0) -> Tensor | None:
         """(2,) int64 for the draws of a run, or of one of its iterations; None without draws."""

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -13,6 +14,10 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 # How many kinds of calls are remembered as having come once.
 _REMEMBERED = 256
+
+# Of a process, one capture may be under way at a time, and meanwhile nobody may draw from torch's own
+# generator of a GPU.
+capturing = threading.RLock()
 
 
 class Recording:
@@ -44,17 +49,22 @@ class CudaRecording(Recording):
     """A captured CUDA graph."""
 
     def _record(self, function: Function) -> tuple[Tensor, ...]:
-        graph = torch.cuda.CUDAGraph()
+        with capturing:
+            return self._capture(function)
+
+    def _capture(self, function: Function) -> tuple[Tensor, ...]:
+        graph, callers = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         stream = _side_stream(torch.cuda.current_device())
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(callers)
         with torch.cuda.stream(stream):
             function(*self._inputs)  # what only a first call on a stream does, such as choosing algorithms
-        torch.cuda.current_stream().wait_stream(stream)
+        callers.wait_stream(stream)
         try:
             # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 outputs = function(*self._inputs)
         except Exception:
+            torch.cuda.set_stream(callers)  # which a capture whose end fails does not do
             _end_failed_capture(stream)
             raise
         self._run, self._done = graph.replay, torch.cuda.Event()

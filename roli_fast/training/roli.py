@@ -79,13 +79,14 @@ def roli(
     plan: dict[str, Recipe | Rounds] = {"finetune": finetuning}
     if probing is not None:
         plan = {"finetune": probing} if method == "linear" else {"probe": probing, "finetune": finetuning}
-    last = copy.deepcopy(model)  # which is refused now, and not after hours of probing
-    finetune(last, method, **options)
+    finetuned = copy.deepcopy(model)  # what is refused is refused now, and not after hours of probing
+    finetune(finetuned, method, **options)
     if "probe" in plan:
-        check_stage(last, splits, finetuning, sync_bn)
-        if folder is not None:
-            kept = folder / "finetune"
-            by_the_first(lambda: check_folder(kept, bound(finetuning, splits), resume))
+        check_stage(finetuned, splits, finetuning, sync_bn)
+    del finetuned  # or its weights would stay on the device
+    if "probe" in plan and folder is not None:
+        kept = folder / "finetune"
+        by_the_first(lambda: check_folder(kept, bound(finetuning, splits), resume))
     stages = {}
     for name, settings in plan.items():
         seed = settings.seed if isinstance(settings, Recipe) else finetuning.seed

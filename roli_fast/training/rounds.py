@@ -212,7 +212,8 @@ class _Probing:
             images, labels = moved(images, labels, self.device, self.recipe.channels_last)
             if attack is not None:
                 with self.watch("attack"):
-                    images, forwards, gradients = attack(images, labels, index.to(self.device), key)
+                    which = index.to(self.device, non_blocking=True)
+                    images, forwards, gradients = attack(images, labels, which, key)
                 spent += torch.tensor([forwards, gradients, 0])
             with self.watch("training"), get_precision(self.precision).arithmetic():
                 found.append(self.features(to_state(images)).float())

@@ -59,7 +59,8 @@ def test_every_result_verifies(call):
     kind, options, images, labels = call
     torch.manual_seed(0)
     model = Net()
-    result = kind(**options).run(model, images, labels)
+    # Not strict: pixels up to 255 may saturate the model, whose gradient is then zero.
+    result = kind(**options).run(model, images, labels, strict=False)
     assert result.adversarial.dtype == images.dtype
     targeted = options.get("targeted", False)
     eps, bounds = options["eps"], options["bounds"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -193,7 +194,7 @@ class Asks(nn.Module):
 
 @pytest.mark.parametrize("options", [{}, {"iterate": "best", "early_stop": True}])
 def test_a_capture_that_fails_leaves_correct_results_and_a_note(options, monkeypatch):
-    model = Asks().to(DEVICE)
+    model, stream = Asks().to(DEVICE), torch.cuda.current_stream()
     images, labels = batch()
     attack = PGD(steps=3, random_start=False, **options)
     with eagerly(monkeypatch):
@@ -206,12 +207,33 @@ def test_a_capture_that_fails_leaves_correct_results_and_a_note(options, monkeyp
         assert torch.equal(result.success, expected.success)
     assert all("runs without a CUDA graph" in " ".join(result.notes) for result in results[1:])
     # And the device is as usable as before.
+    assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
     assert torch.ones(3, device=DEVICE).sum().item() == 3
     assert torch.rand(3, device=DEVICE).unique().numel() == 3
     other = small_resnet(10).to(DEVICE)
     for _ in range(3):
         assert PGD(steps=2).run(other, *batch()).notes == ()
+
+
+def test_several_threads_capture_at_once():
+    """Each its own model's attack, whose random starts come from torch's own generator."""
+    models = [small_resnet(10, channels=(8, 8, 8, 8)).to(DEVICE).eval() for _ in range(12)]
+    images, labels = batch()
+    key = torch.tensor([7], device=DEVICE)
+    expected = [PGD(steps=2).run(model, images, labels, key=key).adversarial for model in models]
+
+    def work(model):
+        attack = PGD(steps=2)
+        results = [attack.run(model, images, labels) for _ in range(4)]
+        notes = {note for result in results for note in result.notes}
+        return notes, attack.run(model, images, labels, key=key).adversarial
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, models))
+    for (notes, adversarial), as_alone in zip(found, expected, strict=True):
+        assert notes == set()
+        assert torch.equal(adversarial, as_alone)
 
 
 def test_a_training_loop_beside_a_loader_that_pins_memory(model):
