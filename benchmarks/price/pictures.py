@@ -88,7 +88,7 @@ def draw_phases(found: dict[str, dict[str, float]], path: Path) -> None:
     axes.set_yticks(range(len(found)), list(found), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per training image")
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
