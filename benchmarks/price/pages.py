@@ -28,6 +28,10 @@ STEPS = {
     "rounds of one step instead of SGD": ("ours, one step", ATTACKS, "ours"),
     "N-FGSM instead of PGD-7": ("ours, one step", ATTACKS, "ours, N-FGSM"),
 }
+OF_BOTH_STAGES = (
+    f"Of both stages for a training image, {PROBED} epochs of probing and {EPOCHS} of finetuning; "
+    "validation and the fits of the head are not in it. Empty where it was not measured."
+)
 Row = dict[str, Any]
 
 
@@ -41,7 +45,7 @@ def page(result: dict[str, Any]) -> str:
     for phases in result.get("phases", {}).values():
         lines += [f"### Where the time goes: {_machine(phases)}", "", *_phases(phases), ""]
     if "times" in result:
-        lines += ["### Where the price went", "", *_price(result["times"]), ""]
+        lines += ["### Where the price went", "", OF_BOTH_STAGES, "", *_price(result["times"]), ""]
     return "\n".join(lines)
 
 
@@ -206,7 +210,7 @@ def _price(machines: dict[str, dict[str, Any]]) -> list[str]:
             last[name] = seconds
         lines.append(f"| {step} | {' | '.join(cells)} |")
     whole = " | ".join(f" | {first[name] / last[name]:.2f}" for name in machines)
-    return [*lines, f"| all of it | {whole} |"]
+    return [*lines, f"| all that was measured | {whole} |"]
 
 
 def written(text: str, tables: str) -> str:

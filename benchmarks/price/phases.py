@@ -28,10 +28,10 @@ PHASES = (
     "training, forward",
     "training, backward",
     "optimiser",
-    "features",  # of probing by rounds
+    "features",  # of probing by rounds, with their images
     "fits",
     "validation",
-    "rest",  # images, and what keeps account
+    "rest",  # making the model, images, and what keeps account
 )
 # What a phase is called: where it begins.
 PLACES: dict[str, list[tuple[Any, str]]] = {

@@ -211,7 +211,7 @@ def test_where_the_time_goes(tiny):
     found = phases.phases(1)
     whole = (time.perf_counter() - begin) / found["images"]
     seconds = found["seconds_per_image"]
-    assert sum(sum(parts.values()) for parts in seconds.values()) <= whole
+    assert whole / 2 < sum(sum(parts.values()) for parts in seconds.values()) <= whole
     seen = {stage: {phase for phase, value in parts.items() if value} for stage, parts in seconds.items()}
     attacked = {"attack, forward", "attack, backward", "validation", "rest"}
     trained = attacked | {"training, forward", "training, backward", "optimiser"}
