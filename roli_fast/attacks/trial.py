@@ -125,9 +125,9 @@ class Trial:
         if not isinstance(size, Tensor):
             return size
         dtype = torch.float64 if self.images.dtype == torch.float64 else torch.float32
-        # To a GPU without waiting for it: the host's numbers are read before the call returns.
-        there = size.to(self.images.device, dtype, non_blocking=self.images.is_cuda)
-        return taken(there, rows)
+        # To a GPU without waiting for it: numbers on the host are read at once, unless in pinned memory.
+        at_once = self.images.is_cuda and not size.is_pinned()
+        return taken(size.to(self.images.device, dtype, non_blocking=at_once), rows)
 
     def seed(self, run: int, iteration: int = 0) -> Tensor | None:
         """(2,) int64 for the draws of a run, or of one of its iterations; None without draws."""
