@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..engine.graphs import capturing
+from ..engine.graphs import no_other_capture
 from ..ops.checks import state_dtype
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
@@ -194,7 +194,7 @@ class Values:
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
     """A random int64 (1,) on device, from the generator or from torch's own."""
-    with capturing:
+    with no_other_capture:
         return torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=device)
 
 

@@ -1,7 +1,7 @@
 """How the gradient with respect to the input is computed fast, and the model left untouched."""
 
 from .attack_view import AttackView, ViewReport
-from .graphs import GraphRunner, capturing
+from .graphs import GraphRunner
 from .input_gradient import InputGradient, widened
 from .modes import class_logits, eval_mode, own_output
 from .outputs import Output, select
@@ -14,7 +14,6 @@ __all__ = [
     "InputGradient",
     "Output",
     "ViewReport",
-    "capturing",
     "class_logits",
     "eval_mode",
     "own_output",

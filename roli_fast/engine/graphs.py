@@ -15,9 +15,9 @@ Function = Callable[..., tuple[Tensor, ...]]
 # How many kinds of calls are remembered as having come once.
 _REMEMBERED = 256
 
-# Of a process, one capture may be under way at a time, and meanwhile nobody may draw from torch's own
-# generator of a GPU.
-capturing = threading.RLock()
+# Held by a capture, and by who would disturb one: of a process, one may be under way at a time, and meanwhile
+# nobody may draw from torch's own generator of a GPU.
+no_other_capture = threading.RLock()
 
 
 class Recording:
@@ -49,24 +49,21 @@ class CudaRecording(Recording):
     """A captured CUDA graph."""
 
     def _record(self, function: Function) -> tuple[Tensor, ...]:
-        with capturing:
-            return self._capture(function)
-
-    def _capture(self, function: Function) -> tuple[Tensor, ...]:
         graph, callers = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         stream = _side_stream(torch.cuda.current_device())
-        stream.wait_stream(callers)
-        with torch.cuda.stream(stream):
-            function(*self._inputs)  # what only a first call on a stream does, such as choosing algorithms
-        callers.wait_stream(stream)
-        try:
-            # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                outputs = function(*self._inputs)
-        except Exception:
-            torch.cuda.set_stream(callers)  # which a capture whose end fails does not do
-            _end_failed_capture(stream)
-            raise
+        with no_other_capture:
+            stream.wait_stream(callers)
+            with torch.cuda.stream(stream):
+                function(*self._inputs)  # what only a first call on a stream does: choosing algorithms
+            callers.wait_stream(stream)
+            try:
+                # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    outputs = function(*self._inputs)
+            except Exception:
+                torch.cuda.set_stream(callers)  # which a capture whose end fails does not do
+                _end_failed_capture(stream)
+                raise
         self._run, self._done = graph.replay, torch.cuda.Event()
         return outputs
 
