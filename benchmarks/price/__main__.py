@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from roli_fast.files import write
 from roli_fast.speed import machine
 
 from ..jobs import Perform, run_all
@@ -79,7 +80,7 @@ def write_result(given: argparse.Namespace) -> None:
         measured = times(given.rounds, given.window) if given.what == "times" else phases(given.repeats)
         where = {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
         result.setdefault(given.what, {})[machine.slug(problem.DEVICE)] = measured | where
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(given.out, f"{json.dumps(result, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 from .problem import EPS
 
-EPOCHS = 15
+EPOCHS, PROBING_EPOCHS = 15, 20  # of finetuning, of probing by SGD
 RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
 DECAYS = (1e-2, 1e-1, 1.0)  # of probing by SGD
 SEVEN_STEPS = {"steps": 7, "weight_decay": 0.3, "other_weight_decays": (0.1, 1.0)}  # of Rounds

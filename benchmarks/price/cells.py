@@ -19,6 +19,7 @@ from roli_fast.models import find_classifier
 from roli_fast.speed import machine
 from roli_fast.training import Cost, Recipe, Rounds, probe, train
 from roli_fast.training.attack import validation_attack
+from roli_fast.training.stage import merit
 
 from ..baselines import recipe as public
 from . import arms, problem
@@ -123,7 +124,9 @@ def probed(work: Path, progress: bool, task: Task) -> Cell:
         rounds = Rounds(**(arms.SEVEN_STEPS if task.name == "rounds-7" else {}))
         done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **problem.ATTACK), rounds, progress=progress)
     else:
-        by_sgd = Recipe(20, 0.1, weight_decay=task.setting, seed=task.seed, **problem.PROBING)
+        by_sgd = Recipe(
+            arms.PROBING_EPOCHS, 0.1, weight_decay=task.setting, seed=task.seed, **problem.PROBING
+        )
         done = train(model, data, by_sgd, progress=progress, title=str(task))
     return described(done.history, done.best, done.cost, model, data), model
 
@@ -138,7 +141,7 @@ def finetuned(work: Path, progress: bool, task: Task) -> Cell:
     recipe = Recipe(arm.epochs, task.setting, seed=task.seed, **(problem.FINETUNING | arm.settings))
     if arm.public:
         history, spent = public.train(model, data, recipe)
-        best = max(range(len(history)), key=lambda e: (history[e]["val_robust"], history[e]["val_clean"], -e))
+        best = max(range(len(history)), key=lambda e: merit(history[e]))
         cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
         return described(history, best, cost, model, data), model
     robust: list[float] = []
@@ -209,3 +212,20 @@ def _with_best_rate(work: Path, size: int, name: str) -> dict[int, Path]:
     rate = best_of(choices[0] or choices[1], "a rate").stem.rpartition("-")[0]
     found = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{rate}-*.json")}
     return dict(sorted(found.items()))
+
+
+def not_chosen(work: Path, size: int, name: str, counting: Sequence[Path]) -> dict[str, dict[int, Path]]:
+    """Of an arm or of a head by SGD the other cells, by learning rate or weight decay, and seed."""
+    arm, folder = arms.ARMS[name], work / str(size)
+    found: dict[str, dict[int, Path]] = {}
+    if arm.epochs is None:
+        seeds = [int(seed.name) for seed in (folder / "heads").glob("*")]
+        tasks = [head for seed in seeds for head in heads_of(size, arm.head, seed)]
+        cells = {place(work, head): (f"{head.setting:g}", head.seed) for head in tasks if head.setting}
+    else:
+        parts = {path: path.stem.rpartition("-") for path in (folder / name).glob("*.json")}
+        cells = {path: (rate, int(seed)) for path, (rate, _, seed) in parts.items()}
+    for path, (setting, seed) in sorted(cells.items()):
+        if path.exists() and path not in counting:
+            found.setdefault(setting, {})[seed] = path
+    return found

@@ -7,29 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .arms import CHEAPEST, EPOCHS, RANLI, ROUNDS
+from .arms import CHEAPEST, EPOCHS, PROBING_EPOCHS, RANLI, ROUNDS
+from .times import PARTS
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "price.json"
 SHOWN = ("Linear, rounds", RANLI, "RanLI Full-FT, N-FGSM", ROUNDS, CHEAPEST)  # in the README
-PARTS = ("attack", "training")
-PROBED = 20  # epochs of SGD, where that probes
 ATTACKS = 2  # of rounds, mostly
 # Both stages, made cheaper step by step: what probes, how often an image goes through it, and what finetunes.
 STEPS = {
-    "public code": ("public code", PROBED, "public code"),
+    "public code": ("public code", PROBING_EPOCHS, "public code"),
     "work that is skipped, fused ops; on the GPU also CUDA graphs": (
         "ours, torch's layout",
-        PROBED,
+        PROBING_EPOCHS,
         "ours, torch's layout",
     ),
-    "channels-last": ("ours", PROBED, "ours"),
-    "bfloat16": ("ours, bf16", PROBED, "ours, bf16"),
+    "channels-last": ("ours", PROBING_EPOCHS, "ours"),
+    "bfloat16": ("ours, bf16", PROBING_EPOCHS, "ours, bf16"),
     "rounds of one step instead of SGD": ("ours, one step", ATTACKS, "ours"),
     "N-FGSM instead of PGD-7": ("ours, one step", ATTACKS, "ours, N-FGSM"),
 }
 OF_BOTH_STAGES = (
-    f"Of both stages for a training image, {PROBED} epochs of probing and {EPOCHS} of finetuning; "
+    f"Of both stages for a training image, {PROBING_EPOCHS} epochs of probing and {EPOCHS} of finetuning; "
     "validation and the fits of the head are not in it. Empty where it was not measured."
 )
 Row = dict[str, Any]

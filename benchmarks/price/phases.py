@@ -53,14 +53,12 @@ class PhaseClock:
         self.seconds: dict[str, float] = defaultdict(float)
         self._phase, self._since = "rest", time.perf_counter()
 
-    def enter(self, phase: str) -> str:
-        """Returns the phase that was left."""
+    def enter(self, phase: str) -> None:
         if problem.DEVICE == "cuda":
             torch.cuda.synchronize()
-        left, now = self._phase, time.perf_counter()
-        self.seconds[left] += now - self._since
+        now = time.perf_counter()
+        self.seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
-        return left
 
     def wrap(self, call: Callable[..., Any], phase: str | None) -> Callable[..., Any]:
         """phase: None for the backward pass of the phase that it is called in."""

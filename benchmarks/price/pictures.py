@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from .arms import CHEAPEST, RANLI, ROUNDS
+from .phases import PHASES
 
 Row = dict[str, Any]
 # Colours of Okabe and Ito; lines differ without colour, too.
@@ -24,17 +25,11 @@ CURVES = {
     ROUNDS: ("#D55E00", "-"),
     CHEAPEST: ("#E69F00", ":"),
 }
-PHASES = {
-    "attack, forward": "#56B4E9",
-    "attack, backward": "#0072B2",
-    "training, forward": "#F0C75E",
-    "training, backward": "#E69F00",
-    "optimiser": "#D55E00",
-    "features": "#009E73",
-    "fits": "#8FD1B8",
-    "validation": "#CC79A7",
-    "rest": "#999999",
-}
+# Of the phases, in their order.
+COLOURS = (
+    *("#56B4E9", "#0072B2", "#F0C75E", "#E69F00", "#D55E00"),
+    *("#009E73", "#8FD1B8", "#CC79A7", "#999999"),
+)
 COLUMNS = 2  # of the curves
 
 
@@ -81,7 +76,7 @@ def draw_phases(found: dict[str, dict[str, float]], path: Path) -> None:
     """found: seconds per training image, by stage and phase."""
     figure, axes = plt.subplots(figsize=(9.5, 0.55 * len(found) + 1.6), layout="constrained")
     begin = [0.0] * len(found)
-    for phase, colour in PHASES.items():
+    for phase, colour in zip(PHASES, COLOURS, strict=True):
         width = [1e3 * parts[phase] for parts in found.values()]
         axes.barh(range(len(found)), width, left=begin, color=colour, label=phase)
         begin = [a + b for a, b in zip(begin, width, strict=True)]

@@ -11,7 +11,7 @@ from roli_fast.evaluation import Accuracy, Difference, difference
 from roli_fast.training import Cost
 
 from .arms import ARMS, HEADS, RANLI
-from .cells import best_heads, chosen, read
+from .cells import best_heads, chosen, not_chosen, read
 from .judges import JUDGES, Judgement
 
 
@@ -51,6 +51,11 @@ def row(
     found["validation"] = [[r["val_robust"] for r in c["history"]] for c in cells]
     if all("held_out" in c for c in cells):
         found["held_out"] = [c["held_out"] for c in cells]
+    for what in ("pgd20", *JUDGES):
+        pairs = zip(cells, ranli, strict=True)
+        gaps = [gap(c, r, what) for c, r in pairs if what in c["right"] and what in r["right"]]
+        if gaps:
+            found[f"{what}_minus_ranli"] = gaps
     return found
 
 
@@ -76,32 +81,34 @@ def judged(work: Path, path: Path) -> dict[str, Any]:
 
 
 def table(work: Path, size: int) -> dict[str, Any]:
-    """Of the cells that are there: of each arm those with its rate, by seed."""
+    """Of the cells that are there: of each arm those with its rate, and beside them the others."""
     paths = chosen(work, size)
-    cells = {name: {s: judged(work, path) for s, path in of.items()} for name, of in paths.items()}
     heads = {kind: {s: read(path) for s, path in best_heads(work, size, kind).items()} for kind in HEADS}
-    ranli = cells.get(RANLI, {})
-    rows = {}
-    for name, by_seed in cells.items():
-        arm = ARMS[name]
+    ranli = {seed: judged(work, path) for seed, path in paths.get(RANLI, {}).items()}
+
+    def of(name: str, by_seed: dict[int, Path]) -> dict[str, Any]:
         seeds = [seed for seed in by_seed if seed in ranli]
-        if not seeds:
+        begun = [heads[ARMS[name].head][s] for s in seeds] if _has_head(name) else []
+        return row([judged(work, by_seed[s]) for s in seeds], begun, [ranli[s] for s in seeds])
+
+    rows = {}
+    for name, by_seed in paths.items():
+        if not ranli.keys() & by_seed.keys():
             continue
-        begun = [heads[arm.head][s] for s in seeds] if arm.epochs and arm.head in heads else []
-        rows[name] = row([by_seed[s] for s in seeds], begun, [ranli[s] for s in seeds])
-        rows[name]["lr"] = float(paths[name][seeds[0]].stem.rpartition("-")[0]) if arm.epochs else None
-        for what in ("pgd20", *JUDGES):
-            gaps = [gap(by_seed[s], ranli[s], what) for s in seeds if _both(by_seed[s], ranli[s], what)]
-            if gaps:
-                rows[name][f"{what}_minus_ranli"] = gaps
+        rows[name] = of(name, by_seed)
+        rate = next(iter(by_seed.values())).stem.rpartition("-")[0]
+        rows[name]["lr"] = float(rate) if ARMS[name].epochs else None
+        others = not_chosen(work, size, name, list(by_seed.values()))
+        if others:
+            rows[name]["other_settings"] = {setting: of(name, cells) for setting, cells in others.items()}
     return rows
 
 
-def _both(a: dict[str, Any], b: dict[str, Any], what: str) -> bool:
-    return what in a["right"] and what in b["right"]
+def _has_head(name: str) -> bool:
+    return ARMS[name].epochs is not None and ARMS[name].head in HEADS
 
 
 def gap(a: dict[str, Any], b: dict[str, Any], what: str) -> dict[str, float]:
-    if a is b:
+    if a == b:
         return dataclasses.asdict(Difference(0.0, 0.0, 0.0))
     return dataclasses.asdict(difference(*(Accuracy(torch.tensor(c["right"][what]) > 0) for c in (a, b))))

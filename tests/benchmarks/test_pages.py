@@ -1,11 +1,10 @@
 """What documents show of the price is what was measured."""
 
 import json
-from pathlib import Path
 
 from benchmarks.price import pages, pictures
-
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.price.phases import PHASES
+from benchmarks.price.times import PARTS
 
 
 def test_the_pages_are_generated_from_the_results(tmp_path):
@@ -73,12 +72,12 @@ def test_where_the_price_went(tmp_path):
     """By steps, each with its factor over the one before it that was measured there."""
 
     def both(milliseconds):
-        return {part: {"median": milliseconds / 2e3} for part in pages.PARTS}
+        return {part: {"median": milliseconds / 2e3} for part in PARTS}
 
     cpu = {"gpu": None, "cpu": "A CPU", "cores": 2}
     seconds = {"public code, full": both(20), "public code, linear": both(15)}
     seconds |= {"ours, full": both(10), "ours, linear": both(9), "ours, one step, linear": both(3)}
-    stage = dict.fromkeys(pictures.PHASES, 0.001) | {"fits": 0}
+    stage = dict.fromkeys(PHASES, 0.001) | {"fits": 0}
     result = {
         "sizes": {},
         "times": {"a-cpu": {"seconds_per_image": seconds, "machine": cpu}},

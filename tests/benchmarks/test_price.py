@@ -103,6 +103,10 @@ def test_cells_are_trained_once_and_add_up(tiny):
     cell = cells.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json")
     assert roli["pgd20"]["mean"] == pytest.approx(sum(cell["right"]["pgd20"]) / 24)
     assert roli["devices"] == [cell["device"]] == [machine.slug(problem.DEVICE)]
+    (other,) = ranli["other_settings"]
+    assert {other, f"{ranli['lr']:g}"} == set(RATES)
+    found = cells.read(work / "50" / "RanLI Full-FT" / f"{other}-0.json")
+    assert ranli["other_settings"][other]["validation"] == [[r["val_robust"] for r in found["history"]]]
     of_head = rows["Linear, rounds"]["passes"][0]
     assert roli["passes"][0] > ranli["passes"][0]
     assert roli["passes"][0] - of_head == pytest.approx(ranli["passes"][0], rel=0.1)
