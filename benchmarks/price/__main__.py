@@ -3,8 +3,9 @@
 ``python -m benchmarks.price cells --work FOLDER [--arms ...] [--jobs N]`` trains cell by cell (a data size,
 an arm, a learning rate, a seed) and keeps each one's weights; one that is finished is left alone. ``judge``
 attacks the cells that count by APGD and AutoAttack; ``table`` puts both together. ``times`` measures what an
-image costs in each kind of pass, ``phases`` where the time of an epoch goes. ``pages`` shows all of it, in
-docs/price.md, in the README and in pictures. Needs ../shared/data, but for ``pages``.
+image costs in each kind of pass, ``phases`` where the time of an epoch goes, ``removals`` what each thing
+gave that is not computed any more. ``pages`` shows all of it, in docs/price.md, in the README and in
+pictures. Needs ../shared/data, but for ``pages``.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from roli_fast.speed import machine
 from ..jobs import Perform, run_all
 from . import arms, cells, judges, pages, problem
 from .phases import phases
+from .removals import removals
 from .table import table
 from .times import times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("cells", "judge", "table", "times", "phases", "pages"))
+    parser.add_argument("what", choices=("cells", "judge", "table", "times", "phases", "removals", "pages"))
     parser.add_argument("--work", type=Path, default=Path("runs/price"), help="where the cells lie")
     parser.add_argument("--out", type=Path, default=pages.RESULT, help="of all but cells and judge")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of cells and judge")
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[50], help="images of each class")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=float, default=arms.RATES)
-    parser.add_argument("--rounds", type=int, default=10, help="of times")
+    parser.add_argument("--rounds", type=int, default=10, help="of times and removals")
     parser.add_argument("--window", type=int, default=10, help="batches at once, of times")
     parser.add_argument("--repeats", type=int, default=3, help="of phases")
     given = parser.parse_args()
@@ -77,7 +79,11 @@ def write_result(given: argparse.Namespace) -> None:
         result |= {"validation_images": 10 * problem.VAL, "test_images": 10 * problem.TEST}
         result["sizes"] = {size: sizes[size] for size in sorted(sizes, key=int) if sizes[size]}
     else:
-        measured = times(given.rounds, given.window) if given.what == "times" else phases(given.repeats)
+        measured = {
+            "times": lambda: times(given.rounds, given.window),
+            "phases": lambda: phases(given.repeats),
+            "removals": lambda: removals(given.rounds),
+        }[given.what]()
         where = {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
         result.setdefault(given.what, {})[machine.slug(problem.DEVICE)] = measured | where
     write(given.out, f"{json.dumps(result, indent=1)}\n".encode())

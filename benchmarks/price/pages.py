@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arms import CHEAPEST, EPOCHS, PROBING_EPOCHS, RANLI, ROUNDS
+from .removals import COLUMNS, RUNGS
 from .times import PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,8 @@ def page(result: dict[str, Any]) -> str:
         lines += [f"### What an image costs: {_machine(times)}", "", *_times(times), ""]
     for phases in result.get("phases", {}).values():
         lines += [f"### Where the time goes: {_machine(phases)}", "", *_phases(phases), ""]
+    for found in result.get("removals", {}).values():
+        lines += [f"### What each removal gave: {_machine(found)}", "", *_removals(found), ""]
     if "times" in result:
         lines += ["### Where the price went", "", OF_BOTH_STAGES, "", *_price(result["times"]), ""]
     return "\n".join(lines)
@@ -187,6 +190,25 @@ def _phases(phases: dict[str, Any]) -> list[str]:
     for stage, parts in found.items():
         shown = [f"{scale * parts[name]:.2f}" if parts[name] else "" for name in names]
         lines.append(f"| {stage} | {' | '.join(shown)} | {scale * sum(parts.values()):.2f} |")
+    return lines
+
+
+def _removals(found: dict[str, Any]) -> list[str]:
+    """What an image takes on each rung, and how much less than on the last one that its column has."""
+    unit, scale = _unit(found)
+    heads = [f"{COLUMNS[column]}, {unit} | saves" for column in found["seconds_per_image"]]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (2 * len(heads) + 1) + "|"]
+    last: dict[str, float] = {}
+    for rung in RUNGS:
+        cells = []
+        for column, rungs in found["seconds_per_image"].items():
+            if rung not in rungs:
+                cells += ["", ""]
+                continue
+            took = scale * rungs[rung]["median"]
+            cells += [f"{took:.2f}", f"{last[column] - took:.2f}" if column in last else ""]
+            last[column] = took
+        lines.append(f"| {rung} | {' | '.join(cells)} |")
     return lines
 
 

@@ -4,6 +4,7 @@ import json
 
 from benchmarks.price import pages, pictures
 from benchmarks.price.phases import PHASES
+from benchmarks.price.removals import FOOLED, OPS, PUBLIC, WEIGHTS
 from benchmarks.price.times import PARTS
 
 
@@ -66,6 +67,26 @@ def test_what_else_the_page_shows():
     assert "| 50 | Linear, rounds | 2 | 50.0 ± 0.0 |" in pages.summary(result)
     result["sizes"]["200"]["B"] = row(0, devices=["cpu"])
     assert "**Trained on different devices**: cpu, nvidia-h200." in pages.page(result)
+
+
+def test_what_each_removal_gave():
+    """Less what the last rung took that was measured in that column."""
+    cpu = {"gpu": None, "cpu": "A CPU", "cores": 2}
+    took = {
+        "full": {PUBLIC: 20, WEIGHTS: 14.5, OPS: 10},
+        "validation": {PUBLIC: 30, OPS: 12, FOOLED: 8},
+    }
+    seconds = {
+        column: {rung: {"median": milliseconds / 1e3} for rung, milliseconds in rungs.items()}
+        for column, rungs in took.items()
+    }
+    page = pages.page({"sizes": {}, "removals": {"a-cpu": {"seconds_per_image": seconds, "machine": cpu}}})
+    assert "### What each removal gave: A CPU, 2 cores" in page
+    assert "| | full finetuning, ms | saves | validation, ms | saves |" in page
+    assert f"| {PUBLIC} | 20.00 |  | 30.00 |  |" in page
+    assert f"| {WEIGHTS} | 14.50 | 5.50 |  |  |" in page
+    assert f"| {OPS} | 10.00 | 4.50 | 12.00 | 18.00 |" in page
+    assert f"| {FOOLED} |  |  | 8.00 | 4.00 |" in page
 
 
 def test_where_the_price_went(tmp_path):

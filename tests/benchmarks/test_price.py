@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks import jobs
 from benchmarks.baselines import recipe as public
 from benchmarks.price import __main__ as command
-from benchmarks.price import arms, carried, cells, judges, phases, problem
+from benchmarks.price import arms, carried, cells, judges, phases, problem, removals
 from benchmarks.price.table import table
 from benchmarks.price.times import times
 from roli_fast.attacks import AutoAttack, predict
@@ -22,7 +23,7 @@ from roli_fast.models import finetune
 from roli_fast.speed import machine
 from roli_fast.training import Rounds, train
 
-from ..training.cases import blobs, recipe, small_model, splits_of
+from ..training.cases import blobs, recipe, same, small_model, splits_of, weights
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,47 @@ def test_where_the_time_goes(tiny):
     for stage, what in seen.items():
         assert what == (attacked | {"features", "fits"} if "rounds" in stage else trained), stage
     assert replaced() == before  # with nothing that is timed
+
+
+def test_what_each_removal_gave(tiny):
+    seconds = removals.removals(2)["seconds_per_image"]
+    assert set(seconds) == set(removals.COLUMNS)
+    for rungs in seconds.values():
+        assert list(rungs) == [rung for rung in removals.RUNGS if rung in rungs]
+        assert all(rung["median"] > 0 for rung in rungs.values())
+    assert {rung for rungs in seconds.values() for rung in rungs} == set(removals.RUNGS)
+
+
+@pytest.mark.parametrize("method", ["full", "linear"])
+def test_nothing_but_its_price_changes(tiny, method):
+    """From rung to rung: attacks stay in the ball and are as strong, steps leave the same weights."""
+    data = problem.splits(50)
+    raised = []
+    for attack in (
+        *(removals.public_attack, removals.frozen_attack),
+        *(removals.last_place, removals.folded_attack, removals.our_attack),
+    ):
+        batch = removals.Batch.of(method, data, channels_last=False)
+        asking = [p.requires_grad for p in batch.model.parameters()]
+        batch.model.eval()
+        clean = F.cross_entropy(batch.model(batch.images), batch.labels)
+        torch.manual_seed(0)
+        adversarial = attack(batch)()
+        assert [p.requires_grad for p in batch.model.parameters()] == asking
+        assert (adversarial - batch.images).abs().max() <= problem.EPS + 1e-6
+        assert 0 <= adversarial.min() <= adversarial.max() <= 1
+        batch.model.eval()
+        raised.append((F.cross_entropy(batch.model(adversarial), batch.labels) - clean).item())
+    assert raised == pytest.approx([raised[0]] * len(raised), rel=0.1)
+    assert raised[0] > 0
+    stepped = []
+    for step in (removals.public_step, removals.waiting_step):
+        batch = removals.Batch.of(method, data, channels_last=False)
+        before = weights(batch.model)
+        step(batch)(batch.images)
+        stepped.append(weights(batch.model))
+        assert not same(stepped[-1], before)
+    assert same(*stepped)
 
 
 @pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
