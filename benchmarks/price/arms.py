@@ -55,11 +55,6 @@ HEADS = ("rounds", "rounds-7", "sgd")
 PUBLIC_SIZE = 50
 
 
-def chooser(name: str) -> str:
-    """The arm whose rate this one takes: for variants of RanLI and RoLI, theirs."""
-    return {"random": RANLI, "rounds": ROUNDS, "rounds-7": ROUNDS}.get(ARMS[name].head, name)
-
-
 def by_importance(name: str) -> tuple[int, bool]:
     return (MAIN.index(name) if name in MAIN else len(MAIN), not ARMS[name].public)
 

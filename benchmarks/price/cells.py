@@ -62,13 +62,11 @@ def plan(
                 heads += [head for seed in seeds for head in heads_of(size, kind, seed)]
                 continue
             heads += [head for seed in sorted({0, *seeds}) for head in heads_of(size, kind, seed)]
-            first = heads_of(size, kind, 0)
-            choices = tuple(Task(size, arms.chooser(name), 0, lr, needs=first) for lr in rates)
+            choices = tuple(Task(size, name, 0, lr, needs=heads_of(size, kind, 0)) for lr in rates)
             choosing += choices
-            for seed in seeds:
-                if seed > 0 or name != arms.chooser(name):
-                    needs = heads_of(size, kind, seed) + choices
-                    rest.append(Task(size, name, seed, rates=tuple(rates), needs=needs))
+            for seed in (s for s in seeds if s > 0):
+                needs = heads_of(size, kind, seed) + choices
+                rest.append(Task(size, name, seed, rates=tuple(rates), needs=needs))
     return list(dict.fromkeys(heads + choosing + rest))
 
 
@@ -97,7 +95,7 @@ def save(path: Path, found: dict[str, Any]) -> None:
 def train_cell(work: Path, progress: bool, task: Task) -> None:
     """Where it is not there yet. Raises FileNotFoundError where all of a kind that it needs have failed."""
     if task.name not in arms.HEADS and task.setting is None:
-        choices = [place(work, Task(task.size, arms.chooser(task.name), 0, lr)) for lr in task.rates]
+        choices = [place(work, Task(task.size, task.name, 0, lr)) for lr in task.rates]
         lr = float(best_of(choices, "a rate").stem.rpartition("-")[0])
         task = dataclasses.replace(task, setting=lr)
     path = place(work, task)
@@ -206,10 +204,10 @@ def best_heads(work: Path, size: int, kind: str) -> dict[int, Path]:
 
 def _with_best_rate(work: Path, size: int, name: str) -> dict[int, Path]:
     folder = work / str(size) / name
-    choices = [sorted((work / str(size) / of).glob("*-0.json")) for of in (arms.chooser(name), name)]
-    if not choices[1]:
+    choices = sorted(folder.glob("*-0.json"))
+    if not choices:
         return {}
-    rate = best_of(choices[0] or choices[1], "a rate").stem.rpartition("-")[0]
+    rate = best_of(choices, "a rate").stem.rpartition("-")[0]
     found = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{rate}-*.json")}
     return dict(sorted(found.items()))
 
