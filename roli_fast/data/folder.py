@@ -1,6 +1,6 @@
 """Images in class folders."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from .checks import refuse
 from .images import Pictures
 from .sources import Files
-from .splits import VALIDATION, Splits, cut_share
+from .splits import VALIDATION, Splits, cut_share, refuse_same
 from .view import View
 
 # Of all images, where a folder holds nothing but class folders.
@@ -35,19 +35,21 @@ def load_folder(
 
     What is missing is cut: test images (a fifth) from a folder of class folders alone, validation images (a
     tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests,
-    unless val_split names it.
+    unless val_split names it. A folder that is named for one purpose serves no other.
 
     Raises FileNotFoundError for a folder that is not there or without images, ValueError for images outside
-    class folders and for a class that is not trained.
+    class folders, for a class that is not trained, and for a folder that is named twice.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(
             f"data_dir: got {data_dir}, which is no folder, accepted: a folder of class folders, or of "
             "train/, val/ and test/ with class folders"
         )
-    train = _find(data_dir, "train_split", train_split, _TRAIN)
-    val = _find(data_dir, "val_split", val_split, _VAL)
-    test = _find(data_dir, "test_split", test_split, _TEST_NAMES)
+    refuse_same(train_split, val_split, test_split)
+    named = {data_dir / name for name in (train_split, val_split, test_split) if name is not None}
+    train = _find(data_dir, "train_split", train_split, _TRAIN, named)
+    val = _find(data_dir, "val_split", val_split, _VAL, named)
+    test = _find(data_dir, "test_split", test_split, _TEST_NAMES, named)
     held_out = test or val
     if train is None and held_out is not None:
         refuse("data_dir", f"{data_dir} with {held_out.name}/ alone", "train/ as well")
@@ -65,13 +67,16 @@ def load_folder(
     return Splits(trained, validating, tested)
 
 
-def _find(data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str]) -> Path | None:
-    """The split's folder; None where there is none and none was asked for."""
+def _find(
+    data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str], named: Set[Path]
+) -> Path | None:
+    """The split's folder; None where there is none and none was asked for. named: those that were."""
     if name is not None:
         if not (data_dir / name).is_dir():
             raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
         return data_dir / name
-    return next((data_dir / s for s in synonyms if (data_dir / s).is_dir()), None)
+    known = (data_dir / synonym for synonym in synonyms)
+    return next((folder for folder in known if folder.is_dir() and folder not in named), None)
 
 
 def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:

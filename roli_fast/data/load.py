@@ -90,6 +90,11 @@ def load(
     else:
         known = ", ".join((*NAMES, "digits", "folder", *(f"{prefix}..." for prefix in PREFIXES)))
         refuse("name", repr(name), known)
+    for part, images in zip(("val", "test"), splits[1:], strict=True):
+        if images.classes != splits.classes:
+            odd = sorted(set(images.classes) ^ set(splits.classes)) or ["their order"]
+            got = f"{part} images whose classes differ from the training images' in {', '.join(odd[:5])}"
+            refuse("name", got, "splits of the same classes, whose numbers are then the same")
     if num_classes not in (None, len(splits.classes)):
         refuse("num_classes", num_classes, f"{len(splits.classes)}, as many as {name or data_dir} has")
     return splits

@@ -30,16 +30,25 @@ class Splits(NamedTuple):
         return self.train.classes
 
     def fingerprint(self) -> dict[str, str]:
-        """Of what trains and validates: how many images, and a digest of the names and labels of those with
-        random access."""
+        """Of what trains and validates: how many images, and a digest of what is shown of them, and of the
+        names and labels of those with random access."""
         return {name: _fingerprint(part) for name, part in (("train", self.train), ("val", self.val))}
 
 
 def _fingerprint(images: ImageSet | ImageStream) -> str:
-    digest = hashlib.blake2b(repr(images.classes).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr([images.classes, images.view]).encode(), digest_size=8)
     if isinstance(images, ImageSet):
         digest.update(repr([images.keys, images.labels.tolist()]).encode())
     return f"{len(images)} images, {digest.hexdigest()}"
+
+
+def refuse_same(*splits: str | None) -> None:
+    """Raises ValueError where two of the splits that are named are one."""
+    named = [split for split in splits if split is not None]
+    twice = next((split for split in named if named.count(split) > 1), None)
+    if twice is not None:
+        got, accepted = f"{twice} twice", "splits that share no images"
+        refuse("train_split, val_split, test_split", got, accepted)
 
 
 def cut(images: Images, counts: Sequence[int], seed: int) -> tuple[Images, Images]:

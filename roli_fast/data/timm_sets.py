@@ -11,7 +11,7 @@ from timm.data import create_dataset
 from .checks import refuse
 from .images import Pictures
 from .sources import ReaderPictures, Source, TorchvisionPictures
-from .splits import VALIDATION, Splits, cut_share
+from .splits import VALIDATION, Splits, cut_share, refuse_same
 from .stream import ImageStream
 from .view import View
 
@@ -41,8 +41,8 @@ def load_timm(
     """Splits by the names that the set gives them; without one, validation images are cut from the others.
 
     Raises ImportError for a package that is missing, FileNotFoundError for a set or split that is not
-    there, and ValueError for a name that timm does not know, a streamed set without a validation split, and
-    classes that neither the set nor num_classes tells.
+    there, and ValueError for a name that timm does not know, a split that is named twice, a streamed set
+    without a validation split, and classes that neither the set nor num_classes tells.
     """
     prefix = name.partition("/")[0].lower()
     for package in _PACKAGES[prefix]:
@@ -50,6 +50,7 @@ def load_timm(
             raise ImportError(f"{name} needs a package: pip install {package.replace('_', '-')}")
     if prefix in ("torch", "wds") and data_dir is None:
         refuse("data_dir", "None", f"where {name} lies")
+    refuse_same(train_split, val_split, test_split)
     make = partial(_create, name, root=data_dir, download=download, input_img_mode=mode)
 
     if prefix in _STREAMED:

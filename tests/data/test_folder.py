@@ -31,6 +31,39 @@ def test_train_val_and_test(tmp_path):
     assert splits.test.keys[0] == "owl/0.jpg"
 
 
+@pytest.mark.parametrize(
+    ("held_out", "named"),
+    [("val", {"test_split": "val"}), ("test", {"val_split": "test"}), ("test", {"test_split": "test"})],
+)
+def test_a_folder_serves_one_purpose(tmp_path, held_out, named):
+    """What is named for one split is not found for another: no image both validates and tests."""
+    folders(tmp_path / "train", COUNTS)
+    folders(tmp_path / held_out, COUNTS, first=10_000)
+    splits = load("folder", tmp_path, **named)
+    paths = [{part.source.name(row) for row in part.rows} for part in splits]
+    for one, other in itertools.combinations(paths, 2):
+        assert one
+        assert one.isdisjoint(other)
+    (purpose,) = named
+    assert len(getattr(splits, purpose.removesuffix("_split"))) == 60
+
+
+def test_a_split_that_is_named_twice(tmp_path):
+    folders(tmp_path / "train", COUNTS)
+    folders(tmp_path / "val", COUNTS, first=10_000)
+    accepted = "train_split, val_split, test_split: got val twice, accepted: splits that share no images"
+    with pytest.raises(ValueError, match=accepted):
+        load("folder", tmp_path, val_split="val", test_split="val")
+
+
+def test_the_fingerprint_tells_what_is_shown(tmp_path):
+    folders(tmp_path, COUNTS)
+    shown = [{"input_size": 8}, {"input_size": 8}, {"input_size": 6}, {"input_size": 8, "hflip": 0.1}]
+    found = [load("folder", tmp_path, **options).fingerprint() for options in shown]
+    assert found[0] == found[1]
+    assert found[2] != found[0] != found[3]
+
+
 def test_train_and_test(tmp_path):
     folders(tmp_path / "train", COUNTS)
     folders(tmp_path / "test", COUNTS, first=10_000)

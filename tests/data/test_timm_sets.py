@@ -37,6 +37,22 @@ def test_its_splits_have_its_names(tmp_path):
     assert splits.classes == ("cat", "dog")
 
 
+def test_classes_have_one_number_in_all_splits(tmp_path):
+    """timm numbers the folders of each split by themselves."""
+    folders(tmp_path / "train", {"cat": 20, "dog": 20, "owl": 20})
+    folders(tmp_path / "test", {"dog": 5, "owl": 5})
+    with pytest.raises(ValueError, match=r"got test images whose classes differ .* in cat, accepted: splits"):
+        load("torch/image_folder", tmp_path, test_split="test")
+    assert load("folder", tmp_path).test.labels.unique().tolist() == [1, 2]
+
+
+def test_a_split_that_is_named_twice(tmp_path):
+    folders(tmp_path / "train", {"cat": 20, "dog": 20})
+    folders(tmp_path / "test", {"cat": 5, "dog": 5})
+    with pytest.raises(ValueError, match="got test twice"):
+        load("torch/image_folder", tmp_path, val_split="test")
+
+
 @pytest.mark.parametrize(
     ("name", "package"),
     [
