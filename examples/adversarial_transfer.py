@@ -69,10 +69,10 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
     if done.exists():
         return
     method, probed = ARMS[arm]
+    torch.manual_seed(seed)
     if probed and method != "linear":
         model = load_model(folder.parent / "Linear" / "best.safetensors")
     else:
-        torch.manual_seed(seed)
         model = create_model(num_classes=len(splits.classes), **network)
         if checkpoint is not None:
             load_backbone(model, checkpoint)

@@ -23,8 +23,10 @@ from ..data import Loader, Splits, StoredImages, digits
 from ..evaluation import Accuracy, Evaluation, difference, evaluate
 from ..models import Normalized, create_model, find_classifier, save_model
 from ..report import read_run, write_report
-from ..training import Outcome, Recipe, Rounds, roli, train
+from ..report.pictures import check_matplotlib
+from ..training import Cost, Outcome, Recipe, Rounds, roli, train
 from .errors import UserError
+from .options import Options
 
 # In [0, 1] pixels. An eps at which an undefended network is lost and a trained one is not.
 _EPS = 0.15
@@ -37,9 +39,10 @@ _COLORS = {"Linear": "#0072b2", "RanLI Full-FT": "#e69f00", "RoLI Full-FT": "#00
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, default=8, help="of each finetuning (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and attacks (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for picture and results")
+    option = Options(parser, "demo")
+    option.count("--epochs", "N", "of each finetuning", default=8)
+    option.count("--seed", "N", "of weights, batches and attacks", least=0, default=0)
+    option.text("--out", "FOLDER", "for picture and results", type=Path, default=Path("runs/demo"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,7 @@ class _Arm:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.epochs < 1:
-        raise UserError(f"--epochs: got {arguments.epochs}, accepted: 1 or more")
+    check_matplotlib()
     try:
         _clear(arguments.out, [arguments.out / "pretrain", *(_folder(arguments, name) for name in _ARMS)])
         whole = digits()
@@ -72,8 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(_table(arms))
     console.print(_verdicts(arms), soft_wrap=True)
     picture = arguments.out / "demo.png"
-    _draw(arms, picture)
     _save(arguments, arms)
+    _draw(arms, picture)
     runs = [read_run(_folder(arguments, name), name) for name in _ARMS]
     described = "scikit-learn's handwritten digits 5 to 9"
     page = write_report(runs, task, arguments.out / "report", images=_REPORTED, data=described, progress=True)
@@ -210,8 +212,7 @@ def _draw(arms: dict[str, _Arm], path: Path) -> None:
         spent, costs, robust = 0, [], []
         for trained in arm.outcome.stages.values():
             for row in trained.history:
-                cost = row["cost"]
-                spent += cost["forwards"] + cost["input_gradients"] + 2 * cost["weight_gradients"]
+                spent += Cost(**row["cost"]).passes
                 costs.append(spent / 1000)
                 robust.append(100 * row["val_robust"])
         axis.plot(

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.count("--images", "N", "at most, evenly spaced in the split (default: all)")
     option.text("--attacks", "ATTACK", f"of {', '.join(ATTACKS)}; none for clean", nargs="*", default=["pgd"])
     option.choice("--norm", "of the ball (default: the run's, or linf)", tuple(NORMS))
-    option.number("--eps", "EPS", "in [0, 1] pixels (default: the run's, or 8/255)")
+    option.number("--eps", "EPS", "in [0, 1] pixels (default: the run's in its norm, or 8/255 in linf)")
     option.number("--step-size", "SIZE", "of PGD (default: eps / 4)")
     option.count("--steps", "N", "of PGD (default: 10)")
     option.count("--restarts", "N", "of PGD (default: 1)")
@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
             own = name if arguments.seed == 0 else f"{name}-seed-{arguments.seed}"
             kept = folder / own if arguments.save_adversarial and attack is not None else None
             found[name] = evaluate(model, batches, attack, folder=kept, progress=True)
-    labels = torch.cat([labels.cpu() for _, labels in batches])
+    labels = batches.labels
     accuracies = {"clean": next(iter(found.values())).clean} | {
         n: e for n, e in found.items() if n != "clean"
     }
@@ -132,10 +132,14 @@ def _model_file(arguments: argparse.Namespace) -> Path:
         there |= {name: recipe.get(name) for name in ("norm", "eps")}
         given = given / "finetune" / "best.safetensors"
     same_data = arguments.dataset in (None, there.get("dataset") or "digits")
-    for name in (*(("dataset", *DATA_OPTIONS) if same_data else ()), "norm", "eps"):
+    for name in ("dataset", *DATA_OPTIONS) if same_data else ():
         if getattr(arguments, name) is None:
             setattr(arguments, name, there.get(name))
-    arguments.norm, arguments.eps = arguments.norm or "linf", arguments.eps or 8 / 255
+    balls = {"linf": 8 / 255, there.get("norm"): there.get("eps")}
+    arguments.norm = arguments.norm or there.get("norm", "linf")
+    arguments.eps = arguments.eps or balls.get(arguments.norm)
+    if arguments.eps is None:
+        raise UserError(f"--eps: got none in {arguments.norm}, accepted: a radius, such as 0.5 in l2")
     if arguments.norm == "linf" and arguments.eps > 1:
         raise UserError(f"--eps: got {arguments.eps:g}, accepted: at most 1 in linf, such as 8/255")
     return given

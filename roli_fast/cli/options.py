@@ -138,7 +138,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     option.number("--hflip", "SHARE", mirrored, open_below=False)
     option.text("--input-img-mode", "MODE", "RGB (default), or L for one channel of grey")
     option.count("--num-classes", "N", "for a set that does not tell", least=2)
-    option.count("--split-seed", "N", "chooses which images validate (default: 0)", least=0)
+    option.count(
+        "--split-seed", "N", "chooses which images are cut off to validate or test (default: 0)", least=0
+    )
     option.count("--workers", "N", "that decode images (default: one per core, 4 at most)", least=0)
 
 

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", help=folders, nargs="+", type=Path)
     option = Options(parser, "evaluation")
     option.count("--images", "N", "test images that are attacked, at most", default=IMAGES)
+    option.text("--data-dir", "FOLDER", "where the data lie now (default: where they lay in training)")
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     out = "for page, numbers and pictures (default: report in RUN, of several runs/report)"
     option.text("--out", "FOLDER", out, type=Path)
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = device_of(arguments.device)
     with users_mistakes():
         runs = [read_run(f, n) for f, n in zip(arguments.runs, _names(arguments.runs), strict=True)]
-    data = _data(runs)
+    data = _data(runs, arguments.data_dir)
     splits = load_data(argparse.Namespace(**data, dataset_download=False))
     out = arguments.out or (arguments.runs[0] / "report" if len(runs) == 1 else Path("runs/report"))
     described = (
@@ -49,9 +50,11 @@ def _names(folders: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _data(runs: list[Run]) -> dict[str, Any]:
-    """The data set of all runs, by its options."""
+def _data(runs: list[Run], moved: str | None) -> dict[str, Any]:
+    """The data set of all runs, by its options. moved: where it lies, if that is known better."""
     every = [(run, _data_of(run)) for run in runs]
+    if moved is not None:
+        every = [(run, data | {"data_dir": moved}) for run, data in every]
     (first, data), *others = every
     for other, theirs in others:
         different = [

@@ -38,8 +38,10 @@ from .train_recipes import method_options, model_options, recipes, settle
 INITS = ("roli", "random", "pretrained")
 PROBES = ("rounds", "sgd")
 
-# What may differ when a run goes on.
+# What is no part of a run.
 _FREE = ("resume", "output", "workers", "device", "dataset_download", "run")
+# What may have moved when it goes on: data and weights are known by their digests.
+_PLACES = ("data_dir", "initial_checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +110,8 @@ def _add_training_arguments(option: Options) -> None:
     option.count("--warmup-epochs", "N", paper, least=0)
     option.number("--min-lr", "LR", _standing("at the end", "min_lr"), open_below=False)
     option.number("--clip-grad", "NORM", "largest norm of a step's gradients")
-    option.number("--model-ema-decay", "D", "average the weights, and keep the average", open_below=False)
+    average = "average the weights, and keep the average; D is at most 1 - (1 + step)^(-2/3)"
+    option.number("--model-ema-decay", "D", average, open_below=False)
     amp = "of the training step (default: bfloat16 where the attack runs in a half precision)"
     option.choice("--amp-dtype", amp, AMP_DTYPES)
     option.flag("--no-channels-last", "leave images and weights in torch's own layout")
@@ -122,7 +125,7 @@ def _add_attack_arguments(option: Options) -> None:
     option.choice("--loss", _standing("cross-entropy on adversarial images, or TRADES", "loss"), LOSSES)
     option.number("--trades-beta", "BETA", _standing("weight of TRADES' divergence", "trades_beta"))
     option.choice("--norm", _standing("of the ball", "norm"), tuple(NORMS))
-    option.number("--eps", "EPS", "radius in [0, 1] pixels (default: 8/255)")
+    option.number("--eps", "EPS", "radius in [0, 1] pixels (default: 8/255 in linf)")
     option.number("--step-size", "SIZE", "of the training attack (default: eps / 4)")
     option.count("--steps", "N", _standing("of the training attack", "steps"))
     warmup = _standing("over which eps grows from 0", "eps_warmup_epochs")
@@ -225,7 +228,7 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
         if not arguments.resume:
             raise UserError(f"--output: got {folder}, which has a run, accepted: a new folder, or --resume")
         there, _ = read_run(path)
-        changed = [n for n in given if there.get(n) != given[n]]
+        changed = [n for n in given if n not in _PLACES and there.get(n) != given[n]]
         if changed:
             options = ", ".join(f"--{n.replace('_', '-')} {given[n]} (was {there.get(n)})" for n in changed)
             raise UserError(f"--resume: got {options}, accepted: the run's own arguments")

@@ -72,6 +72,7 @@ def _effects(arguments: argparse.Namespace) -> Effects:
     # Rounds attack in a way of their own.
     of_attack = ("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",)))
     return [
+        (("pretrained",), arguments.initial_checkpoint is None, "no --initial-checkpoint"),
         (("probe",), linear or _is_probed(arguments), "--init roli or --method linear"),
         (("probe_rounds", "probe_steps"), by_rounds, "--probe rounds"),
         (("probe_rounds", "probe_steps"), attack != "none", "an --attack"),

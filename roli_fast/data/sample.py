@@ -34,10 +34,19 @@ class Sample:
         self.images = len(images) if count is None else min(count, len(images))
         if self.images == 0:
             refuse("images", "none", "a set that has some")
+        self._labels: Tensor | None = None
         if isinstance(images, ImageSet):
             images = images.select([i * len(images) // self.images for i in range(self.images)])
+            self._labels = images.labels
         self._loader = Loader(images, batch_size, workers=workers, rank=0, world_size=1)
         self._device = torch.device(device)
+
+    @property
+    def labels(self) -> Tensor:
+        """(images,) int64, on the CPU; of a stream, this takes a pass."""
+        if self._labels is None:
+            self._labels = torch.cat([labels.cpu() for _, labels in self])
+        return self._labels
 
     def __len__(self) -> int:
         return math.ceil(self.images / self._loader.batch_size)

@@ -91,7 +91,7 @@ def synchronize_norms(model: nn.Module) -> nn.Module:
     """The model with BatchNorms over the batches of all processes: on GPUs torch's; on the CPU, where torch
     has none, the same formula in autograd's own operations."""
     if next(model.parameters()).device.type == "cuda":
-        return convert_sync_batchnorm(model)
+        return with_torchs_norms(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if type(module) not in _ON_CPU:
@@ -100,6 +100,15 @@ def synchronize_norms(model: nn.Module) -> nn.Module:
                 )
             module.__class__ = _ON_CPU[type(module)]
     return model
+
+
+def with_torchs_norms(model: nn.Module) -> nn.Module:
+    """As timm converts BatchNorms, once: of what an earlier stage has converted, it would drop the
+    activations."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+        return model
+    return convert_sync_batchnorm(model)
 
 
 class _Summed(torch.autograd.Function):

@@ -32,7 +32,7 @@ class Recipe:
     attack: in training: "pgd"; "nfgsm" (one step from noise of 2 eps); "none" for normal training.
     loss: "ce", cross-entropy on adversarial images; "trades" (Zhang et al. 2019): on clean images, plus
         trades_beta times the divergence of the adversarial images' probabilities, which its attack increases.
-    norm, eps: of the ball, in pixels of [0, 1].
+    norm, eps: of the ball, in pixels of [0, 1]. In another norm than linf, eps has to be given.
     step_size, steps: of "pgd"; the default size is eps / 4.
     eps_warmup_epochs: over which eps and step size grow from 0.
     attack_mode: in which mode the model is attacked in training: "eval"; "train" uses the batch's BatchNorm
@@ -42,7 +42,8 @@ class Recipe:
     amp_dtype: of autocast in the training step: "float32" for none, "bfloat16", "float16" (with loss
         scaling); "auto" for bfloat16 where the attack runs in a half precision.
     channels_last: whether images and the model are laid out so.
-    ema_decay: of an average of the weights, which then is what is validated and kept; None for none.
+    ema_decay: of an average of the weights, which then is what is validated and kept; None for none. At
+        most 1 - (1 + step)^(-2/3), as timm's warm-up has it: 0.998 is reached after 11,000 steps.
     val_steps: of the PGD on validation images.
     patience: training ends when validation has not been better than its best for so many epochs, since
         robust overfitting (Rice et al. 2020) makes what follows worse; None for all epochs.
@@ -103,6 +104,8 @@ class Recipe:
         check_choice("loss", self.loss, LOSSES)
         check_choice("sched", self.sched, SCHEDULES)
         check_choice("norm", self.norm, tuple(NORMS))
+        if self.norm != "linf" and self.eps == Recipe.eps:
+            refuse("eps", f"linf's default in {self.norm}", "a radius in that norm, such as 0.5 in l2")
         check_choice("attack_mode", self.attack_mode, MODES)
         check_choice("precision", self.precision, (AUTO, *PRECISIONS))
         check_choice("amp_dtype", self.amp_dtype, AMP_DTYPES)

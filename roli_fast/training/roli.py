@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..attacks.inputs import refuse
-from ..data import Loader, Pictures, Splits
+from ..data import Pictures, Splits
 from ..evaluation import Evaluation, evaluate
 from ..files import write
 from ..models import Normalized, finetune
@@ -20,7 +20,7 @@ from .processes import by_the_first, rank
 from .recipe import Recipe
 from .records import check_folder
 from .rounds import Rounds, probe
-from .stage import Trained, bound, check_stage, own_randomness, train
+from .stage import Trained, bound, check_stage, for_evaluation, own_randomness, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _check_images(splits: Splits) -> None:
 def _tested(
     model: Normalized, splits: Splits, recipe: Recipe, precision: str, workers: int | None
 ) -> Evaluation:
-    loader = Loader(splits.test, recipe.batch_size, workers=workers, rank=0, world_size=1)
+    loader = for_evaluation(splits.test, recipe, workers)
     attack = validation_attack(recipe, precision, torch.Generator().manual_seed(recipe.seed))
     return evaluate(model, loader, attack, strict=False)
 

@@ -24,6 +24,7 @@ from .stage import (
     DivergedError,
     Trained,
     check_fits,
+    for_evaluation,
     merit,
     mixed,
     moved,
@@ -34,6 +35,10 @@ from .stage import (
 _ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
 _CHUNK = 1 << 16  # features at once
 _KEPT = ("history", "best", "best_head")  # of a finished probing
+_USED = (  # of a recipe
+    *("norm", "eps", "attack", "loss", "steps", "step_size", "attack_mode", "precision"),
+    *("batch_size", "channels_last", "val_steps", "seed"),
+)
 _FAR = 10  # times eps: a step after which the start no longer matters (in L2 the angle is below 6 degrees)
 
 
@@ -93,7 +98,7 @@ def probe(
 
     model: of :func:`roli_fast.models.create_model`, on its device; its head is replaced, and nothing else.
     recipe: norm, eps, precision, layout, batch size, seed, validation, and whether anything attacks; what
-        else it has is not looked at.
+        else it has is not looked at, and may be another where a finished stage is read.
     rounds: default Rounds().
 
     Returns as :func:`train`; history has a row for each fit: epoch (its number), attacks (so far),
@@ -135,7 +140,7 @@ class _Probing:
             refuse("splits", "a streamed set", "one in memory or in files, or a Recipe for probing")
         check_fits(model, next(iter(splits.val))[0], len(splits.classes))
         self.recipe, self.rounds, self.records = recipe, rounds, records
-        settings = dataclasses.asdict(recipe) | {"rounds": dataclasses.asdict(rounds)}
+        settings = {name: getattr(recipe, name) for name in _USED} | {"rounds": dataclasses.asdict(rounds)}
         settings["backbone"] = fingerprint(find_classifier(model).backbone)
         settings["data"] = splits.fingerprint()
         self.saved = None if records is None else records.open(settings, resume, _KEPT)
@@ -148,7 +153,7 @@ class _Probing:
         batch = max(1, recipe.batch_size // world_size())
         # Always the same images in this process, in the same order: features found for them pile up.
         self.loader = Loader(splits.train, batch, augment=True, seed=recipe.seed, workers=workers)
-        self.validation = Loader(splits.val, recipe.batch_size, workers=workers, rank=0, world_size=1)
+        self.validation = for_evaluation(splits.val, recipe, workers)
         self.precision = settled_precision(self.model, self.loader, recipe, records)
         self.generator = torch.Generator()
         self.cost, self.watch = Cost(), Stopwatch(self.device)
@@ -234,9 +239,13 @@ class _Probing:
 
     def _scale_of(self, features: Tensor) -> tuple[Tensor, float]:
         """The features' mean (F,), and their standard deviation, over images and then over features."""
-        count = torch.full((1,), len(features), dtype=torch.float64, device=self.device)
-        sums = summed(torch.cat([count, features.double().sum(0), features.double().square().sum(0)]))
-        mean, square = sums[1:].div(sums[0]).chunk(2)
+        sums = torch.zeros(1 + 2 * features.shape[1], dtype=torch.float64, device=self.device)
+        for some in features.split(
+            _CHUNK
+        ):  # in double precision, all of them would be more than what is kept
+            wide = some.double()
+            sums += torch.cat([sums.new_tensor([len(some)]), wide.sum(0), wide.square().sum(0)])
+        mean, square = summed(sums)[1:].div(sums[0]).chunk(2)
         spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
         return mean.to(features.dtype), spread
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks.inputs import refuse, to_state
-from ..data import Loader, Splits
+from ..data import ImageSet, ImageStream, Loader, Splits
 from ..engine import own_output
 from ..evaluation import Evaluation, evaluate
 from .attack import TrainingAttack, chosen_precision, validation_attack
@@ -59,7 +59,8 @@ class DivergedError(RuntimeError):
             images = ", ".join(map(str, index.tolist()))
             place = f"in step {step} of epoch {epoch + 1}, on images {images}"
             what = f"the loss or a feature is not finite {place}"
-        super().__init__(f"{what}. {kept} A smaller learning rate, clip_grad or amp_dtype='float32' may help")
+        remedy = "A new run with a smaller learning rate, clip_grad or amp_dtype='float32' may help"
+        super().__init__(f"{what}. {kept} {remedy}")
         self.epoch, self.step, self.index = epoch, step, index
 
 
@@ -201,6 +202,12 @@ def _normalizes_batches(model: nn.Module) -> bool:
     return found
 
 
+def for_evaluation(images: ImageSet | ImageStream, recipe: Recipe, workers: int | None) -> Loader:
+    """In batches as large as a process trains on; all processes get all, which evaluate() shares out."""
+    batch_size = max(1, recipe.batch_size // world_size())
+    return Loader(images, batch_size, workers=workers, rank=0, world_size=1)
+
+
 def moved(images: Tensor, labels: Tensor, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
     """To the device, without waiting for it."""
     layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
@@ -241,8 +248,7 @@ class _Stage:
         self.loader = Loader(
             splits.train, recipe.batch_size // world_size(), train=True, seed=recipe.seed, workers=workers
         )
-        # All processes see all validation images, which evaluate() shares among them.
-        self.validation = Loader(splits.val, recipe.batch_size, workers=workers, rank=0, world_size=1)
+        self.validation = for_evaluation(splits.val, recipe, workers)
         self.total_steps = recipe.epochs * len(self.loader)
         self.records = records
         saved = self._open(bound(recipe, splits), resume)

@@ -58,7 +58,8 @@ def test_demo(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--epochs", "0"], "--epochs: got 0, accepted: 1 or more"),
+        (["demo", "--epochs", "0"], "--epochs: got '0', accepted: 1 or more"),
+        (["demo", "--seed", "-1"], "--seed: got '-1', accepted: 0 or more"),
         (["demo", "--out", "/dev/null/out"], "--out: "),
     ],
 )

@@ -94,6 +94,24 @@ def test_resume_finds_it_finished_and_changes_nothing(trained, images, capsys):
     assert "--resume: got --seed 3 (was 0), accepted: the run's own arguments" in capsys.readouterr().err
 
 
+def test_what_has_moved_is_found_where_it_is(trained, images, tmp_path, capsys):
+    """A run goes on, and is reported on, with its data and its backbone in another place; not with others."""
+    elsewhere = shutil.copytree(images, tmp_path / "elsewhere")
+    backbone = shutil.copy(images.parent / "backbone.safetensors", tmp_path)
+    run = shutil.copytree(trained, tmp_path / "run")
+    moved = ["--data-dir", str(elsewhere), "--initial-checkpoint", str(backbone)]
+    assert main([*command(images, run, "--resume"), *moved]) == 0
+    arguments = json.loads((run / "args.json").read_text())
+    arguments["arguments"]["data_dir"] = str(tmp_path / "gone")
+    (run / "args.json").write_text(json.dumps(arguments))
+    assert main(["report", str(run), "--images", "2"]) == 2
+    assert main(["report", str(run), "--images", "2", "--data-dir", str(elsewhere)]) == 0
+    (elsewhere / "left" / "0.png").unlink()
+    capsys.readouterr()
+    assert main([*command(images, run, "--resume"), *moved]) == 2
+    assert "recipe: got data=" in capsys.readouterr().err
+
+
 def test_a_broken_checkpoint_is_named(trained, images, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     last = run / "finetune" / "last.pt"
@@ -123,6 +141,9 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
     assert list((out / "pgd").glob("batch-*.safetensors"))
     assert main([*command[:-1], "--attacks"]) == 0  # clean alone
     assert list(json.loads((out / "eval.json").read_text())["accuracies"]) == ["clean"]
+    capsys.readouterr()
+    assert main([*command, "--norm", "l2"]) == 2  # the run's eps is none of l2
+    assert "--eps: got none in l2, accepted: a radius" in capsys.readouterr().err
 
 
 def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
@@ -155,6 +176,11 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--num-classes", "7"], "num_classes: got 7, accepted: 10, as many as digits has"),
         (["--initial-checkpoint", "/nowhere.pth"], "path: got /nowhere.pth, accepted: a file that is there"),
         (["--init", "pretrained"], "--init: got pretrained, accepted: roli, random"),
+        (
+            ["--pretrained", "--initial-checkpoint", "m.safetensors"],
+            "--pretrained: got it, which has no effect, accepted: it with no --initial-checkpoint",
+        ),
+        (["--norm", "l2"], "eps: got linf's default in l2, accepted: a radius"),
         (["--init", "roli"], "--init: got roli for a backbone of random weights, accepted: it with"),
         (["--eps", "8"], "eps: got 8.0, accepted: at most 1 in linf"),
         (["--probe-lr", "1"], "--probe-lr: got 1.0, which has no effect, accepted: it with --probe sgd"),

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from roli_fast.training import train
-from roli_fast.training.processes import synchronize_norms
+from roli_fast.training.processes import synchronize_norms, with_torchs_norms
 
 from ..forks import forked
 from .cases import blobs, recipe, same, small_model, splits_of, weights
@@ -38,6 +39,19 @@ def test_synchronised_norms_of_one_process_are_torchs(dtype):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if dtype.itemsize == 2 else 1e-3)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-3, atol=1e-3)
+
+
+def test_norms_that_an_earlier_stage_has_synchronised_stay():
+    """With their activations, of which timm's conversion keeps nothing the second time."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNormAct2d(4)).eval()
+    x = torch.randn(2, 3, 5, 5)
+    expected = model(x)
+    once = with_torchs_norms(model)
+    assert isinstance(once[1], nn.SyncBatchNorm)
+    twice = with_torchs_norms(once)
+    assert torch.equal(twice(x), expected)
+    assert expected.min() == 0  # there is an activation
 
 
 def launched(what, folder, *options):

@@ -18,6 +18,7 @@ from roli_fast.training import Recipe, paper_settings
         ({"loss": "trades", "attack": "nfgsm"}, "loss: got 'trades' with attack='nfgsm'"),
         ({"opt": "adamz"}, "opt: got 'adamz'"),
         ({"norm": "l3"}, "norm: got 'l3'"),
+        ({"norm": "l2"}, "eps: got linf's default in l2, accepted: a radius in that norm"),
         ({"sched": "step"}, "sched: got 'step', accepted: cosine, none"),
         ({"precision": "fp8"}, "precision: got 'fp8'"),
         ({"amp_dtype": "half"}, "amp_dtype: got 'half'"),

@@ -104,6 +104,11 @@ def test_a_finished_one_is_read_and_an_interrupted_one_ends_the_same(tmp_path, m
     (tmp_path / "run" / "last.pt").unlink()  # as before its end
     probe(anew, splits, recipe(), folder=tmp_path / "run", resume=True)
     assert same(weights(whole), weights(anew))
+    others = {"epochs": 7, "lr": 0.5, "opt": "sgd", "ema_decay": 0.9, "patience": 1}  # finetuning's own
+    probe(again, splits, recipe(**others), folder=tmp_path / "run", resume=True)
+    assert same(weights(whole), weights(again))
+    with pytest.raises(ValueError, match=r"recipe: got eps=0.2, .* for the run in .*, accepted: eps=0.1"):
+        probe(again, splits, recipe(eps=0.2), folder=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match=r"recipe: got rounds=.* for the run in .*, accepted: rounds="):
         probe(anew, splits, recipe(), Rounds(7), folder=tmp_path / "run", resume=True)
 
