@@ -11,7 +11,7 @@ from ..engine.modes import Model
 from .attack import Attack
 from .inputs import check_count, refuse, to_images, to_state
 from .losses import Loss, get_loss
-from .oracle import Oracle
+from .oracle import WHOLE, Oracle
 from .samples import Best, Samples
 from .trial import Trial
 
@@ -76,7 +76,7 @@ class Ascent(Oracle):
     def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Where a loop ends in which every sample takes part to the end, and which samples had a direction
         to go in (N,)."""
-        adv, directed = self.captured(self._whole)(*batch)
+        adv, directed = self.captured(self._whole, WHOLE)(*batch)
         return adv, directed
 
     def _whole(self, *batch: Any) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,14 @@ from ..engine.graphs import Function
 __all__ = ["Oracle", "widened"]
 
 
+# Which call of a batch size becomes a graph. To record a pass through the model takes two more, and waits for
+# the device; where samples leave the batch, most sizes last a step or two.
+PASS, WHOLE = 4, 2
+
+
 class Oracle:
     """Loss, output, and their gradients with respect to the input, by a view of the model; on a GPU captured
-    as CUDA graphs from the second call of a kind on.
+    as CUDA graphs once calls of a kind repeat.
 
     objective: what is increased, (output, target) -> (N,).
     """
@@ -32,9 +37,9 @@ class Oracle:
         found = (self.view.report.note, *(runner.note for runner in self._runners.values()))
         return tuple(note for note in found if note)
 
-    def captured(self, function: Function) -> Function:
-        """The function as a graph, where that can be: a copy can be captured, a callable may do anything
-        between its kernels."""
+    def captured(self, function: Function, at: int = PASS) -> Function:
+        """The function as a graph from this call of a kind on, where that can be: a copy can be captured, a
+        callable may do anything between its kernels."""
         if self._generation != self.view.generation:
             for runner in self._runners.values():
                 runner.clear()
@@ -42,7 +47,7 @@ class Oracle:
         if not self.view.is_copy:
             return function
         if function not in self._runners:
-            self._runners[function] = GraphRunner(function)
+            self._runners[function] = GraphRunner(function, at=at)
         return self._runners[function]
 
     def gradient(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

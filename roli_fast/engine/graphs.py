@@ -12,7 +12,7 @@ from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
 
-# How many kinds of calls are remembered as having come once.
+# How many kinds of calls are remembered that are not recorded yet.
 _REMEMBERED = 256
 
 # Held by a capture, and by who would disturb one: of a process, one may be under way at a time, and meanwhile
@@ -46,11 +46,18 @@ class Recording:
 
 
 class CudaRecording(Recording):
-    """A captured CUDA graph."""
+    """A captured CUDA graph, on the device of its inputs: captured in another one's stream it would be empty,
+    and a replay would leave the outputs as they were."""
+
+    def __init__(self, function: Function, inputs: Sequence[Any]):
+        devices = (i.device for i in inputs if isinstance(i, Tensor) and i.is_cuda)
+        self._device = next(devices, torch.device("cuda", torch.cuda.current_device()))
+        with torch.cuda.device(self._device):
+            super().__init__(function, inputs)
 
     def _record(self, function: Function) -> tuple[Tensor, ...]:
         graph, callers = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        stream = _side_stream(torch.cuda.current_device())
+        stream = _side_stream(self._device.index)
         with no_other_capture:
             stream.wait_stream(callers)
             with torch.cuda.stream(stream):
@@ -68,9 +75,10 @@ class CudaRecording(Recording):
         return outputs
 
     def replay(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        torch.cuda.current_stream().wait_event(self._done)  # the last replay may be another stream's
-        outputs = super().replay(inputs)
-        self._done.record()
+        with torch.cuda.device(self._device):
+            torch.cuda.current_stream().wait_event(self._done)  # the last replay may be another stream's
+            outputs = super().replay(inputs)
+            self._done.record()
         return outputs
 
 
@@ -88,24 +96,30 @@ def _end_failed_capture(stream: torch.cuda.Stream) -> None:
 
 
 class GraphRunner:
-    """Calls a function of tensors and constants; from the second call of a kind on, as a CUDA graph.
+    """Calls a function of tensors and constants; from some call of a kind on, as a CUDA graph.
 
     Calls are of a kind where tensors agree in shape, strides, dtype and device, and constants in value.
-    The first of a kind runs eagerly, the second runs eagerly, is recorded, and confirms the recording.
-    Where recording fails, :attr:`note` says why, a warning says so once, and calls go on eagerly.
+    The first of a kind run eagerly; the last of these is recorded, and confirms the recording. Where
+    recording fails, :attr:`note` says why, a warning says so once, and calls go on eagerly.
 
     function: takes tensors, numbers and other hashable constants, returns a tuple of tensors. What it reads
         besides stays where it is in memory; what it writes besides is nobody's business.
     limit: how many recordings are kept; the least recently used is dropped.
+    at: which call of a kind is recorded, from 2. A recording takes as long as some calls.
     recording: what records; default CUDA graphs on CUDA tensors, and nothing elsewhere.
     """
 
     def __init__(
-        self, function: Function, *, limit: int = 4, recording: Callable[..., Recording] | None = None
+        self,
+        function: Function,
+        *,
+        limit: int = 4,
+        at: int = 2,
+        recording: Callable[..., Recording] | None = None,
     ):
-        self._function, self._limit, self._recording = function, limit, recording
+        self._function, self._limit, self._at, self._recording = function, limit, at, recording
         self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
-        self._once: collections.OrderedDict[Hashable, None] = collections.OrderedDict()
+        self._calls: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # not recorded yet
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -115,18 +129,18 @@ class GraphRunner:
             self._recordings.move_to_end(kind)
             return recording.replay(inputs)
         outputs = self._function(*inputs)
-        if kind in self._once:
-            self._record(kind, inputs, outputs)
-        elif self.note is None and self._recorder(inputs) is not None:
-            self._once[kind] = None
-            if len(self._once) > _REMEMBERED:
-                self._once.popitem(last=False)
+        if self.note is None and self._recorder(inputs) is not None:
+            self._calls[kind] = self._calls.get(kind, 0) + 1
+            if self._calls[kind] == self._at:
+                self._record(kind, inputs, outputs)
+            elif len(self._calls) > _REMEMBERED:
+                self._calls.popitem(last=False)
         return outputs
 
     def clear(self) -> None:
         """Forgets all recordings, and frees their memory."""
         self._recordings.clear()
-        self._once.clear()
+        self._calls.clear()
 
     def _recorder(self, inputs: Sequence[Any]) -> Callable[..., Recording] | None:
         if self._recording is not None:
@@ -136,9 +150,8 @@ class GraphRunner:
 
     def _record(self, kind: Hashable, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
         recorder = self._recorder(inputs)
-        if recorder is None:
-            return
-        del self._once[kind]
+        assert recorder is not None
+        del self._calls[kind]
         while len(self._recordings) >= self._limit:
             self._recordings.popitem(last=False)
         try:

@@ -368,3 +368,18 @@ def test_a_network_that_tf32_moves_is_copied_all_the_same(precision, randomize_n
     assert view.is_copy
     assert view.report.note is None
     assert len(view.report.folded) > 50
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_model_on_another_device_than_the_current_one(model, monkeypatch):
+    """A graph belongs to its inputs' device: recorded on the current one, it would be empty."""
+    other = torch.device("cuda", 1)
+    model.to(other)
+    attack = PGD(steps=3, random_start=False)
+    batches = [[t.to(other) for t in batch()] for _ in range(5)]
+    with torch.cuda.device(0):
+        results = [attack(model, *b) for b in batches]
+    with eagerly(monkeypatch):
+        expected = [PGD(steps=3, random_start=False)(model, *b) for b in batches]
+    for result, right in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, right)

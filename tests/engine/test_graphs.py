@@ -48,6 +48,16 @@ def test_the_second_call_is_recorded_and_later_ones_are_replayed(watched):
     assert runner.note is None
 
 
+def test_a_later_call_is_recorded_where_that_repays(watched):
+    runner = watched.runner(at=4)
+    for samples in (1, 2, 1, 2, 1, 2):
+        check(runner, torch.rand(samples, 4))
+    assert watched.recorded == 0
+    for call in range(3):
+        check(runner, torch.rand(2, 4))
+        assert watched.recorded == 1, call
+
+
 def test_kinds(watched):
     """Shape, strides, dtype and constants tell calls apart; values of tensors do not."""
     runner = watched.runner(limit=100)
@@ -112,7 +122,7 @@ def test_what_is_remembered_is_bounded(watched):
     runner = watched.runner()
     for samples in range(400):
         runner(torch.zeros(samples, 1), 1.0)
-    assert len(runner._once) <= 256
+    assert len(runner._calls) <= 256
     assert watched.recorded == 0
 
 
@@ -154,7 +164,7 @@ def test_a_recording_that_fails_is_given_up_with_one_warning():
     assert len(caught) == 1
     reason = "runs without a CUDA graph: RuntimeError: operation not permitted when stream is capturing"
     assert runner.note == reason
-    assert not runner._once
+    assert not runner._calls
 
 
 class Wrong(Recording):
@@ -270,7 +280,7 @@ def sequence(attack_of, norm, model, optimiser_steps=True):
     attack = attack_of(norm=norm, eps=eps, step_size=step_size, generator=torch.Generator().manual_seed(2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     results = []
-    for call in range(5):
+    for call in range(8):
         samples = 3 if call == 3 else 6  # one batch of another size in between
         images = torch.rand(samples, 3, 8, 8, dtype=torch.float64)
         labels = torch.randint(0, 5, (samples,))
