@@ -5,8 +5,8 @@ import functools
 import math
 import threading
 import weakref
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -203,30 +203,37 @@ class Attack:
         rows = trial.rows if rows is None else rows
         if len(rows) > 0:
             self.prepare(trial)
-        for run in range(self.runs(trial)):
+        for run in range(self.runs(trial) if len(rows) > 0 else 0):
             stays = rows[~trial.fooled[rows]] if self.early_stop else rows
             if len(stays) == 0:
                 break
             self.search(trial, stays, run)
         success = None if self.label_free else trial.fooled
-        undirected = self._undirected(trial, rows, strict)
-        notes = (*trial.oracle.notes, *undirected_note(undirected, len(rows)))
+        directed, fooled = trial.directed[rows], trial.fooled[rows]
+        moved, stuck = torch.stack([directed.sum(), (~directed & ~fooled).sum()]).tolist()
+        if strict and stuck > moved == 0:
+            self.refuse_undirected(len(rows))
+        by_stage = {"": (stuck, len(rows))}
         return AttackResult(
-            trial.adversarial, success, trial.loss, trial.forwards, trial.gradients, notes, undirected
+            adversarial=trial.adversarial,
+            success=success,
+            loss=trial.loss,
+            forwards=trial.forwards,
+            gradients=trial.gradients,
+            notes=(*trial.oracle.notes, *undirected_notes(by_stage)),
+            directed=moved,
+            undirected_by_stage=by_stage,
         )
 
-    def _undirected(self, trial: Trial, rows: Tensor, strict: bool) -> int:
-        """How many samples withstood because the attack had no gradient to follow.
-
-        Where strict, raises ValueError where it had none at all: that would be no robust accuracy. A loss
-        that compares with the clean image has none there, as for an eps of 0.
-        """
-        if not self.follows_gradients:
-            return 0
-        stuck = int((~trial.directed & ~trial.fooled)[rows].sum())
-        if strict and stuck and not trial.directed.any() and not self.compares_with_clean:
-            refuse_without_gradient(len(rows))
-        return stuck
+    def refuse_undirected(self, images: int) -> None:
+        """Raises ValueError, where no sample had a gradient to follow: what withstands is no robust accuracy.
+        A loss that compares with the clean image has none there, as for an eps of 0."""
+        if not self.compares_with_clean:
+            refuse(
+                "model",
+                f"one whose gradient with respect to the input is zero or NaN for all {images} images",
+                "one that is differentiable where it is attacked (rounding, arg max and thresholds are not)",
+            )
 
     def _begin(
         self,
@@ -243,6 +250,9 @@ class Attack:
         if self.label_free:
             labels = None
         check_inputs(images, labels, index, **self.sizes())
+        if images.dtype == torch.uint8 and self.bounds != (0, 1):
+            accepted = "float images in these bounds; bytes are v / 255, in (0, 1)"
+            refuse("images", f"torch.uint8 with bounds={self.bounds}", accepted)
         if key is None:
             check_generator(self.generator, images.device)
         check_key(key, images.device)
@@ -333,33 +343,30 @@ class Attack:
     def _described(self, without: tuple[str, ...] = ()) -> str:
         names = sorted(vars(self), key=lambda name: name not in ("norm", "eps"))
         shown = (
-            f"{name}={_shown(getattr(self, name))}"
+            f"{name}={readable(getattr(self, name))}"
             for name in names
             if name[0] != "_" and name not in without
         )
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def undirected_note(undirected: int, images: int) -> tuple[str, ...]:
-    """What is to be said of images that withstood without a gradient."""
-    return (f"{undirected} of {images} images withstood without a gradient to follow",) * (undirected > 0)
-
-
-def refuse_without_gradient(images: int) -> NoReturn:
-    refuse(
-        "model",
-        f"one whose gradient with respect to the input is zero or NaN for all {images} images",
-        "a model that is differentiable where it is attacked (rounding, arg max and thresholds are not)",
+def undirected_notes(by_stage: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """What is to be said of images that withstood without a gradient: of each stage how many, and of how many
+    that it attacked."""
+    return tuple(
+        f"{stage}{': ' * bool(stage)}{stuck} of {images} images withstood without a gradient to follow"
+        for stage, (stuck, images) in by_stage.items()
+        if stuck > 0
     )
 
 
-def _shown(value: Any) -> str:
+def readable(value: Any) -> str:
     """The same in every process, and another for another setting."""
     if isinstance(value, Tensor):
         return f"{value.tolist()} ({str(value.dtype).removeprefix('torch.')})"
     if isinstance(value, functools.partial):
         parts = (value.func, *value.args, *value.keywords.items())
-        return f"partial({', '.join(map(_shown, parts))})"
+        return f"partial({', '.join(map(readable, parts))})"
     if callable(value):
         return identity(value)
     return repr(value)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine import Output, widened
 from ..engine.modes import Model
 from .apgd import APGD, APGDT
-from .attack import Attack
+from .attack import Attack, undirected_notes
 from .checks import doubts
 from .fab import FAB, FABT
 from .inputs import check_choice, check_count, check_lengths, refuse, to_images, to_state
@@ -56,7 +56,7 @@ class AutoAttack(Attack):
     norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`. With a half precision the
         attacks compute in it, and a success still counts only where the model itself confirms it.
     version: "standard"; "plus", with DLR, untargeted FAB and five restarts; or "rand", for models whose
-        output is random, with gradients averaged over 20 calls.
+        output is random, which is asked 20 times for each gradient and each answer.
     attacks: names of those to run, in their order, instead of the version's own: "apgd-ce", "apgd-dlr",
         "apgd-t", "fab", "fab-t", "square".
     steps, queries: of each run; the official ones are 100 and 5,000.
@@ -93,9 +93,9 @@ class AutoAttack(Attack):
             check_lengths(precision)
         self.version, self.attacks, self.steps, self.queries = version, names, steps, queries
         shared: dict[str, Any] = {"bounds": bounds, "precision": precision, "fold": fold, "output": output}
+        shared["eot"] = _EOT if version == "rand" else 1
         self._stages = {name: _stage(name, self, norm, eps, shared) for name in names}
-        eot = _EOT if version == "rand" else 1
-        super().__init__(norm, eps, early_stop=True, generator=generator, eot=eot, **shared)
+        super().__init__(norm, eps, early_stop=True, generator=generator, **shared)
         self._share_views()
 
     @property
@@ -149,11 +149,10 @@ def _stage(name: str, ensemble: AutoAttack, norm: str, eps: float | Tensor, shar
         return FAB(norm, eps, restarts=5 if many else 1, **stopping)
     if name == "fab-t":
         return FABT(norm, eps, **stopping)
-    eot = _EOT if ensemble.version == "rand" else 1
     if name == "apgd-t":
-        return APGDT(norm, eps, targets=5 if norm == "l1" and not many else 9, eot=eot, **stopping)
+        return APGDT(norm, eps, targets=5 if norm == "l1" and not many else 9, **stopping)
     restarts = 5 if many or (norm == "l1" and ensemble.version == "standard") else 1
-    return APGD(norm, eps, restarts=restarts, loss=name.removeprefix("apgd-"), eot=eot, **stopping)
+    return APGD(norm, eps, restarts=restarts, loss=name.removeprefix("apgd-"), **stopping)
 
 
 class _Ensemble:
@@ -164,7 +163,8 @@ class _Ensemble:
         self._adversarial = to_images(to_state(trial.images), trial.images)
         self._notes = list(trial.oracle.notes)
         self._broken_by = torch.full_like(trial.rows, -1)
-        self._undirected: list[int] = []  # of each stage
+        self._directed = 0
+        self._undirected: dict[str, tuple[int, int]] = {}
 
     def run_all(self) -> None:
         trial, logits = self._trial, self._trial.clean_output
@@ -199,10 +199,12 @@ class _Ensemble:
         broken = rows[own.fooled[rows]]
         self._adversarial[broken] = result.adversarial[broken]
         self._broken_by[broken] = self._attack.stages.index(name)
-        self._undirected.append(0 if name == "square" else result.undirected)
+        self._directed = max(self._directed, result.directed)
+        self._undirected[name] = result.undirected_by_stage[""]
         trial.forwards += result.forwards
         trial.gradients += result.gradients
-        self._notes += [f"{name}: {note}" for note in result.notes if note not in trial.oracle.notes]
+        known = (*trial.oracle.notes, *undirected_notes(result.undirected_by_stage))
+        self._notes += [f"{name}: {note}" for note in result.notes if note not in known]
 
     def result(self) -> AutoAttackResult:
         trial = self._trial
@@ -216,8 +218,9 @@ class _Ensemble:
             loss=loss,
             forwards=trial.forwards,
             gradients=trial.gradients,
-            notes=tuple(self._notes),
-            undirected=min(self._undirected, default=0),
+            notes=(*self._notes, *undirected_notes(self._undirected)),
+            directed=self._directed,
+            undirected_by_stage=self._undirected,
             label=self._attack.label,
             stages=self._attack.stages,
             broken_by=self._broken_by,

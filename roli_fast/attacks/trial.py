@@ -12,7 +12,7 @@ from ..engine.modes import Model
 from .inputs import to_images, to_state
 from .oracle import Oracle
 from .samples import beats, lowest, taken
-from .verify import predict
+from .verify import mean_of, predict
 
 if TYPE_CHECKING:
     from .attack import Attack
@@ -28,7 +28,9 @@ class AttackResult:
     loss: (N,) float, the caller's model's loss there, as it was increased (targeted: minus the loss).
     forwards, gradients: how many samples went forward, and backward, all calls of the model counted.
     notes: what else a user should know, such as why no CUDA graph was used.
-    undirected: how many samples withstood without a gradient to follow.
+    directed: how many samples had a gradient to follow, or were attacked without one.
+    undirected_by_stage: of each attack of an ensemble, or of this one, "": how many samples withstood it
+        without a gradient to follow, and how many it attacked.
     """
 
     adversarial: Tensor
@@ -37,7 +39,13 @@ class AttackResult:
     forwards: int
     gradients: int
     notes: tuple[str, ...] = ()
-    undirected: int = 0
+    directed: int = 0
+    undirected_by_stage: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def undirected(self) -> int:
+        """How many samples withstood without a gradient to follow in any attack, at most."""
+        return min((stuck for stuck, _ in self.undirected_by_stage.values()), default=0)
 
 
 class Trial:
@@ -47,7 +55,7 @@ class Trial:
     key: (1,) int64 of all random draws; None for an attack without any.
     rows: (N,) int64, 0 .. N - 1. Where a method takes rows, it is about these samples.
     adversarial, fooled, loss: the best images of each sample that the model has judged.
-    directed: (N,) bool, which samples had a gradient to follow.
+    directed: (N,) bool, which samples had a gradient to follow; all of an attack that follows none.
     forwards, gradients: how many samples went through the model, and back.
     """
 
@@ -69,7 +77,7 @@ class Trial:
         self.key = key
         self.adversarial = to_images(to_state(images), images)
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.directed = torch.zeros_like(self.fooled)
+        self.directed = torch.full_like(self.fooled, not attack.follows_gradients)
         self.loss = lowest(to_state(images[:0]), len(images))
         self.forwards = self.gradients = 0
 
@@ -85,13 +93,11 @@ class Trial:
         return self.oracle.output(self.oracle.view.prepare(to_state(self.images)))
 
     def ask(self, images: Tensor) -> Tensor:
-        """The model's own output; of a random one the mean over the attack's ``eot`` calls, since one call in
-        many is wrong by chance."""
-        eot = self._attack.eot
-        self.forwards += len(images) * eot
-        ask = own_output if self._attack.label_free else predict
-        calls = [ask(self._model, images, self._attack.output) for _ in range(eot)]
-        return calls[0] if eot == 1 else torch.stack(calls).mean(dim=0)
+        """The model's own output; of a random one the mean over the attack's ``eot`` calls."""
+        attack = self._attack
+        self.forwards += len(images) * attack.eot
+        ask = own_output if attack.label_free else predict
+        return mean_of(attack.eot, lambda: ask(self._model, images, attack.output))
 
     def judge(self, rows: Tensor, adv: Tensor) -> Tensor:
         """Asks the model about these states of these samples, and keeps what is better than what there was:

@@ -1,6 +1,7 @@
 """What an attack reached, decided by the model itself and plain torch."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,20 +13,33 @@ from .norms import NORMS
 
 
 @dataclasses.dataclass(frozen=True)
-class Verification:
-    """Per sample, all (N,).
+class Place:
+    """Where adversarial images lie; per sample, all (N,).
 
     finite, in_box, in_ball: whether the adversarial image is without NaN and infinity, within the
         bounds, and within eps of the clean one (to one unit in the last place of either).
     distance: to the clean image, float64.
-    prediction: the model's class.
-    success: finite, in_box, in_ball, and the model is fooled.
     """
 
     finite: Tensor
     in_box: Tensor
     in_ball: Tensor
     distance: Tensor
+
+    @property
+    def allowed(self) -> Tensor:
+        """(N,) bool: finite, in_box and in_ball."""
+        return self.finite & self.in_box & self.in_ball
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification(Place):
+    """As :class:`Place`, and what the model makes of them.
+
+    prediction: the model's class.
+    success: finite, in_box, in_ball, and the model is fooled.
+    """
+
     prediction: Tensor
     success: Tensor
 
@@ -42,6 +56,11 @@ def predict(model: Model, images: Tensor, output: Output = None) -> Tensor:
     if broken.any():
         raise ValueError(f"model: its logits are NaN for samples {broken.nonzero().flatten().tolist()[:8]}")
     return logits
+
+
+def mean_of(eot: int, call: Callable[[], Tensor]) -> Tensor:
+    """Over so many calls: of a random model, one in many is wrong by chance."""
+    return call() if eot == 1 else torch.stack([call() for _ in range(eot)]).mean(dim=0)
 
 
 def is_fooled(logits: Tensor, labels: Tensor, targeted: bool) -> Tensor:
@@ -73,21 +92,33 @@ def verify(
     bounds: the box.
     output: where the logits are in what the model returns, see :func:`roli_fast.engine.select`.
     """
-    check_choice("norm", norm, tuple(NORMS))
-    check_size("eps", eps)
-    check_bounds(bounds)
     if labels is None:
         refuse("labels", "None", "int64 (N,)", TypeError)
     check_inputs(clean, labels, None, eps=eps)
+    place = locate(clean, adv, norm, eps, bounds)
+    # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
+    finite = place.finite.reshape(-1, *[1] * (adv.dim() - 1))
+    logits = predict(model, torch.where(finite, adv, _pixels(clean, adv.dtype)), output)
+    check_labels(labels, logits.shape[1])
+    success = place.allowed & is_fooled(logits, labels, targeted)
+    return Verification(**vars(place), prediction=logits.argmax(dim=1), success=success)
+
+
+def locate(
+    clean: Tensor, adv: Tensor, norm: str, eps: float | Tensor, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Place:
+    """Where adversarial images lie, which no model is asked about. Arguments as in :func:`verify`."""
+    check_choice("norm", norm, tuple(NORMS))
+    check_size("eps", eps)
+    check_bounds(bounds)
+    check_inputs(clean, None, None, eps=eps)
     if not isinstance(adv, Tensor):
         refuse("adv", f"a {type(adv).__name__}", "a tensor", TypeError)
     if adv.shape != clean.shape or not adv.is_floating_point():
         got = f"{adv.dtype} of shape {tuple(adv.shape)}"
         refuse("adv", got, f"a float tensor of clean's shape {tuple(clean.shape)}")
     state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
-    image = clean.to(state)
-    if clean.dtype == torch.uint8:
-        image = image / torch.full_like(image[:0].sum(), 255)  # by a number, a GPU multiplies with 1 / 255
+    image = _pixels(clean, state)
     if clean[:1].numel() == 0 and len(clean) > 0:
         refuse("clean", f"shape {tuple(clean.shape)}", "images with elements")
     flat, flat_image = (x.flatten(1) if x.dim() > 1 else x[:, None] for x in (adv.to(state), image))
@@ -105,15 +136,11 @@ def verify(
         in_ball = (change.abs() <= eps.reshape(-1, 1) + ulp).all(dim=1)
     else:
         in_ball = distance <= eps + measure(ulp)
-    # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
-    asked = torch.where(finite.reshape(-1, *[1] * (adv.dim() - 1)), adv, image.to(adv.dtype))
-    logits = predict(model, asked, output)
-    check_labels(labels, logits.shape[1])
-    return Verification(
-        finite=finite,
-        in_box=in_box,
-        in_ball=in_ball,
-        distance=distance,
-        prediction=logits.argmax(dim=1),
-        success=finite & in_box & in_ball & is_fooled(logits, labels, targeted),
-    )
+    return Place(finite, in_box, in_ball, distance)
+
+
+def _pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    pixels = images.to(dtype)
+    if images.dtype != torch.uint8:
+        return pixels
+    return pixels / torch.full_like(pixels[:0].sum(), 255)  # by a number, a GPU multiplies with 1 / 255

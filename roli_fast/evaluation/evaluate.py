@@ -13,13 +13,15 @@ import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ..attacks import AutoAttackResult, predict, verify
-from ..attacks.attack import Attack, refuse_without_gradient, undirected_note
+from ..attacks import AutoAttackResult, predict
+from ..attacks.attack import Attack, readable, undirected_notes
 from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_inputs, check_labels, draw_key, to_images, to_state
+from ..attacks.verify import mean_of
 from ..engine import Output
 from ..engine.modes import Model
 from .accuracy import Accuracy
+from .checks import check_one_size_for_all, check_places, pooled_notes
 from .records import Record, Records
 
 
@@ -110,10 +112,7 @@ def _check_attack(attack: Attack | None) -> None:
     if attack.targeted or attack.label_free:
         kind = "a targeted one" if attack.targeted else f"{type(attack).__name__}, which has no success"
         raise ValueError(f"attack: got {kind}, accepted: one against the labels")
-    if any(isinstance(size, Tensor) and size.dim() for size in attack.sizes().values()):
-        raise ValueError(
-            "attack: got an eps, step size or sparsity per sample of a batch, accepted: one for all"
-        )
+    check_one_size_for_all("attack", attack)
 
 
 class _Run:
@@ -123,6 +122,8 @@ class _Run:
         self._model, self._attack, self._output = model, attack, output
         self.name = "clean" if attack is None else type(attack).__name__
         self._label = "clean" if attack is None else attack.label
+        # Where the logits are is part of an attack's label.
+        self._bound = self._label if attack is not None or output is None else f"clean, {readable(output)}"
         self._stages = ("clean",) if attack is None else attack.stages
         self._records = None if folder is None else Records(Path(folder))
         # One process may be done with its batches hours before the last, longer than a group usually waits.
@@ -150,12 +151,11 @@ class _Run:
 
     def evaluation(self, records: list[Record], strict: bool) -> Evaluation:
         broken_by = torch.cat([r.broken_by for r in records])
-        attacked = int((broken_by != 0).sum())
-        undirected = sum(r.undirected for r in records)
-        if strict and undirected == attacked > 0 and not (self._attack and self._attack.compares_with_clean):
-            refuse_without_gradient(attacked)
         notes = dict.fromkeys(note for r in records for note in r.notes)
-        notes |= dict.fromkeys(undirected_note(undirected, attacked))
+        if self._attack is not None:
+            attacked, directed = int((broken_by != 0).sum()), [r.directed for r in records]
+            undirected = [r.undirected for r in records]
+            notes |= dict.fromkeys(pooled_notes(self._attack, attacked, directed, undirected, strict))
         notes |= dict.fromkeys(square_finds_more(self._stages, broken_by))
         return Evaluation(
             right=broken_by < 0,
@@ -170,10 +170,11 @@ class _Run:
 
     def _measured(self, first: int, images: Tensor, labels: Tensor) -> Record:
         begin = time.perf_counter()
-        logits = predict(self._model, to_images(to_state(images), images), self._output)
+        clean, calls = to_images(to_state(images), images), self._attack.eot if self._attack else 1
+        logits = mean_of(calls, lambda: predict(self._model, clean, self._output))
         check_labels(labels, logits.shape[1])
         broken_by = torch.where(logits.argmax(dim=1) == labels, -1, 0)
-        record = Record(broken_by, None, (), len(images), 0, 0.0)
+        record = Record(broken_by, None, (), calls * len(images), 0, 0.0)
         if self._attack is not None:
             self._under(self._attack, first, images, labels, record)
         record.broken_by = record.broken_by.cpu()
@@ -190,32 +191,18 @@ class _Run:
             result = attack.run(
                 self._model, images[rows], labels[rows], index=first + rows, key=key, strict=False
             )
-            success = self._verified(attack, images[rows], result.adversarial, labels[rows])
+            check_places(attack, images[rows], result.adversarial)
+            success = result.success
+            assert success is not None
             stage = result.broken_by if isinstance(result, AutoAttackResult) else torch.ones_like(rows)
             record.broken_by[rows[success]] = stage[success]
             adversarial[rows[success]] = result.adversarial[success]
-            record.undirected = result.undirected
-            own = undirected_note(result.undirected, len(rows))  # counted for all batches together
+            record.directed, record.undirected = result.directed, result.undirected_by_stage
+            own = undirected_notes(result.undirected_by_stage)  # counted for all batches together
             record.notes = tuple(note for note in result.notes if note not in own)
-            record.forwards += result.forwards + len(rows)
+            record.forwards += result.forwards
             record.gradients += result.gradients
         record.adversarial = adversarial.cpu()
-
-    def _verified(self, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
-        """(N,) bool: where the attack has a verified success."""
-        checked = verify(
-            self._model,
-            images,
-            adversarial,
-            labels,
-            attack.norm,
-            attack.eps,
-            attack.bounds,
-            output=attack.output,
-        )
-        if not (checked.finite & checked.in_box & checked.in_ball).all():
-            raise RuntimeError(f"{attack!r} returned images outside its ball or box")
-        return checked.success
 
     def _common_key(self) -> Tensor:
         """Of all draws, the same in all processes; the folder's where an evaluation goes on."""
@@ -223,7 +210,7 @@ class _Run:
         if _place()[0] == 0:
             try:
                 key = self._drawn_key()
-                agreed = [key if self._records is None else self._records.open(self._label, self._model, key)]
+                agreed = [key if self._records is None else self._records.open(self._bound, self._model, key)]
             except Exception as error:  # the other processes must not wait for it
                 agreed = [error]
         if _place()[1] > 1:

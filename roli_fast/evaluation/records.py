@@ -23,7 +23,7 @@ class Record:
     broken_by: (N,) int64, the stage that made each image wrong; -1 for none.
     adversarial: (N, ...), the clean image where the attack found nothing; None without one, and once saved.
     forwards, gradients: how many samples went through the model, and back.
-    undirected: how many withstood without a gradient to follow.
+    directed, undirected: as AttackResult's directed and undirected_by_stage.
     """
 
     broken_by: Tensor
@@ -32,7 +32,8 @@ class Record:
     forwards: int
     gradients: int
     seconds: float
-    undirected: int = 0
+    directed: int = 0
+    undirected: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Records:
         if record.adversarial is not None:
             kept["adversarial"] = record.adversarial.contiguous()
         facts = {"notes": record.notes} | {
-            name: getattr(record, name) for name in ("forwards", "gradients", "seconds", "undirected")
+            name: getattr(record, name)
+            for name in ("forwards", "gradients", "seconds", "directed", "undirected")
         }
         metadata = {"facts": json.dumps(facts), "first": str(first), "data": digest_of(images, labels)}
         write(self._path(number), save(kept, metadata))

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from ..attacks import FeaturePGD, verify
+from ..attacks import FeaturePGD
 from ..attacks.attack import Attack
 from ..attacks.inputs import check_inputs, draw_key, to_images, to_state
 from ..engine.modes import Model, own_output
+from .checks import check_one_size_for_all, check_places
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -113,19 +114,13 @@ def check_feature_attack(attack: object) -> None:
     check_one_size_for_all("feature_attack", attack)
 
 
-def check_one_size_for_all(argument: str, attack: Attack) -> None:
-    if any(isinstance(size, Tensor) and size.dim() for size in attack.sizes().values()):
-        raise ValueError(f"{argument}: got an eps or step size per sample of a batch, accepted: one for all")
-
-
 def features_moved(
     features: Model, attack: FeaturePGD, images: Tensor, first: int, key: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Features (N, F) of the images and of what the attack makes of them; first: the index of the first."""
     index = first + torch.arange(len(images), device=images.device)
     adversarial = attack.run(features, images, index=index, key=key.to(images.device)).adversarial
-    anything = torch.zeros_like(index)  # where an image lies does not depend on its class
-    check_ball(lambda x: features_of(features, x), attack, images, adversarial, anything)
+    check_places(attack, images, adversarial)
     clean = features_of(features, to_images(to_state(images), images))
     return clean, features_of(features, adversarial)
 
@@ -141,14 +136,6 @@ def features_of(features: Model, images: Tensor) -> Tensor:
         samples = broken.nonzero().flatten().tolist()[:8]
         raise ValueError(f"model: its features are NaN or infinite for samples {samples}, accepted: numbers")
     return found
-
-
-def check_ball(model: Model, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """(N,) bool: which fool the model. Raises RuntimeError where one is outside the ball or the box."""
-    checked = verify(model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds)
-    if not (checked.finite & checked.in_box & checked.in_ball).all():
-        raise RuntimeError(f"{attack!r} returned images outside its ball or box")
-    return checked.success
 
 
 def key_of(attack: Attack) -> Tensor:

@@ -7,18 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import FeaturePGD, predict
-from ..attacks.attack import Attack
+from ..attacks.attack import Attack, undirected_notes
 from ..attacks.inputs import check_inputs, check_labels, to_images, to_state
 from ..attacks.losses import cross_entropy
 from ..models import split
 from .accuracy import Accuracy
+from .checks import check_one_size_for_all, check_places, pooled_notes
 from .linear_head import Criterion, LinearHead, LossBound
 from .sensitivity import (
     Sensitivity,
     bar,
-    check_ball,
     check_feature_attack,
-    check_one_size_for_all,
     features_moved,
     features_of,
     key_of,
@@ -88,6 +87,8 @@ class _Run:
         self._head = LinearHead.of(layer)
         self._keys = [key_of(attack) for attack in (feature_attack, *attacks)]
         self._notes: list[dict[str, None]] = [{} for _ in attacks]
+        self._directed: list[list[int]] = [[] for _ in attacks]
+        self._undirected: list[list[dict[str, tuple[int, int]]]] = [[] for _ in attacks]
         self._found: list[dict[str, Tensor]] = []
         self._count = 0
 
@@ -117,10 +118,14 @@ class _Run:
         """Features where the attack arrived, and whether the model is fooled there."""
         index = self._count + torch.arange(len(images), device=images.device)
         key = self._keys[1 + number].to(images.device) if attack.draws else None
-        result = attack.run(self._model, images, labels, index=index, key=key)
-        self._notes[number] |= dict.fromkeys(result.notes)
-        success = check_ball(self._model, attack, images, result.adversarial, labels)
-        return features_of(self._features, result.adversarial), success
+        result = attack.run(self._model, images, labels, index=index, key=key, strict=False)
+        check_places(attack, images, result.adversarial)
+        own = undirected_notes(result.undirected_by_stage)  # counted for all batches together
+        self._notes[number] |= dict.fromkeys(note for note in result.notes if note not in own)
+        self._directed[number].append(result.directed)
+        self._undirected[number].append(result.undirected_by_stage)
+        assert result.success is not None
+        return features_of(self._features, result.adversarial), result.success
 
     def _at(self, name: str, clean: Tensor, reached: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What the theorems are about, at points that an attack reached."""
@@ -156,12 +161,13 @@ class _Run:
 
     def _outcome(self, every: dict[str, Tensor], criterion: Criterion, number: int) -> Outcome:
         attack, robust = self._attacks[number], every[f"{number} robust"]
+        undirected = pooled_notes(attack, self._count, self._directed[number], self._undirected[number])
         contradicted = criterion.met & ~robust
         farther = contradicted & (every[f"{number} distance"] >= criterion.radius)
         return Outcome(
             name=type(attack).__name__,
             label=attack.label,
-            notes=tuple(self._notes[number]),
+            notes=(*self._notes[number], *undirected),
             robust=Accuracy(robust),
             bound=self._bound(every, str(number)),
             contradictions=Contradictions(contradicted, farther),

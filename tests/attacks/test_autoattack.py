@@ -52,6 +52,8 @@ def test_the_versions_are_the_official_ones():
     assert settings("standard", "l1", "apgd-t").targets == 5
     assert settings("plus", "linf", "apgd-dlr").restarts == settings("plus", "linf", "fab").restarts == 5
     assert settings("rand", "linf", "apgd-dlr").eot == 20
+    others = AutoAttack(version="rand", attacks=("square", "fab-t")).parts
+    assert [part.eot for part in others.values()] == [20, 20]
     for name in VERSIONS["standard"]:
         attack = settings("standard", "linf", name)
         assert attack.early_stop

@@ -226,6 +226,8 @@ def test_uint8_images(name, convnet, batch):
         assert torch.equal(results[0].adversarial, results[1].adversarial)
         assert torch.equal(results[0].loss, results[1].loss)
         assert results[0].success is None or torch.equal(results[0].success, results[1].success)
+    with pytest.raises(ValueError, match=r"got torch.uint8 with bounds=\(0, 255\), accepted: float images"):
+        make(name, bounds=(0, 255)).run(net, images, batch[1])
 
 
 @each(ALL, shape=[(5,), (5, 7), (5, 3, 4), (5, 2, 3, 4, 3)])
@@ -249,6 +251,11 @@ def test_an_empty_batch(name, convnet):
     result = make(name).run(convnet, *empty)
     assert result.loss.shape == (0,)
     assert (result.forwards, result.gradients) == (0, 0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    asked = []
+    net.register_forward_hook(lambda *_: asked.append(1))
+    make(name).run(net, *empty)
+    assert asked == []
 
 
 @each_descent

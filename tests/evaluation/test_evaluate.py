@@ -310,3 +310,65 @@ def test_processes_share_the_batches(problem, tmp_path):
     assert sum("another attack" in f[1] for f in found if isinstance(f[1], str)) == 2
     assert len(list((tmp_path / "run").glob("batch-*"))) == 5
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["attack"] == attack().label
+
+
+def test_a_random_model_is_judged_by_the_mean_of_its_calls():
+    """One call is right, or fooled, in two of three cases; the mean of twenty in 99 of 100."""
+    torch.manual_seed(0)
+
+    def model(x):
+        margin = 0.5 - 10 * (x[:, 0] - 0.5)
+        return torch.stack([margin + torch.randn(len(x)), 0 * margin], dim=1)
+
+    images, labels = torch.full((60, 3), 0.5), torch.zeros(60, dtype=torch.int64)
+    found = evaluate(model, batches(images, labels, 20), AutoAttack(eps=0.1, version="rand", steps=5))
+    assert found.clean.value > 0.85
+    assert found.value < 0.1  # the margin is -0.5 there
+
+
+def test_a_model_without_gradients_is_refused_though_chance_breaks_some():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images = torch.rand(50, 3, 2, 2)
+
+    def model(x):
+        return net((x * 5).round() / 5)
+
+    labels = model(images).argmax(1)
+    found = evaluate(model, batches(images, labels), PGD(eps=0.2), strict=False)
+    assert 0 < found.value < 1
+    note = f"{int(found.right.sum())} of 50 images withstood without a gradient to follow"
+    assert note in found.notes
+    with pytest.raises(
+        ValueError, match="gradient with respect to the input is zero or NaN for all 50 images"
+    ):
+        evaluate(model, batches(images, labels), PGD(eps=0.2))
+
+
+def test_what_has_no_gradient_is_said_once_for_all_batches():
+    """Of each attack of an ensemble, not of each batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    images = torch.rand(12, 3, 2, 2)
+
+    def model(x):  # flat for every other image
+        flat = (x[:, :1, :1, :1] > 0.5).flatten(1)
+        return torch.where(flat, net(x).detach() + 0 * x.sum(), net(x))
+
+    labels = model(images).argmax(1)
+    found = evaluate(model, batches(images, labels, 2), attack(attacks=("apgd-ce", "apgd-t")))
+    said = [note for note in found.notes if "without a gradient" in note]
+    assert [note.partition(":")[0] for note in said] == ["apgd-ce", "apgd-t"]
+    assert all("of 12 images" in note or "apgd-t" in note for note in said)
+
+
+def test_a_clean_evaluation_is_bound_to_its_output(tmp_path):
+    def model(x):
+        return {"a": x.flatten(1)[:, :3], "b": -x.flatten(1)[:, :3]}
+
+    images = torch.rand(20, 3, 1, 1)
+    labels = model(images)["a"].argmax(1)
+    assert evaluate(model, batches(images, labels), output="a", folder=tmp_path).value == 1
+    assert evaluate(model, batches(images, labels), output="a", folder=tmp_path).value == 1
+    with pytest.raises(ValueError, match="has an evaluation of another attack"):
+        evaluate(model, batches(images, labels), output="b", folder=tmp_path)

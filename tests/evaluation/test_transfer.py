@@ -399,6 +399,24 @@ def test_in_float32_with_batchnorm(convnet):
 # --- advice --------------------------------------------------------------------------------------------
 
 
+def test_images_without_a_gradient_are_counted_over_all_batches():
+    """One of confident logits, alone in its batch, is no model without gradients; all of them are."""
+    model = linear()
+    images, labels = images_for(model, 6)
+    with torch.no_grad():
+        model.head.weight[0] *= 1e6  # cross-entropy is flat where this class wins, whatever float64 holds
+        sure = model(images).softmax(dim=1)[:, 0] == 1
+        images, labels = torch.cat([images[~sure], images[sure]]), torch.cat([labels[~sure], labels[sure]])
+        labels[(~sure).sum() :] = 0
+    assert 0 < sure.sum() < 6
+    found = transfer(model, batches(images, labels, size=1), thorough(), [pgd(eps=EPS)])
+    (note,) = found.outcomes[0].notes
+    assert note == f"{int(sure.sum())} of 6 images withstood without a gradient to follow"
+    some = images[(~sure).sum() :], labels[(~sure).sum() :]
+    with pytest.raises(ValueError, match="zero or NaN for all"):
+        transfer(model, batches(*some, size=1), thorough(), [pgd(eps=EPS)])
+
+
 def test_advice_goes_by_what_attacks_leave():
     model = linear()
     images, labels = images_for(model, 200)
@@ -457,7 +475,7 @@ def test_without_a_head_the_sensitivity_is_all_there_is():
             sensitivity_attack(EPS),
             [pgd(torch.ones(60) * EPS)],
             ValueError,
-            "attacks: got an eps or step size per",
+            "attacks: got an eps, step size or sparsity per",
         ),
     ],
 )
