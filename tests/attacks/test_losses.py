@@ -137,3 +137,42 @@ def test_cross_entropy_of_a_confident_model_has_a_slope(confidence):
     expected = torch.stack([others[0], -others.sum(), others[1]])[None]
     torch.testing.assert_close(slope.double(), expected, rtol=1e-6 if confidence < 30 else 1e-3, atol=1e-16)
     assert (slope[:, [0, 2]] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("scale", "precision"), [(1.0, "fp32"), (1e3, "fp32"), (1e5, "fp32"), (1e5, "bf16"), (1e2, "fp16")]
+)
+def test_confidence_hides_no_direction(scale, precision):
+    """Logits times a constant are the same classifier, which cross-entropy breaks as often: at these margins,
+    exp(-margin) is far below what float32 holds, and float64."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 4))
+
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.net, self.factor = net, factor
+
+        def forward(self, x):
+            return self.net(x) * self.factor
+
+    images = torch.rand(100, 3, 4, 4)
+    labels = net(images).argmax(1)
+
+    def fooled(factor):
+        attack = PGD(eps=0.03, step_size=0.01, steps=10, random_start=False, precision=precision)
+        return attack.run(Scaled(factor), images, labels)
+
+    plain, sure = fooled(1e-3), fooled(scale)  # 1e-3: where the loss is nearly linear
+    assert 10 < plain.success.sum() < 90
+    assert sure.undirected == 0
+    assert abs(int(sure.success.sum()) - int(plain.success.sum())) <= 6
+
+
+def test_a_slope_that_float32_holds_is_left_as_it_is():
+    logits = torch.tensor([[3.0, 1.0, -2.0], [0.0, 20.0, 1.0]], requires_grad=True)
+    labels = torch.tensor([0, 1])
+    (ours,) = torch.autograd.grad(losses.cross_entropy(logits, labels).sum(), logits)
+    exact = logits.detach().double().requires_grad_()
+    (theirs,) = torch.autograd.grad(F.cross_entropy(exact, labels, reduction="sum"), exact)
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-6, atol=0)
