@@ -1,10 +1,12 @@
 """The model as the inner loop of an attack needs it."""
 
+import contextlib
 import dataclasses
 import math
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
@@ -143,6 +145,12 @@ class AttackView:
         assert model is not None
         with eval_mode(model):
             return select(model(x), self._output)
+
+    def asked(self) -> AbstractContextManager[None]:
+        """Around calls and their gradients: a model that runs as it is may compute in a backward pass what
+        depends on its mode, too, as checkpoints do."""
+        model = self._model()
+        return contextlib.nullcontext() if self.is_copy or model is None else eval_mode(model)
 
     def prepare(self, adv: Tensor) -> Tensor:
         """The input for a state adv (N, ...): normalised, cast, and laid out."""

@@ -1,10 +1,12 @@
 """The gradient of a loss with respect to the input, and nothing else."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from .attack_view import AttackView
 from .modes import gradients
 from .precision import get_precision
 
@@ -33,6 +35,7 @@ class InputGradient:
         self, view: Callable[[Tensor], Tensor], loss: Loss, *, precision: str = "fp32", eot: int = 1
     ):
         self._view, self._loss, self._eot = view, loss, eot
+        self._asked = view.asked if isinstance(view, AttackView) else contextlib.nullcontext
         self._precision = get_precision(precision)
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +44,7 @@ class InputGradient:
         In fp16 the gradient of each sample is multiplied by a positive number that keeps it in float16's
         range: its direction is what an attack needs.
         """
-        with gradients(), self._precision.arithmetic():
+        with gradients(), self._precision.arithmetic(), self._asked():
             x, target = _usable(x).detach().requires_grad_(), _usable(target)
             calls = [self._once(x, target) for _ in range(self._eot)]
         every_gradient, losses, outputs = zip(*calls, strict=True)
@@ -64,7 +67,7 @@ class InputGradient:
     ) -> Tensor:
         """The output (N, classes); calls ``visit`` with each class, how far its logit is above the label's
         (N,), and the gradient (N, ...) of that difference: one after the other, so that one is kept."""
-        with gradients(), self._precision.arithmetic():
+        with gradients(), self._precision.arithmetic(), self._asked():
             x = _usable(x).detach().requires_grad_()
             output = _mean([widened(self._view(x)) for _ in range(self._eot)])
             for c in range(output.shape[1]):

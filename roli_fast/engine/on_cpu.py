@@ -2,12 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .shared_setting import SharedSetting
 
 # oneDNN computes a convolution's gradient for 16 channels of its input at least, and a stem has 3: cut into
 # blocks of its stride, the image has 12 and more. Forward and gradient of 7x7 with stride 2 on 32x3x64x64
@@ -63,17 +66,24 @@ def cut_stems(module: nn.Module) -> None:
             layer.__class__ = StemConv2d
 
 
-@contextlib.contextmanager
-def attention(x: Tensor) -> Iterator[None]:
+def attention(x: Tensor) -> AbstractContextManager[None]:
     """On a CPU, half precision attends by products of matrices, in bfloat16 of such: the gradient of torch's
     fused attention takes two to four times as long there."""
     if x.device.type != "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
-        yield
-        return
+        return contextlib.nullcontext()
+    return _SHARED.set_to(x.dtype == torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _by_products(reduced: bool) -> Iterator[None]:
+    """reduced: whether products are of half precision themselves."""
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # of the CPU, too
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(x.dtype == torch.bfloat16)
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
+
+
+_SHARED = SharedSetting(_by_products)

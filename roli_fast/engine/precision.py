@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from .shared_setting import SharedSetting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,42 +34,6 @@ class Precision:
             yield
 
 
-class _Shared:
-    """Torch's settings, which all threads share. The first that comes changes them and the last that goes
-    restores them; who needs others waits until then."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._threads, self._now = 0, ""  # inside, and for which products
-        self._restore = contextlib.ExitStack()
-        self._this_thread = threading.local()
-
-    @contextlib.contextmanager
-    def set_to(self, products: str) -> Iterator[None]:
-        if getattr(self._this_thread, "inside", False):  # as a model may be that attacks another one
-            with _set(products):
-                yield
-            return
-        with self._changed:
-            self._changed.wait_for(lambda: self._threads == 0 or self._now == products)
-            if self._threads == 0:
-                self._restore.enter_context(_set(products))
-            self._threads, self._now = self._threads + 1, products
-        self._this_thread.inside = True
-        try:
-            yield
-        finally:
-            self._this_thread.inside = False
-            with self._changed:
-                self._threads -= 1
-                if self._threads == 0:
-                    self._restore.close()
-                    self._changed.notify_all()
-
-
-_SHARED = _Shared()
-
-
 @contextlib.contextmanager
 def _set(products: str) -> Iterator[None]:
     before = [(place, place.fp32_precision) for place in _products()]
@@ -79,6 +44,9 @@ def _set(products: str) -> Iterator[None]:
     finally:
         for place, setting in before:
             place.fp32_precision = setting
+
+
+_SHARED = SharedSetting(_set)
 
 
 def _products() -> tuple[Any, ...]:

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from roli_fast.attacks import FAB, PGD
 from roli_fast.engine import InputGradient
 
 
@@ -114,3 +116,17 @@ def test_a_gradient_of_a_sum_can_be_written_into():
     gradient, _, _ = InputGradient(model, cross_entropy)(torch.rand(4, 7), torch.tensor([0, 1, 2, 0]))
     gradient[0] = 1.0
     assert not (gradient[1:] == 1).any()
+
+
+def test_a_model_that_computes_in_its_backward_pass_does_so_in_eval_mode():
+    """Checkpoints call layers again there; with a forward of its own, the model runs as it is."""
+    norm = nn.BatchNorm2d(4)
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU())
+    model = nn.Sequential(inner, nn.Flatten(), nn.Linear(144, 5)).train()
+    model.forward = lambda x: model[2](model[1](checkpoint(inner, x, use_reentrant=False)))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    PGD(eps=0.05, step_size=0.02, steps=2).run(model, images, labels)
+    FAB(eps=0.05, steps=2).run(model, images, labels)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())

@@ -1,6 +1,7 @@
 """What is rewritten for the CPU computes the same."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -61,3 +62,34 @@ def test_attention_is_near_and_the_setting_is_as_it_was(dtype):
         got = nn.functional.scaled_dot_product_attention(*(x.to(dtype) for x in (q, k, v)))
     assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
     torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_threads_leave_the_setting_as_it_was():
+    """One enters before another leaves: the last restores what the first has found."""
+    half, before = torch.zeros(1, dtype=torch.bfloat16), settings()
+    first, second = threading.Event(), threading.Event()
+
+    def early():
+        with attention(half):
+            first.set()
+            assert second.wait(10)
+
+    def late():
+        assert first.wait(10)
+        with attention(half):
+            second.set()
+            one.join(10)
+
+    one, other = threading.Thread(target=early), threading.Thread(target=late)
+    one.start()
+    other.start()
+    other.join(10)
+    assert settings() == before
+
+
+def settings():
+    cuda = torch.backends.cuda
+    return (
+        *(cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
+        cuda.fp16_bf16_reduction_math_sdp_allowed(),
+    )
