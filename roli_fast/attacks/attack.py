@@ -34,7 +34,7 @@ from .trial import AttackResult, Trial
 from .verify import is_fooled
 
 
-class _Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
+class Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
     """Copies by their models."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Attack:
         :func:`roli_fast.engine.select`.
     """
 
-    _views: _Views
+    _views: Views
     _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
     # What some do otherwise.
@@ -300,9 +300,9 @@ class Attack:
             self._views[model] = view
         return view
 
-    def share_views(self, other: "Attack") -> None:
-        """One copy of a model serves both from now on: attacks of the same precision, fold and output."""
-        vars(self)["_views"] = other._views
+    def share_views(self, views: Views) -> None:
+        """From now on the copies of models are these: of attacks of the same precision, fold and output."""
+        vars(self)["_views"] = views
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -328,7 +328,7 @@ class Attack:
 
     def _begin_caches(self) -> None:
         oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
-        vars(self).update(_views=_Views(), _oracles=oracles)
+        vars(self).update(_views=Views(), _oracles=oracles)
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine import Output, widened
 from ..engine.modes import Model
 from .apgd import APGD, APGDT
-from .attack import Attack, undirected_notes
+from .attack import Attack, Views, undirected_notes
 from .checks import doubts
 from .fab import FAB, FABT
 from .inputs import check_choice, check_count, check_lengths, refuse, to_images, to_state
@@ -125,14 +125,14 @@ class AutoAttack(Attack):
 
     run.__doc__ = Attack.run.__doc__
 
-    def share_views(self, other: Attack) -> None:
-        super().share_views(other)
+    def share_views(self, views: Views) -> None:
+        super().share_views(views)
         self._share_views()
 
     def _share_views(self) -> None:
         """One copy of a model serves all attacks."""
         for stage in self._stages.values():
-            stage.share_views(self)
+            stage.share_views(self._views)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)

@@ -182,11 +182,12 @@ class Values:
         # Bounds as the state's precision holds them: 0.3 is not the same number in float32.
         lowest, highest = torch.tensor(bounds, dtype=self._state).tolist()
         if not (lowest <= lo and hi <= highest):
+            box = f"[{bounds[0]:g}, {bounds[1]:g}]"
             refuse(
                 "images",
                 f"values in [{lo:.8g}, {hi:.8g}]",
                 f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
-                "model = roli_fast.models.Normalized(model, mean, std)",
+                f"images in {box} and model = roli_fast.models.Normalized(model, mean, std)",
             )
         if extreme_labels:
             _check_label_range(extreme_labels[0], extreme_labels[1], classes)

@@ -5,7 +5,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy
@@ -17,8 +17,18 @@ from ..attacks import predict
 from ..attacks.ascent import State
 from ..attacks.inputs import check_count, check_number, check_size, refuse
 from ..attacks.norms import NORMS
-from ..models.normalized import Normalized
-from .core import UNBOUNDED, Closed, Maker, check_methods, inside, no_such, read
+from .core import (
+    UNBOUNDED,
+    Closed,
+    Maker,
+    attacked,
+    check_methods,
+    check_range,
+    inside,
+    no_such,
+    normalized,
+    read,
+)
 from .steps import OwnStep, shrink_
 
 Size = float | numpy.ndarray
@@ -50,7 +60,11 @@ class _ArtStep(OwnStep):
 
 
 class _Masked(nn.Module):
-    """A model that sees the clean image where no change is allowed, and so has no gradient there."""
+    """A model that sees the clean image where no change is allowed, and so has no gradient there.
+
+    clean, allowed: (N, ...), for as many samples as a batch may have; those of a batch come with
+        :meth:`cover`.
+    """
 
     clean: Tensor
     allowed: Tensor
@@ -58,8 +72,12 @@ class _Masked(nn.Module):
     def __init__(self, model: nn.Module, clean: Tensor, allowed: Tensor):
         super().__init__()
         self.model = model
-        self.register_buffer("clean", clean)
-        self.register_buffer("allowed", allowed)
+        self.register_buffer("clean", clean.clone())
+        self.register_buffer("allowed", allowed.clone())
+
+    def cover(self, clean: Tensor, allowed: Tensor) -> None:
+        self.clean[: len(clean)] = clean
+        self.allowed[: len(clean)] = allowed
 
     def forward(self, x: Tensor) -> Tensor:
         rows = slice(len(x))  # a view is confirmed with the first images
@@ -137,8 +155,9 @@ class _Attack(Closed):
             refuse("y", None, "targets (N,) or (N, classes), since targeted=True")
         images = torch.from_numpy(numpy.array(x, dtype=numpy.float32))
         images = inside(images, _bounds(self.estimator))
+        check_range(images, _bounds(self.estimator), _WAY_OUT)
         labels = None if y is None else _classes(numpy.asarray(y), len(images))
-        allowed = None if mask is None else _allowed(numpy.asarray(mask), images)
+        attack = self._unmasked if mask is None else self._masked(images, numpy.asarray(mask))
         found = numpy.empty(images.shape, numpy.float32)
         starts = range(0, len(images), self.batch_size)
         shown = rich.progress.track(
@@ -148,14 +167,30 @@ class _Attack(Closed):
             rows = slice(start, start + self.batch_size)
             batch = images[rows].to(self.estimator.device)
             target = predict(self._model, batch).argmax(dim=1) if labels is None else labels[rows]
-            where = None if allowed is None else allowed[rows].to(batch.device)
-            found[rows] = self._batch(self._model, batch, target.to(batch.device), where, rows).cpu().numpy()
+            found[rows] = attack(batch, target.to(batch.device), rows).cpu().numpy()
         return found
 
-    def _batch(
-        self, model: nn.Module, images: Tensor, labels: Tensor, allowed: Tensor | None, rows: slice
-    ) -> Tensor:
-        settings = {
+    def _unmasked(self, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
+        """Adversarial images for a batch, of these rows of all."""
+        return attacked(self._make(_ArtStep, **self._settings(images, rows)), self._model, images, labels)
+
+    def _masked(self, images: Tensor, mask: numpy.ndarray) -> Callable[[Tensor, Tensor, slice], Tensor]:
+        """As :meth:`_unmasked`, for these images alone: one model and one attack serve all their batches."""
+        allowed = torch.from_numpy(numpy.broadcast_to(mask != 0, tuple(images.shape)).copy())
+        largest = slice(self.batch_size)
+        model = _Masked(self._model, images[largest], allowed[largest]).to(self.estimator.device)
+        make = Maker()
+
+        def attack(batch: Tensor, labels: Tensor, rows: slice) -> Tensor:
+            where = allowed[rows].to(batch.device)
+            model.cover(batch, where)
+            core = make(_ArtStep, **self._settings(batch, rows), allowed=model.allowed)
+            return torch.where(where, attacked(core, model, batch, labels), batch)
+
+        return attack
+
+    def _settings(self, images: Tensor, rows: slice) -> dict[str, Any]:
+        return {
             "norm": _NORMS[self.norm],
             "eps": _size("eps", self.eps, images, rows),
             "step_size": _size("eps_step", self._step, images, rows),
@@ -166,11 +201,6 @@ class _Attack(Closed):
             "bounds": _bounds(self.estimator),
             "decay": self.decay,
         }
-        if allowed is None:
-            return self._make(_ArtStep, **settings)(model, images, labels)
-        # Of this batch alone, as the model that hides what may not change.
-        attack = Maker()(_ArtStep, **settings, allowed=allowed)
-        return torch.where(allowed, attack(_Masked(model, images, allowed), images, labels), images)
 
     @property
     def _step(self) -> Size:
@@ -180,6 +210,11 @@ class _Attack(Closed):
         settings = (f"{name}={getattr(self, name)}" for name in self.attack_params)
         return f"{type(self).__name__}({', '.join(settings)})"
 
+
+_WAY_OUT = (
+    "If they are normalised: x in pixels, and PyTorchClassifier(..., clip_values=(0, 1), "
+    "preprocessing=(mean, std))"
+)
 
 _ESTIMATOR = "art.estimators.classification.pytorch.PyTorchClassifier"
 
@@ -194,10 +229,7 @@ def _pixel_model(estimator: Any) -> nn.Module:
         refuse("estimator", f"a {kind}", f"{_ESTIMATOR}, and no subclass of it, which may compute otherwise")
     check_methods(estimator, "estimator")
     model = estimator.model
-    loss = estimator.loss
-    plain = type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.label_smoothing == 0
-    if not plain:
-        refuse("estimator", f"one with the loss {loss!r}", "torch.nn.CrossEntropyLoss()")
+    _check_loss(estimator.loss)
     if estimator.postprocessing_defences:
         refuse("estimator", "one with postprocessing defences", "one without")
     for operation in estimator.preprocessing_operations:
@@ -210,8 +242,18 @@ def _pixel_model(estimator: Any) -> nn.Module:
         if mean.size not in (1, channels) or not estimator.channels_first:
             refuse("estimator", f"one with a mean of shape {mean.shape}", "one number, or one per channel")
         mean, std = (numpy.broadcast_to(v.reshape(-1), channels).tolist() for v in (mean, std))
-        model = Normalized(model, mean, std).to(estimator.device)
+        model = normalized(model, mean, std, estimator.device)
     return model
+
+
+def _check_loss(loss: Any) -> None:
+    extras = []
+    if type(loss) is nn.CrossEntropyLoss:
+        given = {"weight": loss.weight is not None, "label_smoothing": loss.label_smoothing != 0}
+        extras = [name for name, is_given in given.items() if is_given]
+    if extras or type(loss) is not nn.CrossEntropyLoss:
+        got = f"{loss!r} with {' and '.join(extras)}" if extras else repr(loss)
+        refuse("estimator", f"one with the loss {got}", "torch.nn.CrossEntropyLoss() without such settings")
 
 
 def _bounds(estimator: Any) -> tuple[float, float]:
@@ -242,10 +284,6 @@ def _classes(y: numpy.ndarray, samples: int) -> Tensor:
     if y.size != samples:
         refuse("y", f"shape {y.shape}", f"({samples},) or ({samples}, classes)")
     return torch.from_numpy(y.reshape(-1).astype(numpy.int64))
-
-
-def _allowed(mask: numpy.ndarray, images: Tensor) -> Tensor:
-    return torch.from_numpy(numpy.broadcast_to(mask != 0, tuple(images.shape)).copy())
 
 
 def _refuse_extras(**extras: Any) -> None:

@@ -13,13 +13,29 @@ from torch import Tensor
 from .. import attacks as ours
 from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_count, draw_key, refuse
+from ..attacks.norms import distance
 from ..attacks.verify import predict
 from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
-from .core import check_methods, chosen, inside, no_such, read, share_copies
+from ..files import write
+from .core import (
+    as_classes,
+    as_pixels,
+    check_methods,
+    check_range,
+    chosen,
+    inside,
+    no_such,
+    read,
+    share_copies,
+    warn_of_surroundings,
+)
 
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _VERSIONS = ("standard", "plus", "rand")
+_WAY_OUT = (
+    "If they are normalised: images in [0, 1] and AutoAttack(roli_fast.models.Normalized(model, mean, std))"
+)
 
 
 class AutoAttack:
@@ -27,7 +43,8 @@ class AutoAttack:
 
     seed: of all draws; None for torch's own generator. version: "standard", "plus", "rand", or "custom" for
     attacks_to_run, of "apgd-ce", "apgd-dlr", "fab", "square", "apgd-t" and "fab-t".
-    device: where batches are attacked. log_path: a file that gets what is printed.
+    device: where batches are attacked. log_path: a file that gets what is printed; after each batch how far
+        the evaluation is.
     """
 
     def __init__(
@@ -108,7 +125,7 @@ class AutoAttack:
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """Between 0 and 1."""
         right = [
-            (predict(self.model, x.to(self.device)).argmax(dim=1) == y.to(self.device)).cpu()
+            (predict(self.model, as_pixels(x.to(self.device))).argmax(dim=1) == y.to(self.device)).cpu()
             for x, y in zip(x_orig.split(bs), y_orig.split(bs), strict=True)
         ]
         accuracy = torch.cat(right).double().mean().item()
@@ -125,30 +142,34 @@ class AutoAttack:
         state_path: str | Path | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_count("bs", bs)
+        warn_of_surroundings(self.model, torch.device(self.device))
+        images, labels = as_pixels(images.detach()), as_classes(labels)
+        for part in images.split(bs):  # before hours are spent on the others
+            check_range(inside(part, (0, 1)), (0, 1), _WAY_OUT)
         attack = self._made(names)
         state = _State.found(state_path, attack, self._key(), self.model, images, labels)
         if return_labels and state.broken_by:
             refuse("return_labels", "True for images of which a state is there", "False: it has no classes")
         key = torch.tensor([state.key], device=self.device)
-        adversarial, classes = images.detach().clone(), labels.clone()
-        notes: set[str] = set()
-        begin = time.perf_counter()
+        adversarial, classes = images.clone(), labels.clone()
+        said: set[str] = set()
+        largest, begin = 0.0, time.perf_counter()
         for start in range(len(state.broken_by), len(images), bs):
             rows = torch.arange(start, min(start + bs, len(images)))
-            batch = inside(adversarial[rows], (0, 1)).to(self.device), classes[rows].to(self.device)
+            batch = inside(images[rows], (0, 1)).to(self.device), labels[rows].to(self.device)
             result = attack.run(self.model, *batch, index=rows.to(self.device), key=key)
             adversarial[rows] = result.adversarial.to(images)
             if return_labels:
                 classes[rows] = predict(self.model, result.adversarial).argmax(dim=1).to(labels)
+            largest = max(largest, distance(attack.norm, result.adversarial - batch[0]).max().item())
             state.add(result.broken_by)
             for note in dict.fromkeys(result.notes):
-                if note not in notes:
+                if note not in said:
                     self._log(note)
-            notes.update(result.notes)
-        broken_by = torch.tensor(state.broken_by)
-        for note in square_finds_more(attack.stages, broken_by):
-            self._log(note)
-        self._report(attack.stages, broken_by, time.perf_counter() - begin)
+            said.update(result.notes)
+            self._log(state.progress(len(images)))
+        self._report(attack.stages, torch.tensor(state.broken_by), adversarial, largest)
+        self._log(f"total time: {time.perf_counter() - begin:.1f} s")
         return (adversarial, classes) if return_labels else adversarial
 
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
@@ -163,13 +184,22 @@ class AutoAttack:
             return int(self.seed)
         return int(draw_key(None, torch.device("cpu")).item())
 
-    def _report(self, stages: Sequence[str], broken_by: Tensor, seconds: float) -> None:
-        """How much was left after each attack."""
+    def _report(self, stages: Sequence[str], broken_by: Tensor, adversarial: Tensor, largest: float) -> None:
+        """How much was left after each attack, and what the images are like. largest: perturbation."""
+        for note in square_finds_more(stages, broken_by):
+            self._log(note)
         for stage, name in enumerate(stages):
             left = ((broken_by < 0) | (broken_by > stage)).double().mean().item()
             what = "initial accuracy" if stage == 0 else f"robust accuracy after {name.upper()}"
             self._log(f"{what}: {left:.2%}")
-        self._log(f"robust accuracy: {left:.2%} (total time {seconds:.1f} s)")
+        if adversarial.numel() > 0:
+            lo, hi = adversarial.aminmax()
+            nan = adversarial.isnan().sum()
+            self._log(
+                f"max {self.norm} perturbation: {largest:.5f}, nan in tensor: {nan}, max: {hi:.5f}, "
+                f"min: {lo:.5f}"
+            )
+        self._log(f"robust accuracy: {left:.2%}")
 
     def _log(self, line: str) -> None:
         if self.verbose:
@@ -223,9 +253,11 @@ class _State:
         self.broken_by += broken_by.tolist()
         if self.path is not None:
             saved = {"about": self.about, "key": self.key, "broken_by": self.broken_by}
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text(json.dumps(saved))
-            partial.replace(self.path)
+            write(self.path, json.dumps(saved).encode())
+
+    def progress(self, images: int) -> str:
+        done, left = len(self.broken_by), self.broken_by.count(-1)
+        return f"{done}/{images} images, robust accuracy so far {left / done:.2%}"
 
 
 __all__ = ["AutoAttack"]

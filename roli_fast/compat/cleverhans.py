@@ -12,7 +12,7 @@ from ..attacks.ascent import State
 from ..attacks.inputs import refuse, to_state
 from ..attacks.norms import NORMS, uniform_draws
 from ..engine.modes import Model
-from .core import UNBOUNDED, Maker, chosen, no_such, warn
+from .core import UNBOUNDED, Maker, as_classes, attacked, chosen, no_such, warn
 from .steps import OwnStep
 
 _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
@@ -113,18 +113,18 @@ def _attack(
     model: Model, x: Tensor, y: Tensor | None, eps: float, step_size: float, **settings: Any
 ) -> Tensor:
     x = _as_taken(x.detach(), model)
-    y = predict(model, x).argmax(dim=1) if y is None else y
+    y = predict(model, x).argmax(dim=1) if y is None else as_classes(y)
     attack = _maker(**settings, **chosen())(_OwnStart, eps=eps, step_size=step_size, **settings)
-    return attack(model, x, y)
+    return attacked(attack, model, x, y)
 
 
 def _as_taken(x: Tensor, model: Model) -> Tensor:
-    """Images in float32, as cleverhans has them, integers by their value, too; float64 images stay so for a
-    model that computes in float64."""
+    """Images in float32, as cleverhans has them, integers by their value, too; half precision stays, and
+    float64 for a model that computes in it."""
     if not x.is_floating_point():
         return x.float()
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return x if parameter is None or x.dtype != torch.float64 else x.to(parameter.dtype)
+    return x.to(torch.float32 if parameter is None else parameter.dtype) if x.dtype == torch.float64 else x
 
 
 def _check(norm: float, accepted: tuple[float, ...], **sizes: float) -> None:
@@ -147,7 +147,10 @@ def _box(x: Tensor, lo: float | None, hi: float | None, sanity_checks: bool) -> 
     if outside:
         got, accepted = f"values in [{least:.8g}, {most:.8g}]", f"values in [{lo}, {hi}]"
         if sanity_checks:
-            refuse("x", got, accepted, AssertionError)
+            way_out = (
+                f"If it is normalised: x in [{lo}, {hi}] and roli_fast.models.Normalized(model_fn, mean, std)"
+            )
+            refuse("x", got, f"{accepted}. {way_out}", AssertionError)
         warn(f"x has {got}, and what is returned has {accepted}: is it normalised?")
     return {"bounds": (float(lo), float(hi)), "takes_outside": outside}
 

@@ -5,17 +5,20 @@ import contextvars
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..attacks.attack import Attack, undirected_note
-from ..attacks.inputs import check_choice, check_size, refuse
+from ..attacks.attack import Attack, Views, undirected_notes
+from ..attacks.inputs import check_choice, check_size, refuse, to_state
 from ..attacks.trial import AttackResult
 from ..engine import PRECISIONS
 from ..engine.modes import Model
+from ..models.normalized import Normalized
+from ..ops.checks import state_dtype
 
 _OPTIONS = contextvars.ContextVar[dict[str, Any]]("options")
 
@@ -32,10 +35,11 @@ def options(*, precision: str | None = None, fold: bool | None = None) -> Iterat
     precision, fold: as in :class:`roli_fast.attacks.PGD`; default as outside of this ``with``, which without
         another around it is "fp32", as the originals, and True.
     """
-    given = {"precision": precision, "fold": fold}
+    wanted = {"precision": precision, "fold": fold}
     if precision is not None:
         check_choice("precision", precision, tuple(PRECISIONS))
-    token = _OPTIONS.set({**chosen(), **{name: value for name, value in given.items() if value is not None}})
+    given = {name: value for name, value in wanted.items() if value is not None}
+    token = _OPTIONS.set({**_OPTIONS.get({}), **given})
     try:
         yield
     finally:
@@ -44,7 +48,7 @@ def options(*, precision: str | None = None, fold: bool | None = None) -> Iterat
 
 def chosen() -> dict[str, Any]:
     """The options of this ``with``, as arguments of an attack."""
-    return _OPTIONS.get({"precision": "fp32", "fold": True})
+    return {"precision": "fp32", "fold": True, **_OPTIONS.get({})}
 
 
 class _Copies(threading.local):
@@ -52,17 +56,37 @@ class _Copies(threading.local):
     since many a loop makes its attack anew for each batch. A copy lives as long as its model."""
 
     def __init__(self) -> None:
-        self.holders: dict[tuple[Any, ...], Attack] = {}
+        self._by_options: dict[tuple[Any, ...], Views] = {}
 
     def share(self, attack: Attack) -> None:
-        options = chosen()
-        key = tuple(options.values())
-        if key not in self.holders:
-            self.holders[key] = Attack("linf", 0.0, **options)
-        attack.share_views(self.holders[key])
+        attack.share_views(self._by_options.setdefault(tuple(chosen().values()), Views()))
 
 
 share_copies = _Copies().share
+
+
+class _Wrappers:
+    """One :class:`Normalized` for all who normalise a model alike, so that they share its copy. It holds the
+    model: it lives as long as one of them does, and the last as long as no other is asked for, since many a
+    loop makes its attack anew for each batch."""
+
+    def __init__(self) -> None:
+        self._living: weakref.WeakValueDictionary[tuple[Any, ...], Normalized] = weakref.WeakValueDictionary()
+        self._last: Normalized | None = None
+
+    def normalized(
+        self, model: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device | None
+    ) -> Normalized:
+        """``Normalized(model, mean, std)`` on the device; None where nobody knows of one."""
+        key = id(model), tuple(mean), tuple(std), device
+        wrapper = self._living.get(key)
+        if wrapper is None:
+            wrapper = self._living[key] = Normalized(model, mean, std).to(device)
+        self._last = wrapper
+        return wrapper
+
+
+normalized = _Wrappers().normalized
 
 
 class Maker(threading.local):
@@ -99,15 +123,55 @@ class Maker(threading.local):
         return self._attack
 
 
+def attacked(
+    attack: Attack, model: Model, images: Tensor, labels: Tensor | None, way_out: str | None = None
+) -> Tensor:
+    """As a call of the attack. way_out: as in :func:`check_range`, for images that it refuses."""
+    with _with_way_out(images, attack.bounds, way_out):
+        found = attack(model, images, labels)
+    warn_of_surroundings(model, images.device)
+    return found
+
+
 def run(
-    attack: Attack, model: Model, images: Tensor, labels: Tensor | None, key: Tensor | None = None
+    attack: Attack,
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None,
+    way_out: str,
+    key: Tensor | None = None,
 ) -> AttackResult:
     """As ``attack.run``, where a batch without any gradient is no error but a warning: it may be the one
-    image that a user's loop has left, and the originals return it as it was."""
-    result = attack.run(model, images, labels, key=key, strict=False)
-    for note in undirected_note(result.undirected, len(images)):
+    image that a user's loop has left, and the originals return it as it was. way_out: as in
+    :func:`attacked`."""
+    with _with_way_out(images, attack.bounds, way_out):
+        result = attack.run(model, images, labels, key=key, strict=False)
+    warn_of_surroundings(model, images.device)
+    for note in undirected_notes(result.undirected_by_stage):
         warn(note)
     return result
+
+
+def warn_of_surroundings(model: Model, device: torch.device) -> None:
+    """Where the caller has asked torch for something that the originals get, and an attack here does not."""
+    # Of these two alone an attack switches it off.
+    autocast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+    if autocast and "precision" not in _OPTIONS.get({}):
+        warn(
+            "the attack computes in float32, whatever torch.autocast says: inside of "
+            'roli_fast.compat.options(precision="bf16") it is faster, and precision="fp32" ends this warning'
+        )
+    if isinstance(model, nn.Module) and model not in _SEEN:
+        _SEEN.add(model)
+        if any(isinstance(m, nn.DataParallel) and len(m.device_ids) > 1 for m in model.modules()):
+            warn(
+                "the attack computes on one GPU, without torch.nn.DataParallel: torchrun, with a process for "
+                "each GPU, uses them all"
+            )
+
+
+# Models that were looked through.
+_SEEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def warn(text: str) -> None:
@@ -131,29 +195,92 @@ def inside(images: Tensor, bounds: tuple[float, float]) -> Tensor:
     return torch.where((images - clipped).abs() <= _ROUNDING, clipped, images)
 
 
+def check_range(images: Tensor, bounds: tuple[float, float], way_out: str) -> None:
+    """Raises ValueError for images outside of the box; what else is wrong with them is for the attack to say.
+    way_out: what the library itself has for images that are normalised."""
+    if not images.is_floating_point() or images.numel() == 0:
+        return
+    lo, hi = torch.stack(images.aminmax()).tolist()
+    lowest, highest = torch.tensor(bounds, dtype=state_dtype(images)).tolist()
+    if lo < lowest or highest < hi:
+        refuse(
+            "images", f"values in [{lo:.8g}, {hi:.8g}]", f"values within bounds={tuple(bounds)}. {way_out}"
+        )
+
+
+@contextlib.contextmanager
+def _with_way_out(images: Tensor, bounds: tuple[float, float], way_out: str | None) -> Iterator[None]:
+    """Where images are refused inside ``with``, for lying outside of the box: only then are they looked
+    through, for which a GPU would be waited for."""
+    try:
+        yield
+    except ValueError:
+        try:
+            if way_out is not None:
+                check_range(images, bounds, way_out)
+        except ValueError as explained:
+            raise explained from None
+        raise
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Images of integers from 0 to 255 in [0, 1]."""
+    return to_state(images) if images.dtype == torch.uint8 else images
+
+
+def as_classes(labels: Tensor) -> Tensor:
+    """Labels in int64, where the originals take them in another type, too."""
+    is_short = isinstance(labels, Tensor) and labels.dtype in (torch.uint8, torch.int32)
+    return labels.long() if is_short else labels
+
+
 class Closed:
     """Refuses methods of a user's own where the original would call them, and nothing here does.
 
     Raises ValueError for a subclass that has one, and for an instance that is given one.
+
+    _never_called: their names.
+    _caller: what calls them in the original. Where that is a user's own, they may be, too.
     """
 
     _never_called: Sequence[str] = ()
+    _caller = ""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for base in cls.__mro__:
-            for name in vars(base).get("_never_called", ()):
-                if getattr(cls, name, None) is not getattr(base, name, None):
-                    _refuse_method(cls, name)
+        if not cls._has_own_caller():
+            cls._refuse(cls._own_methods())
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._never_called:
-            _refuse_method(type(self), name)
+        if name in self._never_called and not self._has_own_caller():
+            self._refuse([name])
         super().__setattr__(name, value)
 
+    def _check_methods(self) -> None:
+        """Raises ValueError where a user's own caller has left the work to ours, and its methods with it."""
+        if self._has_own_caller():
+            self._refuse([*self._own_methods(), *(name for name in self._never_called if name in vars(self))])
 
-def _refuse_method(kind: type, name: str) -> NoReturn:
-    refuse(name, f"one of {kind.__name__}'s own", "none: nothing here would call it")
+    @classmethod
+    def _has_own_caller(cls) -> bool:
+        caller = getattr(cls, cls._caller, None)
+        return caller is not None and not str(caller.__module__).startswith(_PACKAGE)
+
+    @classmethod
+    def _own_methods(cls) -> list[str]:
+        return [
+            name
+            for base in cls.__mro__
+            for name in vars(base).get("_never_called", ())
+            if getattr(cls, name, None) is not getattr(base, name, None)
+        ]
+
+    @classmethod
+    def _refuse(cls, names: Sequence[str]) -> None:
+        for name in names:
+            way_out = f" but a {cls._caller} of your own. Put it into a module around the model"
+            accepted = f"none: nothing here would call it{way_out if cls._caller else ''}"
+            refuse(name, f"one of {cls.__name__}'s own", accepted)
 
 
 def check_methods(original: Any, argument: str = "attack") -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from roli_fast.attacks import attack as attack_module
 from roli_fast.compat import art
 
 from .cases import Coin, estimator
@@ -69,6 +70,20 @@ def test_a_mask_keeps_pixels(s, classifier, norm, starts):
     assert (change[:, :, mask] != 0).any()
     order = {numpy.inf: numpy.inf, 2: 2, 1: 1}[norm]
     assert numpy.linalg.norm(change.reshape(40, -1), order, axis=1).max() <= eps * (1 + 1e-5)
+
+
+def test_a_mask_takes_one_copy_of_the_model(s, classifier, monkeypatch):
+    made = []
+    view = attack_module.AttackView
+    monkeypatch.setattr(attack_module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
+    settings = {"norm": 2, "eps": 0.8, "eps_step": 0.2, "max_iter": 3, "num_random_init": 1}
+    attack = art.ProjectedGradientDescent(classifier, batch_size=16, verbose=False, **settings)
+    mask = torch.rand(40, 1, 8, 8) > 0.5  # another for each image; the last batch is of eight
+    found = attack.generate(s.images.numpy(), s.labels.numpy(), mask=mask.numpy())
+    assert len(made) == 1
+    changed = torch.from_numpy(found) != s.images
+    assert not (changed & ~mask).any()
+    assert (changed & mask).flatten(1).any(1).all()
 
 
 def test_sizes_per_sample(s, classifier):
@@ -167,6 +182,16 @@ def test_estimators_that_are_refused(s):
     other = classification.PyTorchClassifier(s.model, nn.MultiMarginLoss(), (1, 8, 8), 10, device_type="cpu")
     with pytest.raises(ValueError, match="estimator: got one with the loss MultiMarginLoss"):
         art.FastGradientMethod(other)
+    for options, said in (
+        ({"weight": torch.ones(10)}, "with weight"),
+        ({"label_smoothing": 0.1}, "with label_smoothing"),
+        ({"weight": torch.ones(10), "label_smoothing": 0.1}, "with weight and label_smoothing"),
+    ):
+        loss = nn.CrossEntropyLoss(**options)
+        other = classification.PyTorchClassifier(s.model, loss, (1, 8, 8), 10, device_type="cpu")
+        message = rf"the loss CrossEntropyLoss\(\) {said}, accepted: torch\.nn\.CrossEntropyLoss\(\) without"
+        with pytest.raises(ValueError, match=message):
+            art.FastGradientMethod(other)
     squeezing = preprocessor.FeatureSqueezing((0, 1))
     with pytest.raises(ValueError, match="estimator: got one with FeatureSqueezing"):
         art.FastGradientMethod(estimator(s.model, (1, 8, 8), preprocessing_defences=squeezing))

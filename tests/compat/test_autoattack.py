@@ -42,6 +42,29 @@ def test_a_standard_evaluation(s, quick, capsys, tmp_path):
         assert f"robust accuracy after {name}: " in printed
     assert f"robust accuracy: {withstood:.2%}" in printed
     assert (tmp_path / "log.txt").read_text() == printed
+    distance = (found - s.images).abs().max().item()
+    assert (
+        f"max Linf perturbation: {distance:.5f}, nan in tensor: 0, max: {found.max():.5f}, "
+        f"min: {found.min():.5f}"
+    ) in printed
+
+
+def test_each_batch_is_logged_when_it_is_done(s, quick, tmp_path):
+    """With what was done before an interruption."""
+    log, seen, done = tmp_path / "log.txt", [], []
+    adversary = quick(log_path=log, verbose=False)
+    handle = s.model.register_forward_pre_hook(
+        lambda module, inputs: seen.append(log.read_text() if log.exists() else "")
+    )
+    try:
+        _, classes = adversary.run_standard_evaluation(s.images, s.labels, bs=6, return_labels=True)
+    finally:
+        handle.remove()
+    withstood = (classes == s.labels).double()
+    for images in (6, 12, 16):
+        done.append(f"{images}/16 images, robust accuracy so far {withstood[:images].mean():.2%}\n")
+    assert [line for line in done if any(line in text for text in seen)] == done[:2]
+    assert all(line in log.read_text() for line in done)
 
 
 def test_batches_and_seeds(s, quick):

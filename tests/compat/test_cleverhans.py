@@ -50,6 +50,16 @@ def test_float64_images_are_taken_in_the_models_type(s):
         assert found.dtype == torch.float32
 
 
+def test_float64_images_for_what_has_no_parameters(s):
+    """Of which nobody can know in what it computes."""
+    weight = s.images[:10].flatten(1)
+    for labels in (None, s.labels):
+        found = cleverhans.fast_gradient_method(
+            lambda x: x.flatten(1) @ weight.T, s.images.double(), 0.1, math.inf, y=labels
+        )
+        assert found.dtype == torch.float32
+
+
 def test_rand_minmax(s):
     """Half the side of the cube in which a start is drawn."""
     arguments = s.model, torch.full_like(s.images, 0.5), 0.2, 1e-9, 1, math.inf

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import sys
 
 import pytest
 import torch
@@ -104,6 +105,10 @@ def test_what_is_refused(s, fmodel):
         attack(s.model, s.images, s.labels, epsilons=0.1)
     with pytest.raises(ValueError, match="images: got values in"):
         attack(fmodel, 2 * s.images, s.labels, epsilons=0.1)
+    with pytest.raises(TypeError, match="images: got a ndarray, accepted: a tensor"):
+        foolbox.attacks.LinfPGD().run(fmodel, s.images.numpy(), s.labels, epsilon=0.1)
+    with pytest.raises(TypeError, match="labels: got a list, accepted: a tensor"):
+        attack(fmodel, s.images, foolbox.Misclassification(s.labels.tolist()), epsilons=0.1)
 
 
 def test_criteria_of_a_users_own(s, fmodel):
@@ -135,6 +140,37 @@ def test_names_that_are_not_there():
         _ = foolbox.samples
     with pytest.raises(AttributeError, match="no attribute 'distance': it is the norm, 'linf'"):
         _ = foolbox.attacks.LinfPGD().distance
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "accepted"),
+    [
+        ("utils", "samples", "accuracy"),
+        ("criteria", "Criterion", "Misclassification, TargetedMisclassification"),
+        ("models", "TensorFlowModel", "PyTorchModel"),
+    ],
+)
+def test_names_that_are_not_in_its_modules(module, name, accepted):
+    with pytest.raises(AttributeError) as caught:
+        getattr(getattr(foolbox, module), name)
+    text = f"roli_fast.compat.foolbox.{module}: got {name!r}, accepted: {accepted}; the rest is in "
+    assert str(caught.value) == f"{text}foolbox.{module}"
+
+
+def test_samples_and_distances_of_the_library(s, fmodel):
+    """Its own functions take our model, and our images."""
+    library = pytest.importorskip("foolbox")
+    pytest.importorskip("PIL")
+    images, labels = library.samples(fmodel, dataset="mnist", batchsize=3)
+    assert (images.shape, images.dtype, labels.dtype) == ((3, 1, 28, 28), torch.float32, torch.int64)
+    assert 0 <= images.min() < images.max() <= 1
+    found = foolbox.attacks.FGSM()(fmodel, s.images, s.labels, epsilons=0.1)[0]
+    assert library.distances.linf(s.images, found).max().item() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_model_without_eagerpy_has_no_dummy(fmodel, monkeypatch):
+    monkeypatch.setitem(sys.modules, "eagerpy", None)
+    assert fmodel.dummy is None
 
 
 def test_other_bounds_in_place_and_wrapped(s):

@@ -9,7 +9,10 @@ import roli_fast.compat.cleverhans as cleverhans
 import roli_fast.compat.foolbox as foolbox
 import roli_fast.compat.torchattacks as torchattacks
 from roli_fast.attacks import verify
+from roli_fast.compat import art
 from roli_fast.models import Normalized, small_resnet
+
+from .cases import StandIn
 
 pytestmark = pytest.mark.gpu
 
@@ -64,3 +67,19 @@ def test_cleverhans(model, batch, norm):
             model, images, 0.1, 0.05, 3, norm, clip_min=0.0, clip_max=1.0, y=labels
         )
         assert verify(model, images, found, labels, "linf" if norm == math.inf else "l2", 0.1).in_ball.all()
+
+
+def test_masks_of_art(model, batch):
+    """Of several batches, of which the later ones are replays, each has its own."""
+    images, labels = (tensor.cpu().repeat(6, *[1] * (tensor.dim() - 1)).numpy() for tensor in batch)
+    classifier = StandIn(model, torch.nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=(0.0, 1.0))
+    classifier.device = torch.device(DEVICE)
+    mask = (torch.rand(len(images), 1, 32, 32) > 0.5).numpy()
+    settings = {"norm": 2, "eps": 0.5, "eps_step": 0.2, "max_iter": 3, "batch_size": 32, "verbose": False}
+    for starts in (0, 1):
+        attack = art.ProjectedGradientDescent(classifier, num_random_init=starts, **settings)
+        change = attack.generate(images, labels, mask=mask) - images
+        assert (change[~mask.repeat(3, axis=1)] == 0).all()
+        moved = torch.from_numpy(change).flatten(1).norm(dim=1)
+        assert (moved <= 0.5 * (1 + 1e-5)).all()
+        assert (moved > 0.2).all()

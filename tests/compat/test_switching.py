@@ -23,6 +23,7 @@ from roli_fast.attacks import attack as attack_module
 from roli_fast.attacks import verify
 from roli_fast.compat import art, options
 from roli_fast.compat.autoattack import AutoAttack
+from roli_fast.models import Normalized
 
 from .cases import Coin, estimator, original
 
@@ -50,6 +51,15 @@ def test_every_row_has_its_test():
 def test_the_imports_of_the_document_work():
     (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
     exec(block, {})
+
+
+def test_the_import_that_the_document_warns_of_is_refused_without_a_reason():
+    (statement,) = re.findall(r"^`(from roli_fast\S* import CarliniL2Method)`", DOCUMENT.read_text(), re.M)
+    with pytest.raises(ImportError, match="cannot import name 'CarliniL2Method'") as caught:
+        exec(statement, {})
+    assert "accepted" not in str(caught.value)
+    with pytest.raises(AttributeError, match="got 'CarliniL2Method', accepted: "):
+        _ = art.CarliniL2Method
 
 
 def test_what_is_covered_is_what_there_is():
@@ -281,8 +291,52 @@ def test_seeds_in_the_original(net, batch):
 def test_range(attack, net, batch):
     with pytest.raises((ValueError, AssertionError), match=r"(images|x): got values in"):
         attack(net, 2 * batch[0] - 1, batch[1])
-    with pytest.raises(ValueError, match=r"Normalized\(model, mean, std\)"):
-        torchattacks.FGSM(net)(2 * batch[0] - 1, batch[1])
+    own = {
+        by_torchattacks: r"attack\.set_normalization_used\(mean, std\), and they stay as they are",
+        by_foolbox: r"images in \[0, 1\] and PyTorchModel\(model, bounds, preprocessing=",
+        by_art: r"PyTorchClassifier\(\.\.\., clip_values=\(0, 1\), preprocessing=\(mean, std\)\)",
+        by_cleverhans: r"x in \[0\.0, 1\.0\] and roli_fast\.models\.Normalized\(model_fn, mean, std\)",
+        by_autoattack: r"images in \[0, 1\] and AutoAttack\(roli_fast\.models\.Normalized\(model, mean, std",
+    }
+    with pytest.raises((ValueError, AssertionError), match=own[attack]) as caught:
+        attack(net, 2 * batch[0] - 1, batch[1])
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_the_way_out_of_a_wrong_range_works(net, batch):
+    """What each error says leads to the images of the attack on pixels."""
+    images, labels = batch
+    mean, std = [0.5], [0.25]
+    normalised = (images - 0.5) / 0.25
+    pixels = Normalized(net, mean, std)
+    expected = torchattacks.BIM(pixels, eps=0.1)(images, labels)
+    attack = torchattacks.BIM(net, eps=0.1)
+    attack.set_normalization_used(mean, std)
+    torch.testing.assert_close(attack.inverse_normalize(attack(normalised, labels)), expected)
+    with pytest.raises(ValueError, match="set_normalization_used takes what they were normalised by"):
+        attack(3 * normalised, labels)
+    preprocessing = {"mean": mean, "std": std, "axis": -3}
+    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu", preprocessing=preprocessing)
+    descent = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=2 / 255)
+    torch.testing.assert_close(descent(wrapped, images, labels, epsilons=0.1)[0], expected)
+
+
+def test_a_range_is_checked_of_all_images_before_any_is_attacked(net, batch):
+    asked = []
+    net.register_forward_hook(lambda module, inputs, output: asked.append(len(output)))
+    images = batch[0].clone()
+    images[-1] = 2.0
+    evaluate = AutoAttack(net, eps=0.1, device="cpu", verbose=False).run_standard_evaluation
+    attack = art.FastGradientMethod(estimator(net, (1, 8, 8)), batch_size=1)
+    asked.clear()
+    for call in (
+        lambda: evaluate(images, batch[1], bs=1),
+        lambda: attack.generate(images.numpy(), batch[1].numpy()),
+    ):
+        with pytest.raises(ValueError, match="images: got values in"):
+            call()
+    assert asked == []
 
 
 @pytest.mark.parametrize("library", ["ours", "theirs"])
@@ -402,8 +456,8 @@ def test_settings_that_would_do_nothing(net):
             kind(classifier, **{name: True})
 
 
-def by_apgd(model, images, labels):
-    return torchattacks.APGD(model, "L2", eps=0.5, steps=2)(images, labels)
+def by_apgd(model, images, labels, library=torchattacks):
+    return library.APGD(model, "L2", eps=0.5, steps=2)(images, labels)
 
 
 @row("No gradient")
@@ -551,6 +605,77 @@ def test_the_copies_of_an_ensemble(net, batch, monkeypatch):
     assert len(made) == 1
 
 
+def by_normalising_torchattacks(model, images, labels):
+    attack = torchattacks.FGSM(model, eps=0.01)
+    attack.set_normalization_used([0.1], [0.9])
+    return attack(attack.normalize(images), labels)
+
+
+def by_normalising_foolbox(model, images, labels):
+    preprocessing = {"mean": [0.1], "std": [0.9], "axis": -3}
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu", preprocessing=preprocessing)
+    return foolbox.attacks.FGSM()(wrapped, images, labels, epsilons=0.01)[0]
+
+
+def by_normalising_art(model, images, labels):
+    pytest.importorskip("art.estimators.classification")
+    classifier = estimator(model, tuple(images.shape[1:]), preprocessing=(0.1, 0.9))
+    return art.FastGradientMethod(classifier, eps=0.01).generate(images.numpy(), labels.numpy())
+
+
+def by_a_normalising_ensemble(model, images, labels):
+    ensemble = torchattacks.MultiAttack([torchattacks.FGSM(model), torchattacks.BIM(model)])
+    ensemble.set_normalization_used([0.1], [0.9])
+    return ensemble(ensemble.normalize(images), labels)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        by_normalising_torchattacks,
+        by_normalising_foolbox,
+        by_normalising_art,
+        by_a_normalising_ensemble,
+    ],
+)
+def test_copies_of_a_model_that_a_face_normalises(attack, net, batch, monkeypatch):
+    made = []
+    view = attack_module.AttackView
+    monkeypatch.setattr(attack_module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
+    for _ in range(3):
+        attack(net, *batch)
+    assert len(made) == 1
+
+
+def test_a_model_that_was_normalised_lives_until_another_is(batch):
+    """Or as long as the attack that normalises it."""
+    model, others = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(),
+        [nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval() for _ in range(2)],
+    )
+    attack = torchattacks.FGSM(model)
+    attack.set_normalization_used([0.1], [0.9])
+    attack(attack.normalize(batch[0]), batch[1])
+    alive = weakref.ref(model)
+    del model
+    by_normalising_torchattacks(others[0], *batch)
+    assert alive() is not None
+    del attack
+    gc.collect()
+    assert alive() is None
+
+
+def test_copies_outlive_the_first_attack_but_not_its_graphs(net, batch):
+    """Of which there are some for each attack on a GPU."""
+    attack = torchattacks.BIM(net)
+    attack(*batch)
+    core, view = weakref.ref(attack._made()), weakref.ref(attack._made().view(net))
+    del attack
+    gc.collect()
+    assert core() is None
+    assert view() is not None
+
+
 def shared_by_threads(call, threads=3, times=4):
     """What call(number of the thread) returns in each, called at once."""
     together = threading.Barrier(threads)
@@ -608,3 +733,140 @@ def test_precision(digits_subject):
     with torch.no_grad():
         right = [(s.model(images).argmax(1) == s.labels).sum().item() for images in (exact, fast)]
     assert abs(right[0] - right[1]) <= 3
+
+
+def in_bfloat16():
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@row("Autocast")
+@every_face
+def test_autocast(attack, net, batch):
+    torch.manual_seed(0)
+    expected = attack(net, *batch)
+    torch.manual_seed(0)
+    with in_bfloat16(), pytest.warns(RuntimeWarning, match='options.precision="bf16"') as said:
+        found = attack(net, *batch)
+    assert said[-1].filename == __file__
+    if attack is not by_autoattack:  # whose search follows the model itself
+        assert torch.equal(found, expected)
+
+
+@every_face
+def test_a_precision_that_was_chosen_is_meant(attack, net, batch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for precision in ("fp32", "bf16"):
+            with in_bfloat16(), options(precision=precision):
+                attack(net, *batch)
+        attack(net, *batch)
+
+
+@pytest.mark.parametrize("attack", [by_torchattacks, by_foolbox, by_cleverhans])
+def test_autocast_in_the_original(attack, net, batch):
+    call, found = theirs(attack), set()
+    net[-1].register_forward_hook(lambda module, inputs, output: found.add(output.dtype))
+    with in_bfloat16():
+        call(net.eval(), *batch)
+    assert found == {torch.bfloat16}
+
+
+class Spread(nn.DataParallel):
+    """As over two GPUs, but for what it computes."""
+
+    def __init__(self, module):
+        super().__init__(module)
+        self.device_ids = [0, 1]
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@row("Several GPUs")
+@every_face
+def test_several_gpus(attack, net, batch):
+    model = Spread(net)
+    with pytest.warns(RuntimeWarning, match="one GPU, without torch.nn.DataParallel") as said:
+        attack(model, *batch)
+    assert said[-1].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        attack(model, *batch)
+        model = Spread(net)
+        model.device_ids = [0]
+        attack(model, *batch)
+
+
+def by_an_ensemble(model, images, labels):
+    attacks = [torchattacks.FGSM(model, eps=0.02), torchattacks.Square(model, eps=0.2, n_queries=20)]
+    return torchattacks.MultiAttack(attacks)(images, labels)
+
+
+@row("Integers")
+@pytest.mark.parametrize(
+    "attack", [by_torchattacks, by_apgd, by_an_ensemble, by_foolbox, by_cleverhans, by_autoattack]
+)
+def test_integers(attack, net, batch):
+    """The same images as for what they mean, of which some are attacked, and some wrong from the start."""
+    pixels = (batch[0] * 255).round().to(torch.uint8)
+    labels = net.eval()(pixels / 255).argmax(1)
+    labels[0] = (labels[0] + 1) % 10
+    if attack is not by_cleverhans:
+        expected, found = repeated(attack, net, [(pixels / 255, labels), (pixels, labels)])
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, pixels / 255)
+    for dtype in (torch.uint8, torch.int32):
+        expected, found = repeated(attack, net, [(batch[0], labels), (batch[0], labels.to(dtype))])
+        assert torch.equal(found, expected)
+
+
+def repeated(attack, model, batches):
+    """From the same draws."""
+    found = []
+    for batch in batches:
+        torch.manual_seed(0)
+        found.append(attack(model, *batch))
+    return found
+
+
+@pytest.mark.parametrize("attack", [by_torchattacks, by_apgd, by_foolbox])
+def test_integers_in_the_original(attack, net, batch):
+    library = original("foolbox" if attack is by_foolbox else "torchattacks")
+    pixels = (batch[0] * 255).round().to(torch.uint8)
+    with pytest.raises((RuntimeError, NotImplementedError, AssertionError, ValueError)):
+        attack(net.eval(), pixels, batch[1], library=library)
+
+
+def saved_in_batches(library, model, path, images, monkeypatch):
+    """How often the file is written, where the loader fails after six batches of eight."""
+
+    def loader():
+        for number, image in enumerate(images.split(1)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield image, torch.zeros(1, dtype=torch.int64)
+
+    class Loader(list):
+        def __iter__(self):
+            return loader()
+
+    writes, save = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda *a, **o: writes.append(1) or save(*a, **o))
+    with pytest.raises(KeyboardInterrupt):
+        library.FGSM(model).save(Loader(range(8)), path, verbose=True)
+    assert len(torch.load(path)["adv_inputs"]) == 6
+    return len(writes)
+
+
+@row("Saving")
+def test_saving(net, tmp_path, monkeypatch):
+    images = torch.rand(8, 1, 8, 8)
+    assert saved_in_batches(torchattacks, net, tmp_path / "images.pt", images, monkeypatch) == 4  # 1, 2, 4, 6
+    assert [path.name for path in tmp_path.iterdir()] == ["images.pt"]
+
+
+def test_saving_in_the_original(net, tmp_path, monkeypatch):
+    images = torch.rand(8, 1, 8, 8)
+    path = tmp_path / "images.pt"
+    assert saved_in_batches(original("torchattacks"), net.eval(), path, images, monkeypatch) == 6

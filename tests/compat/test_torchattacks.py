@@ -1,8 +1,11 @@
 """torchattacks' ways: modes, normalisation, settings that change, files, ensembles."""
 
 import copy
+import gc
 import importlib
+import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -152,6 +155,48 @@ def test_logits_of_a_users_own_are_refused(s):
             type("Mine", bases, own)
     with pytest.raises(ValueError, match="get_logits: got one of PGD's own"):
         torchattacks.PGD(s.model).get_logits = s.model.forward
+
+
+def test_logits_of_a_users_own_that_its_forward_asks_for(s):
+    """For them it has its forward, and targets are by them, too; ours would not ask for them."""
+
+    class Mine(torchattacks.PGD):
+        def get_logits(self, inputs, labels=None, *args, **kwargs):
+            return -self.model(inputs)
+
+        def forward(self, images, labels):
+            return images + 0.01 * self.get_target_label(images, labels)[:, None, None, None]
+
+    attack = Mine(s.model)
+    attack.set_mode_targeted_least_likely(quiet=True)
+    likeliest = logits(s, s.images).scatter(1, s.labels[:, None], -torch.inf).argmax(1)
+    torch.testing.assert_close(attack(s.images, s.labels), s.images + 0.01 * likeliest[:, None, None, None])
+    attack.get_logits = s.model.forward
+
+    class Late(torchattacks.APGD):
+        get_logits = Mine.get_logits
+
+        def forward(self, images, labels):
+            return super().forward(images, labels)
+
+    text = (
+        "get_logits: got one of Late's own, accepted: none: nothing here would call it but a forward of your "
+    )
+    with pytest.raises(ValueError, match=rf"{text}own\. Put it into a module around the model"):
+        Late(s.model)(s.images, s.labels)
+
+
+@pytest.mark.parametrize("module", ["roli_fast.compat.torchattacks", "torchattacks"])
+def test_an_ensemble_is_judged_by_logits_of_a_users_own(s, module):
+    module = pytest.importorskip(module)
+
+    class Mine(module.MultiAttack):
+        def get_logits(self, inputs, labels=None, *args, **kwargs):
+            return torch.nn.functional.one_hot((s.labels[: len(inputs)] + 1) % 10, 10).float()
+
+    first, last = module.FGSM(s.model, eps=0.01), module.FGSM(s.model, eps=0.5)
+    found = Mine([first, last])(s.images, s.labels)  # all are fooled by the first
+    assert 0.009 < (found - s.images).abs().max() < 0.011
 
 
 INTERNAL = {
@@ -343,6 +388,56 @@ def test_a_file_is_the_librarys_own(s, tmp_path, capsys):
         iter(torchattacks.Attack.load(tmp_path / "theirs.pt", normalize={"mean": [0.5], "std": [0.5]}))
     )
     torch.testing.assert_close(read[0], (theirs["adv_inputs"] - 0.5) / 0.5)
+
+
+def batches_of(s, size):
+    return list(zip(s.images.split(size), s.labels.split(size), strict=True))
+
+
+def test_save_says_how_far_it_is(s, capsys):
+    torchattacks.FGSM(s.model, eps=0.1).save(batches_of(s, 16))
+    lines = re.split("[\r\n]", capsys.readouterr().out)
+    shown = re.findall(r"- Save progress: ([\d.]+) % / Robust accuracy: [\d.]+ % / L2: ", "\n".join(lines))
+    assert shown == ["33.33", "66.67", "100.00", "100.00"]
+    ensemble = torchattacks.MultiAttack([torchattacks.FGSM(s.model, eps=0.05), torchattacks.BIM(s.model)])
+    ensemble.save(batch for batch in batches_of(s, 20))
+    lines = re.split("[\r\n]", capsys.readouterr().out.strip())
+    assert len(lines) == 3
+    for number, line in zip((1, 2, 2), lines, strict=True):
+        reached = r"Robust accuracy: [\d.]+ % / Attack success rate: [\d.]+ % \| [\d.]+ % / L2: [\d.]+"
+        assert re.fullmatch(rf"- Save progress: {number} batches / {reached} \([\d.]+ s/it\)", line)
+
+
+@pytest.mark.parametrize("into_a_file", [False, True])
+def test_save_keeps_of_a_batch_what_it_writes(s, tmp_path, into_a_file):
+    living = []
+
+    def loader():
+        for batch in batches_of(s, 4):
+            held = (thing for thing in gc.get_objects() if type(thing) is torch.Tensor)
+            living.append(sum(tensor.numel() for tensor in held if tensor.shape[1:] == (1, 8, 8)))
+            yield batch
+
+    path = tmp_path / "images.pt" if into_a_file else None
+    attack = torchattacks.VANILA(s.model)
+    accuracy, distance, _ = attack.save(loader(), path, verbose=False, return_verbose=True)
+    grown = (living[-1] - living[2]) / (7 * 4 * 64)  # from the third to the tenth batch of four images
+    assert grown == (1 if into_a_file else 0)  # without the clean images
+    right = logits(s, s.images).argmax(1) == s.labels
+    assert accuracy == pytest.approx(100 * right.double().mean().item())
+    assert distance == 0 or (right.all() and math.isnan(distance))
+
+
+def test_save_takes_integers(s, tmp_path):
+    pixels = (s.images * 255).round().to(torch.uint8)
+    attack = torchattacks.FGSM(s.model, eps=0.1)
+    results = [
+        attack.save([(images, s.labels)], tmp_path / name, False, True, save_clean_inputs=True)[:2]
+        for name, images in (("integers", pixels), ("floats", pixels / 255))
+    ]
+    assert results[0] == results[1]
+    integers, floats = (torch.load(tmp_path / name) for name in ("integers", "floats"))
+    assert all(torch.equal(integers[name], floats[name]) for name in ("adv_inputs", "clean_inputs"))
 
 
 # --- searches and ensembles --------------------------------------------------------------------------------

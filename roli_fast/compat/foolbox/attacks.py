@@ -118,7 +118,11 @@ class _GradientDescent(Closed):
             bounds=tuple(model.bounds),
             **own,
         )
-        result = run(attack, module, raw(inputs), classes)
+        way_out = (
+            f"If they are normalised: images in {list(model.bounds)} and PyTorchModel(model, bounds, "
+            'preprocessing={"mean": mean, "std": std, "axis": -3})'
+        )
+        result = run(attack, module, raw(inputs), classes, way_out)
         assert result.success is not None
         return result.adversarial, result.success
 

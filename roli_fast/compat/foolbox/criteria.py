@@ -1,10 +1,11 @@
 """What counts as adversarial."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
 from ...attacks.inputs import refuse
+from ..core import as_classes, no_such
 
 
 def raw(tensor: Any) -> Any:
@@ -53,10 +54,17 @@ def goal(criterion: Any) -> Goal:
     kind = type(criterion)
     if kind in (Misclassification, TargetedMisclassification) or kind.__module__ == "foolbox.criteria":
         if kind.__name__ == "Misclassification":
-            return Goal(raw(criterion.labels), False)
+            return Goal(as_classes(raw(criterion.labels)), False)
         if kind.__name__ == "TargetedMisclassification":
-            return Goal(raw(criterion.target_classes), True)
+            return Goal(as_classes(raw(criterion.target_classes)), True)
     if not isinstance(raw(criterion), Tensor):
         accepted = "labels (N,), Misclassification(labels) or TargetedMisclassification(target_classes)"
         refuse("criterion", f"a {kind.__module__}.{kind.__name__}", accepted)
-    return Goal(raw(criterion), False)
+    return Goal(as_classes(raw(criterion)), False)
+
+
+__all__ = ["Misclassification", "TargetedMisclassification"]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("foolbox.criteria", name, __all__)

@@ -1,16 +1,16 @@
 """The model as foolbox wraps it."""
 
 import copy
+import importlib
 import inspect
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from ...attacks.inputs import check_bounds, refuse
-from ...models.normalized import Normalized
-from ..core import check_methods
+from ..core import check_methods, no_such, normalized
 from .criteria import raw
 
 
@@ -53,6 +53,15 @@ class PyTorchModel:
     def _preprocess(self, mean: Tensor | None, std: Tensor | None, flip_axis: int | None) -> None:
         self._preprocessing = mean, std, flip_axis
         self.pixel_model = _preprocessed(self._model, mean, std, flip_axis, self.device)
+
+    @property
+    def dummy(self) -> Any:
+        """An eagerpy tensor, like which foolbox.samples makes its own; None where there is no eagerpy."""
+        try:
+            eagerpy = importlib.import_module("eagerpy")
+        except ImportError:
+            return None
+        return eagerpy.astensor(torch.zeros(0, device=self.device))
 
     def __call__(self, inputs: Any) -> Any:
         """Logits, in the mode in which the model is."""
@@ -121,7 +130,7 @@ def _preprocessed(
         torch.zeros(()) if mean is None else mean, torch.ones(()) if std is None else std
     )
     if flip_axis is None and mean.dim() == 3 and mean.shape[1:] == (1, 1):
-        return Normalized(model, mean.flatten().tolist(), std.flatten().tolist()).to(device)
+        return normalized(model, mean.flatten().tolist(), std.flatten().tolist(), device)
     return _Preprocessed(model, mean.clone(), std.clone(), flip_axis).to(device)
 
 
@@ -156,3 +165,10 @@ def pixel_model(fmodel: Any) -> nn.Module:
         )
         _TAKEN[fmodel] = taken
     return taken.pixel_model
+
+
+__all__ = ["PyTorchModel"]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("foolbox.models", name, __all__)

@@ -1,8 +1,9 @@
 """What foolbox measures of a model."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from ...engine.outputs import select
+from ..core import no_such
 from .criteria import raw
 
 
@@ -10,3 +11,10 @@ def accuracy(fmodel: Any, inputs: Any, labels: Any) -> float:
     """Between 0 and 1, of the model in the mode in which it is."""
     logits = select(raw(fmodel(inputs)), None)
     return (logits.argmax(-1) == raw(labels)).float().mean().item()
+
+
+__all__ = ["accuracy"]
+
+
+def __getattr__(name: str) -> NoReturn:
+    no_such("foolbox.utils", name, __all__)

@@ -2,8 +2,10 @@
 
 import functools
 import numbers
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from ... import attacks as ours
 from ...attacks.inputs import refuse
 from ...engine.modes import Model, eval_mode
 from ...models.normalized import Normalized
-from ..core import Closed, Maker, inside
+from ..core import Closed, Maker, as_classes, as_pixels, attacked, inside, normalized
+from .saved import Saved, Tally
 
 TargetMap = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -39,7 +42,6 @@ class Attack(Closed):
         as it was.
     """
 
-    _never_called: Sequence[str] = ("get_logits",)
     _modes: Sequence[str] = ("default",)
 
     def __init__(self, name: str, model: Model):
@@ -89,7 +91,6 @@ class Attack(Closed):
     @_of_all_parts
     def set_device(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self._normalized = None
 
     @_of_all_parts
     def set_model_training_mode(
@@ -105,7 +106,6 @@ class Attack(Closed):
             "mean": torch.tensor(mean).reshape(shape),
             "std": torch.tensor(std).reshape(shape),
         }
-        self._normalized = None
 
     def _read_normalization(self, model: Any) -> None:
         """That of a RobModel (of MAIR), which normalises its inputs itself where this is said."""
@@ -137,6 +137,15 @@ class Attack(Closed):
         self._in_pixels = in_pixels
 
     @property
+    def _way_out(self) -> str:
+        """For images that are no pixels."""
+        if self.normalization_used is None:
+            return (
+                "If they are normalised: attack.set_normalization_used(mean, std), and they stay as they are"
+            )
+        return "These are the inputs as pixels: set_normalization_used takes what they were normalised by"
+
+    @property
     def _attacked(self) -> Model:
         """The model of images as they are now, inside of a call or outside: the same object at every call."""
         if self.normalization_used is None or not self._in_pixels:
@@ -145,11 +154,8 @@ class Attack(Closed):
             refuse(
                 "model", f"a {type(self.model).__name__}", "a torch.nn.Module, where normalisation is used"
             )
-        if self._normalized is None or self._normalized.model is not self.model:
-            mean, std = (self.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
-            self._normalized = Normalized(self.model, mean, std)
-            if self.device is not None:
-                self._normalized.to(self.device)
+        mean, std = (self.normalization_used[name].flatten().tolist() for name in ("mean", "std"))
+        self._normalized = normalized(self.model, mean, std, self.device)  # held as long as this attack lives
         return self._normalized
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -158,7 +164,8 @@ class Attack(Closed):
 
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
         """inputs: as in :meth:`get_logits`."""
-        return ours.predict(self._attacked, inputs)
+        with eval_mode(self.model):
+            return ours.predict(self.get_logits, inputs)
 
     # --- the mode ------------------------------------------------------------------------------------------
 
@@ -244,48 +251,54 @@ class Attack(Closed):
         save_clean_inputs: bool = False,
         save_type: str = "float",
     ) -> tuple[float, float, float] | None:
-        """Attacks all batches, and writes what :meth:`load` reads, in the library's own format.
+        """Attacks all batches, and writes what :meth:`load` reads, in the library's own format; also for the
+        batches up to an interruption.
 
         save_type: "float", or "int" for uint8 pixels.
 
         With ``return_verbose``, returns robust accuracy in %, the mean L2 distance of what fooled the model,
         and the seconds of the last batch.
         """
-        saved: dict[str, list[Tensor]] = {"adv_inputs": [], "labels": [], "preds": [], "clean_inputs": []}
-        distances = []
-        seconds = 0.0
-        for inputs, labels in data_loader:
-            begin = time.perf_counter()
-            adversarial = self(inputs, labels).cpu()
-            prediction = self.get_output_with_eval_nograd(adversarial.to(self.device)).argmax(dim=1).cpu()
-            distances.append((adversarial - inputs.cpu()).flatten(1).norm(dim=1)[prediction != labels.cpu()])
-            for name, tensor in zip(saved, (adversarial, labels, prediction, inputs), strict=True):
-                saved[name].append(tensor.detach().cpu())
-            seconds = time.perf_counter() - begin
-        if not distances:
+        kept = ["adv_inputs", "labels", *["preds"] * save_predictions, *["clean_inputs"] * save_clean_inputs]
+        as_saved = functools.partial(self._as_saved, save_type=save_type)
+        saved = None if save_path is None else Saved(Path(save_path), kept, save_type, as_saved)
+        tally, seconds, line = Tally(), 0.0, ""
+        batches = operator.length_hint(data_loader)
+        try:
+            for batch, (inputs, labels) in enumerate(data_loader, 1):
+                begin = time.perf_counter()
+                adversarial = self(inputs, labels)
+                clean, labels = as_pixels(inputs).to(adversarial.device), labels.to(adversarial.device)
+                predicted = self.get_output_with_eval_nograd(adversarial).argmax(dim=1)
+                tally.add(adversarial - clean, predicted == labels)
+                seconds = time.perf_counter() - begin
+                if saved is not None:
+                    saved.add(adv_inputs=adversarial, labels=labels, preds=predicted, clean_inputs=clean)
+                line = self._progress(batch, batches, tally, seconds)
+                if verbose:
+                    print(line, end="\r")
+        finally:  # who interrupts it has what was done
+            if saved is not None:
+                saved.write()
+        if tally.images == 0:
             refuse("data_loader", "no batch", "at least one")
-        found = {name: torch.cat(tensors) for name, tensors in saved.items()}
-        accuracy = 100 * (found["preds"] == found["labels"]).double().mean().item()
-        distance = torch.cat(distances).mean().item()
         if verbose:
-            print(f"- Save: robust accuracy {accuracy:.2f} %, L2 {distance:.5f}")
-        if save_path is not None:
-            kept = [
-                "adv_inputs",
-                "labels",
-                *["preds"] * save_predictions,
-                *["clean_inputs"] * save_clean_inputs,
-            ]
-            file: dict[str, Any] = {name: self._to_file(name, found[name], save_type) for name in kept}
-            torch.save({**file, "save_type": save_type}, save_path)
-        return (accuracy, distance, seconds) if return_verbose else None
+            print(line)
+        return (tally.accuracy, tally.distance, seconds) if return_verbose else None
 
-    def _to_file(self, name: str, tensor: Tensor, save_type: str) -> Tensor:
-        if name not in ("adv_inputs", "clean_inputs"):
-            return tensor
-        return self.to_type(
-            tensor if self.normalization_used is None else self.inverse_normalize(tensor), save_type
-        )
+    def _progress(self, batch: int, batches: int, tally: Tally, seconds: float) -> str:
+        """batches: how many there will be; 0 where that is not known."""
+        done = f"{100 * batch / batches:.2f} %" if batches else f"{batch} batches"
+        reached = f"Robust accuracy: {tally.accuracy:.2f} %{self._successes()} / L2: {tally.distance:.5f}"
+        return f"- Save progress: {done} / {reached} ({seconds:.3f} s/it)"
+
+    def _successes(self) -> str:
+        """What else there is to say of the batches so far."""
+        return ""
+
+    def _as_saved(self, images: Tensor, save_type: str) -> Tensor:
+        pixels = images if self.normalization_used is None else self.inverse_normalize(images)
+        return self.to_type(pixels, save_type)
 
     @staticmethod
     def to_type(inputs: Tensor, type: str) -> Tensor:
@@ -337,16 +350,20 @@ def _attacks_in(value: Any) -> list[Attack]:
 class Single(Attack):
     """By one attack of this package."""
 
+    _never_called: Sequence[str] = ("get_logits",)
+    _caller = "forward"
+
     def _made(self) -> ours.Attack:
         """The attack by the settings as they are now."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         images, labels = self._placed(images, labels)
-        return self._made()(self._attacked, images, labels)
+        return attacked(self._made(), self._attacked, images, labels, self._way_out)
 
     def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Images and labels, in a targeted mode targets, on the attack's device."""
-        images = inputs.detach().to(self.device)
-        labels = None if labels is None else labels.to(images.device)
-        return images, self.get_target_label(images, labels) if self.targeted else labels
+        self._check_methods()
+        images = as_pixels(inputs.detach().to(self.device))
+        labels = None if labels is None else as_classes(labels.to(images.device))
+        return images, as_classes(self.get_target_label(images, labels)) if self.targeted else labels

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attacks.inputs import refuse, to_state
+from ...attacks.inputs import refuse
 from ...engine.modes import Model
+from ..core import as_classes, as_pixels
 from .attack import Attack
 from .searches import APGD, APGDT, FAB, Square
 
@@ -34,8 +35,8 @@ class MultiAttack(Attack):
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             refuse("labels", None, "int64 (N,)", TypeError)
-        images, labels = images.detach().to(self.device), labels.to(self.device)
-        found = to_state(images).to(images.dtype)
+        images, labels = as_pixels(images.detach().to(self.device)), as_classes(labels.to(self.device))
+        found = images.clone()
         withstood = torch.arange(len(images), device=images.device)
         left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
         left[0] = len(images)
@@ -51,7 +52,7 @@ class MultiAttack(Attack):
         if self._left is not None:
             self._left += left
         if self.verbose:
-            self._print_success(left)
+            print(_success_rates(left))
         return found
 
     def save(  # type: ignore[override]  # the library's own has another last name, and one value more
@@ -73,15 +74,13 @@ class MultiAttack(Attack):
             )
         finally:
             self.verbose, self._left = printed, None
-        if verbose:
-            self._print_success(left)
         if result is None:
             return None
         accuracy, distance, seconds = result
         return accuracy, _success(left), distance, seconds
 
-    def _print_success(self, left: Tensor) -> None:
-        print("Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(left)))
+    def _successes(self) -> str:
+        return "" if self._left is None else f" / {_success_rates(self._left)}"
 
 
 def _check_attacks(attacks: Sequence[Attack]) -> None:
@@ -97,6 +96,10 @@ def _check_attacks(attacks: Sequence[Attack]) -> None:
 def _success(left: Tensor) -> list[float]:
     """What was fooled after each attack, in %; left: how many withstood, the first before all attacks."""
     return [100 * (1 - count / left[0].item()) for count in left[1:].tolist()]
+
+
+def _success_rates(left: Tensor) -> str:
+    return "Attack success rate: " + " | ".join(f"{rate:.2f} %" for rate in _success(left))
 
 
 class AutoAttack(Attack):

@@ -29,7 +29,7 @@ class _Search(Single):
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         images, labels = self._placed(images, labels)
         key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
-        result = run(self._made(), self._attacked, images, labels, key=key)
+        result = run(self._made(), self._attacked, images, labels, self._way_out, key)
         assert result.success is not None
         found = result.success.reshape(-1, *[1] * (images.dim() - 1))
         return torch.where(found, result.adversarial, images)
