@@ -117,6 +117,14 @@ void move_block(const T* __restrict adv, const C* __restrict grad, const Key<C>*
   }
 }
 
+// Divided by std, a gradient may have come to nothing: it moves all the same.
+template <class C>
+int64_t count_moving(const C* __restrict grad, const Key<C>* __restrict keys, int64_t count, Key<C> last) {
+  int64_t moving = 0;
+  for (int64_t i = 0; i < count; ++i) moving += keys[i] >= last && magnitude(grad[i]) > 0;
+  return moving;
+}
+
 template <class T, class C>
 class L1 {
  public:
@@ -176,7 +184,9 @@ class L1 {
     const int64_t count = moving(sparsity, elements_);
     const Key<C> last = nth_largest(keys_, elements_, 8 * sizeof(C) - 1, count);
     int64_t moved = 0;
-    for (int64_t i = 0; i < elements_; ++i) moved += keys_[i] >= last && keys_[i] > 0;
+    each_block(sample, [&](const auto& b, int64_t at) {
+      moved += count_moving(b.grad, keys_ + at, b.count, last);
+    });
     const T length = l1_length<T>(size_of<T>(op_.step_size, sample), moved, eps, farthest(sample));
     each_block(sample, [&](const auto& b, int64_t at) {
       move_block(b.adv, b.grad, keys_ + at, x_ + at, b.count, last, length);

@@ -152,7 +152,8 @@ struct L1Samples {
         if (k >= four.count) break;
         if (state.phase == Phase::length) {
           const Key<C> key = key_at(four, k);
-          move += key >= state.last && key > 0;
+          // Divided by std, a gradient may have come to nothing: it moves all the same.
+          move += key >= state.last && magnitude(four.g[k]) > 0;
           sums.kept.add_element(Reach<T>{finite_magnitude(four.a[k] - four.c[k]), T(0)}, 0);
         } else {
           sums.kept.add_element(reach(point(four, k, state), four.c[k], lo, hi), state.threshold.t);

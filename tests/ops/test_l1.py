@@ -49,6 +49,16 @@ def test_as_many_move_as_sparsity_says(backend):
     assert moved([0.0, NAN, -0.0], 0.5) == [0.0] * 3
 
 
+def test_gradients_that_std_brings_to_nothing_move(backend):
+    """The smallest of float32 divided by 4 is 0: each of four elements moves by a quarter of the step."""
+    grad = torch.full((1, 1, 2, 2), 1.4e-45)
+    adv = torch.zeros(1, 1, 2, 2)
+    out = torch.empty_like(adv)
+    mean, std = torch.zeros(1), torch.full((1,), 4.0)
+    ops.l1_step_(adv, grad, adv.clone(), 0.04, INF, -INF, INF, sparsity=1.0, out=out, mean=mean, std=std)
+    assert adv.flatten().tolist() == pytest.approx([0.01] * 4)
+
+
 def test_ties_move_together(backend):
     """Those that equal the last of them share the step."""
     assert moved([1.0, -1.0, 1.0, 0.5], 0.25) == pytest.approx([1 / 3, -1 / 3, 1 / 3, 0.0], rel=1e-7)
