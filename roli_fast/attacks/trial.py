@@ -75,11 +75,25 @@ class Trial:
         self.rows = torch.arange(len(images), device=images.device)
         self.index = self.rows if index is None else index
         self.key = key
-        self.adversarial = to_images(to_state(images), images)
-        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self.directed = torch.full_like(self.fooled, not attack.follows_gradients)
-        self.loss = lowest(to_state(images[:0]), len(images))
         self.forwards = self.gradients = 0
+
+    # Of what is judged: training, where nobody judges, does without.
+
+    @cached_property
+    def adversarial(self) -> Tensor:
+        return to_images(to_state(self.images), self.images)
+
+    @cached_property
+    def fooled(self) -> Tensor:
+        return torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
+
+    @cached_property
+    def directed(self) -> Tensor:
+        return torch.full_like(self.fooled, not self._attack.follows_gradients)
+
+    @cached_property
+    def loss(self) -> Tensor:
+        return lowest(to_state(self.images[:0]), len(self.images))
 
     @cached_property
     def clean_output(self) -> Tensor:

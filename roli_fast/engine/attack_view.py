@@ -21,6 +21,7 @@ from .outputs import Output, check_output, select
 from .precision import get_precision
 
 _CONFIRM_SAMPLES = 4
+_TOO_OFTEN = 3  # rebuilds in a row
 
 # How far the first batch's logits may move in the view, relative to the largest, by the model's dtype:
 # rounding in float32 stays below 1e-5, a wrong fold is of the order of 1.
@@ -70,6 +71,7 @@ class AttackView:
         self._held: Model | None = unwrap(model)
         self._model: Callable[[], Model | None] = lambda: self._held
         self._generation = 0
+        self._rebuilt = 0  # times in a row
         self._build(fold)
 
     @property
@@ -187,8 +189,14 @@ class AttackView:
             return
         if self._structure.is_that_of(model):
             self._copy.take_over(self._inner(model))
-        else:
-            self._build(self._fold)
+            self._rebuilt = 0
+            return
+        before = self._structure
+        self._build(self._fold)
+        self._rebuilt += 1
+        if self._rebuilt >= _TOO_OFTEN and self.report.note is None:
+            what = before.difference(self._structure)
+            self.report.note = f"the model changes {what} from call to call: its copy is made anew each time"
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:

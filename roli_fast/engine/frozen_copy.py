@@ -240,6 +240,13 @@ class Structure:
         vars(self).update(vars(other))
         return True
 
+    def difference(self, other: "Structure") -> str:
+        """What differs, by the names of attributes where they tell."""
+        these, those = ({repr(fact): fact for fact in facts} for facts in (self._facts, other._facts))
+        odd = [(these | those)[shown] for shown in these.keys() ^ those.keys()]
+        names = {str(fact[0]) for fact in odd if isinstance(fact, tuple)}
+        return ", ".join(sorted(names)) or "what it holds"
+
     def _everything_now(self) -> list[object]:
         """All that the modules hold, their modes too, and what is in their own dicts and lists. A container
         that was replaced is seen in the one that held it."""

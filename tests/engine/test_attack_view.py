@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from roli_fast.attacks import PGD
 from roli_fast.engine import AttackView
 from roli_fast.models import Normalized, small_resnet
 
@@ -565,3 +566,22 @@ def test_refresh_notices_what_has_changed_inside_of_what_a_model_holds(kind, bat
     change(held)
     view.refresh()
     torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_changes_itself_is_followed_and_says_so():
+    """What counts calls may be part of what is computed: the copy is made anew, which is slow."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.calls = nn.Linear(12, 4), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.layer(x.flatten(1))
+
+    attack, model = PGD(eps=0.1, steps=2), Counting()
+    batch = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 3])
+    notes = [attack.run(model, *batch).notes for _ in range(5)]
+    assert notes[0] == notes[1] == ()
+    assert notes[4] == ("the model changes calls from call to call: its copy is made anew each time",)
