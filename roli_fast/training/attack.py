@@ -101,7 +101,9 @@ def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: 
         for name, attack in list(step.items()):
             try:
                 seconds[name].append(_seconds(partial(attack, model, images, labels), images.device))
-            except ValueError:  # its range does not hold what the model computes
+            except (ValueError, torch.OutOfMemoryError):  # its range, or the memory, does not hold it
+                if len(step) == 1:
+                    raise
                 del step[name], seconds[name]
     return min(seconds, key=lambda name: statistics.median(seconds[name][2:]))
 

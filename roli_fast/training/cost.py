@@ -16,7 +16,7 @@ class Cost:
 
     forwards: all calls. input_gradients: backward passes to the input alone, as an attack makes them.
     weight_gradients: backward passes through the backbone for the weights; none where the head alone trains.
-    attack, training, data, evaluation: seconds. Training on a GPU, seconds of the device; data are what was
+    attack, training, data, evaluation: seconds. Training on a GPU, seconds of the device; data are what it
         waited for.
     """
 
@@ -48,7 +48,9 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
-        self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        # Of the device's work, its kind, and the host's seconds for the data before it.
+        self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event, float]] = []
+        self._fetching = 0.0
         self._seconds = dict.fromkeys(KINDS, 0.0)
 
     @contextlib.contextmanager
@@ -56,21 +58,31 @@ class Stopwatch:
         """kind: "data" and "evaluation" are the host's time, the others the device's."""
         if self._on_gpu and kind in ("attack", "training"):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            fetched, self._fetching = self._fetching, 0.0
             begin.record()
             yield
             end.record()
-            self._open.append((kind, begin, end))
+            self._open.append((kind, begin, end, fetched))
             return
         started = time.perf_counter()
         yield
-        self._seconds[kind] += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if self._on_gpu and kind == "data":
+            self._fetching += seconds
+        else:
+            self._seconds[kind] += seconds
 
     def read_into(self, cost: Cost) -> None:
         """Waits for the device, adds what was measured, and begins anew."""
         if self._open:
             self._open[-1][2].synchronize()
-        for kind, begin, end in self._open:
+        before = None
+        for kind, begin, end, fetched in self._open:
+            # The device had work left while data were fetched; of what it waited, they are to blame at most.
+            idle = fetched if before is None else min(fetched, before.elapsed_time(begin) / 1000)
+            self._seconds["data"] += idle
             self._seconds[kind] += begin.elapsed_time(end) / 1000
+            before = end
         for kind, seconds in self._seconds.items():
             setattr(cost, kind, getattr(cost, kind) + seconds)
         self._open.clear()

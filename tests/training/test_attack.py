@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from roli_fast.attacks import NFGSM, PGD
+from roli_fast.training import attack as module
 from roli_fast.training.attack import TrainingAttack, chosen_precision, fastest_precision
 
 from .cases import blobs, recipe, small_model, weights
@@ -101,3 +102,23 @@ def test_the_fastest_precision_is_one_of_those_allowed(images_labels):
     assert chosen_precision(model, images, labels, recipe(precision="bf16")) == "bf16"
     settings = recipe(precision="auto", attack_mode="train")
     assert chosen_precision(model, images, labels, settings) == "fp32"
+
+
+def test_a_precision_that_does_not_fit_into_memory_is_not_chosen(images_labels, monkeypatch):
+    images, labels = images_labels
+    model, passes = small_model(), module._seconds
+
+    def measured(call, device):
+        if call.func.precision == "fp32":
+            raise torch.OutOfMemoryError("fp32")
+        return passes(call, device)
+
+    monkeypatch.setattr(module, "_seconds", measured)
+    assert fastest_precision(model, images, labels, recipe()) == "bf16"
+
+    def none(call, device):
+        raise torch.OutOfMemoryError(call.func.precision)
+
+    monkeypatch.setattr(module, "_seconds", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest_precision(model, images, labels, recipe())
