@@ -36,7 +36,10 @@ CONTENDERS = {
     "foolbox-autocast": "foolbox's, autocast",
     "roli": "RoLI's public code",
 }
-HIGHLIGHTED_CONTENDERS = ("ours-bf16", "ours-fp32", "torchattacks-autocast", "torchattacks", "roli")
+HIGHLIGHTED_CONTENDERS = (
+    *("ours-bf16", "ours-tf32", "ours-fp32"),
+    *("torchattacks-autocast", "torchattacks", "roli"),
+)
 Cases = dict[tuple[str, str, str], dict[str, Any]]  # by form, size and contender
 
 
@@ -140,8 +143,33 @@ def _measured(path: Path, part: str) -> tuple[dict[str, Any], Path] | None:
     return (result, picture) if is_of_attacks == (part == "attacks") else None
 
 
-def _attack_table(path: Path, contenders: tuple[str, ...] | None = None) -> str:
-    """A line per case and contender; of these contenders, default all."""
+def _attack_summary(path: Path) -> str:
+    """A line per case, with the time of a call of each contender."""
+    found = _measured(path, "attacks")
+    assert found is not None
+    cases: dict[str, dict[str, float]] = {}
+    for case in found[0]["benchmarks"]:
+        times = cases.setdefault(_attack_case(case["extra_info"]), {})
+        times.setdefault(case["params"]["contender"], 1e3 * case["stats"]["median"])
+    lines = [
+        f"{_conditions(found[0])}, ms of a call:",
+        "",
+        f"| | {' | '.join(CONTENDERS[who] for who in HIGHLIGHTED_CONTENDERS)} |",
+        "|---" * (1 + len(HIGHLIGHTED_CONTENDERS)) + "|",
+    ]
+    for name, times in cases.items():
+        cells = [f"{times[who]:.0f}" if who in times else "" for who in HIGHLIGHTED_CONTENDERS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _attack_case(about: dict[str, Any]) -> str:
+    batch, trained = "x".join(map(str, about["shape"])), " and weights" if about["trains"] else ""
+    return f"{about['model']}, {batch}, PGD-{about['steps']}{trained}"
+
+
+def _attack_table(path: Path) -> str:
+    """A line per case and contender."""
     found = _measured(path, "attacks")
     assert found is not None
     result, picture = found
@@ -153,13 +181,9 @@ def _attack_table(path: Path, contenders: tuple[str, ...] | None = None) -> str:
     ]
     for case in result["benchmarks"]:
         about, who = case["extra_info"], case["params"]["contender"]
-        if contenders is not None and who not in contenders:
-            continue
-        batch = "x".join(map(str, about["shape"]))
-        trained = " and weights" if about["trains"] else ""
         ratio, overhead = about["ratio_to"].get("ours-bf16"), about["overhead"]
         cells = (
-            f"{about['model']}, {batch}, PGD-{about['steps']}{trained}",
+            _attack_case(about),
             CONTENDERS.get(who, who),
             f"{1e3 * case['stats']['median']:.2f}",
             f"{about['images_per_s']:.0f}",
@@ -170,9 +194,7 @@ def _attack_table(path: Path, contenders: tuple[str, ...] | None = None) -> str:
             f"{about['launches'] or ''}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    if contenders is None:
-        lines += ["", f"![The same as a picture]({picture.name})"]
-        lines += ["", _more(result, path)]
+    lines += ["", f"![The same as a picture]({picture.name})", "", _more(result, path)]
     return "\n".join(lines)
 
 
@@ -193,19 +215,20 @@ def _duration(seconds: float) -> str:
 
 INTRODUCTION = """Times of one call, medians of interleaved rounds, and as multiples of its rivals' times in
 the same run: below 1 ours is faster."""
-
-
+ABOUT_SIZES = """The smallest batch is stepped over and over in the cache: its time is what a call costs. The
+others are stepped once at a time, in memory that the cache does not hold."""
 ABOUT_ATTACKS = """PGD on whole models with random weights, whose own predictions are the labels; medians of
 interleaved rounds. Peers' loops are in our own words, under torch's defaults (TF32 in convolutions alone), or
-under bf16 autocast and channels-last."""
+under bf16 autocast and channels-last. Ours in fp32 is without TF32: like for like is tf32."""
+ABOUT_COLUMNS = """*Outside the model*: what is not its own passes, forward or back. *Launches*: kernels and
+copies of a call."""
 
 
 def with_highlights(readme: str, paths: list[Path]) -> str:
     ops, attacks = _with(paths, "ops"), _with(paths, "attacks")
     tables = "\n\n".join([INTRODUCTION, *map(highlights, ops)])
     if attacks:
-        shown = (_attack_table(path, HIGHLIGHTED_CONTENDERS) for path in attacks)
-        tables = "\n\n".join([tables, ABOUT_ATTACKS, *shown])
+        tables = "\n\n".join([tables, ABOUT_ATTACKS, *map(_attack_summary, attacks)])
     link = (
         f"All forms, sizes and rivals: [{ALL_RESULTS.parent.name}]({ALL_RESULTS.relative_to(README.parent)})."
     )
@@ -219,9 +242,10 @@ def with_highlights(readme: str, paths: list[Path]) -> str:
 
 def results(paths: list[Path]) -> str:
     ops, attacks = _with(paths, "ops"), _with(paths, "attacks")
-    sections = ["# Measured speed of the ops", INTRODUCTION, *map(all_tables, ops)]
+    sections = ["# Measured speed of the ops", INTRODUCTION, ABOUT_SIZES, *map(all_tables, ops)]
     if attacks:
-        sections += ["# Measured speed of the attacks", ABOUT_ATTACKS, *map(_attack_table, attacks)]
+        sections += ["# Measured speed of the attacks", ABOUT_ATTACKS, ABOUT_COLUMNS]
+        sections += map(_attack_table, attacks)
     return "\n\n".join(sections) + "\n"
 
 

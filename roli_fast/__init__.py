@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import attacks, compat, data, engine, evaluation, models, ops, training
+    from . import attacks, compat, data, engine, evaluation, models, ops, report, training
     from .compat.acceleration import accelerate
     from .ops.choice import backend, backends
 
@@ -25,6 +25,7 @@ __all__ = [
     "evaluation",
     "models",
     "ops",
+    "report",
     "training",
 ]
 

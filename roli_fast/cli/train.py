@@ -40,7 +40,7 @@ PROBES = ("rounds", "sgd")
 
 # What is no part of a run.
 _FREE = ("resume", "output", "workers", "device", "dataset_download", "run")
-# What may have moved when it goes on: data and weights are known by their digests.
+# What may have moved when it goes on: weights are known by their digest, data by that of names and labels.
 _PLACES = ("data_dir", "initial_checkpoint")
 
 
@@ -77,7 +77,7 @@ def _add_model_arguments(option: Options) -> None:
 def _add_stage_arguments(option: Options) -> None:
     about = (
         "the head that finetuning begins with: probed first (default, where the backbone has weights), "
-        "random, or the checkpoint's own"
+        "random (the paper's, of large logits), or the checkpoint's own"
     )
     option.choice("--init", about, INITS)
     option.choice("--method", "of finetuning; linear is probing alone", METHODS, default="full")
@@ -204,6 +204,7 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
         raise UserError(f"--model, --model-kwargs: {arguments.model} cannot be built ({said})") from error
     trained_for = getattr(timm.models.get_pretrained_cfg(arguments.model), "num_classes", None)
     head = arguments.pretrained and trained_for == len(splits.classes)
+    arguments.backbone_sha256 = None
     if arguments.initial_checkpoint is not None:
         loaded = load_backbone(model, arguments.initial_checkpoint)
         head = loaded.head

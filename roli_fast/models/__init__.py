@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .classifier import Classifier, find_classifier, separate, split
     from .create import create_model
     from .finetuning import METHODS, finetune
-    from .hybrid_vit import hybrid_vit
+    from .hybrid import hybrid_vit
     from .normalized import Normalized
     from .resized import Resized
     from .resnets import resnet10_tin, small_resnet
@@ -25,7 +25,7 @@ _FROM = {
     "create_model": "create",
     "find_classifier": "classifier",
     "finetune": "finetuning",
-    "hybrid_vit": "hybrid_vit",
+    "hybrid_vit": "hybrid",
     "load_backbone": "checkpoints",
     "load_model": "checkpoints",
     "read_metadata": "checkpoints",

@@ -10,7 +10,7 @@ from torch import nn
 
 from .architecture import Architecture
 from .classifier import separate
-from .hybrid_vit import hybrid_vit
+from .hybrid import hybrid_vit
 from .normalized import Normalized
 from .resized import Resized
 from .resnets import resnet10_tin, small_resnet

@@ -57,8 +57,12 @@ def tables(result):
     """Of ops and of attacks, in the README and on the results' own page."""
     readme = importlib.import_module("benchmarks.readme")
     shown = readme.with_highlights(readme.README.read_text(), [result])
-    assert "| test_resnet, 2x3x32x32, PGD-2 | torchattacks', autocast |" in shown
-    assert "| test_resnet, 2x3x32x32, PGD-2 and weights | RoLI's public code |" in shown
+    assert (
+        "| | ours in bf16 | ours in tf32 | ours in fp32 | torchattacks', autocast | torchattacks' | RoLI"
+        in shown
+    )
+    assert re.search(r"\| test_resnet, 2x3x32x32, PGD-2 \|( \d+ \|){6}\n", shown)
+    assert re.search(r"\| test_resnet, 2x3x32x32, PGD-2 and weights \|.*\| \d+ \|\n", shown)
     every = readme.results([result])
     assert "# Measured speed of the ops" in every
     assert "| test_resnet, 2x3x32x32, PGD-2 | ours in bf16, no CUDA graph |" in every
