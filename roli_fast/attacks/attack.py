@@ -46,9 +46,9 @@ class Attack:
     """An attack on images within bounds, in a ball of a norm.
 
     ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
-    :class:`AttackResult`. Every draw is a function of key, sample index, run, iteration and element, so that
-    a result does not depend on batch size or order where the model's own outputs do not. Settings are fixed;
-    a size that changes from call to call is a tensor whose value changes.
+    :class:`AttackResult`. Every draw is a function of key, sample index, run, iteration and element: with
+    key and index given to ``run``, a result does not depend on batch size or order where the model's own
+    outputs do not. Settings are fixed; a size that changes from call to call is a tensor whose value changes.
 
     norm: "linf", "l2" or "l1".
     eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor () or (N,).
@@ -211,9 +211,9 @@ class Attack:
         success = None if self.label_free else trial.fooled
         directed, fooled = trial.directed[rows], trial.fooled[rows]
         moved, stuck = torch.stack([directed.sum(), (~directed & ~fooled).sum()]).tolist()
-        if strict and stuck > moved == 0:
-            self.refuse_undirected(len(rows))
         by_stage = {"": (stuck, len(rows))}
+        if strict:
+            self.refuse_undirected(moved, by_stage, len(rows))
         return AttackResult(
             adversarial=trial.adversarial,
             success=success,
@@ -225,10 +225,15 @@ class Attack:
             undirected_by_stage=by_stage,
         )
 
-    def refuse_undirected(self, images: int) -> None:
-        """Raises ValueError, where no sample had a gradient to follow: what withstands is no robust accuracy.
-        A loss that compares with the clean image has none there, as for an eps of 0."""
-        if not self.compares_with_clean:
+    def refuse_undirected(self, directed: int, by_stage: Mapping[str, tuple[int, int]], images: int) -> None:
+        """Raises ValueError where no sample had a gradient to follow in any stage, and some withstood all:
+        that is no robust accuracy. A loss that compares with the clean image has none there, as for an eps
+        of 0.
+
+        directed, by_stage: as in :class:`AttackResult`; images: that were attacked.
+        """
+        stuck = min((stuck for stuck, _ in by_stage.values()), default=0)
+        if stuck > directed == 0 and not self.compares_with_clean:
             refuse(
                 "model",
                 f"one whose gradient with respect to the input is zero or NaN for all {images} images",
@@ -250,7 +255,7 @@ class Attack:
         if self.label_free:
             labels = None
         check_inputs(images, labels, index, **self.sizes())
-        if images.dtype == torch.uint8 and self.bounds != (0, 1):
+        if images.dtype == torch.uint8 and tuple(self.bounds) != (0, 1):
             accepted = "float images in these bounds; bytes are v / 255, in (0, 1)"
             refuse("images", f"torch.uint8 with bounds={self.bounds}", accepted)
         if key is None:

@@ -121,7 +121,10 @@ class AutoAttack(Attack):
             ensemble = _Ensemble(self, model, self._begin(model, images, labels, index, key))
             if len(images) > 0:
                 ensemble.run_all()
-            return ensemble.result()
+            result = ensemble.result()
+        if strict:
+            self.refuse_undirected(result.directed, result.undirected_by_stage, len(images))
+        return result
 
     run.__doc__ = Attack.run.__doc__
 

@@ -179,18 +179,30 @@ class Values:
             lo, hi = lo / 255, hi / 255
         if lo != lo:
             refuse("images", "NaN", "numbers")
-        # Bounds as the state's precision holds them: 0.3 is not the same number in float32.
-        lowest, highest = torch.tensor(bounds, dtype=self._state).tolist()
-        if not (lowest <= lo and hi <= highest):
-            box = f"[{bounds[0]:g}, {bounds[1]:g}]"
-            refuse(
-                "images",
-                f"values in [{lo:.8g}, {hi:.8g}]",
-                f"values within bounds={tuple(bounds)}. If they are normalised, attack pixels instead: "
-                f"images in {box} and model = roli_fast.models.Normalized(model, mean, std)",
-            )
+        check_range((lo, hi), bounds, self._state)
         if extreme_labels:
             _check_label_range(extreme_labels[0], extreme_labels[1], classes)
+
+
+class OutsideError(ValueError):
+    """Images have values outside of the bounds.
+
+    found: the smallest and the largest. way_out: what can be done where they are normalised.
+    """
+
+    def __init__(self, found: tuple[float, float], bounds: tuple[float, float], way_out: str):
+        accepted = f"values within bounds={tuple(bounds)}. {way_out}"
+        super().__init__(f"images: got values in [{found[0]:.8g}, {found[1]:.8g}], accepted: {accepted}")
+        self.found, self.bounds = found, bounds
+
+
+def check_range(found: tuple[float, float], bounds: tuple[float, float], state: torch.dtype) -> None:
+    """Raises OutsideError. state: in whose precision bounds are held: 0.3 is another number in float32."""
+    lowest, highest = torch.tensor(bounds, dtype=state).tolist()
+    if not (lowest <= found[0] and found[1] <= highest):
+        box = f"[{bounds[0]:g}, {bounds[1]:g}]"
+        pixels = f"images in {box} and model = roli_fast.models.Normalized(model, mean, std)"
+        raise OutsideError(found, bounds, f"If they are normalised, attack pixels instead: {pixels}")
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:

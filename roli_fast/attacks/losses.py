@@ -16,23 +16,26 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The slope is (1 - p) (q - e), with p the label's probability, q those of the others among themselves
-    and e the label. Torch's way to it loses p - 1 to rounding from a margin of 17 on in float32, and
-    everything from 103 on, in float64 from 745. Here only 1 - p can be too small: it is _LEAST at least."""
+    """log(1 + exp(gap)) of the gap between the other logits' logsumexp and the label's. Its slope is that
+    gap's, (q - e) with q the others' probabilities among themselves and e the label, times the share that
+    they have of all. In torch's formula, this share is lost to rounding for sure images, from a margin of 17
+    on in float32; here it can only be too small, and is _LEAST at least."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits.double(), labels, reduction="none")
-        ctx.save_for_backward(logits, labels, loss)
-        return loss
+        wide = logits.double()
+        others = wide.scatter(1, labels[:, None], -torch.inf)
+        gap = others.logsumexp(dim=1) - _of(wide, labels)
+        ctx.save_for_backward(others, labels, gap)
+        ctx.dtype = logits.dtype
+        return -F.logsigmoid(-gap)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        logits, labels, loss = ctx.saved_tensors
-        length = upstream * (-torch.expm1(-loss)).clamp(min=_LEAST)
-        others = logits.double().scatter(1, labels[:, None], -torch.inf).softmax(dim=1)
-        slope = (length[:, None] * others).scatter(1, labels[:, None], -length[:, None])
-        return slope.to(logits.dtype), None
+        others, labels, gap = ctx.saved_tensors
+        length = (upstream * gap.sigmoid().clamp(min=_LEAST))[:, None]
+        slope = (length * others.softmax(dim=1)).scatter(1, labels[:, None], -length)
+        return slope.to(ctx.dtype), None
 
 
 _LEAST = 2.0**-60  # which leaves float32 room for what the layers before make of it

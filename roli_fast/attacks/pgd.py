@@ -48,10 +48,11 @@ class PGD(GradientAttack):
         :func:`roli_fast.engine.select`.
 
     ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
-    :class:`AttackResult`. Every draw is a function of key, sample index, restart and pixel, so that a
-    result does not depend on batch size or order where the model's own gradients do not. Settings are fixed;
-    a size that changes from call to call is a tensor whose value changes. On a GPU the whole run is a CUDA
-    graph from the second batch of a shape on.
+    :class:`AttackResult`. Every draw is a function of key, sample index, restart and pixel: with key and
+    index given to ``run``, a result does not depend on batch size or order where the model's own gradients do
+    not (by default the index is the place in the batch, and a key is drawn for each call). Settings are
+    fixed; a size that changes from call to call is a tensor whose value changes. On a GPU the whole run is a
+    CUDA graph from the second batch of a shape on.
     """
 
     # What relatives do otherwise.

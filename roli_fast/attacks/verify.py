@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..engine import Output, class_logits
 from ..engine.modes import Model
-from .inputs import check_bounds, check_choice, check_inputs, check_labels, check_size, refuse
+from .inputs import check_bounds, check_choice, check_count, check_inputs, check_labels, check_size, refuse
 from .norms import NORMS
 
 
@@ -80,6 +80,7 @@ def verify(
     *,
     targeted: bool = False,
     output: Output = None,
+    eot: int = 1,
 ) -> Verification:
     """Checks adversarial images, whoever made them.
 
@@ -91,14 +92,17 @@ def verify(
     eps: a number, or (N,); in pixel units, measured in the norm.
     bounds: the box.
     output: where the logits are in what the model returns, see :func:`roli_fast.engine.select`.
+    eot: calls of the model that are averaged, for one whose output is random.
     """
+    check_count("eot", eot)
     if labels is None:
         refuse("labels", "None", "int64 (N,)", TypeError)
     check_inputs(clean, labels, None, eps=eps)
     place = locate(clean, adv, norm, eps, bounds)
     # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
     finite = place.finite.reshape(-1, *[1] * (adv.dim() - 1))
-    logits = predict(model, torch.where(finite, adv, _pixels(clean, adv.dtype)), output)
+    asked = torch.where(finite, adv, _pixels(clean, adv.dtype))
+    logits = mean_of(eot, lambda: predict(model, asked, output))
     check_labels(labels, logits.shape[1])
     success = place.allowed & is_fooled(logits, labels, targeted)
     return Verification(**vars(place), prediction=logits.argmax(dim=1), success=success)

@@ -22,8 +22,8 @@ from .core import (
     Closed,
     Maker,
     attacked,
+    check_images,
     check_methods,
-    check_range,
     inside,
     no_such,
     normalized,
@@ -155,7 +155,7 @@ class _Attack(Closed):
             refuse("y", None, "targets (N,) or (N, classes), since targeted=True")
         images = torch.from_numpy(numpy.array(x, dtype=numpy.float32))
         images = inside(images, _bounds(self.estimator))
-        check_range(images, _bounds(self.estimator), _WAY_OUT)
+        check_images(images, _bounds(self.estimator), _WAY_OUT)
         labels = None if y is None else _classes(numpy.asarray(y), len(images))
         attack = self._unmasked if mask is None else self._masked(images, numpy.asarray(mask))
         found = numpy.empty(images.shape, numpy.float32)

@@ -21,8 +21,8 @@ from ..files import write
 from .core import (
     as_classes,
     as_pixels,
+    check_images,
     check_methods,
-    check_range,
     chosen,
     inside,
     no_such,
@@ -145,7 +145,7 @@ class AutoAttack:
         warn_of_surroundings(self.model, torch.device(self.device))
         images, labels = as_pixels(images.detach()), as_classes(labels)
         for part in images.split(bs):  # before hours are spent on the others
-            check_range(inside(part, (0, 1)), (0, 1), _WAY_OUT)
+            check_images(inside(part, (0, 1)), (0, 1), _WAY_OUT)
         attack = self._made(names)
         state = _State.found(state_path, attack, self._key(), self.model, images, labels)
         if return_labels and state.broken_by:
@@ -157,7 +157,7 @@ class AutoAttack:
         for start in range(len(state.broken_by), len(images), bs):
             rows = torch.arange(start, min(start + bs, len(images)))
             batch = inside(images[rows], (0, 1)).to(self.device), labels[rows].to(self.device)
-            result = attack.run(self.model, *batch, index=rows.to(self.device), key=key)
+            result = attack.run(self.model, *batch, index=rows.to(self.device), key=key, strict=False)
             adversarial[rows] = result.adversarial.to(images)
             if return_labels:
                 classes[rows] = predict(self.model, result.adversarial).argmax(dim=1).to(labels)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack, Views, undirected_notes
-from ..attacks.inputs import check_choice, check_size, refuse, to_state
+from ..attacks.inputs import OutsideError, check_choice, check_range, check_size, refuse, to_state
 from ..attacks.trial import AttackResult
 from ..engine import PRECISIONS
 from ..engine.modes import Model
@@ -78,6 +78,8 @@ class _Wrappers:
         self, model: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device | None
     ) -> Normalized:
         """``Normalized(model, mean, std)`` on the device; None where nobody knows of one."""
+        if device is not None and device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())  # which is the same
         key = id(model), tuple(mean), tuple(std), device
         wrapper = self._living.get(key)
         if wrapper is None:
@@ -126,8 +128,8 @@ class Maker(threading.local):
 def attacked(
     attack: Attack, model: Model, images: Tensor, labels: Tensor | None, way_out: str | None = None
 ) -> Tensor:
-    """As a call of the attack. way_out: as in :func:`check_range`, for images that it refuses."""
-    with _with_way_out(images, attack.bounds, way_out):
+    """As a call of the attack. way_out: as in :func:`check_images`, for images that it refuses."""
+    with _with_way_out(way_out):
         found = attack(model, images, labels)
     warn_of_surroundings(model, images.device)
     return found
@@ -144,7 +146,7 @@ def run(
     """As ``attack.run``, where a batch without any gradient is no error but a warning: it may be the one
     image that a user's loop has left, and the originals return it as it was. way_out: as in
     :func:`attacked`."""
-    with _with_way_out(images, attack.bounds, way_out):
+    with _with_way_out(way_out):
         result = attack.run(model, images, labels, key=key, strict=False)
     warn_of_surroundings(model, images.device)
     for note in undirected_notes(result.undirected_by_stage):
@@ -195,32 +197,25 @@ def inside(images: Tensor, bounds: tuple[float, float]) -> Tensor:
     return torch.where((images - clipped).abs() <= _ROUNDING, clipped, images)
 
 
-def check_range(images: Tensor, bounds: tuple[float, float], way_out: str) -> None:
-    """Raises ValueError for images outside of the box; what else is wrong with them is for the attack to say.
+def check_images(images: Tensor, bounds: tuple[float, float], way_out: str) -> None:
+    """Raises OutsideError for images outside of the box; what else is wrong is for the attack to say.
     way_out: what the library itself has for images that are normalised."""
     if not images.is_floating_point() or images.numel() == 0:
         return
-    lo, hi = torch.stack(images.aminmax()).tolist()
-    lowest, highest = torch.tensor(bounds, dtype=state_dtype(images)).tolist()
-    if lo < lowest or highest < hi:
-        refuse(
-            "images", f"values in [{lo:.8g}, {hi:.8g}]", f"values within bounds={tuple(bounds)}. {way_out}"
-        )
+    smallest, largest = torch.stack(images.aminmax()).tolist()
+    with _with_way_out(way_out):
+        check_range((smallest, largest), bounds, state_dtype(images))
 
 
 @contextlib.contextmanager
-def _with_way_out(images: Tensor, bounds: tuple[float, float], way_out: str | None) -> Iterator[None]:
-    """Where images are refused inside ``with``, for lying outside of the box: only then are they looked
-    through, for which a GPU would be waited for."""
+def _with_way_out(way_out: str | None) -> Iterator[None]:
+    """Where images are refused inside ``with``, for lying outside of the box."""
     try:
         yield
-    except ValueError:
-        try:
-            if way_out is not None:
-                check_range(images, bounds, way_out)
-        except ValueError as explained:
-            raise explained from None
-        raise
+    except OutsideError as error:
+        if way_out is None:
+            raise
+        raise OutsideError(error.found, error.bounds, way_out) from None
 
 
 def as_pixels(images: Tensor) -> Tensor:

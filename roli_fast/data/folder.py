@@ -1,6 +1,6 @@
 """Images in class folders."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,8 +45,8 @@ def load_folder(
             f"data_dir: got {data_dir}, which is no folder, accepted: a folder of class folders, or of "
             "train/, val/ and test/ with class folders"
         )
-    refuse_same(train_split, val_split, test_split)
-    named = {data_dir / name for name in (train_split, val_split, test_split) if name is not None}
+    named = [(data_dir / name).resolve() for name in (train_split, val_split, test_split) if name is not None]
+    refuse_same(*map(str, named))
     train = _find(data_dir, "train_split", train_split, _TRAIN, named)
     val = _find(data_dir, "val_split", val_split, _VAL, named)
     test = _find(data_dir, "test_split", test_split, _TEST_NAMES, named)
@@ -68,7 +68,7 @@ def load_folder(
 
 
 def _find(
-    data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str], named: Set[Path]
+    data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str], named: Sequence[Path]
 ) -> Path | None:
     """The split's folder; None where there is none and none was asked for. named: those that were."""
     if name is not None:
@@ -76,7 +76,7 @@ def _find(
             raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
         return data_dir / name
     known = (data_dir / synonym for synonym in synonyms)
-    return next((folder for folder in known if folder.is_dir() and folder not in named), None)
+    return next((folder for folder in known if folder.is_dir() and folder.resolve() not in named), None)
 
 
 def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -197,6 +198,8 @@ class AttackView:
         if self._rebuilt >= _TOO_OFTEN and self.report.note is None:
             what = before.difference(self._structure)
             self.report.note = f"the model changes {what} from call to call: its copy is made anew each time"
+            if self._rebuilt == _TOO_OFTEN:  # training asks for no notes
+                warnings.warn(f"roli_fast: {self.report.note}", stacklevel=2)
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:

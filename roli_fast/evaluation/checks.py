@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..attacks.attack import Attack, undirected_notes
-from ..attacks.verify import locate
+from ..attacks.verify import Place, verify
+from ..engine.modes import Model
 
 
 def check_one_size_for_all(argument: str, attack: Attack) -> None:
@@ -17,10 +18,21 @@ def check_one_size_for_all(argument: str, attack: Attack) -> None:
         )
 
 
-def check_places(attack: Attack, images: Tensor, adversarial: Tensor) -> None:
+def verified(model: Model, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+    """(N,) bool: which adversarial images fool the model, as :func:`roli_fast.attacks.verify` has it. Raises
+    as :func:`check_places`."""
+    found = verify(
+        model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds,
+        output=attack.output, eot=attack.eot,
+    )  # fmt: skip
+    check_places(attack, found)
+    return found.success
+
+
+def check_places(attack: Attack, place: Place) -> None:
     """Raises RuntimeError where an adversarial image is outside the ball or the box: nothing could be said of
     the model then."""
-    if not locate(images, adversarial, attack.norm, attack.eps, attack.bounds).allowed.all():
+    if not place.allowed.all():
         raise RuntimeError(f"{attack!r} returned images outside its ball or box")
 
 
@@ -40,6 +52,6 @@ def pooled_notes(
     stages = dict.fromkeys(stage for batch in undirected for stage in batch)
     counts = {stage: [batch[stage] for batch in undirected if stage in batch] for stage in stages}
     pooled = {stage: (sum(s for s, _ in parts), sum(n for _, n in parts)) for stage, parts in counts.items()}
-    if strict and min((stuck for stuck, _ in pooled.values()), default=0) > sum(directed) == 0:
-        attack.refuse_undirected(images)
+    if strict:
+        attack.refuse_undirected(sum(directed), pooled, images)
     return undirected_notes(pooled)

@@ -21,7 +21,7 @@ from ..attacks.verify import mean_of
 from ..engine import Output
 from ..engine.modes import Model
 from .accuracy import Accuracy
-from .checks import check_one_size_for_all, check_places, pooled_notes
+from .checks import check_one_size_for_all, pooled_notes, verified
 from .records import Record, Records
 
 
@@ -78,8 +78,8 @@ def evaluate(
         the model's own outputs do not.
     output: where the logits are in what the model returns; an attack brings its own.
     folder: where finished batches are saved, with their adversarial images (:func:`saved`) and a log. A run
-        that was interrupted goes on there, and ends with the same result. Bound to its model, data and
-        attack.
+        that was interrupted goes on there, and ends with the same result. Bound to its model, output,
+        data and attack.
     progress: whether to show a bar with the robust accuracy so far and the time left.
     strict: whether it is an error that the attack had no gradient to follow for any image, since what it then
         measures is no robust accuracy; otherwise a note says so.
@@ -191,16 +191,14 @@ class _Run:
             result = attack.run(
                 self._model, images[rows], labels[rows], index=first + rows, key=key, strict=False
             )
-            check_places(attack, images[rows], result.adversarial)
-            success = result.success
-            assert success is not None
+            success = verified(self._model, attack, images[rows], result.adversarial, labels[rows])
             stage = result.broken_by if isinstance(result, AutoAttackResult) else torch.ones_like(rows)
             record.broken_by[rows[success]] = stage[success]
             adversarial[rows[success]] = result.adversarial[success]
             record.directed, record.undirected = result.directed, result.undirected_by_stage
             own = undirected_notes(result.undirected_by_stage)  # counted for all batches together
             record.notes = tuple(note for note in result.notes if note not in own)
-            record.forwards += result.forwards
+            record.forwards += result.forwards + len(rows) * attack.eot
             record.gradients += result.gradients
         record.adversarial = adversarial.cpu()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..attacks import FeaturePGD
 from ..attacks.attack import Attack
 from ..attacks.inputs import check_inputs, draw_key, to_images, to_state
+from ..attacks.verify import locate
 from ..engine.modes import Model, own_output
 from .checks import check_one_size_for_all, check_places
 
@@ -120,7 +121,7 @@ def features_moved(
     """Features (N, F) of the images and of what the attack makes of them; first: the index of the first."""
     index = first + torch.arange(len(images), device=images.device)
     adversarial = attack.run(features, images, index=index, key=key.to(images.device)).adversarial
-    check_places(attack, images, adversarial)
+    check_places(attack, locate(images, adversarial, attack.norm, attack.eps, attack.bounds))
     clean = features_of(features, to_images(to_state(images), images))
     return clean, features_of(features, adversarial)
 

@@ -12,7 +12,7 @@ from ..attacks.inputs import check_inputs, check_labels, to_images, to_state
 from ..attacks.losses import cross_entropy
 from ..models import split
 from .accuracy import Accuracy
-from .checks import check_one_size_for_all, check_places, pooled_notes
+from .checks import check_one_size_for_all, pooled_notes, verified
 from .linear_head import Criterion, LinearHead, LossBound
 from .sensitivity import (
     Sensitivity,
@@ -119,13 +119,12 @@ class _Run:
         index = self._count + torch.arange(len(images), device=images.device)
         key = self._keys[1 + number].to(images.device) if attack.draws else None
         result = attack.run(self._model, images, labels, index=index, key=key, strict=False)
-        check_places(attack, images, result.adversarial)
+        success = verified(self._model, attack, images, result.adversarial, labels)
         own = undirected_notes(result.undirected_by_stage)  # counted for all batches together
         self._notes[number] |= dict.fromkeys(note for note in result.notes if note not in own)
         self._directed[number].append(result.directed)
         self._undirected[number].append(result.undirected_by_stage)
-        assert result.success is not None
-        return features_of(self._features, result.adversarial), result.success
+        return features_of(self._features, result.adversarial), success
 
     def _at(self, name: str, clean: Tensor, reached: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """What the theorems are about, at points that an attack reached."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import PGD, Attack, AutoAttack, FeaturePGD
 from ..attacks.inputs import check_choice, check_number, refuse, to_images, to_state
+from ..attacks.losses import cross_entropy
 from ..attacks.norms import NORMS
 from ..engine.modes import Model, eval_mode, gradients
 from ..evaluation import Accuracy, Evaluation, Transfer, evaluate, transfer
@@ -346,7 +346,7 @@ def _input_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor | No
     """None where the output does not depend on the images by anything that is differentiable."""
     with gradients(), eval_mode(model):
         images = images.detach().clone().requires_grad_()
-        loss = F.cross_entropy(model(images), labels, reduction="sum")
+        loss = cross_entropy(model(images), labels).sum()
         if not loss.requires_grad:
             return None
         (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)

@@ -106,6 +106,5 @@ def _gradients(found: Measured) -> Check:
         TOLERANCE,
         f"zero for {g.zero} and not finite for {g.not_finite} of {g.images} images",
         "Where the loss has no gradient by the pixels, attacks by gradients stand still: the model rounds "
-        "its input, its softmax is saturated, or a layer is not differentiable. That is gradient "
-        "masking, and no robustness.",
+        "its input, or a layer is not differentiable. That is gradient masking, and no robustness.",
     )

@@ -104,7 +104,7 @@ class Recipe:
         check_choice("loss", self.loss, LOSSES)
         check_choice("sched", self.sched, SCHEDULES)
         check_choice("norm", self.norm, tuple(NORMS))
-        if self.norm != "linf" and self.eps == Recipe.eps:
+        if self.norm != "linf" and self.eps == Recipe.eps and self.attack != "none":
             refuse("eps", f"linf's default in {self.norm}", "a radius in that norm, such as 0.5 in l2")
         check_choice("attack_mode", self.attack_mode, MODES)
         check_choice("precision", self.precision, (AUTO, *PRECISIONS))

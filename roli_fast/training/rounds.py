@@ -240,9 +240,7 @@ class _Probing:
     def _scale_of(self, features: Tensor) -> tuple[Tensor, float]:
         """The features' mean (F,), and their standard deviation, over images and then over features."""
         sums = torch.zeros(1 + 2 * features.shape[1], dtype=torch.float64, device=self.device)
-        for some in features.split(
-            _CHUNK
-        ):  # in double precision, all of them would be more than what is kept
+        for some in features.split(_CHUNK):  # in double precision, all would be more than what is kept
             wide = some.double()
             sums += torch.cat([sums.new_tensor([len(some)]), wide.sum(0), wide.square().sum(0)])
         mean, square = summed(sums)[1:].div(sums[0]).chunk(2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
+from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD, verify
 from roli_fast.evaluation import evaluate
 
 from .cases import ATTACKS, each_descent, make
@@ -259,3 +259,15 @@ def test_how_far_out_images_are_is_said_to_the_last_digit(convnet, batch):
     images = torch.full_like(batch[0], 1.0000001)
     with pytest.raises(ValueError, match=r"images: got values in \[1\.0000001, 1\.0000001\]"):
         PGD()(convnet, images, batch[1])
+
+
+def test_an_ensemble_without_gradients_is_refused_where_strict():
+    """As a single attack is; with Square, which follows none, it is no ensemble without."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    images = torch.rand(8, 3, 8, 8)
+    labels = Rounded(net)(images).argmax(1)
+    attack = AutoAttack(eps=1e-4, attacks=("apgd-ce",), steps=2)
+    with pytest.raises(ValueError, match="zero or NaN for all 8 images"):
+        attack.run(Rounded(net), images, labels)
+    assert attack.run(Rounded(net), images, labels, strict=False).undirected == 8
+    AutoAttack(eps=1e-4, attacks=("apgd-ce", "square"), steps=2, queries=2).run(Rounded(net), images, labels)

@@ -1,5 +1,7 @@
 """The losses, their gradients at every precision, and where they are undefined."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,3 +178,16 @@ def test_a_slope_that_float32_holds_is_left_as_it_is():
     exact = logits.detach().double().requires_grad_()
     (theirs,) = torch.autograd.grad(F.cross_entropy(exact, labels, reduction="sum"), exact)
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("margin", [0.0, 10.0, 34.0, 37.0, 60.0, 300.0])
+def test_cross_entropy_is_exact_for_sure_images(margin):
+    """log(1 + exp(-m) + exp(-m - 1)), whose slope in the label's logit is minus the share of the others."""
+    logits = torch.tensor([[0.0, -1.0, margin]], dtype=torch.float64, requires_grad=True)
+    loss = losses.cross_entropy(logits, torch.tensor([2]))
+    others = math.exp(-margin) + math.exp(-margin - 1)
+    assert loss.item() == pytest.approx(math.log1p(others), rel=1e-12)
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    share = max(others / (1 + others), 2.0**-60)
+    first = 1 / (1 + math.exp(-1))
+    assert slope[0].tolist() == pytest.approx([share * first, share * (1 - first), -share], rel=1e-12)

@@ -112,6 +112,18 @@ def test_what_has_moved_is_found_where_it_is(trained, images, tmp_path, capsys):
     assert "recipe: got data=" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_from_other_weights(images, tmp_path, capsys):
+    """Without the checkpoint from which it began, it would from random ones."""
+    begun = command(images, tmp_path / "run", "--method", "linear")
+    place = begun.index("--probe-epochs")
+    del begun[place : place + 2]
+    assert main(begun) == 0
+    without = [word for word in begun if "backbone" not in word and word != "--initial-checkpoint"]
+    capsys.readouterr()
+    assert main([*without, "--resume"]) == 2
+    assert "--resume: got --backbone-sha256 None (was " in capsys.readouterr().err
+
+
 def test_a_broken_checkpoint_is_named(trained, images, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     last = run / "finetune" / "last.pt"

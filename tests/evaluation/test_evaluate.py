@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, verify
@@ -310,6 +312,21 @@ def test_processes_share_the_batches(problem, tmp_path):
     assert sum("another attack" in f[1] for f in found if isinstance(f[1], str)) == 2
     assert len(list((tmp_path / "run").glob("batch-*"))) == 5
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["attack"] == attack().label
+
+
+def test_a_folder_of_an_older_version_is_evaluated_anew(problem, tmp_path):
+    """Its batches were judged by other rules."""
+    net, images, labels = problem
+    found = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    for path in tmp_path.glob("batch-*"):
+        with safe_open(path, "pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        facts = json.loads(metadata["facts"]) | {"undirected": 0}
+        del facts["directed"]
+        save_file(tensors, path, metadata | {"facts": json.dumps(facts)})
+    again = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    assert torch.equal(again.broken_by, found.broken_by)
+    assert again.forwards == found.forwards
 
 
 def test_a_random_model_is_judged_by_the_mean_of_its_calls():
