@@ -1,6 +1,7 @@
 """The loop of attacks that follow a gradient: gradient, look, move."""
 
 import dataclasses
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..engine import AttackView
 from ..engine.modes import Model
+from ..engine.weakly import weakly
 from .attack import Attack
 from .inputs import check_count, refuse, to_images, to_state
 from .losses import Loss, get_loss
@@ -70,13 +72,14 @@ class Ascent(Oracle):
     """An attack's loop on a view of a model, as one function of tensors that a graph can capture."""
 
     def __init__(self, attack: "GradientAttack", view: AttackView):
-        super().__init__(view, attack.objective, attack.precision, attack.eot)
-        self._attack = attack
+        super().__init__(view, weakly(attack.objective), attack.precision, attack.eot)
+        self._attack = weakref.proxy(attack)  # which holds this
+        self._run = weakly(self._whole)
 
     def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Where a loop ends in which every sample takes part to the end, and which samples had a direction
         to go in (N,)."""
-        adv, directed = self.captured(self._whole, WHOLE)(*batch)
+        adv, directed = self.captured(self._run, WHOLE)(*batch)
         return adv, directed
 
     def _whole(self, *batch: Any) -> tuple[Tensor, Tensor]:

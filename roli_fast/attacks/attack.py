@@ -15,6 +15,7 @@ from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
 from ..engine.modes import Model
 from ..engine.outputs import check_output
+from ..engine.weakly import weakly
 from .inputs import (
     Values,
     check_bounds,
@@ -149,7 +150,7 @@ class Attack:
         return is_fooled(output, labels, self.targeted)
 
     def _oracle_of(self, view: AttackView) -> Oracle:
-        return Oracle(view, self.objective, self.precision, self.eot)
+        return Oracle(view, weakly(self.objective), self.precision, self.eot)
 
     # --- what it does --------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..engine import AttackView, GraphRunner, InputGradient, widened
 from ..engine.graphs import Function
+from ..engine.weakly import weakly
 
 __all__ = ["Oracle", "widened"]
 
@@ -29,6 +30,7 @@ class Oracle:
         self.view = view
         self.eager = InputGradient(view, objective, precision=precision, eot=eot)
         self.eot = eot
+        self._ask = weakly(self._output)
         self._runners: dict[Function, GraphRunner] = {}
         self._generation = view.generation
 
@@ -62,7 +64,7 @@ class Oracle:
 
     def output(self, x: Tensor) -> Tensor:
         """What the view makes of prepared inputs."""
-        (output,) = self.captured(self._output)(x)
+        (output,) = self.captured(self._ask)(x)
         return output
 
     def _output(self, x: Tensor) -> tuple[Tensor, ...]:

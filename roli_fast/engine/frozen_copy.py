@@ -18,6 +18,7 @@ from .folding import FoldedLayers, Layer, find_folds, without_norm
 from .graphs import CudaRecording, GraphRunner
 from .modes import eval_mode
 from .on_cpu import cut_stems
+from .weakly import weakly
 
 
 class FrozenCopy:
@@ -127,7 +128,7 @@ class FrozenCopy:
         self._graph: GraphRunner | None = None
         devices = {t.device for t in self._read}
         if len(devices) == 1 and devices.pop().type == "cuda":
-            self._graph = GraphRunner(self._copy_from, limit=1, recording=CudaRecording)
+            self._graph = GraphRunner(weakly(self._copy_from), limit=1, recording=CudaRecording)
         self._computed = [computed[name] for name, _ in rest]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import weakref
 
 import pytest
 import torch
@@ -385,6 +386,21 @@ def test_labels_are_needed_where_the_loss_wants_them(name, convnet, batch):
     needs = name.split("-")[0] not in NO_LABELS
     with pytest.raises(TypeError, match="labels: got None") if needs else contextlib.nullcontext():
         make(name)(convnet, batch[0])
+
+
+@each_attack
+def test_an_attack_that_is_gone_leaves_no_copy(name, convnet, batch):
+    """At once, and not when Python looks for cycles: many a loop makes its attack anew for each batch."""
+    attack = make(name)
+    attack(convnet, *batch)
+    left = [weakref.ref(attack), weakref.ref(attack.view(convnet))]
+    gc.collect()
+    gc.disable()
+    try:
+        del attack
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 @each_attack
