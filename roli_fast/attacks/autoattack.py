@@ -199,6 +199,7 @@ class _Ensemble:
         own = attack._begin(self._model, trial.images, trial.labels, trial.index, key)
         vars(own)["clean_output"] = trial.clean_output
         result = attack._judged(own, rows, strict=False)
+        own.oracle.forget_graphs()  # the next stage needs their memory, and the next batch has other sizes
         broken = rows[own.fooled[rows]]
         self._adversarial[broken] = result.adversarial[broken]
         self._broken_by[broken] = self._attack.stages.index(name)

@@ -43,14 +43,18 @@ class Oracle:
         """The function as a graph from this call of a kind on, where that can be: a copy can be captured, a
         callable may do anything between its kernels."""
         if self._generation != self.view.generation:
-            for runner in self._runners.values():
-                runner.clear()
+            self.forget_graphs()
             self._generation = self.view.generation
         if not self.view.is_copy:
             return function
         if function not in self._runners:
             self._runners[function] = GraphRunner(function, at=at)
         return self._runners[function]
+
+    def forget_graphs(self) -> None:
+        """Each keeps the memory of a whole pass."""
+        for runner in self._runners.values():
+            runner.clear()
 
     def gradient(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (N, ...), loss (N,) and output for prepared inputs."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
+from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD
 from roli_fast.engine import GraphRunner
 from roli_fast.engine.graphs import Recording
 
@@ -362,3 +362,15 @@ def test_a_capture_that_fails_is_noted_in_the_result(monkeypatch, convnet, batch
     assert torch.equal(second.adversarial, first.adversarial)
     assert torch.equal(third.adversarial, first.adversarial)
     assert second.notes == third.notes == ("runs without a CUDA graph: RuntimeError: no capture here",)
+
+
+def test_an_ensemble_keeps_no_graph_of_a_stage_that_is_over(recorded):
+    """Each keeps the memory of a whole pass: those of four attacks may be more than there is."""
+    model = classifier(torch.float64).eval()
+    images = torch.rand(6, 3, 8, 8, dtype=torch.float64)
+    attack = AutoAttack(eps=1e-6, attacks=("apgd-ce", "apgd-t", "square"), steps=8, queries=8)
+    attack.run(model, images, model(images).argmax(1))
+    assert len(recorded) >= 3
+    oracles = [oracle for part in attack.parts.values() for oracle in part._oracles.values()]
+    assert len(oracles) == 3
+    assert not any(runner._recordings for oracle in oracles for runner in oracle._runners.values())
