@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arms import CHEAPEST, EPOCHS, PROBING_EPOCHS, RANLI, ROUNDS
+from .judges import JUDGED
 from .removals import COLUMNS, RUNGS
 from .times import PARTS
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "price.json"
 SHOWN = ("Linear, rounds", RANLI, "RanLI Full-FT, N-FGSM", ROUNDS, CHEAPEST)  # in the README
 ATTACKS = 2  # of rounds, mostly
+AUTOATTACK = f"AutoAttack, {10 * JUDGED['autoattack']} images"  # the other attacks have all
 # Both stages, made cheaper step by step: what probes, how often an image goes through it, and what finetunes.
 STEPS = {
     "public code": ("public code", PROBING_EPOCHS, "public code"),
@@ -57,7 +59,7 @@ def summary(result: dict[str, Any]) -> str:
         size: {name: rows[name] for name in SHOWN if name in rows} for size, rows in result["sizes"].items()
     }
     columns = _columns({f"{size} {name}": row for size, rows in sizes.items() for name, row in rows.items()})
-    wanted = [name for name in ("seeds", "clean", "PGD-20", "APGD-CE+T", "AutoAttack") if name in columns]
+    wanted = [name for name in ("seeds", "clean", "PGD-20", "APGD-CE+T", AUTOATTACK) if name in columns]
     wanted += ["passes to it", "to RanLI's best"]
     lines = [f"| images a class | | {' | '.join(wanted)} |", "|---" * (len(wanted) + 2) + "|"]
     for size, rows in sizes.items():
@@ -102,7 +104,7 @@ def _columns(rows: dict[str, Row]) -> dict[str, Column]:
         columns["APGD-CE+T"] = lambda row: _mean(row, "apgd")
         columns["its minus RanLI's"] = lambda row: _gap(row, "apgd")
     if any("autoattack" in row for row in rows.values()):
-        columns["AutoAttack"] = lambda row: _mean(row, "autoattack")
+        columns[AUTOATTACK] = lambda row: _mean(row, "autoattack")
     columns |= {
         "best epoch": lambda row: ", ".join(map(str, row["best_epochs"])),
         "passes to it": lambda row: _thousands(row.get("passes_to_best")),
@@ -151,7 +153,9 @@ def _share(reached: list[int | None], goal: list[int], mark: str) -> str:
 
 def _machine(measured: dict[str, Any]) -> str:
     machine = measured["machine"]
-    return machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['cores']} cores"
+    if machine["gpu"]:
+        return machine["gpu"]["name"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['instruction_set']}"
 
 
 def _unit(measured: dict[str, Any]) -> tuple[str, float]:

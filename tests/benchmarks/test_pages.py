@@ -71,7 +71,7 @@ def test_what_else_the_page_shows():
 
 def test_what_each_removal_gave():
     """Less what the last rung took that was measured in that column."""
-    cpu = {"gpu": None, "cpu": "A CPU", "cores": 2}
+    cpu = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "avx2"}
     took = {
         "full": {PUBLIC: 20, WEIGHTS: 14.5, OPS: 10},
         "validation": {PUBLIC: 30, OPS: 12, FOOLED: 8},
@@ -81,7 +81,7 @@ def test_what_each_removal_gave():
         for column, rungs in took.items()
     }
     page = pages.page({"sizes": {}, "removals": {"a-cpu": {"seconds_per_image": seconds, "machine": cpu}}})
-    assert "### What each removal gave: A CPU, 2 cores" in page
+    assert "### What each removal gave: A CPU, 2 cores, avx2" in page
     assert "| | full finetuning, ms | saves | validation, ms | saves |" in page
     assert f"| {PUBLIC} | 20.00 |  | 30.00 |  |" in page
     assert f"| {WEIGHTS} | 14.50 | 5.50 |  |  |" in page
@@ -95,7 +95,7 @@ def test_where_the_price_went(tmp_path):
     def both(milliseconds):
         return {part: {"median": milliseconds / 2e3} for part in PARTS}
 
-    cpu = {"gpu": None, "cpu": "A CPU", "cores": 2}
+    cpu = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "avx2"}
     seconds = {"public code, full": both(20), "public code, linear": both(15)}
     seconds |= {"ours, full": both(10), "ours, linear": both(9), "ours, one step, linear": both(3)}
     stage = dict.fromkeys(PHASES, 0.001) | {"fits": 0}
@@ -110,7 +110,7 @@ def test_where_the_price_went(tmp_path):
     assert "| bfloat16 |  |  |" in page
     assert "| rounds of one step instead of SGD | 156 | 2.12 |" in page  # 2 attacks of 3, 15 epochs of 10
     assert "| all that was measured |  | 3.85 |" in page
-    assert "### Where the time goes: A CPU, 2 cores" in page
+    assert "### Where the time goes: A CPU, 2 cores, avx2" in page
     assert "| finetuning | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |  | 1.00 | 1.00 | 8.00 |" in page
     pictures.draw_phases(result["phases"]["a-cpu"]["seconds_per_image"], tmp_path / "phases.png")
     assert (tmp_path / "phases.png").stat().st_size > 5_000
