@@ -184,9 +184,8 @@ class L1 {
     const int64_t count = moving(sparsity, elements_);
     const Key<C> last = nth_largest(keys_, elements_, 8 * sizeof(C) - 1, count);
     int64_t moved = 0;
-    each_block(sample, [&](const auto& b, int64_t at) {
-      moved += count_moving(b.grad, keys_ + at, b.count, last);
-    });
+    each_block(sample,
+               [&](const auto& b, int64_t at) { moved += count_moving(b.grad, keys_ + at, b.count, last); });
     const T length = l1_length<T>(size_of<T>(op_.step_size, sample), moved, eps, farthest(sample));
     each_block(sample, [&](const auto& b, int64_t at) {
       move_block(b.adv, b.grad, keys_ + at, x_ + at, b.count, last, length);
