@@ -191,9 +191,12 @@ class OutsideError(ValueError):
     """
 
     def __init__(self, found: tuple[float, float], bounds: tuple[float, float], way_out: str):
-        accepted = f"values within bounds={tuple(bounds)}. {way_out}"
-        super().__init__(f"images: got values in [{found[0]:.8g}, {found[1]:.8g}], accepted: {accepted}")
-        self.found, self.bounds = found, bounds
+        super().__init__(found, bounds, way_out)  # of which another process makes it anew
+        self.found, self.bounds, self._way_out = found, bounds, way_out
+
+    def __str__(self) -> str:
+        accepted = f"values within bounds={tuple(self.bounds)}. {self._way_out}"
+        return f"images: got values in [{self.found[0]:.8g}, {self.found[1]:.8g}], accepted: {accepted}"
 
 
 def check_range(found: tuple[float, float], bounds: tuple[float, float], state: torch.dtype) -> None:

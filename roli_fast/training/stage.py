@@ -53,15 +53,18 @@ class DivergedError(RuntimeError):
     """
 
     def __init__(self, epoch: int, step: int, index: Tensor | None, kept: str):
-        if index is None:
-            what = f"a weight is not finite after step {step} of epoch {epoch + 1}"
+        super().__init__(epoch, step, index, kept)  # of which another process makes it anew
+        self.epoch, self.step, self.index, self._kept = epoch, step, index, kept
+
+    def __str__(self) -> str:
+        if self.index is None:
+            what = f"a weight is not finite after step {self.step} of epoch {self.epoch + 1}"
         else:
-            images = ", ".join(map(str, index.tolist()))
-            place = f"in step {step} of epoch {epoch + 1}, on images {images}"
+            images = ", ".join(map(str, self.index.tolist()))
+            place = f"in step {self.step} of epoch {self.epoch + 1}, on images {images}"
             what = f"the loss or a feature is not finite {place}"
         remedy = "A new run with a smaller learning rate, clip_grad or amp_dtype='float32' may help"
-        super().__init__(f"{what}. {kept} {remedy}")
-        self.epoch, self.step, self.index = epoch, step, index
+        return f"{what}. {self._kept} {remedy}"
 
 
 @dataclasses.dataclass(frozen=True)

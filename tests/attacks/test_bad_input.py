@@ -1,5 +1,7 @@
 """One clear error for what cannot be attacked, and never a wrong robust accuracy."""
 
+import pickle
+
 import numpy
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD, verify
 from roli_fast.evaluation import evaluate
+from roli_fast.training import DivergedError
 
 from .cases import ATTACKS, each_descent, make
 
@@ -271,3 +274,15 @@ def test_an_ensemble_without_gradients_is_refused_where_strict():
         attack.run(Rounded(net), images, labels)
     assert attack.run(Rounded(net), images, labels, strict=False).undirected == 8
     AutoAttack(eps=1e-4, attacks=("apgd-ce", "square"), steps=2, queries=2).run(Rounded(net), images, labels)
+
+
+def test_errors_reach_another_process(convnet, batch):
+    """Pickled and made anew, as pools do: else they hang."""
+    with pytest.raises(ValueError, match="images: got values in") as refused:
+        PGD()(convnet, batch[0] + 1, batch[1])
+    diverged = DivergedError(1, 2, torch.tensor([3, 5]), "Nothing was kept.")
+    for error in (refused.value, diverged):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+    assert "on images 3, 5. Nothing was kept." in str(diverged)
