@@ -4,6 +4,8 @@ Arguments: model maps pixels to logits, and its parameters require gradients, as
 W) in [0, 1]; labels (N,).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from .ops import foolbox_linf_step, torchattacks_linf_step
 
 
 def torchattacks_pgd(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, alpha: float, steps: int
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, eps: float, alpha: float, steps: int
 ) -> Tensor:
     """Asks for the gradient of the input alone."""
     adv = images + torch.empty_like(images).uniform_(-eps, eps)

@@ -77,9 +77,9 @@ def of_training(method: str, data: Splits) -> dict[str, Callable[[], object]]:
         PUBLIC: rung(public_attack, public_step),
         WEIGHTS: rung(frozen_attack, public_step),
         LAST: rung(last_place, public_step),
-        WAITING: rung(last_place, waiting_step),
-        FOLDED: rung(folded_attack, waiting_step),
-        OPS: rung(our_attack, waiting_step),
+        WAITING: rung(last_place, step_without_waiting),
+        FOLDED: rung(folded_attack, step_without_waiting),
+        OPS: rung(our_attack, step_without_waiting),
         OPTIMISER: rung(our_attack, our_step),
         LAYOUT: rung(our_attack, our_step, channels_last=True),
     }
@@ -131,8 +131,8 @@ def folded_attack(batch: Batch) -> Attack:
 
 
 def _last_place(batch: Batch, model: Callable[[Tensor], Tensor]) -> Tensor:
-    recipe, network = batch.recipe, cast(nn.Module, model)
-    return torchattacks_pgd(network, batch.images, batch.labels, recipe.eps, recipe.attack_step, recipe.steps)
+    recipe = batch.recipe
+    return torchattacks_pgd(model, batch.images, batch.labels, recipe.eps, recipe.attack_step, recipe.steps)
 
 
 def our_attack(batch: Batch) -> Attack:
@@ -147,7 +147,7 @@ def public_step(batch: Batch) -> Step:
     return lambda adversarial: public.step(batch.model, optimizer, adversarial, batch.labels)
 
 
-def waiting_step(batch: Batch) -> Step:
+def step_without_waiting(batch: Batch) -> Step:
     """The public code's, but for what it waits for."""
     optimizer = public.optimizer_of(batch.model, batch.recipe)
 

@@ -214,7 +214,7 @@ class Attack:
         moved, stuck = torch.stack([directed.sum(), (~directed & ~fooled).sum()]).tolist()
         by_stage = {"": (stuck, len(rows))}
         if strict:
-            self.refuse_undirected(moved, by_stage, len(rows))
+            self.check_directed(moved, by_stage, len(rows))
         return AttackResult(
             adversarial=trial.adversarial,
             success=success,
@@ -226,7 +226,7 @@ class Attack:
             undirected_by_stage=by_stage,
         )
 
-    def refuse_undirected(self, directed: int, by_stage: Mapping[str, tuple[int, int]], images: int) -> None:
+    def check_directed(self, directed: int, by_stage: Mapping[str, tuple[int, int]], images: int) -> None:
         """Raises ValueError where no sample had a gradient to follow in any stage, and some withstood all:
         that is no robust accuracy. A loss that compares with the clean image has none there, as for an eps
         of 0.

@@ -123,7 +123,7 @@ class AutoAttack(Attack):
                 ensemble.run_all()
             result = ensemble.result()
         if strict:
-            self.refuse_undirected(result.directed, result.undirected_by_stage, len(images))
+            self.check_directed(result.directed, result.undirected_by_stage, len(images))
         return result
 
     run.__doc__ = Attack.run.__doc__

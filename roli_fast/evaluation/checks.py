@@ -53,5 +53,5 @@ def pooled_notes(
     counts = {stage: [batch[stage] for batch in undirected if stage in batch] for stage in stages}
     pooled = {stage: (sum(s for s, _ in parts), sum(n for _, n in parts)) for stage, parts in counts.items()}
     if strict:
-        attack.refuse_undirected(sum(directed), pooled, images)
+        attack.check_directed(sum(directed), pooled, images)
     return undirected_notes(pooled)

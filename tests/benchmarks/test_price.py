@@ -257,7 +257,7 @@ def test_nothing_but_its_price_changes(tiny, method):
     assert raised == pytest.approx([raised[0]] * len(raised), rel=0.1)
     assert raised[0] > 0
     stepped = []
-    for step in (removals.public_step, removals.waiting_step):
+    for step in (removals.public_step, removals.step_without_waiting):
         batch = removals.Batch.of(method, data, channels_last=False)
         before = weights(batch.model)
         step(batch)(batch.images)

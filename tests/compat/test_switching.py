@@ -581,16 +581,21 @@ def test_state(digits_subject, tmp_path):
     assert torch.equal(again, s.images)  # all were done
 
 
-@row("Copies")
-@every_face
-def test_copies(attack, net, batch, monkeypatch):
-    """Of the model one, though each batch has an attack of its own."""
+def copies_made(attack, net, batch, monkeypatch):
+    """By an attack that is made anew for each of three batches."""
     made = []
     view = attack_module.AttackView
     monkeypatch.setattr(attack_module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
     for _ in range(3):
         attack(net, *batch)
-    assert len(made) == 1
+    return len(made)
+
+
+@row("Copies")
+@every_face
+def test_copies(attack, net, batch, monkeypatch):
+    """Of the model one, though each batch has an attack of its own."""
+    assert copies_made(attack, net, batch, monkeypatch) == 1
 
 
 def test_the_copies_of_an_ensemble(net, batch, monkeypatch):
@@ -639,12 +644,7 @@ def by_a_normalising_ensemble(model, images, labels):
     ],
 )
 def test_copies_of_a_model_that_a_face_normalises(attack, net, batch, monkeypatch):
-    made = []
-    view = attack_module.AttackView
-    monkeypatch.setattr(attack_module, "AttackView", lambda *a, **o: made.append(a) or view(*a, **o))
-    for _ in range(3):
-        attack(net, *batch)
-    assert len(made) == 1
+    assert copies_made(attack, net, batch, monkeypatch) == 1
 
 
 def test_a_model_that_was_normalised_lives_until_another_is(batch):
