@@ -34,6 +34,11 @@ OF_BOTH_STAGES = (
     f"Of both stages for a training image, {PROBING_EPOCHS} epochs of probing and {EPOCHS} of finetuning; "
     "validation and the fits of the head are not in it. Empty where it was not measured."
 )
+OF_PATIENCE = (
+    "Trained until so many epochs have not validated better (`--patience`): passes, probing included, as "
+    "a share of those of all epochs; robustness of the weights chosen so, in %, on images held out, of "
+    "which validation's are some. Taken from the runs above: stopping does not change the epochs before it."
+)
 Row = dict[str, Any]
 
 
@@ -48,6 +53,9 @@ def page(result: dict[str, Any]) -> str:
         lines += [f"### Where the time goes: {_machine(phases)}", "", *_phases(phases), ""]
     for found in result.get("removals", {}).values():
         lines += [f"### What each removal gave: {_machine(found)}", "", *_removals(found), ""]
+    stopped = _patience(result["sizes"])
+    if stopped:
+        lines += ["### What stopping early saves", "", OF_PATIENCE, "", *stopped, ""]
     if "times" in result:
         lines += ["### Where the price went", "", OF_BOTH_STAGES, "", *_price(result["times"]), ""]
     return "\n".join(lines)
@@ -194,6 +202,32 @@ def _phases(phases: dict[str, Any]) -> list[str]:
     for stage, parts in found.items():
         shown = [f"{scale * parts[name]:.2f}" if parts[name] else "" for name in names]
         lines.append(f"| {stage} | {' | '.join(shown)} | {scale * sum(parts.values()):.2f} |")
+    return lines
+
+
+def _patience(sizes: dict[str, dict[str, Row]]) -> list[str]:
+    """By patience: of the passes of all epochs, and how robust; means over seeds."""
+    arms = [
+        (size, name, rows[name])
+        for size, rows in sizes.items()
+        for name in (RANLI, CHEAPEST)
+        if "patience" in rows.get(name, {})
+    ]
+    if not arms:
+        return []
+    waits = list(arms[0][2]["patience"])
+    heads = [f"{wait} epochs, passes | held out" for wait in waits]
+    lines = [f"| images a class | | {' | '.join(heads)} | all epochs, passes | held out |"]
+    lines.append("|---" * (2 * len(heads) + 4) + "|")
+    for size, name, row in arms:
+        cells = [size, name]
+        for wait in waits:
+            ended = row["patience"][wait]
+            shares = [part / whole for part, whole in zip(ended["passes"], row["passes"], strict=True)]
+            cells += [f"{statistics.fmean(shares):.0%}", f"{100 * statistics.fmean(ended['held_out']):.1f}"]
+        best = [held[epoch - 1] for held, epoch in zip(row["held_out"], row["best_epochs"], strict=True)]
+        cells += [_thousands(row["passes"]), f"{100 * statistics.fmean(best):.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

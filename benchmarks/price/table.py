@@ -9,10 +9,13 @@ import torch
 
 from roli_fast.evaluation import Accuracy, Difference, difference
 from roli_fast.training import Cost
+from roli_fast.training.stage import merit
 
 from .arms import ARMS, HEADS, RANLI
 from .cells import best_heads, chosen, not_chosen, read
 from .judges import JUDGES, Judgement
+
+PATIENCE = (2, 3, 5)  # epochs
 
 
 def row(
@@ -51,6 +54,15 @@ def row(
     found["validation"] = [[r["val_robust"] for r in c["history"]] for c in cells]
     if all("held_out" in c for c in cells):
         found["held_out"] = [c["held_out"] for c in cells]
+        found["patience"] = {}
+        for patience in PATIENCE:
+            ends = [stopped(c["history"], patience) for c in cells]
+            found["patience"][str(patience)] = {
+                "epochs": [epochs for epochs, _ in ends],
+                "passes": [b + passes(c, end[0]) for b, c, end in zip(before, cells, ends, strict=True)],
+                "best_epochs": [best + 1 for _, best in ends],
+                "held_out": [c["held_out"][best] for c, (_, best) in zip(cells, ends, strict=True)],
+            }
     for what in ("pgd20", *JUDGES):
         pairs = zip(cells, ranli, strict=True)
         gaps = [gap(c, r, what) for c, r in pairs if what in c["right"] and what in r["right"]]
@@ -68,6 +80,17 @@ def reaching(cell: dict[str, Any], ranli: dict[str, Any]) -> tuple[int | None, i
     )
     goal = max(others)
     return next((e for e, robust in enumerate(mine, 1) if robust >= goal), None), others.index(goal) + 1
+
+
+def stopped(history: list[dict[str, Any]], patience: int) -> tuple[int, int]:
+    """After how many epochs Recipe.patience would have ended that training, and the best of these."""
+    best = 0
+    for epoch, row in enumerate(history):
+        if merit(row) > merit(history[best]):
+            best = epoch
+        if epoch - best >= patience:
+            return epoch + 1, best
+    return len(history), best
 
 
 def judged(work: Path, path: Path) -> dict[str, Any]:

@@ -69,6 +69,16 @@ def test_what_else_the_page_shows():
     assert "**Trained on different devices**: cpu, nvidia-h200." in pages.page(result)
 
 
+def test_what_stopping_early_saves():
+    """Means over seeds, of the passes of all epochs."""
+    ended = {"passes": [500, 250], "held_out": [0.41, 0.43]}
+    row = {"patience": {"3": ended}, "passes": [1000, 1000], "held_out": [[0.4, 0.44], [0.42, 0.1]]}
+    sizes = {"50": {"RanLI Full-FT": row | {"best_epochs": [2, 1]}, "Linear, rounds": {}}, "200": {}}
+    heads, _, line = pages._patience(sizes)
+    assert heads == "| images a class | | 3 epochs, passes | held out | all epochs, passes | held out |"
+    assert line == "| 50 | RanLI Full-FT | 38% | 42.0 | 1 k | 43.0 |"
+
+
 def test_what_each_removal_gave():
     """Less what the last rung took that was measured in that column."""
     cpu = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "avx2"}

@@ -15,7 +15,7 @@ from benchmarks import jobs
 from benchmarks.baselines import recipe as public
 from benchmarks.price import __main__ as command
 from benchmarks.price import arms, carried, cells, judges, phases, problem, removals
-from benchmarks.price.table import table
+from benchmarks.price.table import PATIENCE, stopped, table
 from benchmarks.price.times import times
 from roli_fast.attacks import AutoAttack, predict
 from roli_fast.data import StoredImages
@@ -104,6 +104,7 @@ def test_cells_are_trained_once_and_add_up(tiny):
     cell = cells.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json")
     assert roli["pgd20"]["mean"] == pytest.approx(sum(cell["right"]["pgd20"]) / 24)
     assert roli["devices"] == [cell["device"]] == [machine.slug(problem.DEVICE)]
+    assert roli["patience"][f"{max(PATIENCE)}"]["passes"] == roli["passes"]  # two epochs wait for none
     (other,) = ranli["other_settings"]
     assert {other, f"{ranli['lr']:g}"} == set(RATES)
     found = cells.read(work / "50" / "RanLI Full-FT" / f"{other}-0.json")
@@ -134,6 +135,19 @@ def test_cells_that_count_are_judged(tiny):
     right = predict(model, test.images.float() / 255).argmax(1) == test.labels
     cell = cells.read(work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
     assert right.int().tolist() == cell["right"]["clean"]
+
+
+def test_where_patience_would_have_stopped():
+    """As the trainer does, of whose epochs those before stay as they were."""
+    splits, settings = splits_of(blobs, 48, 24, 8), recipe(epochs=8, steps=1)
+    history = train(small_model(), splits, settings).history
+    trained = {
+        patience: train(small_model(), splits, dataclasses.replace(settings, patience=patience))
+        for patience in (1, 2, 8)
+    }
+    assert len(trained[1].history) < 8
+    for patience, run in trained.items():
+        assert stopped(history, patience) == (len(run.history), run.best)
 
 
 def test_nothing_is_trained_before_what_it_needs(monkeypatch):
