@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_fraction
 from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import check_fraction
 from .losses import Loss, margin, targeted_dlr
 from .samples import Best, Samples, keep
 from .targets import TowardsTargets

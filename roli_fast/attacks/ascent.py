@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_count, refuse
 from ..engine import AttackView
 from ..engine.modes import Model
 from ..engine.weakly import weakly
 from .attack import Attack
-from .inputs import check_count, refuse, to_images, to_state
+from .inputs import to_images, to_state
 from .losses import Loss, get_loss
 from .oracle import WHOLE, Oracle
 from .samples import Best, Samples

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_count, refuse
 from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
 from ..engine.modes import Model
@@ -19,14 +20,11 @@ from ..engine.weakly import weakly
 from .inputs import (
     Values,
     check_bounds,
-    check_choice,
-    check_count,
     check_generator,
     check_inputs,
     check_key,
     check_size,
     draw_key,
-    refuse,
     to_state,
 )
 from .norms import NORMS

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_choice, check_count, refuse
 from ..engine import Output, widened
 from ..engine.modes import Model
 from .apgd import APGD, APGDT
 from .attack import Attack, Views, undirected_notes
 from .checks import doubts
 from .fab import FAB, FABT
-from .inputs import check_choice, check_count, check_lengths, refuse, to_images, to_state
+from .inputs import check_lengths, to_images, to_state
 from .losses import margin
 from .square import Square
 from .trial import AttackResult, Trial

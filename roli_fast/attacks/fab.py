@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_fraction, check_number, refuse
 from .ascent import has_direction
 from .attack import Attack
 from .hyperplane import to_hyperplane
-from .inputs import check_count, check_fraction, check_lengths, check_number, refuse, to_state
+from .inputs import check_lengths, to_state
 from .norms import DUAL, distance, normal_draws, uniform_draws
 from .samples import Samples, per_sample
 from .targets import TowardsTargets

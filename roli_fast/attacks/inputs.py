@@ -3,25 +3,16 @@
 import math
 import numbers
 from collections.abc import Mapping
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from ..checks import check_fraction, refuse
 from ..engine.graphs import no_other_capture
 from ..ops.checks import state_dtype
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 ITERATES = ("last", "best")
-
-
-def refuse(argument: str, got: object, accepted: str, error: type[Exception] = ValueError) -> NoReturn:
-    raise error(f"{argument}: got {got}, accepted: {accepted}")
-
-
-def check_choice(argument: str, value: object, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        refuse(argument, repr(value), ", ".join(accepted))
 
 
 def check_size(argument: str, value: object) -> None:
@@ -36,19 +27,6 @@ def check_size(argument: str, value: object) -> None:
         refuse(argument, value, accepted)
 
 
-def check_count(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        refuse(argument, repr(value), "an integer >= 1")
-
-
-def check_number(argument: str, value: object, least: float, most: float = math.inf) -> None:
-    accepted = f"a number >= {least}" if most == math.inf else f"a number from {least} to {most}"
-    if not isinstance(value, numbers.Real):
-        refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not least <= float(value) <= most or not math.isfinite(float(value)):
-        refuse(argument, value, accepted)
-
-
 def check_share(argument: str, value: object) -> None:
     """A share of elements."""
     accepted = "a number above 0 and up to 1, or a float tensor of such"
@@ -56,13 +34,6 @@ def check_share(argument: str, value: object) -> None:
         check_fraction(argument, value, accepted)
     elif not value.is_floating_point() or value.dim() > 1:
         refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
-
-
-def check_fraction(argument: str, value: object, accepted: str = "a number above 0 and up to 1") -> None:
-    if not isinstance(value, numbers.Real):
-        refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not 0 < float(value) <= 1:
-        refuse(argument, value, accepted)
 
 
 def check_lengths(precision: object) -> None:

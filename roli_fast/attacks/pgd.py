@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..checks import check_choice, check_number, refuse
 from ..engine import Output, widened
 from .ascent import Ascent, Batch, GradientAttack, State
-from .inputs import ITERATES, check_choice, check_number, check_share, check_size, refuse, to_state
+from .inputs import ITERATES, check_share, check_size, to_state
 from .losses import Loss, feature_distance, kl_divergence
 from .norms import NORMS, movable, normal_draws
 from .samples import Best

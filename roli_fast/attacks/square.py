@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_fraction, refuse
 from .attack import Attack
-from .inputs import check_count, check_fraction, refuse, to_state
+from .inputs import to_state
 from .losses import Loss, get_loss
 from .norms import uniform_draws
 from .samples import Samples, keep, lowest

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..checks import check_count, refuse
 from .attack import Attack
-from .inputs import check_count, refuse
 from .losses import rivals
 from .trial import Trial
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import check_choice, check_count, refuse
 from ..engine import Output, class_logits
 from ..engine.modes import Model
-from .inputs import check_bounds, check_choice, check_count, check_inputs, check_labels, check_size, refuse
+from .inputs import check_bounds, check_inputs, check_labels, check_size
 from .norms import NORMS
 
 

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..checks import first_line
 from ..engine import PRECISIONS
 from ..speed import machine
 from ..speed.comparison import Comparison, compare
@@ -172,8 +173,7 @@ def _prepared(subject: _Subject, arguments: argparse.Namespace, device: torch.de
     except torch.OutOfMemoryError:
         raise UserError(f"--models: {subject.model} at {subject.shape} does not fit into {device}") from None
     except Exception as error:  # what timm and torch say of a model, size or checkpoint that does not fit
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"--models {subject.model}: {first_line}") from error
+        raise UserError(f"--models {subject.model}: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.inputs import to_images, to_state
+from ..checks import first_line
 from ..engine.modes import own_output
 from ..models import Classifier, create_model, find_classifier, load_backbone, load_model, split
 from .errors import UserError
@@ -115,7 +116,5 @@ def _check_images(subject: Subject, image: Tensor) -> None:
         own_output(split(subject.model)[0], to_images(to_state(image), image))
     except Exception as error:  # what timm and torch say of images that do not fit
         shape = "x".join(map(str, image.shape[1:]))
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"{subject.name}: got images of {shape}, accepted: its own size ({reason})"
-        ) from error
+        accepted = f"its own size ({first_line(error)})"
+        raise ValueError(f"{subject.name}: got images of {shape}, accepted: {accepted}") from error

@@ -4,7 +4,7 @@ import importlib
 import inspect
 from typing import Any
 
-from ..attacks.inputs import refuse
+from ..checks import refuse
 
 LIBRARIES = ("torchattacks", "foolbox", "autoattack", "art", "cleverhans")
 

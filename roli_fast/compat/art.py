@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ..attacks import predict
 from ..attacks.ascent import State
-from ..attacks.inputs import check_count, check_number, check_size, refuse
+from ..attacks.inputs import check_size
 from ..attacks.norms import NORMS
+from ..checks import check_count, check_number, refuse
 from .core import (
     UNBOUNDED,
     Closed,

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .. import attacks as ours
 from ..attacks.checks import square_finds_more
-from ..attacks.inputs import check_count, draw_key, refuse
+from ..attacks.inputs import draw_key
 from ..attacks.norms import distance
 from ..attacks.verify import predict
+from ..checks import check_count, refuse
 from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
 from ..files import write

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..attacks import predict
 from ..attacks.ascent import State
-from ..attacks.inputs import refuse, to_state
+from ..attacks.inputs import to_state
 from ..attacks.norms import NORMS, uniform_draws
+from ..checks import refuse
 from ..engine.modes import Model
 from .core import UNBOUNDED, Maker, as_classes, attacked, chosen, no_such, warn
 from .steps import OwnStep

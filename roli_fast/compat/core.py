@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack, Views, undirected_notes
-from ..attacks.inputs import OutsideError, check_choice, check_range, check_size, refuse, to_state
+from ..attacks.inputs import OutsideError, check_range, check_size, to_state
 from ..attacks.trial import AttackResult
+from ..checks import check_choice, refuse
 from ..engine import PRECISIONS
 from ..engine.modes import Model
 from ..models.normalized import Normalized

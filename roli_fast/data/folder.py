@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from .checks import refuse
+from ..checks import refuse
 from .images import Pictures
 from .sources import Files
 from .splits import VALIDATION, Splits, cut_share, refuse_same

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from .checks import refuse
+from ..checks import refuse
 from .sources import Source
 from .view import Draws, View
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from .checks import refuse
+from ..checks import refuse
 from .digits import digits
 from .folder import load_folder
 from .named import NAMES, PHOTO_NAMES, PHOTO_VIEW, load_named

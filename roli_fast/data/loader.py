@@ -8,8 +8,8 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
+from ..checks import refuse
 from .batch import Batch, generator
-from .checks import refuse
 from .images import ImageSet, Pictures, StoredImages
 from .stream import ImageStream
 from .view import DRAWS

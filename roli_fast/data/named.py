@@ -19,7 +19,7 @@ import torch
 from scipy.io import loadmat
 from torchvision.datasets import CIFAR10, CIFAR100, Caltech256
 
-from .checks import refuse
+from ..checks import refuse
 from .images import ImageSet, Pictures, StoredImages
 from .sources import Files, TorchvisionPictures
 from .splits import Splits, cut, cut_share

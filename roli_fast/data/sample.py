@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .checks import refuse
+from ..checks import refuse
 from .images import ImageSet
 from .loader import Loader
 from .stream import ImageStream

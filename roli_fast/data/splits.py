@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from .checks import refuse
+from ..checks import refuse
 from .images import ImageSet
 from .stream import ImageStream
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.data import create_dataset
 
-from .checks import refuse
+from ..checks import refuse
 from .images import Pictures
 from .sources import ReaderPictures, Source, TorchvisionPictures
 from .splits import VALIDATION, Splits, cut_share, refuse_same

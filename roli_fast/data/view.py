@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from .checks import refuse
+from ..checks import refuse
 
 # What augments an image, uniform in [0, 1): where the crop is, down and across, and whether it is mirrored.
 Draws = Sequence[float]

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..checks import brief, refuse
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
@@ -113,8 +114,10 @@ class AttackView:
                 self._run_as_it_is("it holds a module that is not registered, which a copy would not follow")
                 return
             self._copy = FrozenCopy(self._inner(model), fold)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a module holds that cannot be copied
-            self._run_as_it_is(f"the model cannot be copied ({error})")
+            self._run_as_it_is(f"the model cannot be copied ({brief(error)})")
             return
         self.report.folded, self.report.left = self._copy.folded, self._copy.left
 
@@ -224,13 +227,14 @@ class AttackView:
             if self._precision.is_half:
                 self._copy.cast_to(self._precision.dtype, self._inner(model))
             with self._precision.arithmetic():
-                self.report.moved = self._moved(adv, expected) / (largest or 1)
-            if not math.isfinite(self.report.moved):
+                moved, failure = self._moved_or_failed(adv, expected)
+            self.report.moved = moved / (largest or 1)
+            if not math.isfinite(moved):
                 self._build(self._fold)  # as it was before the cast, for another try with other weights
-                raise ValueError(
-                    f"precision: got {self._precision.name!r}, whose range this model leaves, "
-                    "accepted: fp32, tf32, bf16"
-                )
+                name = repr(self._precision.name)
+                if failure is not None:  # such as a layer that is given float32 whatever its weights are
+                    refuse("precision", name, f"fp32, tf32, since {failure}")
+                refuse("precision", f"{name}, whose range this model leaves", "fp32, tf32, bf16")
         self.output_shape = expected.shape[1:]
 
     def _make_faithful(self, adv: Tensor, expected: Tensor, largest: float) -> None:
@@ -261,14 +265,18 @@ class AttackView:
         """How far the copy's output is from the expected one, and how the copy failed, if it did."""
         try:
             return self._moved(adv, expected), None
+        except torch.OutOfMemoryError:  # says nothing about the model
+            raise
         except Exception as error:  # such as a dtype that the model's forward expects of its weights
-            return math.inf, f"a copy fails ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            return math.inf, f"a copy fails ({brief(error)})"
 
     def _moved(self, adv: Tensor, expected: Tensor) -> float:
         """How far the copy's output is from the expected one."""
         assert self._copy is not None
         try:
             output = self(self._input(adv))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # such as a view() of features, which wants them contiguous
             if not self._copy.channels_last:
                 raise

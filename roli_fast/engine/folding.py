@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import brief
+
 # Exact types: a subclass may do something else with its weights.
 _RANKS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of their output, where it is folded
 _LAYERS = tuple(_RANKS)
@@ -94,7 +96,7 @@ def find_folds(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
     try:
         trace = _Trace(model)
     except Exception as error:  # whatever a forward does to a tracer
-        return [], dict.fromkeys(norms, f"the model cannot be traced: {str(error).splitlines()[0]}")
+        return [], dict.fromkeys(norms, f"the model cannot be traced: {brief(error)}")
     folds, left = [], {}
     for name, norm in norms.items():
         found = _layer_before(norm, trace)

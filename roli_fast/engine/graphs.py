@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import brief
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 # How many kinds of calls are remembered that are not recorded yet.
@@ -158,7 +160,7 @@ class GraphRunner:
             recording = recorder(self._function, inputs)
             wrong = _difference(recording.replay(inputs), outputs)
         except Exception as error:  # whatever a model does that a graph cannot
-            self._give_up(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            self._give_up(brief(error))
             return
         if wrong is None:
             self._recordings[kind] = recording

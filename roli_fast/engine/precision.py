@@ -36,12 +36,29 @@ class Precision:
 
 @contextlib.contextmanager
 def _set(products: str) -> Iterator[None]:
+    """With torch's older flags: torch raises where a model reads one, as ``cudnn.flags()`` does, and it says
+    otherwise than the newer."""
+    cudnn: Any = torch.backends.cudnn
     before = [(place, place.fp32_precision) for place in _products()]
+    matmul = torch.get_float32_matmul_precision()
     try:
+        convolutions = cudnn.allow_tf32
+    except RuntimeError:  # in the caller's settings, too
+        convolutions = None
+
+    def set_older(matmul: str, convolutions: bool | None) -> None:
+        torch.set_float32_matmul_precision(matmul)
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+
+    tf32 = products == "tf32"
+    try:
+        set_older("high" if tf32 else "highest", None if convolutions is None else tf32)
         for place, _ in before:
             place.fp32_precision = products
         yield
     finally:
+        set_older(matmul, convolutions)
         for place, setting in before:
             place.fp32_precision = setting
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Attack, AutoAttack, FeaturePGD
-from ..attacks.inputs import check_choice, check_number, refuse, to_images, to_state
+from ..attacks.inputs import to_images, to_state
 from ..attacks.losses import cross_entropy
 from ..attacks.norms import NORMS
+from ..checks import check_choice, check_number, refuse
 from ..engine.modes import Model, eval_mode, gradients
 from ..evaluation import Accuracy, Evaluation, Transfer, evaluate, transfer
 from .examples import Example, Shown, find_examples

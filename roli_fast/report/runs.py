@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..attacks.inputs import refuse
+from ..checks import refuse
 from ..models import read_metadata
 from ..training import Cost
 

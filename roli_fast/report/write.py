@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from .. import __version__
-from ..attacks.inputs import refuse
+from ..checks import refuse
 from ..data import Sample, Splits
 from ..files import write
 from ..models import Normalized, find_classifier, load_model

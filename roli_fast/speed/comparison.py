@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, verify
+from ..checks import brief
 from ..engine import PRECISIONS, AttackView
 from ..evaluation import Accuracy, difference
 from .bare import CALLS_TO_SPEED, model_alone
@@ -203,7 +204,7 @@ class _Bench:
             done = [_timed(calls[i % len(calls)]) for i in range(max(CALLS_TO_SPEED, len(calls)))]
             checks = [self._verify(returned, i) for i, (_, returned) in enumerate(done[: len(calls)])]
         except Exception as error:  # whatever others' code does here
-            return _Trial(error=_first_line(error))
+            return _Trial(error=brief(error))
         robust = Accuracy(torch.cat([right for right, _ in checks]))
         return _Trial(min(seconds for seconds, _ in done), robust, all(inside for _, inside in checks))
 
@@ -386,8 +387,3 @@ def _summary(robust: Accuracy | None) -> Robust | None:
 
 def _scaled(values: Quartiles, factor: float) -> Quartiles:
     return {name: factor * value for name, value in values.items()}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -10,7 +10,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..attacks.inputs import refuse, to_state
+from ..attacks.inputs import to_state
+from ..checks import refuse
 from ..engine.precision import get_precision
 from ..models import find_classifier
 from .processes import world_size

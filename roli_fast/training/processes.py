@@ -10,7 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from ..attacks.inputs import refuse
+from ..checks import refuse
 
 
 def rank() -> int:

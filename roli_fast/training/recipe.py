@@ -5,8 +5,8 @@ from typing import Any
 
 from timm.optim import get_optimizer_info, list_optimizers
 
-from ..attacks.inputs import check_choice, check_count, check_number, refuse
 from ..attacks.norms import NORMS
+from ..checks import check_choice, check_count, check_number, refuse
 from ..engine import PRECISIONS
 
 ATTACKS = ("pgd", "nfgsm", "none")

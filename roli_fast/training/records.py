@@ -14,7 +14,7 @@ import safetensors
 import torch
 from torch import nn
 
-from ..attacks.inputs import refuse
+from ..checks import refuse
 from ..files import PARTIAL, locked, read_json, write
 from ..models import Normalized, find_classifier, read_metadata, save_model
 from .processes import agree, by_the_first, rank

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..attacks.inputs import refuse
+from ..checks import refuse
 from ..data import Pictures, Splits
 from ..evaluation import Evaluation, evaluate
 from ..files import write

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attacks.inputs import check_count, check_number, refuse, to_state
+from ..attacks.inputs import to_state
+from ..checks import check_count, check_number, refuse
 from ..data import ImageStream, Loader, Splits
 from ..engine.identity import fingerprint
 from ..engine.precision import get_precision

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..attacks.inputs import refuse, to_state
+from ..attacks.inputs import to_state
+from ..checks import refuse
 from ..data import ImageSet, ImageStream, Loader, Splits
 from ..engine import own_output
 from ..evaluation import Evaluation, evaluate

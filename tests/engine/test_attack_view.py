@@ -3,6 +3,7 @@
 import gc
 import weakref
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 from roli_fast.attacks import PGD
 from roli_fast.engine import AttackView
 from roli_fast.models import Normalized, small_resnet
+from roli_fast.training import Recipe
+from roli_fast.training.attack import fastest_precision
 
 from ..selection import few
 from .cases import assert_same_logits, logits, through
@@ -475,6 +478,62 @@ def test_a_model_that_wants_its_weights_in_bf16_runs_as_it_is(batch):
     view = AttackView(model)
     assert torch.equal(through(view, batch[0]), logits(model, batch[0]))
     assert "a copy fails (RuntimeError: mat1 and mat2" in view.report.note
+
+
+class Island(nn.Sequential):
+    """Gives its head float32, as a guard of float32 training under autocast does."""
+
+    def forward(self, x):
+        *body, head = self
+        for layer in body:
+            x = layer(x)
+        return head(x.float())
+
+
+def test_a_model_with_an_island_of_float32_is_refused_at_half_precision(batch):
+    attack, batch = PGD(steps=1, precision="bf16"), (batch[0], batch[1] % 4)
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"precision: got 'bf16', accepted: fp32, tf32, since a copy fails"
+        ):
+            attack(Island(*plain()), *batch)
+    assert fastest_precision(Island(*plain()), *batch, Recipe(1, 1.0)) == "fp32"
+
+
+class Asserting(nn.Sequential):
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):  # as a bare assertion does, to which pytest would give words
+            raise AssertionError
+        return super().forward(x)
+
+
+def test_an_error_without_words_costs_no_more_than_its_folds(convnet, batch):
+    model = Asserting(*convnet.model).eval()
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+    assert view.is_copy
+    assert set(view.report.left.values()) == {"the model cannot be traced: AssertionError"}
+
+
+class Hungry(nn.Sequential):
+    lacks: ClassVar[list[bool]] = []  # by call
+
+    def forward(self, x):
+        if self.lacks and self.lacks.pop(0):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_a_lack_of_memory_says_nothing_about_the_model(convnet, batch):
+    """It is raised, and forgotten: layout, folds and copy stay."""
+    view = AttackView(Hungry(*convnet.model).eval())
+    Hungry.lacks += [False, True]  # the model's own call, the copy's
+    with pytest.raises(torch.OutOfMemoryError):
+        view.prepare(batch[0])
+    view.prepare(batch[0])
+    assert view.is_copy
+    assert view.report.folded
+    assert view.memory_format(batch[0]) == torch.channels_last
 
 
 def test_refresh_follows_a_tensor_that_is_no_buffer(batch):

@@ -47,6 +47,28 @@ def caller(request):
         place.fp32_precision = before[name]
 
 
+@pytest.mark.parametrize("caller", ["default", "high"], indirect=True)  # where it may without an attack
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_model_may_look_at_torchs_older_flags(caller, precision, convnet, batch):
+    """torch raises where these and the newer settings say different things."""
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = convnet
+
+        def forward(self, x):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            with torch.backends.cudnn.flags(deterministic=True):
+                return self.model(x)
+
+    seen = []
+    before = settings()
+    PGD(steps=1, precision=precision)(Looks().eval(), *batch)
+    assert settings() == before
+    assert (precision == "tf32") <= (True in seen)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_settings_are_as_before(caller, precision, convnet, batch):
     before = settings()

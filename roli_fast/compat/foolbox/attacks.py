@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ... import attacks as ours
 from ...attacks.ascent import State
-from ...attacks.inputs import check_count, check_size, refuse
+from ...attacks.inputs import check_size
 from ...attacks.norms import NORMS
+from ...checks import check_count, refuse
 from ..core import Closed, Maker, check_methods, no_such, read, run
 from ..steps import OwnStep, shrink_, unit
 from .criteria import goal, raw

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 
-from ...attacks.inputs import refuse
+from ...checks import refuse
 from ..core import as_classes, no_such
 
 

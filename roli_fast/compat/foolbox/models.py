@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ...attacks.inputs import check_bounds, refuse
+from ...attacks.inputs import check_bounds
+from ...checks import refuse
 from ..core import check_methods, no_such, normalized
 from .criteria import raw
 

@@ -3,7 +3,7 @@ torchattacks``."""
 
 from typing import Any, NoReturn
 
-from ...attacks.inputs import refuse
+from ...checks import refuse
 from ..core import no_such, read
 from .attack import Attack as Attack
 from .ensembles import AutoAttack, MultiAttack

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ... import attacks as ours
-from ...attacks.inputs import refuse
+from ...checks import refuse
 from ...engine.modes import Model, eval_mode
 from ...models.normalized import Normalized
 from ..core import Closed, Maker, as_classes, as_pixels, attacked, inside, normalized

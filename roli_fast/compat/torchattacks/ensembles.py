@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...attacks.inputs import refuse
+from ...checks import refuse
 from ...engine.modes import Model
 from ..core import as_classes, as_pixels
 from .attack import Attack

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import attacks as ours
-from ...attacks.inputs import refuse
+from ...checks import refuse
 from ...engine.modes import Model
 from ..core import run
 from .attack import Single
