@@ -219,7 +219,9 @@ ABOUT_SIZES = """The smallest batch is stepped over and over in the cache: its t
 others are stepped once at a time, in memory that the cache does not hold."""
 ABOUT_ATTACKS = """PGD on whole models with random weights, whose own predictions are the labels; medians of
 interleaved rounds. Peers' loops are in our own words, under torch's defaults (TF32 in convolutions alone), or
-under bf16 autocast and channels-last. Ours in fp32 is without TF32: like for like is tf32."""
+under bf16 autocast and channels-last. Ours in fp32 is without TF32: like for like is tf32 for a convolutional
+network; a transformer has next to none of the products in which torch's defaults use it, so for one it is
+fp32."""
 ABOUT_COLUMNS = """*Outside the model*: what is not its own passes, forward or back. *Launches*: kernels and
 copies of a call."""
 

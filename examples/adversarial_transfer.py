@@ -25,7 +25,7 @@ import torch
 from roli_fast.attacks import PGD
 from roli_fast.data import Loader, Splits, load
 from roli_fast.evaluation import evaluate
-from roli_fast.files import write
+from roli_fast.files import write_json
 from roli_fast.models import METHODS, create_model, find_classifier, finetune, load_backbone, load_model
 from roli_fast.training import Recipe, probe, train
 
@@ -57,10 +57,6 @@ def some(images, per_class):
 def few(splits, images_per_class, val_per_class, test_per_class):
     counts = (images_per_class, val_per_class, test_per_class)
     return Splits(*(some(images, count) for images, count in zip(splits, counts, strict=True)))
-
-
-def save(path, found):
-    write(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings):
@@ -95,7 +91,16 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
         "right": {"clean": found.clean.right.tolist(), "pgd20": found.right.tolist()},
         "cost": dataclasses.asdict(trained.cost) | {"passes": trained.cost.passes},
     }
-    save(done, cell)
+    write_json(done, cell)
+
+
+def bind(out, about):
+    """Cells of other settings would be taken for finished."""
+    kept = out / "settings.json"
+    if kept.exists() and json.loads(kept.read_text()) != json.loads(json.dumps(about)):
+        raise ValueError(f"out: got {out}, whose cells have other settings, accepted: another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(kept, about)
 
 
 def finished(out, backbones):
@@ -170,7 +175,9 @@ def main(
         "lr": LR,
         "device": DEVICE,
         "test_images": len(splits.test),
+        **settings,
     }
+    bind(out, about)
     for seed in seeds:
         for backbone, checkpoint in backbones.items():
             for arm in (arm for arm, (method, _) in ARMS.items() if method in ("linear", *methods)):
@@ -178,7 +185,7 @@ def main(
                 folder.mkdir(parents=True, exist_ok=True)
                 run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
                 rows = table(finished(out, backbones), backbones)
-                save(out / "table.json", about | {"rows": rows})
+                write_json(out / "table.json", about | {"rows": rows})
     for row in rows:
         print(show(row))
     return rows
@@ -224,7 +231,7 @@ if __name__ == "__main__":
     if given.vit:
         found = methods_of_a_vit(few(whole, given.images_per_class, 20, 20))
         Path(given.out).mkdir(parents=True, exist_ok=True)
-        save(Path(given.out) / "vit.json", found)
+        write_json(Path(given.out) / "vit.json", found)
     network = {"name": given.model, **given.model_kwargs}
     if given.img_size:
         network |= {"img_size": given.img_size, "resize": True}

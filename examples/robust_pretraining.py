@@ -10,7 +10,6 @@ how it came about and what it withstands.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ import torch
 from roli_fast.attacks import PGD, AutoAttack
 from roli_fast.data import Loader, load
 from roli_fast.evaluation import evaluate
-from roli_fast.files import write
+from roli_fast.files import write_json
 from roli_fast.models import create_model, find_classifier, load_backbone
 from roli_fast.training import Recipe, train
 
@@ -77,7 +76,7 @@ def main(splits, out, *, stem=None, seed=0, network=None, test=None, **settings)
         "cost": dataclasses.asdict(trained.cost),
         "test": measured(trained.model, splits.test, **(test or {})),
     }
-    write(out / "card.json", (json.dumps(card, indent=1) + "\n").encode())
+    write_json(out / "card.json", card)
     print(", ".join(f"{name} {found['accuracy']:.1%}" for name, found in card["test"].items()))
     return card
 

@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -23,10 +24,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"folder: {path} cannot be read ({error}), accepted: another folder") from error
 
 
-def locked(path: Path) -> BinaryIO:
-    """A file that one process holds at a time, until it closes it or ends.
+def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
+    """As :func:`write`. Raises ValueError for what is not finite, unless it is allowed."""
+    write(path, f"{json.dumps(content, indent=1, allow_nan=allow_nan)}\n".encode())
 
-    Raises ValueError where another one does.
+
+def locked(path: Path) -> BinaryIO:
+    """A file that one process holds at a time, until it closes it or ends; where the system has no such
+    locks (Windows, some network file systems), any number.
+
+    Raises ValueError where another process holds it.
     """
     file = path.open("ab")
     try:
@@ -37,6 +44,10 @@ def locked(path: Path) -> BinaryIO:
         raise ValueError(
             f"folder: got {path.parent}, in which another run is at work, accepted: another folder, or wait"
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            file.close()
+            raise
     return file
 
 

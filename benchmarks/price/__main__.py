@@ -10,13 +10,12 @@ pictures. Needs ../shared/data, but for ``pages``.
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roli_fast.files import write
+from roli_fast.files import write_json
 from roli_fast.speed import machine
 
 from ..jobs import Perform, run_all
@@ -86,7 +85,7 @@ def write_result(given: argparse.Namespace) -> None:
         }[given.what]()
         where = {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
         result.setdefault(given.what, {})[machine.slug(problem.DEVICE)] = measured | where
-    write(given.out, f"{json.dumps(result, indent=1)}\n".encode())
+    write_json(given.out, result)
 
 
 if __name__ == "__main__":

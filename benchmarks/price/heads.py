@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roli_fast.data import Splits
-from roli_fast.files import write
+from roli_fast.files import write_json
 from roli_fast.speed import machine
 from roli_fast.training import Recipe, Rounds, probe
 
@@ -46,7 +46,7 @@ def main() -> None:
         if name not in cells:
             cells[name] = fits(size, scale, steps)
             print(name, cells[name], flush=True)
-            write(file, f"{json.dumps(result, indent=1)}\n".encode())
+            write_json(file, result)
 
 
 if __name__ == "__main__":

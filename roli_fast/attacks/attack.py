@@ -4,19 +4,18 @@ import contextlib
 import functools
 import math
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_choice, check_count, refuse
 from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
 from ..engine.modes import Model
 from ..engine.outputs import check_output
-from ..engine.weakly import weakly
+from ..engine.weakly import Recent, weakly
 from .inputs import (
     Values,
     check_bounds,
@@ -33,7 +32,7 @@ from .trial import AttackResult, Trial
 from .verify import is_fooled
 
 
-class Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
+class Views(Recent[AttackView]):
     """Copies by their models."""
 
     def __init__(self) -> None:
@@ -66,7 +65,7 @@ class Attack:
     """
 
     _views: Views
-    _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
+    _oracles: Recent[Oracle]
 
     # What some do otherwise.
     compares_with_clean = False  # the loss compares with the output for the clean images, not with labels
@@ -284,24 +283,22 @@ class Attack:
 
     def _oracle(self, model: Model) -> Oracle:
         """The model's, with its current weights."""
-        oracle = self._oracles.get(model) if isinstance(model, nn.Module) else None
+        oracle = self._oracles.last(model)
         if oracle is not None:
             oracle.view.refresh()
             return oracle
         oracle = self._oracle_of(self._view(model))
-        if isinstance(model, nn.Module):
-            self._oracles[model] = oracle
+        self._oracles.keep(model, oracle)
         return oracle
 
     def _view(self, model: Model) -> AttackView:
-        view = self._views.get(model) if isinstance(model, nn.Module) else None
+        view = self._views.last(model)
         if view is not None:
             view.refresh()
             return view
         view = AttackView(model, precision=self.precision, fold=self.fold, output=self.output)
-        if isinstance(model, nn.Module):
+        if self._views.keep(model, view):
             view.hold_weakly()
-            self._views[model] = view
         return view
 
     def share_views(self, views: Views) -> None:
@@ -331,7 +328,7 @@ class Attack:
         self._begin_caches()
 
     def _begin_caches(self) -> None:
-        oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
+        oracles: Recent[Oracle] = Recent()
         vars(self).update(_views=Views(), _oracles=oracles)
 
     @property

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import importlib.util
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..checks import first_line
 from ..engine import PRECISIONS
+from ..files import write_json
 from ..speed import machine
 from ..speed.comparison import Comparison, compare
 from ..speed.peers import PEERS, Settings, find
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quick = "small and few by default: whether it runs, in under a minute"
     parser.add_argument("--quick", action="store_true", help=quick)
     out = "folder for picture and numbers (default: bench-results)"
-    option("--out", "FOLDER", out, type=Path, default=Path("bench-results"))
+    option("--output", "FOLDER", out, type=Path, default=Path("bench-results"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_names("--peers", arguments.peers, PEERS)
     device = device_of(arguments.device)
     subjects, attacks = _subjects(arguments), _attacks(arguments)
-    folder = new_folder("--out", arguments.out)
+    folder = new_folder("--output", arguments.output)
 
     console = Console(width=None if Console().is_terminal else 160)
     peers, missing = find(arguments.peers)
@@ -156,7 +156,7 @@ def _seed(seed: int) -> None:
     import numpy
 
     torch.manual_seed(seed)
-    numpy.random.seed(seed)  # ART draws from it
+    numpy.random.seed(seed % 2**32)  # ART draws from it
 
 
 def _prepared(subject: _Subject, arguments: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
@@ -209,7 +209,7 @@ def _save(
         "quick": arguments.quick,
         "comparisons": [{"model": model} | dataclasses.asdict(found) for model, found in results],
     }
-    (folder / "bench.json").write_text(json.dumps(saved, indent=1) + "\n")
+    write_json(folder / "bench.json", saved)
 
 
 def _say_where(

@@ -8,7 +8,6 @@ digits come with scikit-learn: nothing is downloaded.
 import argparse
 import copy
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 from ..attacks import PGD, AutoAttack
 from ..data import Loader, Splits, StoredImages, digits
 from ..evaluation import Accuracy, Evaluation, difference, evaluate
+from ..files import write_json
 from ..models import Normalized, create_model, find_classifier, save_model
 from ..report import read_run, write_report
 from ..report.pictures import check_matplotlib
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = Options(parser, "demo")
     option.count("--epochs", "N", "of each finetuning", default=8)
     option.count("--seed", "N", "of weights, batches and attacks", least=0, default=0)
-    option.text("--out", "FOLDER", "for picture and results", type=Path, default=Path("runs/demo"))
+    option.text("--output", "FOLDER", "for picture and results", type=Path, default=Path("runs/demo"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +55,14 @@ class _Arm:
 def run(arguments: argparse.Namespace) -> None:
     check_matplotlib()
     try:
-        _clear(arguments.out, [arguments.out / "pretrain", *(_folder(arguments, name) for name in _ARMS)])
+        _clear(
+            arguments.output, [arguments.output / "pretrain", *(_folder(arguments, name) for name in _ARMS)]
+        )
         whole = digits()
     except ImportError as error:
         raise UserError(f"{error}; install what the demo needs: pip install 'roli-fast[demo]'") from error
     except OSError as error:
-        raise UserError(f"--out: {error}") from error
+        raise UserError(f"--output: {error}") from error
     console = Console(width=None if Console().is_terminal else 110)
     backbone_task, task = (_only(whole, kept) for kept in (_BACKBONE_DIGITS, _TASK_DIGITS))
     console.print(
@@ -73,13 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
     arms = {name: _arm(name, backbone, task, arguments) for name in _ARMS}
     console.print(_table(arms))
     console.print(_verdicts(arms), soft_wrap=True)
-    picture = arguments.out / "demo.png"
+    picture = arguments.output / "demo.png"
     _save(arguments, arms)
     _draw(arms, picture)
     runs = [read_run(_folder(arguments, name), name) for name in _ARMS]
     described = "scikit-learn's handwritten digits 5 to 9"
-    page = write_report(runs, task, arguments.out / "report", images=_REPORTED, data=described, progress=True)
-    where = {"Picture": picture, "Numbers": arguments.out / "demo.json", "Report": page}
+    page = write_report(
+        runs, task, arguments.output / "report", images=_REPORTED, data=described, progress=True
+    )
+    where = {"Picture": picture, "Numbers": arguments.output / "demo.json", "Report": page}
     console.print("\n".join(f"{what}: {path}" for what, path in where.items()), soft_wrap=True)
 
 
@@ -88,7 +92,7 @@ def _clear(out: Path, folders: list[Path]) -> None:
     mark = out / ".roli-fast-demo"
     there = [folder for folder in folders if folder.exists()]
     if there and not mark.exists():
-        raise UserError(f"--out: got {out}, whose {there[0].name} is no demo's, accepted: another folder")
+        raise UserError(f"--output: got {out}, whose {there[0].name} is no demo's, accepted: another folder")
     out.mkdir(parents=True, exist_ok=True)
     mark.touch()
     for folder in there:
@@ -127,9 +131,14 @@ def _pretrain(task: Splits, arguments: argparse.Namespace) -> Normalized:
     )
     recipe = _recipe(arguments, 2 * arguments.epochs, 3e-3)
     train(
-        model, task, recipe, folder=arguments.out / "pretrain", progress=True, title="backbone, digits 0 to 4"
+        model,
+        task,
+        recipe,
+        folder=arguments.output / "pretrain",
+        progress=True,
+        title="backbone, digits 0 to 4",
     )
-    save_model(model, arguments.out / "backbone.safetensors")
+    save_model(model, arguments.output / "backbone.safetensors")
     return model
 
 
@@ -153,7 +162,7 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
 
 
 def _folder(arguments: argparse.Namespace, arm: str) -> Path:
-    return arguments.out / arm.split()[0].lower()
+    return arguments.output / arm.split()[0].lower()
 
 
 def _seeded() -> torch.Generator:
@@ -257,4 +266,4 @@ def _save(arguments: argparse.Namespace, arms: dict[str, _Arm]) -> None:
             for name, arm in arms.items()
         },
     }
-    (arguments.out / "demo.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.output / "demo.json", results)

@@ -1,7 +1,6 @@
 """``roli-fast eval``: clean and robust accuracy of a model, overall and per class, with intervals."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from .. import __version__
 from ..attacks import PGD, Attack, AutoAttack
 from ..attacks.norms import NORMS
+from ..data import Splits
 from ..engine import PRECISIONS
 from ..evaluation import Accuracy, Evaluation, evaluate
-from ..files import write
+from ..files import read_json, write_json
 from ..models import load_model
 from ..training.processes import rank
 from ..training.stage import check_fits
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.count("--batch-size", "N", "images at once", default=100)
     option.count("--seed", "N", "of the attacks", least=0, default=0)
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    option.text("--out", "FOLDER", "for the numbers", type=Path, default=Path("runs/eval"))
+    option.text("--output", "FOLDER", "for the numbers", type=Path, default=Path("runs/eval"))
     option.flag(
-        "--save-adversarial", "keep the adversarial images in --out, where an interrupted run goes on"
+        "--save-adversarial", "keep the adversarial images in --output, where an interrupted run goes on"
     )
 
 
@@ -92,13 +92,12 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     with users_mistakes():
         batches = sampled(splits, arguments, device)
         check_fits(model, next(iter(batches))[0][0], len(splits.classes))
-    folder = new_folder("--out", arguments.out)
+        notes = _of_other_data(path, splits)
+    folder = new_folder("--output", arguments.output)
     console = Console(quiet=rank() != 0)
-    console.print(
-        f"{path}: {batches.images} {arguments.split} images, {arguments.norm}, eps {arguments.eps:.4g}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    ball = f", {arguments.norm}, eps {arguments.eps:.4g}" if arguments.attacks else ""
+    plain: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
+    console.print(f"{path}: {batches.images} {arguments.split} images{ball}", **plain)
     found: dict[str, Evaluation] = {}
     with users_mistakes():  # what shows only under attack, such as another number of classes
         for name, attack in _attacks(arguments).items():
@@ -110,14 +109,24 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     accuracies = {"clean": next(iter(found.values())).clean} | {
         n: e for n, e in found.items() if n != "clean"
     }
-    console.print(_table(accuracies, labels, splits.classes, arguments))
-    for name, evaluation in found.items():
-        for note in evaluation.notes:
-            console.print(f"{name}: {note}", soft_wrap=True, markup=False)
-    if rank() == 0:
+    if rank() == 0:  # before anything is printed, which may fail after hours of attacks
         saved = _json(arguments, path, found, accuracies, labels, splits.classes)
-        write(folder / "eval.json", (json.dumps(saved, indent=1) + "\n").encode())
-        console.print(f"Numbers: {folder / 'eval.json'}", soft_wrap=True)
+        write_json(folder / "eval.json", saved | {"notes": notes})
+    console.print(_table(accuracies, labels, splits.classes, arguments))
+    notes += [f"{name}: {note}" for name, evaluation in found.items() for note in evaluation.notes]
+    for line in (*notes, f"Numbers: {folder / 'eval.json'}"):
+        console.print(line, **plain)
+
+
+def _of_other_data(model: Path, splits: Splits) -> list[str]:
+    """A note where the file lies in a run's folder, and the run trained on other images."""
+    recipe = model.parent / "recipe.json"
+    if not recipe.is_file() or read_json(recipe).get("data") in (None, splits.fingerprint()):
+        return []
+    return [
+        "the run trained and validated on other images than this data set's, or other views of them: "
+        "those that are tested here may be among its own"
+    ]
 
 
 def _model_file(arguments: argparse.Namespace) -> Path:
@@ -223,8 +232,7 @@ def _json(
         "model": str(path),
         "dataset": arguments.dataset or "digits",
         "split": arguments.split,
-        "norm": arguments.norm,
-        "eps": arguments.eps,
+        **({"norm": arguments.norm, "eps": arguments.eps} if arguments.attacks else {}),
         "versions": {"roli_fast": __version__, "torch": torch.__version__},
         "accuracies": {
             name: described(accuracy)

@@ -5,13 +5,14 @@ import importlib
 import sys
 from typing import NoReturn
 
+from .. import __version__
 from .errors import RunError, UserError
 
 # A subcommand is a module of this package with add_arguments(parser) and run(arguments). It is imported
 # when it is asked for: doctor must run where the ops cannot be imported.
 _COMMANDS = {
     "bench": "measure our attack against every peer that is installed, side by side",
-    "demo": "train on real digits, with and without attacks, and show what it buys",
+    "demo": "train on real digits, from a probed head and from a random one, and show what it buys",
     "doctor": "say what a bug report needs: versions, devices, and which backends run",
     "eval": "clean and robust accuracy of a trained model, overall and per class",
     "train": "probe and finetune a robust backbone adversarially, or either",
@@ -45,6 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str], command: str) -> argparse.Namespace:
     parser = _Parser(prog="roli-fast", description="Adversarial attacks and training, fast.")
+    parser.add_argument("--version", action="version", version=f"roli-fast {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, summary in _COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary)

@@ -20,15 +20,7 @@ def users_mistakes() -> Iterator[None]:
     """What the library refuses, as one line for the user. What it did not mean to raise stays as it is."""
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        FileNotFoundError,
-        NotADirectoryError,
-        PermissionError,
-        ImportError,
-        OSError,
-    ) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         text = " ".join(str(error).split())
         named = (FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
         if not isinstance(error, named) and "accepted: " not in text:
@@ -77,8 +69,8 @@ def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Calla
 
 def count(option: str, least: int = 1) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise UserError(f"{option}: got {text!r}, accepted: {least} or more")
+        if not text.isdecimal() or not least <= int(text) < 2**63:
+            raise UserError(f"{option}: got {text!r}, accepted: {least} or more, below 2^63")
         return int(text)
 
     return read

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.text("--data-dir", "FOLDER", "where the data lie now (default: where they lay in training)")
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     out = "for page, numbers and pictures (default: report in RUN, of several runs/report)"
-    option.text("--out", "FOLDER", out, type=Path)
+    option.text("--output", "FOLDER", out, type=Path)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         runs = [read_run(f, n) for f, n in zip(arguments.runs, _names(arguments.runs), strict=True)]
     data = _data(runs, arguments.data_dir)
     splits = load_data(argparse.Namespace(**data, dataset_download=False))
-    out = arguments.out or (arguments.runs[0] / "report" if len(runs) == 1 else Path("runs/report"))
+    out = arguments.output or (arguments.runs[0] / "report" if len(runs) == 1 else Path("runs/report"))
     described = (
         f"{data['dataset'] or 'digits'}: {len(splits.classes)} classes, {len(splits.test)} test images"
     )
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
                 runs, splits, out, images=arguments.images, data=described, device=device, progress=True
             )
     except OSError as error:  # a folder below a file, a disk that is full
-        raise UserError(f"--out: {error}") from error
+        raise UserError(f"--output: {error}") from error
     Console().print(f"Report: {page}", soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 from pathlib import Path
@@ -16,7 +15,7 @@ from .. import __version__
 from ..attacks.norms import NORMS
 from ..data import Splits
 from ..engine import PRECISIONS
-from ..files import write
+from ..files import write_json
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, Rounds, roli
@@ -35,7 +34,7 @@ from .options import (
 )
 from .train_recipes import method_options, model_options, recipes, settle
 
-INITS = ("roli", "random", "pretrained")
+INITS = ("roli", "random", "small", "pretrained")
 PROBES = ("rounds", "sgd")
 
 # What is no part of a run.
@@ -77,7 +76,7 @@ def _add_model_arguments(option: Options) -> None:
 def _add_stage_arguments(option: Options) -> None:
     about = (
         "the head that finetuning begins with: probed first (default, where the backbone has weights), "
-        "random (the paper's, of large logits), or the checkpoint's own"
+        "random (the paper's, of large logits), small (torch's random one), or the checkpoint's own"
     )
     option.choice("--init", about, INITS)
     option.choice("--method", "of finetuning; linear is probing alone", METHODS, default="full")
@@ -214,9 +213,12 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
         for name, what in loaded.left_out.items():
             console.print(f"  left out: {name} ({what})", markup=False)
     if arguments.init == "pretrained" and not head:
-        raise UserError("--init: got pretrained, accepted: roli, random: there is no head for these classes")
+        accepted = "roli, random, small: there is no head for these classes"
+        raise UserError(f"--init: got pretrained, accepted: {accepted}")
     if arguments.init != "pretrained":
         find_classifier(model).reset_head(len(splits.classes))
+    if arguments.init == "small":
+        find_classifier(model).head.reset_parameters()
     return model
 
 
@@ -252,7 +254,7 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     try:
-        write(path, (json.dumps(about, indent=1) + "\n").encode())
+        write_json(path, about)
     except OSError as error:
         raise UserError(f"--output: {error}") from error
 

@@ -25,7 +25,7 @@ def settle(arguments: argparse.Namespace) -> None:
     """Fills in which head finetuning begins with; raises UserError for an option without effect."""
     weights = arguments.initial_checkpoint is not None or arguments.pretrained
     if arguments.init == "roli" and not weights:
-        accepted = "it with --initial-checkpoint FILE or --pretrained; random"
+        accepted = "it with --initial-checkpoint FILE or --pretrained; random, small"
         raise UserError(f"--init: got roli for a backbone of random weights, accepted: {accepted}")
     if arguments.init is None:
         arguments.init = "roli" if weights and arguments.method != "linear" else "random"

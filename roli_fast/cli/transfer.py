@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ..evaluation import (
     transfer,
     transferred,
 )
+from ..files import write_json
 from ..models import split
 from .options import Options, add_data_arguments, device_of, load_data, new_folder, sampled, users_mistakes
 from .transfer_subjects import Subject, check_subjects, load_subjects
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.flag("--autoattack", "measure with AutoAttack, too, which takes long")
     option.count("--seed", "N", "of the attacks", least=0, default=0)
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    option.text("--out", "FOLDER", "for the numbers", type=Path, default=Path("runs/transfer"))
+    option.text("--output", "FOLDER", "for the numbers", type=Path, default=Path("runs/transfer"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         batches = sampled(splits, arguments, device)
         image = next(iter(batches))[0][:1]
         subjects = load_subjects(arguments, image, len(splits.classes), device)
-    folder = new_folder("--out", arguments.out)
+    folder = new_folder("--output", arguments.output)
 
     console = Console(width=None if Console().is_terminal else 140)
     say(
@@ -163,7 +163,7 @@ def _save(
     }
     if comparison is not None:
         saved["transferred"] = {"formula": TRANSFERRED} | {n: _interval(g) for n, g in comparison[0].items()}
-    (folder / "transfer.json").write_text(json.dumps(saved, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "transfer.json", saved, allow_nan=False)
 
 
 def _summary(found: Transfer | Sensitivity) -> dict[str, Any]:

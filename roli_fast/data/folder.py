@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.utils import natural_key
 
 from ..checks import refuse
 from .images import Pictures
@@ -16,7 +17,10 @@ from .view import View
 # Of all images, where a folder holds nothing but class folders.
 _TEST = Fraction(1, 5)
 
-# Names of the folders; timm's, for what validates.
+# What PIL reads and photographs and drawings come in; timm looks for the first three alone.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+# Names of the folders, in any case; timm's, for what validates.
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "eval", "evaluation")
 _TEST_NAMES = ("test", "testing")
@@ -37,8 +41,11 @@ def load_folder(
     tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests,
     unless val_split names it. A folder that is named for one purpose serves no other.
 
+    Files of other kinds, and folders whose names begin with a dot, are passed over.
+
     Raises FileNotFoundError for a folder that is not there or without images, ValueError for images outside
-    class folders, for a class that is not trained, and for a folder that is named twice.
+    class folders or in folders within these, for a class that is not trained, and for a folder that is named
+    twice.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(
@@ -75,19 +82,23 @@ def _find(
         if not (data_dir / name).is_dir():
             raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
         return data_dir / name
-    known = (data_dir / synonym for synonym in synonyms)
-    return next((folder for folder in known if folder.is_dir() and folder.resolve() not in named), None)
+    free = [f for f in sorted(data_dir.iterdir()) if f.is_dir() and f.resolve() not in named]
+    known = (folder for synonym in synonyms for folder in free if folder.name.lower() == synonym)
+    return next(known, None)
 
 
 def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:
     """The images below root. classes: those that are trained; None for the folders' own, in natural order."""
-    found, numbers = find_images_and_targets(str(root))
-    if not found:
+    found, _ = find_images_and_targets(str(root), types=_SUFFIXES, sort=False)
+    below = (Path(path).relative_to(root) for path, _ in found)
+    files = sorted((f for f in below if not any(part[0] == "." for part in f.parts)), key=_by_number)
+    if not files:
         raise FileNotFoundError(f"data_dir: got no image below {root}, accepted: images in class folders")
-    names = list(numbers)
-    if "" in names:
-        stray = next(path for path, number in found if number == numbers[""])
-        refuse("data_dir", f"{stray}, outside a class folder", "images in class folders")
+    stray = next((file for file in files if len(file.parts) != 2), None)
+    if stray is not None:
+        where = "outside a class folder" if len(stray.parts) == 1 else "in a folder within a class folder"
+        refuse("data_dir", f"{root / stray}, {where}", "images in class folders")
+    names = sorted({file.parts[0] for file in files}, key=_by_number)
     classes = names if classes is None else classes
     unknown = [name for name in names if name not in classes]
     if unknown:
@@ -96,7 +107,12 @@ def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = N
             f"{root} with {', '.join(unknown)}",
             f"the {len(classes)} classes of the training images",
         )
-    place = {number: classes.index(name) for name, number in numbers.items()}
-    labels = torch.tensor([place[number] for _, number in found])
-    paths = [Path(path).relative_to(root).as_posix() for path, _ in found]
+    place = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([place[file.parts[0]] for file in files])
+    paths = [file.as_posix() for file in files]
     return Pictures(Files(root, paths), labels, classes, paths, view, mode)
+
+
+def _by_number(name: str | Path) -> tuple[list[str | int], str]:
+    """timm's natural order, in which 2 comes before 10; it has no order for A and a, or 1 and 01."""
+    return natural_key(str(name)), str(name)

@@ -40,10 +40,13 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     keys: what names each image on every machine: its path within the set, or its number.
     view: what of each picture is shown.
 
-    Raises ValueError for a label that is no class.
+    Raises ValueError for a label that is no class, and for two classes of one name.
     """
 
     def __init__(self, labels: Tensor, classes: Sequence[str], keys: Sequence[str], view: View):
+        if len(set(classes)) < len(classes):
+            twice = next(c for c in classes if list(classes).count(c) > 1)
+            refuse("classes", f"{twice} twice", "names that differ")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             got = f"values in [{labels.min()}, {labels.max()}]"
             refuse("labels", got, f"0 .. {len(classes) - 1}, the numbers of {len(classes)} classes")
@@ -59,7 +62,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     def select(self, rows: Sequence[int]) -> Self:
         """These images, in this order."""
         chosen = copy.copy(self)
-        chosen.labels = self.labels[torch.as_tensor(rows)]
+        chosen.labels = self.labels[torch.as_tensor(rows, dtype=torch.int64)]
         chosen.keys = [self.keys[row] for row in rows]
         chosen._keep(rows)
         return chosen
@@ -81,6 +84,8 @@ class StoredImages(ImageSet):
     images: (N, C, H, W), resized already; uint8, or float32 in [0, 1].
     classes: their names; default the numbers up to the largest label. keys: default the images' numbers.
     view: default the whole image, as it is.
+
+    Raises ValueError for images and labels that do not fit together.
     """
 
     def __init__(
@@ -91,7 +96,11 @@ class StoredImages(ImageSet):
         keys: Sequence[str] | None = None,
         view: View | None = None,
     ):
-        classes = [str(c) for c in range(int(labels.max()) + 1)] if classes is None else classes
+        if images.dim() != 4 or images.shape[:1] != labels.shape or labels.dtype != torch.int64:
+            got = f"shape {tuple(images.shape)}, with {labels.dtype} labels of shape {tuple(labels.shape)}"
+            refuse("images", got, "(N, C, H, W), with torch.int64 labels (N,)")
+        if classes is None:
+            classes = [str(c) for c in range(int(labels.max()) + 1 if len(labels) else 0)]
         keys = [str(row) for row in range(len(labels))] if keys is None else keys
         super().__init__(labels, classes, keys, view or View())
         self.images = images
@@ -105,7 +114,7 @@ class StoredImages(ImageSet):
         return self.view.random_batch(images, draws)
 
     def _keep(self, rows: Sequence[int]) -> None:
-        self.images = self.images[torch.as_tensor(rows)]
+        self.images = self.images[torch.as_tensor(rows, dtype=torch.int64)]
 
 
 class Pictures(ImageSet):

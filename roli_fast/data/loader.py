@@ -37,7 +37,8 @@ class Loader:
     seed: of order and augmentation.
     workers: processes that decode; None: one per core, 4 at most. A split of images that are of one size and
         take at most 2 GB, decoded, is decoded here, once, and needs none.
-    rank, world_size: which process this is, of how many; None: as torch.distributed has it.
+    rank, world_size: which process this is, of how many; None: as torch.distributed has it. evaluate() shares
+        the batches itself: for it, rank=0 and world_size=1.
 
     A stream (:class:`ImageStream`) has timm's order, which also depends on how many workers and processes
     there are. The index is then a place in that order, ``start`` has to read what it skips, and training
@@ -82,13 +83,13 @@ class Loader:
         self.seed = seed
         self._workers = workers
         self._rank = rank
-        self._world_size = world_size
+        self.world_size = world_size
         self._requested = _Requested()
         self._decoding: DataLoader | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch in this process."""
-        count, left = divmod(len(self.images), self._world_size)
+        count, left = divmod(len(self.images), self.world_size)
         if self.train:
             return max(count // self.batch_size, 1)
         return -(-(count + (self._rank < left)) // self.batch_size)
@@ -106,7 +107,7 @@ class Loader:
             refuse("start", start, f"0 .. {len(self)}, the batches of an epoch")
         if isinstance(self.images, ImageStream):
             batches = self.images.batches(
-                self.batch_size, self.train, self.seed, epoch, self._workers, self._rank, self._world_size
+                self.batch_size, self.train, self.seed, epoch, self._workers, self._rank, self.world_size
             )
             return itertools.islice(batches, start, len(self) if self.train else None)
         requests = itertools.islice(self._requests(epoch), start, None)
@@ -131,9 +132,9 @@ class Loader:
         random = generator(self.seed, epoch)
         order = torch.randperm(count, generator=random) if self.train else torch.arange(count)
         draws = torch.rand(count, DRAWS, generator=random) if self.augment else None
-        mine = order[self._rank :: self._world_size]
+        mine = order[self._rank :: self.world_size]
         if self.train:
-            mine = mine[: min(len(self) * self.batch_size, count // self._world_size)]
+            mine = mine[: min(len(self) * self.batch_size, count // self.world_size)]
         for begin in range(0, len(mine), self.batch_size):
             rows = mine[begin : begin + self.batch_size]
             yield rows.tolist(), None if draws is None else draws[rows].tolist()

@@ -1,6 +1,5 @@
 """A part of a set, as evaluation looks at it."""
 
-import itertools
 import math
 from collections.abc import Iterator
 
@@ -53,6 +52,8 @@ class Sample:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         left = self.images
-        for images, labels, _ in itertools.islice(self._loader, len(self)):
+        for images, labels, _ in self._loader:
             yield images[:left].to(self._device), labels[:left].to(self._device)
             left -= len(images)
+            if left <= 0:  # of a stream, whose workers each end with a batch that is not full
+                break

@@ -1,12 +1,14 @@
 """What timm's dataset factory knows by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` and ``tfds/``."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import create_dataset
+from torchvision.datasets import ImageFolder
 
 from ..checks import refuse
 from .images import Pictures
@@ -61,14 +63,36 @@ def load_timm(
         names = (train_split, val_split, test_split)
         return Splits(*(_stream(make, split, view, num_classes, prefix == "tfds") for split in names))
 
-    def pictures(split: str) -> Pictures:
-        return _pictures(make(split=split), f"{name}, {split}", view, mode, num_classes)
-
-    train, test = pictures(train_split), pictures(test_split)
-    train, val = (
-        cut_share(train, VALIDATION, split_seed) if val_split is None else (train, pictures(val_split))
-    )
+    parts = {split: make(split=split) for split in (train_split, val_split, test_split) if split is not None}
+    if prefix == "torch":
+        _check_parts(parts, train_split, name, data_dir)
+    shown = {
+        split: _pictures(part, f"{name}, {split}", view, mode, num_classes) for split, part in parts.items()
+    }
+    train, test = shown[train_split], shown[test_split]
+    if val_split is not None:
+        return Splits(train, shown[val_split], test)
+    train, val = cut_share(train, VALIDATION, split_seed)
     return Splits(train, val, test)
+
+
+def _check_parts(parts: dict[str, Any], train_split: str, name: str, data_dir: str | None) -> None:
+    """timm gives a torchvision set's test images for every name that it does not know, and a whole folder
+    where a split's is not there."""
+    if getattr(parts[train_split], "train", True) is False:
+        refuse("train_split", f"{train_split}, which is the test images of {name}", "train")
+    are: dict[tuple[str, ...], str] = {}
+    for split, part in parts.items():
+        if isinstance(part, ImageFolder) and Path(part.root) == Path(str(data_dir)):
+            raise FileNotFoundError(
+                f"data_dir: got {data_dir} without a folder for {split}, accepted: one for each split; or "
+                "the data set 'folder', which cuts what is missing"
+            )
+        is_part = tuple(str(getattr(part, what, None)) for what in ("root", "train", "split", "version"))
+        if is_part in are:
+            got = f"{are[is_part]} and {split}, which are the same images of {name}"
+            refuse("train_split, val_split, test_split", got, "splits that share no images")
+        are[is_part] = split
 
 
 def _create(name: str, *, root: str | None, split: str, **options: Any) -> Any:
@@ -77,6 +101,8 @@ def _create(name: str, *, root: str | None, split: str, **options: Any) -> Any:
         return create_dataset(name, root=root, split=split, **options)
     except AssertionError as error:
         refuse("name", f"{name} ({error})", "a set that timm's create_dataset knows")
+    except ValueError as error:  # torchvision's
+        refuse("train_split, val_split, test_split", f"{split} ({error})", f"one that {name} has")
     except RuntimeError as error:
         raise FileNotFoundError(
             f"data_dir: got {root} ({error}), accepted: where split {split} of {name} lies; download=True "
@@ -92,12 +118,18 @@ def _pictures(dataset: Any, title: str, view: View, mode: str, num_classes: int 
         classes = _names(reader.class_to_idx, num_classes)
     else:
         source, targets = TorchvisionPictures(dataset), getattr(dataset, "targets", None)
-        classes = [str(c) for c in dataset.classes]
+        classes = class_names(dataset.classes)
     labels = torch.as_tensor(targets if targets is not None else [])
     if labels.dim() != 1 or len(labels) != len(dataset):
         refuse("name", f"{title}, which does not list one class per image", "a set that does")
     keys = [str(row) for row in range(len(labels))]
     return Pictures(source, labels, classes, keys, view, mode)
+
+
+def class_names(given: Sequence[Any]) -> list[str]:
+    """With their numbers, where several classes have one name, as ImageNet's two cranes."""
+    names = [", ".join(c) if isinstance(c, tuple) else str(c) for c in given]
+    return [f"{name} ({c})" if names.count(name) > 1 else name for c, name in enumerate(names)]
 
 
 def _names(numbers: dict[str, int] | None, num_classes: int | None) -> list[str]:

@@ -187,8 +187,8 @@ def _dtype(module: nn.Module) -> torch.dtype | None:
 
 
 class Structure:
-    """What a copy of a model depends on besides the weights' values. Without the model itself, which a
-    cache must not keep alive."""
+    """What a copy of a model depends on besides the weights' values. Without the model itself, which a cache
+    must not keep alive; but what the model holds is held here, too."""
 
     def __init__(self, model: nn.Module):
         # Objects are compared by identity, facts by value.

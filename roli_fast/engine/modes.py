@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import first_line
 from .outputs import Output, select
 
 Model = Callable[[Tensor], Any]
@@ -51,15 +52,30 @@ def gradients() -> Iterator[None]:
 def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
     """The model's own output (N, ...) for these images, in eval mode; the model is left as it was.
 
-    Raises ValueError where it is no float tensor with one row per image.
+    Raises ValueError where it is no float tensor with one row per image, and where the model fails on images
+    of another dtype than its own.
     """
     with eval_mode(model):
-        found = select(model(images), output)
+        try:
+            found = select(model(images), output)
+        except RuntimeError as error:
+            _explain_dtypes(model, images, error)
+            raise
     if found.dim() == 0 or len(found) != len(images) or not found.is_floating_point():
         raise ValueError(
             f"model: its output for {len(images)} images is {_description(found)}, accepted: floats (N, ...)"
         )
     return found
+
+
+def _explain_dtypes(model: Model, images: Tensor, error: RuntimeError) -> None:
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    own = next((p.dtype for p in parameters if p.is_floating_point()), images.dtype)
+    if own != images.dtype and not isinstance(error, torch.OutOfMemoryError):
+        raise ValueError(
+            f"images: got {images.dtype} for a model of {own}, accepted: images of {own}, or model.to("
+            f"{images.dtype}) ({first_line(error)})"
+        ) from error
 
 
 def class_logits(model: Model, images: Tensor, output: Output = None) -> Tensor:

@@ -18,6 +18,8 @@ from ..attacks.attack import Attack, readable, undirected_notes
 from ..attacks.checks import square_finds_more
 from ..attacks.inputs import check_inputs, check_labels, draw_key, to_images, to_state
 from ..attacks.verify import mean_of
+from ..checks import refuse
+from ..data import Loader
 from ..engine import Output
 from ..engine.modes import Model
 from .accuracy import Accuracy
@@ -72,8 +74,8 @@ def evaluate(
     process would.
 
     model: maps images (N, ...) to logits (N, classes); left as it was.
-    batches: (images, labels) in a fixed order, which gives each sample its index; all processes get all. They
-        go to the model's device.
+    batches: (images, labels) in a fixed order, which gives each sample its index; all processes get all (a
+        :class:`roli_fast.data.Loader` with rank=0 and world_size=1). They go to the model's device.
     attack: None for clean accuracy. Its key is drawn once: results do not depend on the batches' size where
         the model's own outputs do not.
     output: where the logits are in what the model returns; an attack brings its own.
@@ -89,6 +91,7 @@ def evaluate(
     nothing could then be said of the model.
     """
     _check_attack(attack)
+    _check_batches(batches)
     run = _Run(model, attack, attack.output if attack is not None else output, folder)
     found: dict[int, Record] = {}
     total, rank, processes = 0, *_place()
@@ -103,6 +106,7 @@ def evaluate(
     if total == 0:
         raise ValueError("batches: got none, accepted: at least one image")
     every = run.gathered(found)
+    run.finish(len(every))
     return run.evaluation([every[number] for number in sorted(every)], strict)
 
 
@@ -113,6 +117,12 @@ def _check_attack(attack: Attack | None) -> None:
         kind = "a targeted one" if attack.targeted else f"{type(attack).__name__}, which has no success"
         raise ValueError(f"attack: got {kind}, accepted: one against the labels")
     check_one_size_for_all("attack", attack)
+
+
+def _check_batches(batches: Iterable[object]) -> None:
+    if isinstance(batches, Loader) and batches.world_size > 1:
+        got = f"a Loader of this process' share of {batches.world_size}"
+        refuse("batches", got, "one with rank=0 and world_size=1: the processes share its batches")
 
 
 class _Run:
@@ -148,6 +158,10 @@ class _Run:
         dist.all_gather_object(everyone, found, group=self._group)
         dist.destroy_process_group(self._group)  # a training evaluates hundreds of times
         return {number: record for of_one in everyone for number, record in of_one.items()}
+
+    def finish(self, count: int) -> None:
+        if self._records is not None and _place()[0] == 0:
+            self._records.finish(count)
 
     def evaluation(self, records: list[Record], strict: bool) -> Evaluation:
         broken_by = torch.cat([r.broken_by for r in records])

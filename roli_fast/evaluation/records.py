@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
-from ..files import PARTIAL, read_json, write
+from ..files import PARTIAL, read_json, write, write_json
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ class Records:
             if self._folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in self._folder.iterdir()):
                 raise ValueError(f"folder: {self._folder} holds something else, accepted: a new or empty one")
             self._folder.mkdir(parents=True, exist_ok=True)
-            write(path, json.dumps(bound | {"key": key}, indent=1).encode())
+            write_json(path, bound | {"key": key})
             return key
         there = read_json(path)
         for what, value in bound.items():
@@ -110,8 +110,15 @@ class Records:
         facts["notes"] = tuple(facts["notes"])
         return Record(tensors["broken_by"], None, **facts)
 
+    def finish(self, count: int) -> None:
+        """Notes how many batches the evaluation has: an earlier one may have left more."""
+        path = self._folder / "evaluation.json"
+        write_json(path, read_json(path) | {"batches": count})
+
     def batches(self) -> Iterator[SavedBatch]:
-        for path in sorted(self._folder.glob("batch-*.safetensors")):
+        """Of an evaluation that was interrupted, those there are."""
+        count = read_json(self._folder / "evaluation.json").get("batches")
+        for path in sorted(self._folder.glob("batch-*.safetensors"))[:count]:
             tensors, metadata = _opened(path)
             labels, first = tensors["labels"], int(metadata["first"])
             if "adversarial" in tensors:

@@ -226,7 +226,7 @@ def _as_timm_has_it(state: dict[str, Tensor], backbone: nn.Module, path: Path) -
         return convert(state, backbone)
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:  # as with names of another network
         raise ValueError(
-            f"path: got {path}, which is none of a {type(backbone).__name__} ({error})"
+            f"path: got {path}, accepted: weights of this {type(backbone).__name__} ({error})"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """A classifier as two parts that can be told apart: a backbone, which makes features, and a linear head."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -48,6 +49,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(weight.shape[1], num_classes, device=weight.device, dtype=weight.dtype)
         nn.init.kaiming_normal_(self.head.weight, mode="fan_out")
         nn.init.constant_(self.head.bias, _HEAD_BIAS)
+        if self.architecture is not None:
+            self.architecture = dataclasses.replace(self.architecture, num_classes=num_classes)
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
@@ -71,9 +74,14 @@ def separate(model: nn.Module, head_name: str | None = None) -> Classifier:
     model: a timm model, or any module whose ``head_name`` is an ``nn.Linear`` and is applied last.
     head_name: its name in the model; default what timm says.
 
-    Raises ValueError where there is no such layer.
+    Raises ValueError where there is no such layer, or one more beside it.
     """
     timms: Any = model
+    if getattr(model, "aux_head", None) is not None:  # VOLO's, which reset_classifier() drops
+        raise ValueError(
+            f"model: got a {type(model).__name__}, which has two heads, accepted: one whose logits are its "
+            "last linear layer's"
+        )
     if head_name is not None:
         name, head = head_name, dict(model.named_modules()).get(head_name)
     elif hasattr(model, "reset_classifier"):

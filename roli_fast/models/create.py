@@ -95,12 +95,18 @@ def create_model(
 
 def is_built_for_one_size(name: str) -> bool:
     """Whether ``img_size`` changes the network itself, as in a ViT; if not, images are enlarged to it
-    with ``resize``, or it has no effect. False for an unknown name."""
+    with ``resize``, or it has no effect. False for an unknown name; ValueError for an unknown tag."""
     return _config(name).fixed_input_size
 
 
 def _config(name: str) -> Any:
-    return _OWN[name][1] if name in _OWN else timm.models.get_pretrained_cfg(name) or _Config()
+    if name in _OWN:
+        return _OWN[name][1]
+    try:
+        return timm.models.get_pretrained_cfg(name) or _Config()
+    except RuntimeError as error:
+        accepted = "a name of timm.list_models(pretrained=True)"
+        raise ValueError(f"model: got {name!r} ({error}), accepted: {accepted}") from error
 
 
 def _per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 
 class Normalized(nn.Module):
-    """``model((images - mean) / std)``: takes pixels, usually in [0, 1].
+    """``model((images - mean) / std)``: takes pixels (N, C, ...), usually in [0, 1]; of uint8 ones, v / 255.
 
     model: takes normalised images (N, C, ...).
     mean, std: one number per channel, in pixel units; std > 0.
 
-    Raises ValueError for lengths that differ and for an std that is not positive.
+    Raises ValueError for lengths that differ, for an std that is not positive, and for images of another
+    number of channels.
     """
 
     mean: Tensor
@@ -31,5 +32,11 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
+        if isinstance(images, Tensor):  # while fx traces, there is none
+            if images.dim() < 2 or images.shape[1] != len(self.mean):
+                got = f"shape {tuple(images.shape)}"
+                raise ValueError(f"images: got {got}, accepted: (N, {len(self.mean)}, ...)")
+            if images.dtype == torch.uint8:
+                images = images.to(self.mean.dtype) / 255
         shape = (1, -1, *[1] * (images.dim() - 2))
         return self.model((images - self.mean.reshape(shape)) / self.std.reshape(shape))

@@ -58,6 +58,7 @@ def write_report(
     pictures.check_matplotlib()
     runs, folder = list(runs), Path(folder)
     check_comparable(runs)
+    _check_data(runs, splits)
     if images < 1:
         refuse("images", images, "1 or more")
     batches = list(Sample(splits.test, images, _AT_ONCE, device=device))
@@ -67,6 +68,14 @@ def write_report(
     comparison = compare(runs, found)
     report = _Report(data or _described(splits), runs, found, comparison, len(splits.val))
     return report.write(folder)
+
+
+def _check_data(runs: Sequence[Run], splits: Splits) -> None:
+    data = splits.fingerprint()
+    for run in runs:
+        if run.recipe.get("data", data) != data:
+            got = f"{run.name}, which trained on other images, or other views of them ({run.recipe['data']})"
+            refuse("runs", got, f"runs on these data ({data})")
 
 
 def _model(run: Run, batches: Sequence[tuple[Tensor, Tensor]], classes: int) -> Normalized:

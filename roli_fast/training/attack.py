@@ -26,6 +26,7 @@ class TrainingAttack:
 
     def __init__(self, model: nn.Module, recipe: Recipe, precision: str):
         self._model, self._recipe = model, recipe
+        self._live: Callable[[Tensor], Any] = lambda x: model(x)  # no module: stays in its mode
         # Tensors, where they grow: a graph then follows their values.
         grow = recipe.eps_warmup_epochs > 0
         device = next(model.parameters()).device
@@ -44,8 +45,7 @@ class TrainingAttack:
         if self._recipe.attack_mode == "eval":
             return self._attack.perturb(self._model, images, given, index=index, key=key, checked=True)
         with _in_train_mode(self._model):
-            model: Callable[[Tensor], Any] = lambda x: self._model(x)  # noqa: E731 - no module: stays in its mode
-            return self._attack.perturb(model, images, given, index=index, key=key, checked=True)
+            return self._attack.perturb(self._live, images, given, index=index, key=key, checked=True)
 
 
 def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..checks import refuse
-from ..files import PARTIAL, locked, read_json, write
+from ..files import PARTIAL, locked, read_json, write, write_json
 from ..models import Normalized, find_classifier, read_metadata, save_model
 from .processes import agree, by_the_first, rank
 
@@ -117,7 +117,7 @@ class Records:
             self._began_here = True
 
     def _write_settings(self, settings: dict[str, Any]) -> None:
-        write(self._recipe, (json.dumps(settings, indent=1) + "\n").encode())
+        write_json(self._recipe, settings)
 
     @property
     def precision(self) -> str | None:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from ..checks import refuse
 from ..data import Pictures, Splits
 from ..evaluation import Evaluation, evaluate
-from ..files import write
+from ..files import write_json
 from ..models import Normalized, finetune
 from .attack import validation_attack
 from .cost import Cost
@@ -20,7 +19,7 @@ from .processes import by_the_first, rank
 from .recipe import Recipe
 from .records import check_folder
 from .rounds import Rounds, probe
-from .stage import Trained, bound, check_stage, for_evaluation, own_randomness, train
+from .stage import Trained, bound, check_resume, check_stage, for_evaluation, own_randomness, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,7 @@ def roli(
     """
     if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
+    check_resume(folder, resume)
     _check_images(splits)
     options = dict(method_options or {})
     folder = None if folder is None else Path(folder)
@@ -100,7 +100,7 @@ def roli(
             stages[name] = train(model, splits, settings, sync_bn=sync_bn, **shared)
     outcome = Outcome(stages, _tested(model, splits, finetuning, stages["finetune"].precision, workers))
     if folder is not None and rank() == 0:
-        write(folder / "result.json", (json.dumps(summary(outcome), indent=1) + "\n").encode())
+        write_json(folder / "result.json", summary(outcome))
     return outcome
 
 

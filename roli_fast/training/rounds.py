@@ -120,7 +120,7 @@ def probe(
         loss="ce",
         eps_warmup_epochs=0,
     )
-    with surroundings(model, recipe, folder) as records:
+    with surroundings(model, recipe, folder, resume) as records:
         stage = _Probing(model, splits, recipe, rounds, records, resume, workers)
         with Progress(title, rounds.rounds, shown=progress and rank() == 0) as bar:
             return stage.run(bar)

@@ -121,16 +121,24 @@ def train(
     resumed, before anything is trained; :class:`DivergedError` for a loss that is not finite; OSError where
     nothing can be saved, with what was saved before as it was.
     """
-    with surroundings(model, recipe, folder) as records:
+    with surroundings(model, recipe, folder, resume) as records:
         stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn, on_epoch_end)
         with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
             return stage.run(bar)
 
 
+def check_resume(folder: str | Path | None, resume: bool) -> None:
+    if resume and folder is None:
+        refuse("resume", "True without a folder", "the folder of the run that goes on")
+
+
 @contextlib.contextmanager
-def surroundings(model: nn.Module, recipe: Recipe, folder: str | Path | None) -> Iterator[Records | None]:
+def surroundings(
+    model: nn.Module, recipe: Recipe, folder: str | Path | None, resume: bool
+) -> Iterator[Records | None]:
     """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder. What
     fails before anything is saved leaves the folder to the next."""
+    check_resume(folder, resume)
     with own_randomness(recipe.seed, next(model.parameters()).device):
         records = None if folder is None else Records(Path(folder), model)
         with contextlib.closing(records) if records else contextlib.nullcontext():
@@ -157,9 +165,12 @@ def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool)
     if not any(p.requires_grad for p in model.parameters()):
         refuse("model", "one without a parameter that requires a gradient", "one that trains")
     check_fits(model, next(iter(splits.val))[0], len(splits.classes))
-    alone = recipe.batch_size == world_size()
+    alone = min(recipe.batch_size, len(splits.train)) // world_size() == 1
     if alone and not (sync_bn and world_size() > 1) and _normalizes_batches(model):
-        refuse("batch_size", recipe.batch_size, "2 or more images a process, over which to normalise")
+        few = "" if recipe.batch_size == world_size() else f", with {len(splits.train)} training images"
+        refuse(
+            "batch_size", f"{recipe.batch_size}{few}", "2 or more images a process, over which to normalise"
+        )
     make_optimizer(model, recipe)
 
 
@@ -271,11 +282,7 @@ class _Stage:
 
     def _open(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
         """What an interrupted run has left."""
-        if self.records is None:
-            if resume:
-                refuse("resume", "True without a folder", "the folder of the run that goes on")
-            return None
-        return self.records.open(settings, resume, _KEPT)
+        return None if self.records is None else self.records.open(settings, resume, _KEPT)
 
     def _prepare(self) -> None:
         """All that acts on the model."""

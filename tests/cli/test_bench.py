@@ -31,7 +31,7 @@ TINY = ["--models", "test_resnet:4x3x32x32", "--steps", "2", "--rounds", "2", "-
 
 def test_a_run(one_peer, tmp_path, capsys):
     out = tmp_path / "new" / "out"
-    options = ["--norms", "linf", "l2", "--eps", "8/255", "0.5", "--precisions", "fp32", "--out", str(out)]
+    options = ["--norms", "linf", "l2", "--eps", "8/255", "0.5", "--precisions", "fp32", "--output", str(out)]
     assert main(["bench", *TINY, *options]) == 0
     shown = capsys.readouterr().out
     assert "without absent: not installed (pip install absent)" in shown
@@ -53,14 +53,14 @@ def test_a_run(one_peer, tmp_path, capsys):
 
 def test_without_matplotlib_it_says_so_and_goes_on(one_peer, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["bench", *TINY, "--peers", "--precisions", "fp32", "--out", str(tmp_path)]) == 0
+    assert main(["bench", *TINY, "--peers", "--precisions", "fp32", "--output", str(tmp_path)]) == 0
     assert "No picture: it needs matplotlib (pip install 'roli-fast[demo]')" in capsys.readouterr().out
     assert not (tmp_path / "bench.png").exists()
     assert (tmp_path / "bench.json").exists()
 
 
 def test_quick_yields_to_what_is_asked_for(one_peer, tmp_path, capsys):
-    assert main(["bench", "--quick", *TINY, "--precisions", "fp32", "--out", str(tmp_path)]) == 0
+    assert main(["bench", "--quick", *TINY, "--precisions", "fp32", "--output", str(tmp_path)]) == 0
     (comparison,) = json.loads((tmp_path / "bench.json").read_text())["comparisons"]
     assert comparison["shape"] == [4, 3, 32, 32]
     assert comparison["settings"]["steps"] == 2
@@ -97,11 +97,11 @@ def test_sizes_may_be_fractions(text, value):
         (["--models", "test_vit", "--size", "33"], "--models test_vit: "),
         (["--models", "a", "b", "--checkpoint", "x"], "--checkpoint: got several models, accepted: one"),
         (["--checkpoint", "no-such-file"], "--checkpoint: no-such-file is no file"),
-        (["--out", "/dev/null/out"], "--out: "),
+        (["--output", "/dev/null/out"], "--output: "),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
-    out = [] if "--out" in arguments else ["--out", str(tmp_path)]
+    out = [] if "--output" in arguments else ["--output", str(tmp_path)]
     peers = [] if "--peers" in arguments else ["--peers"]
     assert main(["bench", "--quick", *peers, *arguments, *out]) == 2
     shown = capsys.readouterr()

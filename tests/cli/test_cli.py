@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import roli_fast
 from roli_fast.attacks import AutoAttack
 from roli_fast.cli import demo
 from roli_fast.cli.main import main
@@ -27,11 +28,11 @@ def test_demo(tmp_path, capsys, monkeypatch):
     earlier = tmp_path / "out" / "roli" / "finetune" / "recipe.json"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("{}")
-    assert main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 2  # whose run is that?
+    assert main(["demo", "--epochs", "1", "--output", str(tmp_path / "out")]) == 2  # whose run is that?
     assert "whose roli is no demo's" in capsys.readouterr().err
     assert earlier.exists()
     (tmp_path / "out" / ".roli-fast-demo").touch()
-    assert main(["demo", "--epochs", "1", "--out", str(tmp_path / "out")]) == 0
+    assert main(["demo", "--epochs", "1", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "demo.json").read_text())
     picture = tmp_path / "out" / "demo.png"
@@ -60,7 +61,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     [
         (["demo", "--epochs", "0"], "--epochs: got '0', accepted: 1 or more"),
         (["demo", "--seed", "-1"], "--seed: got '-1', accepted: 0 or more"),
-        (["demo", "--out", "/dev/null/out"], "--out: "),
+        (["demo", "--output", "/dev/null/out"], "--output: "),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys):
@@ -74,6 +75,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys)
 def test_unknown_arguments_exit_with_2_in_one_line(arguments, capsys):
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"roli-fast {roli_fast.__version__}\n"
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

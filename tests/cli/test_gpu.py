@@ -30,7 +30,7 @@ def test_evaluation(trained, device, tmp_path):
         str(trained / "finetune" / "best.safetensors"),
         "--eps",
         "0.1",
-        "--out",
+        "--output",
         str(tmp_path / "eval"),
     ]
     assert main([*command, *device]) == 0
@@ -38,15 +38,15 @@ def test_evaluation(trained, device, tmp_path):
 
 def test_transfer(trained, tmp_path):
     model = str(trained / "finetune" / "best.safetensors")
-    assert main(["transfer", model, "--eps", "0.1", "--out", str(tmp_path / "transfer")]) == 0
+    assert main(["transfer", model, "--eps", "0.1", "--output", str(tmp_path / "transfer")]) == 0
 
 
 def test_report(trained, tmp_path):
-    assert main(["report", str(trained), "--out", str(tmp_path / "report")]) == 0
+    assert main(["report", str(trained), "--output", str(tmp_path / "report")]) == 0
 
 
 def test_bench(tmp_path):
-    assert main(["bench", "--quick", "--out", str(tmp_path)]) == 0
+    assert main(["bench", "--quick", "--output", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "bench.json").read_text())
 
 

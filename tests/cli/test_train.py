@@ -3,16 +3,19 @@
 import argparse
 import json
 import shutil
+import sys
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from roli_fast.cli import train
 from roli_fast.cli.main import main
 from roli_fast.cli.train_recipes import method_options, model_options, recipes, settle
-from roli_fast.models import create_model, load_model, save_model
+from roli_fast.data import digits
+from roli_fast.models import create_model, find_classifier, load_model, save_model
 from roli_fast.training import Rounds, paper_settings
 
 TINY = ["--model", "small_resnet", "--model-kwargs", "channels=(8,8,8,8)", "--attack-precision", "fp32"]
@@ -136,7 +139,7 @@ def test_a_broken_checkpoint_is_named(trained, images, tmp_path, capsys):
 
 def test_eval_of_a_run(trained, images, tmp_path, capsys):
     out = tmp_path / "eval"
-    command = ["eval", str(trained), "--workers", "0", "--out", str(out), "--save-adversarial"]
+    command = ["eval", str(trained), "--workers", "0", "--output", str(out), "--save-adversarial"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     for name in ("left", "middle", "right", "all", "PGD-10"):
@@ -179,7 +182,7 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--method", "lora"], "method: got 'lora' for a ResNet, accepted: full, bias, linear"),
         (["--method", "linear", "--method-kwargs", "rank=3"], "options: got rank for 'linear'"),
         (["--model-kwargs", "widths=3"], "--model-kwargs: "),
-        (["--seed", "9" * 30], "seed: got 9999"),
+        (["--seed", "9" * 30], "--seed: got '9999"),
         (["--method-kwargs", "rank"], "--method-kwargs: got 'rank', accepted: NAME=VALUE"),
         (["--eps", "eight"], "--eps: got 'eight', accepted: a number above 0, such as 0.5 or 8/255"),
         (["--eps", "8/0"], "--eps: got '8/0'"),
@@ -320,6 +323,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):
     [
         (["/nowhere.safetensors"], "path: got /nowhere.safetensors, accepted: a file that is there"),
         (["."], "MODEL: got ., which holds no run of train, accepted: a run, or a file"),
+        (["MODEL", "--seed", "9" * 20], f"--seed: got '{'9' * 20}', accepted: 0 or more, below 2^63"),
         (["MODEL", "--attacks", "cw"], "--attacks: got 'cw', accepted: pgd, autoattack"),
         (["MODEL", "--eps", "8/0"], "--eps: got '8/0'"),
         (["MODEL", "--steps", "0"], "--steps: got '0', accepted: 1 or more"),
@@ -339,7 +343,7 @@ def test_mistakes_of_eval(arguments, message, tmp_path, capsys, monkeypatch):
 
 def test_eval_of_a_model_for_other_classes(tmp_path, capsys):
     save_model(create_model("small_resnet", 4, in_chans=1, channels=(8, 8, 8, 8)), tmp_path / "m.safetensors")
-    command = ["eval", str(tmp_path / "m.safetensors"), "--attacks", "--out", str(tmp_path / "out")]
+    command = ["eval", str(tmp_path / "m.safetensors"), "--attacks", "--output", str(tmp_path / "out")]
     assert main(command) == 2
     assert "model: got outputs of shape (N, 4), accepted: (N, 10)" in capsys.readouterr().err
 
@@ -386,11 +390,11 @@ def test_a_run_from_python_is_left_alone(images, tmp_path, capsys):
 
 def test_eval_on_other_data_than_the_runs(trained, images, tmp_path, capsys):
     """Takes none of the run's data options along."""
-    assert main(["eval", str(trained), "--dataset", "digits", "--out", str(tmp_path)]) == 2
+    assert main(["eval", str(trained), "--dataset", "digits", "--output", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "data_dir" not in said
-    assert "model: got " in said
-    command = ["eval", str(trained), "--dataset", "folder", "--attacks", "--out", str(tmp_path)]
+    assert "images: got shape (1, 1, 8, 8), accepted: (N, 3, ...)" in said
+    command = ["eval", str(trained), "--dataset", "folder", "--attacks", "--output", str(tmp_path)]
     assert main([*command, "--workers", "0"]) == 0  # the same set
 
 
@@ -406,3 +410,39 @@ def test_a_run_is_bound_to_its_backbone(images, tmp_path, capsys):
     finally:
         shutil.copy(tmp_path / "kept", images.parent / "backbone.safetensors")
     assert "--backbone-sha256" in capsys.readouterr().err
+
+
+def test_finetuning_from_torchs_small_head():
+    """The paper's random one has large logits."""
+    spread = {}
+    for init in ("random", "small"):
+        arguments = parsed("--init", init, *TINY, "--mean", "0.5", "--std", "0.5")
+        arguments.initial_checkpoint = None
+        model = train._model(arguments, digits(), Console(quiet=True))
+        spread[init] = find_classifier(model).head.weight.std().item()
+        assert recipes(parsed("--init", init))[1] is None
+    assert spread["small"] < spread["random"] * 0.7  # of eight features: sqrt(1 / 24) and sqrt(2 / 10)
+
+
+def test_eval_says_that_a_run_has_seen_other_images(trained, images, tmp_path, capsys):
+    out = ["--attacks", "--workers", "0", "--output", str(tmp_path)]
+    assert main(["eval", str(trained), *out]) == 0
+    assert "may be among its own" not in " ".join(capsys.readouterr().out.split())
+    assert "eps" not in json.loads((tmp_path / "eval.json").read_text())  # nothing attacked
+    file = str(trained / "finetune" / "best.safetensors")
+    data = ["--dataset", "folder", "--data-dir", str(images), "--split-seed", "1"]
+    assert main(["eval", file, *data, *out]) == 0
+    assert "may be among its own" in " ".join(capsys.readouterr().out.split())
+    (note,) = json.loads((tmp_path / "eval.json").read_text())["notes"]
+    assert note.startswith("the run trained and validated on other images")
+
+
+def test_numbers_are_saved_before_they_are_shown(trained, tmp_path, monkeypatch):
+    """Printing may fail: a closed pipe, a terminal without the letters of a class."""
+
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys.modules["roli_fast.cli.eval"], "_table", closed)
+    main(["eval", str(trained), "--attacks", "--workers", "0", "--output", str(tmp_path)])
+    assert json.loads((tmp_path / "eval.json").read_text())["accuracies"]["clean"]["images"] == 12

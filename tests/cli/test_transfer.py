@@ -51,7 +51,7 @@ def files(tmp_path_factory):
 def run(files, tmp_path, *arguments):
     out = tmp_path / "new" / "out"
     given = [str(files / a) if a.endswith((".safetensors", ".pth")) else a for a in arguments]
-    assert main(["transfer", *given, *QUICK, "--out", str(out)]) == 0
+    assert main(["transfer", *given, *QUICK, "--output", str(out)]) == 0
     return json.loads((out / "transfer.json").read_text())
 
 
@@ -104,7 +104,7 @@ def test_names_are_no_markup(files, tmp_path, capsys):
     named = tmp_path / "probed[red]:car:.safetensors"
     named.write_bytes((files / "probed.safetensors").read_bytes())
     out = tmp_path / "out[blue]"
-    assert main(["transfer", str(named), *QUICK, "--out", str(out)]) == 0
+    assert main(["transfer", str(named), *QUICK, "--output", str(out)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("probed[red]:car:") == 7  # as work begins, in each table, and with the advice
     assert f"Numbers: {out / 'transfer.json'}" in shown
@@ -125,7 +125,7 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
     backbone = create_model("resnet10_tin", 10, in_chans=1)
     torch.save(find_classifier(backbone).backbone.state_dict(), tmp_path / "theirs.pth")
     arguments = ["--model", "resnet10_tin", "--checkpoint", str(tmp_path / "theirs.pth"), "--resize"]
-    assert main(["transfer", *arguments, "--img-size", "16", *QUICK, "--out", str(tmp_path)]) == 0
+    assert main(["transfer", *arguments, "--img-size", "16", *QUICK, "--output", str(tmp_path)]) == 0
     assert "no head has been trained" in capsys.readouterr().out
     (model,) = json.loads((tmp_path / "transfer.json").read_text())["models"].items()
     assert model[0] == "theirs"
@@ -166,12 +166,12 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
         (["full.safetensors", "--split", "train"], "--split: got 'train', accepted: val, test"),
         (["full.safetensors", "--dataset", "nonsense"], "name: got 'nonsense', accepted: cifar10"),
         (["full.safetensors", "--device", "abacus"], "--device: got 'abacus', accepted: cpu, cuda"),
-        (["full.safetensors", "--out", "/dev/null/out"], "--out: "),
+        (["full.safetensors", "--output", "/dev/null/out"], "--output: "),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, files, tmp_path, capsys):
     given = [str(files / a) if a.endswith((".safetensors", ".pth")) else a for a in arguments]
-    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    out = [] if "--output" in arguments else ["--output", str(tmp_path / "out")]
     assert main(["transfer", *given, *out]) == 2
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1

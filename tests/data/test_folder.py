@@ -1,6 +1,9 @@
 """Image folders: which folder is which split, and what is refused."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -195,3 +198,42 @@ def test_grey_pixels_of_sixteen_bits_keep_their_brightness(tmp_path):
             Image.fromarray(values).save(tmp_path / name / f"{number}.png")
     image, _ = load("folder", tmp_path, input_img_mode="L").train[0]
     assert (image[0].float() - torch.tensor(values / 257)).abs().max() <= 0.5
+
+
+def test_splits_are_found_in_any_case(tmp_path):
+    """Or their images would be pooled, and cut anew."""
+    folders(tmp_path / "Training", COUNTS)
+    folders(tmp_path / "Testing", {"cat": 3, "dog": 3, "owl": 3}, first=10_000)
+    assert sizes(load("folder", tmp_path)) == (54, 6, 9)
+
+
+def test_a_folder_within_a_class_folder_is_refused(tmp_path):
+    """Which of the two is the class?"""
+    folders(tmp_path / "cat", {"day": 20, "night": 20})
+    folders(tmp_path, {"dog": 20})
+    with pytest.raises(
+        ValueError, match=r"cat/day/0.jpg, in a folder within a class folder, accepted: images"
+    ):
+        load("folder", tmp_path)
+
+
+def test_other_kinds_of_pictures_and_what_is_no_class(tmp_path):
+    folders(tmp_path, {"cat": 20, ".thumbnails": 20})
+    (tmp_path / "owl").mkdir()
+    for number in range(20):
+        suffix = ("bmp", "webp")[number % 2]
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "owl" / f"{number}.{suffix}")
+        (tmp_path / "owl" / f"{number}.txt").write_text("an owl")
+    splits = load("folder", tmp_path)
+    assert splits.classes == ("cat", "owl")
+    assert sum(sizes(splits)) == 40
+
+
+def test_classes_have_the_same_numbers_in_every_process(tmp_path):
+    """Also those that are told apart by nothing but case or zeros, whose natural order says nothing."""
+    folders(tmp_path, dict.fromkeys(("a", "A", "01", "1", "10", "2"), 20))
+    code = "import sys; from roli_fast.data import load; print(*load('folder', sys.argv[1]).classes)"
+    for seed in ("0", "3"):
+        command, hashing = [sys.executable, "-c", code, str(tmp_path)], os.environ | {"PYTHONHASHSEED": seed}
+        shown = subprocess.run(command, env=hashing, text=True, check=True, capture_output=True).stdout
+        assert shown.split() == ["01", "1", "2", "10", "A", "a"]

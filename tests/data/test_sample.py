@@ -27,3 +27,20 @@ def test_evenly_spaced(count, expected):
 def test_a_set_without_images_is_refused():
     with pytest.raises(ValueError, match="images: got none, accepted: a set that has some"):
         Sample(images(0), None, 3)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels"),
+    [
+        (torch.zeros(10, 3, 4, 4), torch.zeros(8, dtype=torch.long)),
+        (torch.zeros(8, 3, 4, 4), torch.zeros(8, dtype=torch.int32)),
+        (torch.zeros(8, 4, 4), torch.zeros(8, dtype=torch.long)),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_together(pixels, labels):
+    with pytest.raises(ValueError, match=r"images: got shape .* accepted: \(N, C, H, W\), with torch.int64"):
+        StoredImages(pixels, labels)
+
+
+def test_nothing_selected():
+    assert len(images(4).select([])) == 0

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset
 from torchvision.datasets import CIFAR10
 
-from roli_fast.data import ImageStream, Loader, load, timm_sets
+from roli_fast.data import ImageStream, Loader, StoredImages, load, timm_sets
 from roli_fast.data.view import View
 
 from .layouts import cifar, folders
@@ -266,3 +266,32 @@ def test_more_workers_than_shards():
     images = ImageStream(single, 20, ["even", "odd"], View(resize=10, crop=8), padded=False)
     with pytest.raises(RuntimeError, match="workers: got one without a shard"):
         list(Loader(images, 2, train=True, workers=2).epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"train_split": "Train"}, "train_split: got Train, which is the test images of torch/cifar10"),
+        ({"val_split": "val"}, "got val and test, which are the same images of torch/cifar10"),
+        ({"test_split": "testing", "val_split": "test"}, "got test and testing, which are the same images"),
+    ],
+)
+def test_names_that_mean_the_same_images(named, message, tmp_path, monkeypatch):
+    """timm takes every name that it does not know for that of the test images."""
+    cifar(tmp_path, CIFAR10, monkeypatch, 20, 10)
+    with pytest.raises(ValueError, match=message):
+        load("torch/cifar10", tmp_path, **named)
+
+
+def test_a_split_that_has_no_folder(tmp_path):
+    """timm then takes the whole."""
+    folders(tmp_path, {"cat": 20, "dog": 20})
+    with pytest.raises(FileNotFoundError, match="without a folder for train, accepted: one for each split"):
+        load("torch/image_folder", tmp_path)
+
+
+def test_classes_of_one_name_keep_apart():
+    names = [("crane", "bird"), "dog", "crane, bird"]
+    assert timm_sets.class_names(names) == ["crane, bird (0)", "dog", "crane, bird (2)"]
+    with pytest.raises(ValueError, match="classes: got dog twice, accepted: names that differ"):
+        StoredImages(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]), ["dog", "dog"])

@@ -14,6 +14,7 @@ from torch import nn
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, verify
 from roli_fast.attacks.checks import square_finds_more
+from roli_fast.data import Loader, StoredImages
 from roli_fast.evaluation import evaluate, saved
 from roli_fast.evaluation.records import fingerprint
 
@@ -123,6 +124,8 @@ def test_what_is_saved_can_be_verified(problem, tmp_path):
         assert torch.equal(~checked.success, found.right[batch.index])
         seen += len(batch.index)
     assert seen == len(images)
+    fewer = evaluate(net, batches(images, labels)[:2], attack(), folder=tmp_path)
+    assert sum(len(batch.index) for batch in saved(tmp_path)) == len(fewer.right) < seen
     log = (tmp_path / "log.txt").read_text().splitlines()
     assert len(log) == 5
     assert "of 5 right" in log[0]
@@ -294,6 +297,10 @@ def _share(rank, folder, results):
         evaluate(net, batches(images, labels), attack(version="plus"), folder=f"{folder}/run")
     except ValueError as error:
         results.put((rank, str(error), 0))
+    try:
+        evaluate(net, Loader(StoredImages(images, labels), 5), attack())
+    except ValueError as error:
+        results.put((rank, str(error), 0))
     dist.destroy_process_group()
 
 
@@ -303,13 +310,15 @@ def test_processes_share_the_batches(problem, tmp_path):
     expected = evaluate(net, batches(images, labels), attack())
     results = mp.get_context("fork").SimpleQueue()
     workers = mp.start_processes(_share, (str(tmp_path), results), nprocs=2, join=False, start_method="fork")
-    found = [results.get() for _ in range(4)]
+    found = [results.get() for _ in range(6)]
     workers.join()
     values = [f for f in found if isinstance(f[1], list)]
     assert {rank for rank, *_ in values} == {0, 1}
     assert all(value == expected.broken_by.tolist() for _, value, _ in values)
     assert all(forwards == expected.forwards for *_, forwards in values)
     assert sum("another attack" in f[1] for f in found if isinstance(f[1], str)) == 2
+    shares = "a Loader of this process' share of 2, accepted: one with rank=0 and world_size=1"
+    assert sum(shares in f[1] for f in found if isinstance(f[1], str)) == 2
     assert len(list((tmp_path / "run").glob("batch-*"))) == 5
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["attack"] == attack().label
 

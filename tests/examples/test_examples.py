@@ -182,3 +182,13 @@ def test_adversarial_transfer_goes_on_where_it_stopped(run, tmp_path, capsys):
         other.write_text(json.dumps(json.loads(cell.read_text()) | {"seed": 1}))
     rows = run("adversarial_transfer")(splits, {"random": None}, tmp_path, seeds=[1], **quick)
     assert [row["seeds"] for row in rows] == [[0, 1]] * 5
+
+
+def test_adversarial_transfer_does_not_go_on_with_other_settings(run, tmp_path):
+    splits = Splits(blobs(8), blobs(4), blobs(4))
+    network = {"name": "small_resnet", "channels": (8, 8, 8, 8), "img_size": 40, "resize": True}
+    quick = {"network": network, "methods": (), "steps": 1, "val_steps": 1, "precision": "fp32"}
+    main = run("adversarial_transfer")
+    main(splits, {"random": None}, tmp_path, seeds=[0], epochs=1, **quick)
+    with pytest.raises(ValueError, match="whose cells have other settings, accepted: another folder"):
+        main(splits, {"random": None}, tmp_path, seeds=[0], epochs=2, **quick)

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from roli_fast.engine import AttackView
-from roli_fast.models import Normalized, find_classifier, separate, split
+from roli_fast.models import (
+    Normalized,
+    create_model,
+    find_classifier,
+    load_model,
+    save_model,
+    separate,
+    split,
+)
 
 from .cases import IMAGES, TINY, tiny
 
@@ -106,3 +114,19 @@ def test_an_attack_view_of_the_model_and_of_its_features(kind):
         assert view.report.moved < 1e-5
         assert found.shape == (3, 5 if whole is model else features.model.num_features)
     assert [m.training for m in model.modules()] == modes
+
+
+def test_a_head_for_other_classes_is_saved_and_loaded(tmp_path):
+    model = create_model("small_resnet", 7, channels=(8, 8, 8, 8))
+    find_classifier(model).reset_head(3)
+    save_model(model, tmp_path / "model.safetensors")
+    images = torch.rand(IMAGES)
+    assert torch.equal(load_model(tmp_path / "model.safetensors").eval()(images), model.eval()(images))
+
+
+def test_a_second_head_is_not_dropped_in_silence():
+    """timm's VOLO adds one's logits to the other's."""
+    model = timm.create_model("test_resnet")
+    model.aux_head = nn.Linear(3, 5)
+    with pytest.raises(ValueError, match="which has two heads, accepted: one whose logits are its last"):
+        separate(model)

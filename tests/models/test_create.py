@@ -112,3 +112,20 @@ def test_a_hybrid_stands_on_the_first_stages_of_resnet10_tin():
 def test_refusals(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_model(name, 5, **options)
+
+
+def test_bytes_are_pixels():
+    model, images = tiny("resnet").eval(), torch.randint(0, 256, IMAGES, dtype=torch.uint8)
+    assert torch.equal(model(images), model(images / 255))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 32, 32), (3,)])
+def test_images_of_other_channels_are_refused(shape):
+    """A normalisation by three means would make three channels of one."""
+    with pytest.raises(ValueError, match=r"images: got shape .*, accepted: \(N, 3, \.\.\.\)"):
+        tiny("resnet")(torch.rand(shape))
+
+
+def test_an_unknown_tag_is_refused():
+    with pytest.raises(ValueError, match=r"model: got 'test_resnet.nonsense' .* accepted: a name of timm"):
+        create_model("test_resnet.nonsense", 5)

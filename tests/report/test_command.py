@@ -13,7 +13,7 @@ from roli_fast.cli.main import main
 def test_several_runs_on_one_page(made, quick, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     runs = [str(made / name) for name in ("roli", "ranli")]
-    assert main(["report", *runs, "--images", "6", "--device", "cpu", "--out", str(out)]) == 0
+    assert main(["report", *runs, "--images", "6", "--device", "cpu", "--output", str(out)]) == 0
     assert f"Report: {out / 'report.html'}" in capsys.readouterr().out
     numbers = json.loads((out / "report.json").read_text())
     assert list(numbers["runs"]) == ["roli", "ranli"]
@@ -94,7 +94,7 @@ def without_arguments(made, tmp_path):
             "roli with linf, eps 0.1 and other with linf, eps 0.2, accepted: runs of one norm",
         ),
         (lambda made, tmp: str(made / "roli"), [], "accepted: each once"),
-        (None, ["--out", "/dev/null/out"], "folder: got /dev/null/out, accepted: one that can be written"),
+        (None, ["--output", "/dev/null/out"], "folder: got /dev/null/out, accepted: one that can be written"),
         (None, ["--images", "0"], "--images: got '0', accepted: 1 or more"),
         (None, ["--device", "abacus"], "--device: got 'abacus', accepted: cpu, cuda"),
     ],
@@ -105,7 +105,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     monkeypatch.setattr(sys.modules["roli_fast.report.write"], "measure", None)
     monkeypatch.chdir(tmp_path)
     others = [] if second is None else [second(made, tmp_path)]
-    out = [] if "--out" in more else ["--out", str(tmp_path / "out")]
+    out = [] if "--output" in more else ["--output", str(tmp_path / "out")]
     assert main(["report", str(made / "roli"), *others, *more, *out]) == 2
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1
@@ -115,7 +115,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 
 
 def test_data_that_have_moved(made, tmp_path, capsys):
-    assert main(["report", copied(made, tmp_path, data_dir="nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["report", copied(made, tmp_path, data_dir="nowhere"), "--output", str(tmp_path / "out")]) == 2
+    )
     shown = capsys.readouterr()
     assert "nowhere" in shown.err
     assert shown.err.count("\n") == 1

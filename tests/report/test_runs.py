@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 
-from roli_fast.report import read_run
+from roli_fast.data import Splits
+from roli_fast.report import read_run, write_report
 from roli_fast.report.runs import check_comparable
 
 
@@ -70,3 +72,12 @@ def test_what_cannot_be_compared(made):
         check_comparable([run, run])
     with pytest.raises(ValueError, match="runs: got none"):
         check_comparable([])
+
+
+def test_a_run_on_other_images_is_refused(made, splits, tmp_path, monkeypatch):
+    """Its training images may be among those that test."""
+    monkeypatch.setattr(sys.modules["roli_fast.report.write"], "measure", None)
+    other = Splits(*(part.select(range(1, len(part))) for part in splits))
+    with pytest.raises(ValueError, match="runs: got roli, which trained on other images, or other views of"):
+        write_report([read_run(made / "roli")], other, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -122,3 +122,17 @@ def test_a_precision_that_does_not_fit_into_memory_is_not_chosen(images_labels, 
     monkeypatch.setattr(module, "_seconds", none)
     with pytest.raises(torch.OutOfMemoryError):
         fastest_precision(model, images, labels, recipe())
+
+
+def test_in_train_mode_each_step_is_paid_once(images_labels):
+    """The first batch tells the shape of outputs; after it, there is nothing but the attack."""
+    images, labels = images_labels
+    model = small_model().train()
+    attack = TrainingAttack(model, recipe(attack_mode="train", steps=3), "fp32")
+    call(attack, images, labels)
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    for _ in range(2):
+        seen.clear()
+        assert call(attack, images, labels).shape == images.shape
+        assert seen == [12] * 3

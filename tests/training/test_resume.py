@@ -12,6 +12,7 @@ import torch
 
 from roli_fast import files
 from roli_fast.data import StoredImages
+from roli_fast.models import find_classifier
 from roli_fast.training import Rounds, probe, records, roli, stage, train
 
 from ..forks import forked
@@ -156,6 +157,31 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
 
 
+def test_a_disk_without_locks_takes_runs(tmp_path, monkeypatch):
+    """As some network file systems are."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    train(small_model(), splits_of(blobs, 32, 12, 12), recipe(), folder=tmp_path)
+
+
+@pytest.mark.parametrize("probing", [None, Rounds(1), "sgd"])
+def test_nothing_goes_on_without_a_folder(probing, monkeypatch):
+    """Which is said before hours of probing."""
+    monkeypatch.setattr("roli_fast.training.attack.TrainingAttack.__call__", None)
+    splits = splits_of(blobs, 32, 12, 12)
+    probing = recipe(opt="momentum") if probing == "sgd" else probing
+    model = small_model()
+    for method in ("linear", "full") if probing != "sgd" else ("full",):
+        with pytest.raises(
+            ValueError, match="resume: got True without a folder, accepted: the folder of the"
+        ):
+            roli(model, splits, recipe(), probing=probing, method=method, resume=True)
+    assert find_classifier(model).method == "full"
+
+
 def test_two_stages_interrupted_between_them_end_with_the_same_bits(tmp_path, monkeypatch):
     splits, probing, finetuning = splits_of(blobs, 32, 12, 12), recipe(epochs=1, opt="momentum"), recipe()
     whole, resumed = small_model(), small_model()
@@ -193,6 +219,11 @@ def test_what_fails_before_anything_is_saved_leaves_the_folder_free(tmp_path):
     with pytest.raises(ValueError, match="opt: got 'fusedsgd'"):  # a run's own stays
         train(small_model(), splits, recipe(opt="fusedsgd"), folder=tmp_path)
     assert (tmp_path / "recipe.json").exists()
+
+
+def test_too_few_images_to_normalise_over(tmp_path):
+    with pytest.raises(ValueError, match="batch_size: got 16, with 1 training images, accepted: 2 or more"):
+        train(small_model(), splits_of(blobs, 1, 12, 12), recipe(), folder=tmp_path)
 
 
 @pytest.mark.parametrize(
