@@ -94,6 +94,8 @@ def verify(
     bounds: the box.
     output: where the logits are in what the model returns, see :func:`roli_fast.engine.select`.
     eot: calls of the model that are averaged, for one whose output is random.
+
+    Raises ValueError or TypeError for arguments that do not fit together, and for labels that are no class.
     """
     check_count("eot", eot)
     if labels is None:

@@ -7,19 +7,19 @@ from .linear_head import Criterion, LinearHead, LossBound
 from .records import SavedBatch, saved
 from .sensitivity import Sensitivity, sensitivity, sensitivity_attack
 from .transfer import transfer
-from .transfer_result import Contradictions, Outcome, Transfer
+from .transfer_result import AttackOutcome, Contradictions, Transfer
 
 __all__ = [
     "TRANSFERRED",
     "Accuracy",
     "Advice",
+    "AttackOutcome",
     "Contradictions",
     "Criterion",
     "Difference",
     "Evaluation",
     "LinearHead",
     "LossBound",
-    "Outcome",
     "SavedBatch",
     "Sensitivity",
     "Transfer",

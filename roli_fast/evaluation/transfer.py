@@ -22,7 +22,7 @@ from .sensitivity import (
     features_of,
     key_of,
 )
-from .transfer_result import Contradictions, Outcome, Transfer
+from .transfer_result import AttackOutcome, Contradictions, Transfer
 
 
 def transfer(
@@ -158,12 +158,12 @@ class _Run:
             robust=Accuracy(torch.stack([outcome.robust.right for outcome in outcomes]).all(dim=0)),
         )
 
-    def _outcome(self, every: dict[str, Tensor], criterion: Criterion, number: int) -> Outcome:
+    def _outcome(self, every: dict[str, Tensor], criterion: Criterion, number: int) -> AttackOutcome:
         attack, robust = self._attacks[number], every[f"{number} robust"]
         undirected = pooled_notes(attack, self._count, self._directed[number], self._undirected[number])
         contradicted = criterion.met & ~robust
         farther = contradicted & (every[f"{number} distance"] >= criterion.radius)
-        return Outcome(
+        return AttackOutcome(
             name=type(attack).__name__,
             label=attack.label,
             notes=(*self._notes[number], *undirected),

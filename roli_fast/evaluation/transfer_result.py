@@ -49,7 +49,7 @@ class Contradictions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class AttackOutcome:
     """What an attack on the classes did.
 
     name, label: of the attack; the label has all its settings. notes: what else a user should know.
@@ -90,7 +90,7 @@ class Transfer:
     classes: int
     criterion: Criterion
     feature_bound: LossBound
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[AttackOutcome, ...]
     robust: Accuracy
 
     @property

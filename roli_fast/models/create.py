@@ -52,7 +52,8 @@ def create_model(
     as in RoLI (:meth:`Classifier.reset_head`), unless it comes with pretrained weights.
 
     name: of ``timm.list_models()``, or "small_resnet", "resnet10_tin", "hybrid_vit".
-    img_size: of the images that the backbone is built for, one number or (H, W); default its own.
+    img_size: of the images that the backbone is built for, one number or (H, W); default its own. Without
+        ``resize`` it has no effect on a network that takes any size, as convolutional ones do.
     resize: whether images of smaller sizes are enlarged to that size inside the model (:class:`Resized`), so
         that an attack acts on the pixels of the data.
     mean, std: of the normalisation, one number per channel; default those of timm's configuration for the

@@ -50,10 +50,12 @@ def write_report(
     splits: the data that all of them were trained on; test images are attacked.
     images: how many of them at most, evenly spaced.
     data: what they are, in words; default how many classes and images.
+    device: where the models are attacked.
     progress: whether to show a bar.
 
-    Returns the page. Raises ValueError for runs that cannot be compared or whose model does not fit the data,
-    ImportError without matplotlib, and OSError where nothing can be written, before anything is attacked.
+    Returns the page. Raises ValueError for runs that cannot be compared, that trained on other data, or whose
+    model does not fit them, ImportError without matplotlib, and OSError where nothing can be written, before
+    anything is attacked.
     """
     pictures.check_matplotlib()
     runs, folder = list(runs), Path(folder)

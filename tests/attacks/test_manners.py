@@ -440,7 +440,7 @@ class Noting(nn.Sequential):
 
 
 def test_of_models_that_hold_themselves_the_last_few_are_kept(batch):
-    attack, living = make("PGD"), []
+    attack, living = make("PGD-linf"), []
     for _ in range(40):
         model = Noting()
         living.append(weakref.ref(model))
@@ -457,5 +457,5 @@ def test_a_model_of_another_dtype_than_its_images_is_named(dtype, batch):
     with pytest.raises(
         ValueError, match=f"images: got torch.float32 for a model of {dtype}, accepted: images"
     ):
-        make("PGD").run(model, images, labels)
-    assert make("PGD").run(model, images.to(dtype), labels).adversarial.dtype == dtype
+        make("PGD-linf").run(model, images, labels)
+    assert make("PGD-linf").run(model, images.to(dtype), labels).adversarial.dtype == dtype

@@ -388,6 +388,14 @@ def test_what_has_no_gradient_is_said_once_for_all_batches():
     assert all("of 12 images" in note or "apgd-t" in note for note in said)
 
 
+def test_an_attack_brings_its_own_output(problem):
+    net, images, labels = problem
+    with pytest.raises(
+        ValueError, match=r"output: got .*logits.*, accepted: None: the attack's own, PGD\(output"
+    ):
+        evaluate(net, batches(images, labels), PGD(), output="logits")
+
+
 def test_a_clean_evaluation_is_bound_to_its_output(tmp_path):
     def model(x):
         return {"a": x.flatten(1)[:, :3], "b": -x.flatten(1)[:, :3]}

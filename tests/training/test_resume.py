@@ -172,9 +172,10 @@ def test_nothing_goes_on_without_a_folder(probing, monkeypatch):
     """Which is said before hours of probing."""
     monkeypatch.setattr("roli_fast.training.attack.TrainingAttack.__call__", None)
     splits = splits_of(blobs, 32, 12, 12)
-    probing = recipe(opt="momentum") if probing == "sgd" else probing
-    model = small_model()
-    for method in ("linear", "full") if probing != "sgd" else ("full",):
+    model, methods = small_model(), ("full", "linear")
+    if probing == "sgd":
+        probing, methods = recipe(opt="momentum"), ("full",)
+    for method in methods:
         with pytest.raises(
             ValueError, match="resume: got True without a folder, accepted: the folder of the"
         ):
