@@ -16,7 +16,7 @@ from .apgd import APGD, APGDT
 from .attack import Attack, Views, undirected_notes
 from .checks import doubts
 from .fab import FAB, FABT
-from .inputs import check_lengths, to_images, to_state
+from .inputs import as_floats, check_lengths
 from .losses import margin
 from .square import Square
 from .trial import AttackResult, Trial
@@ -164,7 +164,7 @@ class _Ensemble:
 
     def __init__(self, attack: AutoAttack, model: Model, trial: Trial):
         self._attack, self._model, self._trial = attack, model, trial
-        self._adversarial = to_images(to_state(trial.images), trial.images)
+        self._adversarial = as_floats(trial.images)
         self._notes = list(trial.oracle.notes)
         self._broken_by = torch.full_like(trial.rows, -1)
         self._directed = 0

@@ -191,6 +191,11 @@ def to_state(images: Tensor) -> Tensor:
     return state.div_(torch.full_like(state[:0].sum(), 255)) if images.dtype == torch.uint8 else state
 
 
+def as_floats(images: Tensor) -> Tensor:
+    """A copy of the images as a model is asked about them: bytes as v / 255."""
+    return to_images(to_state(images), images)
+
+
 def to_images(state: Tensor, images: Tensor) -> Tensor:
     """The state in the images' dtype and layout; half precision is rounded towards the clean image, so
     that it stays in the ball. The state of uint8 images stays float32: their own steps are too coarse."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..engine import own_output
 from ..engine.modes import Model
-from .inputs import to_images, to_state
+from .inputs import as_floats, to_images, to_state
 from .oracle import Oracle
 from .samples import beats, lowest, taken
 from .verify import mean_of, predict
@@ -81,7 +81,7 @@ class Trial:
 
     @cached_property
     def adversarial(self) -> Tensor:
-        return to_images(to_state(self.images), self.images)
+        return as_floats(self.images)
 
     @cached_property
     def fooled(self) -> Tensor:
@@ -98,7 +98,7 @@ class Trial:
     @cached_property
     def clean_output(self) -> Tensor:
         """The model's own output for the clean images."""
-        return self.ask(to_images(to_state(self.images), self.images))
+        return self.ask(as_floats(self.images))
 
     @cached_property
     def clean_view_output(self) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..attacks.inputs import to_images, to_state
+from ..attacks.inputs import as_floats
 from ..checks import first_line
 from ..engine.modes import own_output
 from ..models import Classifier, create_model, find_classifier, load_backbone, load_model, split
@@ -113,7 +113,7 @@ def _check_images(subject: Subject, image: Tensor) -> None:
         accepted = f"{architecture.in_chans}, for which it is built (--input-img-mode)"
         raise ValueError(f"{subject.name}: got images of {image.shape[1]} channels, accepted: {accepted}")
     try:
-        own_output(split(subject.model)[0], to_images(to_state(image), image))
+        own_output(split(subject.model)[0], as_floats(image))
     except Exception as error:  # what timm and torch say of images that do not fit
         shape = "x".join(map(str, image.shape[1:]))
         accepted = f"its own size ({first_line(error)})"

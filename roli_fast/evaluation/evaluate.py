@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..attacks import AutoAttackResult, predict
 from ..attacks.attack import Attack, readable, undirected_notes
 from ..attacks.checks import square_finds_more
-from ..attacks.inputs import check_inputs, check_labels, draw_key, to_images, to_state
+from ..attacks.inputs import as_floats, check_inputs, check_labels, draw_key
 from ..attacks.verify import mean_of
 from ..checks import refuse
 from ..data import Loader
@@ -187,7 +187,7 @@ class _Run:
 
     def _measured(self, first: int, images: Tensor, labels: Tensor) -> Record:
         begin = time.perf_counter()
-        clean, calls = to_images(to_state(images), images), self._attack.eot if self._attack else 1
+        clean, calls = as_floats(images), self._attack.eot if self._attack else 1
         logits = mean_of(calls, lambda: predict(self._model, clean, self._output))
         check_labels(labels, logits.shape[1])
         broken_by = torch.where(logits.argmax(dim=1) == labels, -1, 0)
@@ -201,7 +201,7 @@ class _Run:
     def _under(self, attack: Attack, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
         """Adds what the attack does. What is wrong already needs none, and stays wrong whatever it would
         make of it."""
-        adversarial = to_images(to_state(images), images)
+        adversarial = as_floats(images)
         rows = (record.broken_by < 0).nonzero().flatten()
         if len(rows) > 0:
             key = self._key.to(images.device)

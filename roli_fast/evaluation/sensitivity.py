@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attacks import FeaturePGD
 from ..attacks.attack import Attack
-from ..attacks.inputs import check_inputs, draw_key, to_images, to_state
+from ..attacks.inputs import as_floats, check_inputs, draw_key
 from ..attacks.verify import locate
 from ..engine.modes import Model, own_output
 from .checks import check_one_size_for_all, check_places
@@ -122,7 +122,7 @@ def features_moved(
     index = first + torch.arange(len(images), device=images.device)
     adversarial = attack.run(features, images, index=index, key=key.to(images.device)).adversarial
     check_places(attack, locate(images, adversarial, attack.norm, attack.eps, attack.bounds))
-    clean = features_of(features, to_images(to_state(images), images))
+    clean = features_of(features, as_floats(images))
     return clean, features_of(features, adversarial)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..attacks import FeaturePGD, predict
 from ..attacks.attack import Attack, undirected_notes
-from ..attacks.inputs import check_inputs, check_labels, to_images, to_state
+from ..attacks.inputs import as_floats, check_inputs, check_labels
 from ..attacks.losses import cross_entropy
 from ..models import split
 from .accuracy import Accuracy
@@ -93,7 +93,7 @@ class _Run:
         self._count = 0
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        logits = predict(self._model, to_images(to_state(images), images))
+        logits = predict(self._model, as_floats(images))
         self._classes = logits.shape[1]
         check_labels(labels, self._classes)
         right = logits.argmax(dim=1) == labels

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import PGD, predict
-from ..attacks.inputs import to_images, to_state
+from ..attacks.inputs import as_floats
 from ..engine.modes import Model
 
 FOOLED, WITHSTOOD = 4, 2  # at most so many of each are shown
@@ -56,7 +56,7 @@ def find_examples(
 def _of_batch(
     model: Model, images: Tensor, labels: Tensor, attack: PGD, classes: Sequence[str], first: int
 ) -> list[Shown]:
-    clean = to_images(to_state(images), images)
+    clean = as_floats(images)
     before = predict(model, clean).softmax(dim=1)
     rows = (before.argmax(dim=1) == labels).nonzero().flatten()
     if len(rows) == 0:

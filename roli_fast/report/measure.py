@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import PGD, Attack, AutoAttack, FeaturePGD
-from ..attacks.inputs import to_images, to_state
+from ..attacks.inputs import as_floats
 from ..attacks.losses import cross_entropy
 from ..attacks.norms import NORMS
 from ..checks import check_choice, check_number, refuse
@@ -198,7 +198,7 @@ class _Run:
         self._batches, self._norm, self._eps, self._tell = batches, norm, eps, tell
         images, labels = (first[:1] for first in batches[0])
         self._shape = images.shape[1:]
-        self._still = _input_gradient(model, to_images(to_state(images), images), labels) is None
+        self._still = _input_gradient(model, as_floats(images), labels) is None
         self._model: Model = _Still(model) if self._still else model
         self._forwards = self._backwards = 0
 
@@ -334,7 +334,7 @@ def look_at_gradients(model: Model, batches: Batches) -> Gradients:
     """Where cross-entropy, at the clean images, has no gradient that an attack could follow."""
     images_seen = zero = broken = 0
     for images, labels in batches:
-        gradient = _input_gradient(model, to_images(to_state(images), images), labels)
+        gradient = _input_gradient(model, as_floats(images), labels)
         gradient = torch.zeros_like(images) if gradient is None else gradient
         finite = gradient.flatten(1).isfinite().all(dim=1)
         images_seen += len(images)

@@ -93,8 +93,9 @@ class Learner:
         if self._recipe.loss == "ce":
             return F.cross_entropy(logits, labels), logits
         clean = self._net(to_state(images)).float()
-        log_adversarial = F.log_softmax(logits.float(), dim=1)
-        divergence = F.kl_div(log_adversarial, clean.softmax(dim=1), reduction="batchmean")
+        # In logarithms, or the gradient of a probability that underflows would be NaN.
+        log_clean, log_adversarial = (F.log_softmax(x.float(), dim=1) for x in (clean, logits))
+        divergence = F.kl_div(log_adversarial, log_clean, reduction="batchmean", log_target=True)
         return F.cross_entropy(clean, labels) + self._recipe.trades_beta * divergence, logits
 
     @property
