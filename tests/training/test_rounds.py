@@ -13,6 +13,7 @@ from roli_fast.data.view import View
 from roli_fast.models import split
 from roli_fast.models.classifier import Classifier
 from roli_fast.training import DivergedError, Rounds, probe, roli, train
+from roli_fast.training.attack import TrainingAttack
 
 from .cases import EPS, blobs, recipe, same, small_model, splits_of, two_features, weights
 
@@ -92,6 +93,29 @@ def test_rounds_end_when_a_fresh_attack_finds_no_more():
     splits = splits_of(blobs, 48, 12, 12)
     done = probe(small_model(), splits, recipe(), Rounds(9, tolerance=10.0, **ONE_DECAY))
     assert [row["attacks"] for row in done.history] == [1, 2]
+
+
+def test_every_round_sees_and_draws_anew(monkeypatch):
+    """Its images are mirrored otherwise, and its attack starts elsewhere; the same again in the same run."""
+    keys, clean, perturb = [], [], TrainingAttack.__call__
+
+    def attack(self, images, labels, index, key):
+        keys.append(key.item())
+        clean.append(images.clone())
+        return perturb(self, images, labels, index, key)
+
+    monkeypatch.setattr(TrainingAttack, "__call__", attack)
+    stored = blobs(48)
+    mirrored = StoredImages(stored.images, stored.labels, stored.classes, view=View(hflip=0.5))
+    splits = splits_of(blobs, 48, 12, 12)._replace(train=mirrored)
+    for _ in range(2):
+        probe(small_model(), splits, recipe(), Rounds(2, tolerance=0.0, **ONE_DECAY))
+    first, second, *again = (torch.cat(clean[i : i + 3]) for i in range(0, 12, 3))  # three batches a round
+    assert keys[:6] == keys[6:]
+    assert not set(keys[:3]) & set(keys[3:6])
+    assert 0.2 < (first != second).flatten(1).any(1).double().mean() < 0.8
+    assert 0.2 < (first != stored.images).flatten(1).any(1).double().mean() < 0.8
+    assert torch.equal(torch.cat([first, second]), torch.cat(again))
 
 
 def test_a_finished_one_is_read_and_an_interrupted_one_ends_the_same(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A stage learns what its recipe says, keeps what validation chose, counts what it spends."""
 
 import csv
+import functools
 import math
 
 import pytest
@@ -12,8 +13,9 @@ from roli_fast.attacks import PGD
 from roli_fast.data import Splits, StoredImages
 from roli_fast.evaluation import evaluate
 from roli_fast.models import METHODS, create_model, finetune, load_model
-from roli_fast.training import DivergedError, Recipe, train
-from roli_fast.training.learner import Learner
+from roli_fast.training import DivergedError, Recipe, stage, train
+from roli_fast.training.attack import TrainingAttack
+from roli_fast.training.learner import Learner, make_optimizer
 
 from .cases import EPS, blobs, linear_model, recipe, same, small_model, splits_of, two_features, weights
 
@@ -98,11 +100,68 @@ def test_a_seed_repeats_a_run_whatever_was_drawn_before():
     assert not same(found[0], weights(model))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_parameter_that_should_train_moves_and_no_other(method):
+def interrupted(settings, folder, monkeypatch):
+    """Trains until the second step of the second epoch, and goes on with what was saved before it."""
+    learn = Learner.step
+
+    def step(self, number, *batch):
+        if number == 4:
+            raise KeyboardInterrupt
+        return learn(self, number, *batch)
+
+    with monkeypatch.context() as context:
+        context.setattr(Learner, "step", step)
+        context.setattr(stage, "_SAVE_EVERY", -1.0)  # at every step
+        with pytest.raises(KeyboardInterrupt):
+            train(small_model(), splits_of(blobs, 48, 12, 12), settings, folder=folder)
+    train(small_model(), splits_of(blobs, 48, 12, 12), settings, folder=folder, resume=True)
+
+
+def test_eps_warms_up_from_zero_to_the_recipes(tmp_path, monkeypatch):
+    """The largest change of an image in each step, also over an interruption."""
+    changes, learn = {}, Learner.step
+
+    def step(self, number, images, adversarial, labels):
+        changes[number] = (adversarial - images / 255).abs().max().item()
+        return learn(self, number, images, adversarial, labels)
+
+    monkeypatch.setattr(Learner, "step", step)
+    settings = recipe(epochs=3, eps_warmup_epochs=2)
+    shares = [0, 1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1]  # three steps an epoch
+    expected = {number: pytest.approx(0.1 * share, abs=1e-6) for number, share in enumerate(shares)}
+    train(small_model(), splits_of(blobs, 48, 12, 12), settings)
+    assert changes == expected
+    changes.clear()
+    interrupted(settings, tmp_path, monkeypatch)
+    assert changes == expected
+
+
+def test_every_step_draws_anew(tmp_path, monkeypatch):
+    """No epoch repeats the random starts of another, and a run that goes on has those of a whole one."""
+    keys, perturb = [], TrainingAttack.__call__
+
+    def attack(self, images, labels, index, key):
+        keys.append(key.item())
+        return perturb(self, images, labels, index, key)
+
+    monkeypatch.setattr(TrainingAttack, "__call__", attack)
+    train(small_model(), splits_of(blobs, 48, 12, 12), recipe())
+    whole = keys.copy()
+    assert len(whole) == len(set(whole)) == 2 * 3
+    keys.clear()
+    interrupted(recipe(), tmp_path, monkeypatch)
+    assert keys == [*whole[:5], *whole[4:]]
+
+
+def vit():
     torch.manual_seed(0)
     options = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
-    model = create_model("vit_tiny_patch16_224", 3, in_chans=1, img_size=8, **options)
+    return create_model("vit_tiny_patch16_224", 3, in_chans=1, img_size=8, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_that_should_train_moves_and_no_other(method):
+    model = vit()
     finetune(model, method)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     # The second step moves what stands behind a zero, such as LoRA's A.
@@ -175,6 +234,65 @@ def test_the_learning_rate_warms_up_from_above_zero_and_ends_at_its_least():
     assert rates[5:] == sorted(rates[5:], reverse=True)
     cosine = 0.01 + 0.09 * (1 + math.cos(math.pi * 14 / 15)) / 2
     assert rates[-1] == pytest.approx(cosine)
+
+
+@pytest.mark.parametrize(("sched", "same_rate"), [("none", True), ("cosine", False)])
+def test_without_a_schedule_the_learning_rate_stays(sched, same_rate):
+    learner = Learner(linear_model(), Recipe(epochs=4, lr=0.1, sched=sched), "fp32", 5)
+    images, labels = torch.rand(4, 1, 1, 21), torch.tensor([0, 1, 0, 1])
+    rates = []
+    for step in range(20):
+        learner.step(step, images, images, labels)
+        rates.append(learner.lr)
+    assert rates[0] == pytest.approx(0.1)
+    assert (rates == [rates[0]] * 20) == same_rate
+
+
+@pytest.mark.parametrize(
+    ("precision", "amp_dtype", "expected"),
+    [
+        ("fp32", "auto", torch.float32),
+        ("bf16", "auto", torch.bfloat16),
+        ("bf16", "float32", torch.float32),
+        ("fp32", "bfloat16", torch.bfloat16),
+    ],
+)
+def test_the_training_step_computes_in_the_recipes_type(precision, amp_dtype, expected):
+    model = small_model()
+    logits = []
+    model.register_forward_hook(lambda module, _, out: logits.append(out.dtype) if module.training else None)
+    train(model, splits_of(blobs, 32, 12, 12), recipe(epochs=1, precision=precision, amp_dtype=amp_dtype))
+    assert logits == [expected] * 2
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_are_laid_out_as_the_recipe_says(channels_last):
+    """And the model's weights, as torch has it for both."""
+    model = small_model(in_chans=3, mean=(0.3,) * 3, std=(0.3,) * 3)
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args: (
+            seen.append(args[0].is_contiguous(memory_format=torch.channels_last)) if module.training else None
+        )
+    )
+    splits = splits_of(functools.partial(blobs, channels=3), 32, 12, 12)
+    train(model, splits, recipe(epochs=1, channels_last=channels_last))
+    assert seen == [channels_last] * 2
+    inner = max((p for p in model.parameters() if p.dim() == 4), key=lambda p: p[0].numel())
+    assert inner.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_matrices_decay_and_nothing_else():
+    """Not biases and norms, and not what the network itself exempts, such as position embeddings."""
+    model = vit()
+    decayed = {}
+    for group in make_optimizer(model, recipe(weight_decay=0.3)).param_groups:
+        decayed |= {id(p): group["weight_decay"] for p in group["params"]}
+    found = {name: decayed[id(p)] for name, p in model.named_parameters()}
+    kept = {name for name, decay in found.items() if decay == 0}
+    assert {decay for name, decay in found.items() if name not in kept} == {0.3}
+    exempt = ("bias", "norm.weight", "norm1.weight", "norm2.weight", "pos_embed", "cls_token")
+    assert kept == {name for name in found if name.endswith(exempt)}
 
 
 def test_an_average_of_the_weights_is_what_is_kept():
@@ -276,7 +394,7 @@ def test_tensorboard_sees_the_same(tmp_path):
     assert [e.step for e in events.Scalars("val_robust")] == [1, 2]
 
 
-def test_half_precision_and_fp16_scaling_train():
+def test_half_precision_trains_weights_in_float32():
     splits = splits_of(blobs, 32, 12, 12)
     model = small_model()
     before = weights(model)
