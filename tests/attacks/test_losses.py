@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roli_fast.attacks import PGD, losses
+from roli_fast.attacks import PGD, TPGD, losses
 from roli_fast.engine import AttackView, InputGradient
 
 
@@ -169,6 +169,19 @@ def test_confidence_hides_no_direction(scale, precision):
     assert 10 < plain.success.sum() < 90
     assert sure.undirected == 0
     assert abs(int(sure.success.sum()) - int(plain.success.sum())) <= 6
+
+
+def test_the_divergence_of_a_confident_model_is_a_number():
+    """A class of probability 0 adds nothing to it."""
+    model = nn.Linear(1, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1e4], [-1e4], [0.0]]))
+        model.bias.copy_(-0.5 * model.weight[:, 0])
+    images = torch.linspace(0.51, 0.55, 30)[:, None]
+    assert (model(images).softmax(1) == 0).any(1).all()
+    result = TPGD(eps=0.1, step_size=0.02, steps=4).run(model, images, torch.zeros(30, dtype=torch.int64))
+    assert result.loss.isfinite().all()
+    assert result.adversarial.isfinite().all()
 
 
 def test_a_slope_that_float32_holds_is_left_as_it_is():

@@ -21,6 +21,16 @@ def test_wilson_interval(right, total, low, high):
     assert accuracy(right, total).value == right / total
 
 
+def test_a_larger_confidence_is_another_interval():
+    """With z = 2.5758, Wilson's for 0 of 10 ends at z^2 / (10 + z^2)."""
+    assert accuracy(0, 10).interval(0.99) == pytest.approx((0, 0.3989), abs=1e-4)
+    a, b = accuracy(60, 100), accuracy(50, 100)
+    ten = accuracy(10, 10), accuracy(0, 10)
+    assert difference(*ten, confidence=0.99).low == pytest.approx(2 * 0.6011 - 1, abs=1e-4)
+    usual, sure = difference(a, b), difference(a, b, confidence=0.99)
+    assert sure.low < usual.low < usual.high < sure.high
+
+
 def test_a_difference_is_paired():
     """The same ten images flipped: no spread where the two agree."""
     a, b = accuracy(60, 100), accuracy(50, 100)

@@ -73,6 +73,25 @@ def test_batches_say_nothing(problem):
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_passes_are_those_of_all_batches(problem, steps):
+    """Of unequal ones, but for the few images of each that confirm the attack's view of the model."""
+    net, images, labels = problem
+    forwards, gradients = [], []
+
+    def counted(x):
+        forwards.append(len(x))
+        gradients.append(len(x) if x.requires_grad else 0)
+        return net(x)
+
+    sizes = [12, 8, 3]
+    unequal = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+    found = evaluate(counted, unequal, PGD(eps=0.004, steps=steps) if steps else None)
+    confirmed = sum(min(4, int(part.sum())) for part in found.clean.right.split(sizes)) if steps else 0
+    assert found.forwards == sum(forwards) - confirmed
+    assert found.gradients == sum(gradients) == steps * int(found.clean.right.sum())
+
+
 class StoppedError(Exception):
     pass
 

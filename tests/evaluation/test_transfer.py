@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from roli_fast.attacks import APGD, PGD, AutoAttack, FeaturePGD
+from roli_fast.attacks import APGD, MIFGSM, PGD, AutoAttack, FeaturePGD
 from roli_fast.evaluation import (
     Criterion,
     LinearHead,
@@ -23,6 +23,7 @@ from roli_fast.evaluation import (
     sensitivity_attack,
     transfer,
 )
+from roli_fast.evaluation.sensitivity import figures
 from roli_fast.models import Classifier, create_model, load_backbone, split
 from tests.real import images_in
 
@@ -120,6 +121,12 @@ def test_batches_bytes_and_layout_say_nothing():
 
     torch.testing.assert_close(of(images, 9), of(images, 2).double())
     torch.testing.assert_close(of(images, 9), of(images / 255, 4))
+
+
+def test_quantiles_are_those_of_the_values():
+    shuffled = torch.arange(101.0)[torch.randperm(101)]
+    expected = {"0.05": 5, "0.25": 25, "0.5": 50, "0.75": 75, "0.95": 95}
+    assert figures(shuffled) == {"mean": 50, "quantiles": expected}
 
 
 def test_features_of_length_zero_are_said_and_fit_into_json():
@@ -372,6 +379,14 @@ def test_a_summary_is_json_and_batches_say_nothing():
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert model.training
     assert model.backbone.training
+
+
+def test_the_papers_form_has_the_strongest_attack():
+    model = linear()
+    weak, strong = MIFGSM(eps=EPS, step_size=1e-4, steps=1), pgd()
+    found = transfer(model, batches(*images_for(model)), sensitivity_attack(EPS), [weak, strong])
+    rises = [outcome.bound.spectral_rise.mean().item() for outcome in found.outcomes]
+    assert rises[0] < rises[1] == found.paper_form()["mean_spectral_rise"]
 
 
 def test_a_head_of_zeros_bounds_nothing_and_fits_into_json():

@@ -221,6 +221,18 @@ def test_trades_minimises_its_formula():
     assert torch.equal(right, q.argmax(1) == labels)
 
 
+def test_trades_has_a_loss_where_the_model_is_sure():
+    """A class of probability 0 adds nothing to the divergence."""
+    model = linear_model(16, 4)
+    with torch.no_grad():
+        model[1].weight.mul_(1e5)
+    clean, adversarial = torch.rand(2, 6, 1, 4, 4)
+    assert (model(clean).softmax(1) == 0).any()
+    learner = Learner(model, Recipe(epochs=1, lr=1e-30, loss="trades"), "fp32", 1)
+    loss, _ = learner.step(0, clean, adversarial, torch.randint(0, 4, (6,)))
+    assert loss.isfinite()
+
+
 def test_the_learning_rate_warms_up_from_above_zero_and_ends_at_its_least():
     learner = Learner(linear_model(), Recipe(epochs=4, lr=0.1, warmup_epochs=1, min_lr=0.01), "fp32", 5)
     images, labels = torch.rand(4, 1, 1, 21), torch.tensor([0, 1, 0, 1])
