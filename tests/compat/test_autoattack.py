@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from roli_fast.attacks import AutoAttack as Core
 from roli_fast.attacks import verify
@@ -75,6 +76,28 @@ def test_batches_and_seeds(s, quick):
     assert torch.equal(evaluate(s.images, s.labels, bs=16), whole)
     other = quick(verbose=False, seed=1).run_standard_evaluation(s.images, s.labels, bs=16)
     assert not torch.equal(other, whole)
+
+
+class Rows(TorchFunctionMode):
+    """How many images at once go to a device, or through a model that is asked inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        moved_or_asked = function in (torch.Tensor.to, torch.nn.functional.conv2d)
+        if moved_or_asked and arguments[0].shape[1:] == (1, 8, 8):
+            self.seen.append(len(arguments[0]))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("call", ["run_standard_evaluation", "clean_accuracy"])
+def test_no_more_images_at_once_than_asked_for(s, quick, call):
+    """Neither on the device nor in the model."""
+    with Rows() as rows:
+        getattr(quick(verbose=False), call)(s.images, s.labels, bs=4)
+    assert max(rows.seen) == 4
 
 
 def test_each_attack_alone(s, quick, capsys):
