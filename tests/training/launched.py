@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from roli_fast.models import find_classifier
 from roli_fast.training import Rounds, probe, train
+from roli_fast.training.learner import Learner
 from roli_fast.training.processes import join, leave, rank
 from tests.training.cases import blobs, recipe, small_model, splits_of
 
@@ -57,10 +59,33 @@ def curves() -> dict[str, list[dict]]:
     return found
 
 
+def count_averagings() -> list[list[int]]:
+    """Of each training from now on, two numbers that grow: how often the model is asked that averages gradients
+    over the processes, and how often it averages them."""
+    counts = []
+    begin = Learner.__init__
+
+    def counting(self, *settings):
+        begin(self, *settings)
+        count = [0, 0]
+
+        def asked(*_):
+            count[0] += 1
+
+        def averaged(group, bucket):
+            count[1] += bucket.is_last()
+            return allreduce_hook(group, bucket)
+
+        self._net.register_forward_pre_hook(asked)
+        self._net.register_comm_hook(None, averaged)
+        counts.append(count)
+
+    Learner.__init__ = counting
+    return counts
+
+
 def dies_once(folder: Path) -> None:
     """The second process is killed in the second epoch of the first launch."""
-    from roli_fast.training.learner import Learner
-
     step = Learner.step
 
     def until(self, number, *batch):
@@ -75,7 +100,6 @@ def dies_once(folder: Path) -> None:
 def stops_within_an_epoch(folder: Path) -> None:
     """Saves after every step, fails in the second epoch, and goes on."""
     from roli_fast.training import stage
-    from roli_fast.training.learner import Learner
 
     stage._LOOK, stage._SAVE_EVERY = 1, -1.0
     step = Learner.step
@@ -103,7 +127,8 @@ def main(what: str, folder: Path) -> None:
     join("cpu")
     assert dist.get_world_size() == 2
     if what == "curves":
-        found = {"curves": curves(), "head": probed()}
+        counts = count_averagings()
+        found = {"curves": curves(), "counts": counts[: len(CASES)], "head": probed()}
         if rank() == 0:
             (folder / "found.json").write_text(json.dumps(found))
         stops_within_an_epoch(folder / "stopped")

@@ -82,6 +82,9 @@ def test_two_processes_have_the_loss_curve_of_one_and_resume_within_an_epoch(tmp
     assert forked(*(functools.partial(process, number) for number in range(2))) == [0, 0]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["head"] == pytest.approx(probed(), rel=1e-2, abs=5e-3)  # L-BFGS ends nearby
+    once_a_step = {kind: [8, 8] for kind in CASES}  # and never for an attack
+    once_a_step["TRADES, averaged"] = [16, 8]  # of clean and of adversarial images
+    assert found["counts"] == [*once_a_step.values()]
     together = found["curves"]
     for kind, alone in curves().items():
         for ours, one in zip(together[kind], alone, strict=True):
