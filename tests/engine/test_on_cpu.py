@@ -72,18 +72,20 @@ def test_threads_leave_the_setting_as_it_was():
     def early():
         with attention(half):
             first.set()
-            assert second.wait(10)
+            assert second.wait(60)
 
     def late():
-        assert first.wait(10)
+        assert first.wait(60)
         with attention(half):
             second.set()
-            one.join(10)
+            one.join(60)
 
     one, other = threading.Thread(target=early), threading.Thread(target=late)
     one.start()
     other.start()
-    other.join(10)
+    other.join(60)
+    assert not one.is_alive()
+    assert not other.is_alive()
     assert settings() == before
 
 
