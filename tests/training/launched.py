@@ -60,8 +60,8 @@ def curves() -> dict[str, list[dict]]:
 
 
 def count_averagings() -> list[list[int]]:
-    """Of each training from now on, two numbers that grow: how often the model is asked that averages gradients
-    over the processes, and how often it averages them."""
+    """Of each training from now on, two numbers that grow: how often the model that averages gradients over
+    the processes is asked, and how often it averages them."""
     counts = []
     begin = Learner.__init__
 
