@@ -221,8 +221,8 @@ def test_trades_minimises_its_formula():
     assert torch.equal(right, q.argmax(1) == labels)
 
 
-def test_trades_has_a_loss_where_the_model_is_sure():
-    """A class of probability 0 adds nothing to the divergence."""
+def test_trades_has_a_loss_and_a_gradient_where_the_model_is_sure():
+    """A class of probability 0 adds nothing to the divergence, and no NaN to the weights."""
     model = linear_model(16, 4)
     with torch.no_grad():
         model[1].weight.mul_(1e5)
@@ -231,6 +231,7 @@ def test_trades_has_a_loss_where_the_model_is_sure():
     learner = Learner(model, Recipe(epochs=1, lr=1e-30, loss="trades"), "fp32", 1)
     loss, _ = learner.step(0, clean, adversarial, torch.randint(0, 4, (6,)))
     assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_learning_rate_warms_up_from_above_zero_and_ends_at_its_least():
