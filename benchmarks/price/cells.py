@@ -19,7 +19,7 @@ from roli_fast.models import find_classifier
 from roli_fast.speed import machine
 from roli_fast.training import Cost, Recipe, Rounds, probe, train
 from roli_fast.training.attack import validation_attack
-from roli_fast.training.stage import merit
+from roli_fast.training.result import merit
 
 from ..baselines import recipe as public
 from . import arms, problem

@@ -9,7 +9,7 @@ import torch
 
 from roli_fast.evaluation import Accuracy, Difference, difference
 from roli_fast.training import Cost
-from roli_fast.training.stage import merit
+from roli_fast.training.result import merit
 
 from .arms import ARMS, HEADS, RANLI
 from .cells import best_heads, chosen, not_chosen, read

@@ -2,9 +2,10 @@
 
 from .cost import Cost
 from .recipe import Recipe, paper_options, paper_settings
+from .result import DivergedError, Trained
 from .roli import Outcome, roli
 from .rounds import Rounds, probe
-from .stage import DivergedError, Trained, train
+from .stage import train
 
 __all__ = [
     "Cost",

@@ -14,12 +14,15 @@ from ..evaluation import Evaluation, evaluate
 from ..files import write_json
 from ..models import Normalized, finetune
 from .attack import validation_attack
+from .checks import bound, check_resume, check_stage
 from .cost import Cost
 from .processes import by_the_first, rank
 from .recipe import Recipe
 from .records import check_folder
+from .result import Trained
 from .rounds import Rounds, probe
-from .stage import Trained, bound, check_resume, check_stage, for_evaluation, own_randomness, train
+from .stage import train
+from .surroundings import for_evaluation, own_randomness
 
 
 @dataclasses.dataclass(frozen=True)

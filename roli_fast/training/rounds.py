@@ -16,22 +16,14 @@ from ..engine.precision import get_precision
 from ..evaluation import evaluate
 from ..models import find_classifier, split
 from .attack import TrainingAttack, validation_attack
+from .checks import check_fits
 from .cost import Cost, Stopwatch
 from .processes import rank, summed, world_size
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
-from .stage import (
-    DivergedError,
-    Trained,
-    check_fits,
-    for_evaluation,
-    merit,
-    mixed,
-    moved,
-    settled_precision,
-    surroundings,
-)
+from .result import DivergedError, Trained, merit
+from .surroundings import for_evaluation, mixed, moved, settled_precision, surroundings
 
 _ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
 _CHUNK = 1 << 16  # features at once

@@ -1,30 +1,27 @@
 """One stage of training: from a model and a recipe to the weights that validation chose."""
 
-import contextlib
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..attacks.inputs import to_state
-from ..checks import refuse
-from ..data import ImageSet, ImageStream, Loader, Splits
-from ..engine import own_output
+from ..data import Loader, Splits
 from ..evaluation import Evaluation, evaluate
-from .attack import TrainingAttack, chosen_precision, validation_attack
+from .attack import TrainingAttack, validation_attack
+from .checks import bound, check_stage
 from .cost import Cost, Stopwatch
-from .learner import Learner, make_optimizer
+from .learner import Learner
 from .overfitting import overfitting
 from .processes import agree, rank, share_statistics, summed, synchronize_norms, world_size
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
+from .result import DivergedError, Trained, merit
+from .surroundings import for_evaluation, mixed, moved, settled_precision, surroundings
 
 _LOOK = 20  # steps between two looks at what the device has found
 _SAVE_EVERY = 600.0  # seconds, within an epoch
@@ -45,45 +42,6 @@ _KEPT = (
 
 # Is given the model as it was validated, in eval mode, and the epoch's row of history.
 OnEpochEnd = Callable[[nn.Module, dict[str, Any]], object]
-
-
-class DivergedError(RuntimeError):
-    """A loss or a weight is NaN or infinite.
-
-    epoch, step: where, from 0. index: (N,) int64, the batch's images in their set; None for a weight.
-    """
-
-    def __init__(self, epoch: int, step: int, index: Tensor | None, kept: str):
-        super().__init__(epoch, step, index, kept)  # of which another process makes it anew
-        self.epoch, self.step, self.index, self._kept = epoch, step, index, kept
-
-    def __str__(self) -> str:
-        if self.index is None:
-            what = f"a weight is not finite after step {self.step} of epoch {self.epoch + 1}"
-        else:
-            images = ", ".join(map(str, self.index.tolist()))
-            place = f"in step {self.step} of epoch {self.epoch + 1}, on images {images}"
-            what = f"the loss or a feature is not finite {place}"
-        remedy = "A new run with a smaller learning rate, clip_grad or amp_dtype='float32' may help"
-        return f"{what}. {self._kept} {remedy}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A finished stage, whose model has the weights of the best epoch.
-
-    history: a row per epoch: epoch (from 1), lr, train_loss and train_accuracy (on what was trained on),
-        val_clean, val_robust (None without an attack), images_per_second, and the epoch's :class:`Cost`.
-    best: the number of the best epoch in history, by validation robustness, then clean accuracy.
-    cost: of all epochs. warnings: of overfitting. precision: in which the attacks ran.
-    """
-
-    model: nn.Module
-    history: list[dict[str, Any]]
-    best: int
-    cost: Cost
-    warnings: list[str]
-    precision: str
 
 
 def train(
@@ -125,121 +83,6 @@ def train(
         stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn, on_epoch_end)
         with Progress(title, stage.total_steps, shown=progress and rank() == 0) as bar:
             return stage.run(bar)
-
-
-def check_resume(folder: str | Path | None, resume: bool) -> None:
-    if resume and folder is None:
-        refuse("resume", "True without a folder", "the folder of the run that goes on")
-
-
-@contextlib.contextmanager
-def surroundings(
-    model: nn.Module, recipe: Recipe, folder: str | Path | None, resume: bool
-) -> Iterator[Records | None]:
-    """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder. What
-    fails before anything is saved leaves the folder to the next."""
-    check_resume(folder, resume)
-    with own_randomness(recipe.seed, next(model.parameters()).device):
-        records = None if folder is None else Records(Path(folder), model)
-        with contextlib.closing(records) if records else contextlib.nullcontext():
-            try:
-                yield records
-            except Exception:
-                if records is not None:
-                    records.forget_what_never_began()
-                raise
-
-
-@contextlib.contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """What is drawn inside comes from the seed, and leaves the caller's random state alone."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool) -> None:
-    """Arguments of :func:`train`. Raises ValueError for what does not fit together; changes nothing."""
-    if recipe.batch_size % world_size():
-        refuse("batch_size", recipe.batch_size, f"a multiple of {world_size()} processes")
-    if not any(p.requires_grad for p in model.parameters()):
-        refuse("model", "one without a parameter that requires a gradient", "one that trains")
-    check_fits(model, next(iter(splits.val))[0], len(splits.classes))
-    alone = min(recipe.batch_size, len(splits.train)) // world_size() == 1
-    if alone and not (sync_bn and world_size() > 1) and _normalizes_batches(model):
-        few = "" if recipe.batch_size == world_size() else f", with {len(splits.train)} training images"
-        refuse(
-            "batch_size", f"{recipe.batch_size}{few}", "2 or more images a process, over which to normalise"
-        )
-    make_optimizer(model, recipe)
-
-
-def bound(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """What may not change where a run goes on."""
-    return dataclasses.asdict(recipe) | {"data": splits.fingerprint()}
-
-
-def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
-    """Raises ValueError where a model does not map such an image (C, H, W) to logits for so many classes."""
-    if classes < 2:
-        refuse("splits", f"{classes} class", "2 or more")
-    image = image[None].to(next(model.parameters()).device)
-    try:
-        shape = own_output(model, to_state(image)).shape[1:]
-    except (RuntimeError, AssertionError) as error:  # as torch and timm say it
-        got = f"one that cannot take images of {' x '.join(map(str, image.shape[1:]))} ({error})"
-        refuse("model", got, "one that can, or resizes them")
-    if shape != (classes,):
-        got = f"outputs of shape (N, {', '.join(map(str, shape))})"
-        refuse("model", got, f"(N, {classes}), a logit for each class")
-
-
-def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records: Records | None) -> str:
-    """Of attacks: what the recipe or an interrupted run says, else what the first batch shows to be fastest.
-    The same in all processes, and noted at once, so that a run goes on as it began."""
-    noted = None if records is None else agree(records.precision)
-    if noted is not None:
-        return noted
-    images, labels, _ = next(loader.epoch(0))
-    batch = moved(images, labels, next(model.parameters()).device, recipe.channels_last)
-    precision = agree(chosen_precision(model, *batch, recipe))
-    if records is not None:
-        records.note_precision(precision)
-    return precision
-
-
-def _normalizes_batches(model: nn.Module) -> bool:
-    """Whether a BatchNorm is in train mode where the model is."""
-    modes = [(m, m.training) for m in model.modules()]
-    found = any(isinstance(m, _BatchNorm) and m.training for m in model.train().modules())
-    for module, mode in modes:
-        module.training = mode
-    return found
-
-
-def for_evaluation(images: ImageSet | ImageStream, recipe: Recipe, workers: int | None) -> Loader:
-    """In batches as large as a process trains on; all processes get all, which evaluate() shares out."""
-    batch_size = max(1, recipe.batch_size // world_size())
-    return Loader(images, batch_size, workers=workers, rank=0, world_size=1)
-
-
-def moved(images: Tensor, labels: Tensor, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """To the device, without waiting for it."""
-    layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
-    images = images.to(device, non_blocking=True, memory_format=layout)
-    return images, labels.to(device, non_blocking=True)
-
-
-def merit(row: dict[str, Any]) -> tuple[float, float]:
-    """By which validation chooses among the rows of a history: the larger, the better."""
-    robust = row["val_robust"]
-    return (row["val_clean"] if robust is None else robust, row["val_clean"])
-
-
-def mixed(*parts: int) -> int:
-    """A seed; neighbouring parts have nothing in common."""
-    name = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
 class _Stage:

@@ -13,7 +13,7 @@ import torch
 from roli_fast import files
 from roli_fast.data import StoredImages
 from roli_fast.models import find_classifier
-from roli_fast.training import Rounds, probe, records, roli, stage, train
+from roli_fast.training import Rounds, probe, records, roli, stage, surroundings, train
 
 from ..forks import forked
 from .cases import blobs, recipe, same, small_model, splits_of, weights
@@ -274,7 +274,7 @@ def test_a_run_keeps_the_precision_that_it_measured(trains, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     measured = iter(["bf16", "fp32"])
-    monkeypatch.setattr(stage, "chosen_precision", lambda *_: next(measured))
+    monkeypatch.setattr(surroundings, "chosen_precision", lambda *_: next(measured))
     with monkeypatch.context() as context:
         context.setattr(records.Records, "write_last", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,66 @@
+"""What a stage of training refuses, before anything begins."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..attacks.inputs import to_state
+from ..checks import refuse
+from ..data import Splits
+from ..engine import own_output
+from .learner import make_optimizer
+from .processes import world_size
+from .recipe import Recipe
+
+
+def check_resume(folder: str | Path | None, resume: bool) -> None:
+    if resume and folder is None:
+        refuse("resume", "True without a folder", "the folder of the run that goes on")
+
+
+def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool) -> None:
+    """Arguments of :func:`train`. Raises ValueError for what does not fit together; changes nothing."""
+    if recipe.batch_size % world_size():
+        refuse("batch_size", recipe.batch_size, f"a multiple of {world_size()} processes")
+    if not any(p.requires_grad for p in model.parameters()):
+        refuse("model", "one without a parameter that requires a gradient", "one that trains")
+    check_fits(model, next(iter(splits.val))[0], len(splits.classes))
+    alone = min(recipe.batch_size, len(splits.train)) // world_size() == 1
+    if alone and not (sync_bn and world_size() > 1) and _normalizes_batches(model):
+        few = "" if recipe.batch_size == world_size() else f", with {len(splits.train)} training images"
+        refuse(
+            "batch_size", f"{recipe.batch_size}{few}", "2 or more images a process, over which to normalise"
+        )
+    make_optimizer(model, recipe)
+
+
+def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
+    """Raises ValueError where a model does not map such an image (C, H, W) to logits for so many classes."""
+    if classes < 2:
+        refuse("splits", f"{classes} class", "2 or more")
+    image = image[None].to(next(model.parameters()).device)
+    try:
+        shape = own_output(model, to_state(image)).shape[1:]
+    except (RuntimeError, AssertionError) as error:  # as torch and timm say it
+        got = f"one that cannot take images of {' x '.join(map(str, image.shape[1:]))} ({error})"
+        refuse("model", got, "one that can, or resizes them")
+    if shape != (classes,):
+        got = f"outputs of shape (N, {', '.join(map(str, shape))})"
+        refuse("model", got, f"(N, {classes}), a logit for each class")
+
+
+def _normalizes_batches(model: nn.Module) -> bool:
+    """Whether a BatchNorm is in train mode where the model is."""
+    modes = [(m, m.training) for m in model.modules()]
+    found = any(isinstance(m, _BatchNorm) and m.training for m in model.train().modules())
+    for module, mode in modes:
+        module.training = mode
+    return found
+
+
+def bound(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    """What may not change where a run goes on."""
+    return dataclasses.asdict(recipe) | {"data": splits.fingerprint()}
