@@ -56,6 +56,23 @@ def test_the_ball_to_one_unit_in_the_last_place(clean, dtype):
     assert not verify(model, clean, above, labels, "linf", EPS, (0, 2)).in_ball.any()
 
 
+@pytest.mark.parametrize(("norm", "far"), [("linf", 4 / 16), ("l2", 5 / 16), ("l1", 7 / 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ball_of_each_norm(norm, far, dtype):
+    """By changes of 3 and 4 sixteenths, in numbers without rounding: up to eps, each sample's own, and not a
+    ten-thousandth further."""
+    clean = torch.tensor([[8, 6, 4]], dtype=dtype).repeat(3, 1) / 16
+    adv = clean + torch.tensor([-3, 4, 0], dtype=dtype) / 16
+    model, labels = nn.Identity(), torch.zeros(3, dtype=torch.int64)
+    shares = torch.tensor([1, 1 - 1e-4, 2], dtype=torch.float64)
+    result = verify(model, clean, adv, labels, norm, far * shares)
+    assert result.in_ball.tolist() == result.success.tolist() == [True, False, True]
+    assert result.distance.tolist() == [far] * 3
+    for share, inside in ((1, True), (1 - 1e-4, False)):
+        result = verify(model, clean, adv, labels, norm, far * share)
+        assert result.in_ball.tolist() == result.success.tolist() == [inside] * 3
+
+
 def test_uint8_clean_and_eps_per_sample(judged):
     model, _, labels = judged
     clean = torch.tensor([[200, 10, 20, 30]], dtype=torch.uint8).repeat(6, 1)

@@ -116,12 +116,20 @@ def test_bad_input(convnet, batch):
         evaluate(convnet, [])
 
 
-def test_an_attack_that_cheats_is_not_believed(convnet, batch):
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.5), ("l1", 3.0)])
+def test_an_attack_that_cheats_is_not_believed(norm, eps, convnet, batch):
+    """It goes half as far again as it may, and stays in the box."""
+    images = batch[0] * 0.2 + 0.4
+    labels = convnet.eval()(images).argmax(1)
+
     class Cheat(PGD):
         def run(self, *args, **kwargs):
             result = super().run(*args, **kwargs)
-            result.adversarial.add_(0.1)
+            result.adversarial.lerp_(images, -0.5)
+            assert 0 < result.adversarial.min() < result.adversarial.max() < 1
             return result
 
+    sizes = {"norm": norm, "eps": eps, "step_size": eps / 5, "sparsity": 0.5}
+    evaluate(convnet, [(images, labels)], PGD(**sizes))
     with pytest.raises(RuntimeError, match="returned images outside its ball or box"):
-        evaluate(convnet, [batch], Cheat())
+        evaluate(convnet, [(images, labels)], Cheat(**sizes))
