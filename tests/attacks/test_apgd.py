@@ -9,7 +9,7 @@ from roli_fast.attacks import APGD, APGDT, PGD, verify
 from roli_fast.evaluation import evaluate
 
 from ..selection import slow
-from .cases import projection, sizes
+from .cases import ascent, projection, sizes
 from .test_strength import knapsack, linear  # noqa: F401
 
 
@@ -73,26 +73,83 @@ def one_sample(
     return best
 
 
+def one_sample_l1(
+    model, clean: Tensor, label: Tensor, start: Tensor, eps: float, steps: int, lo: float, hi: float
+) -> Tensor:
+    """L1-APGD of Croce and Hein 2021: in balls of 3, 2 and 1 eps, for 30, 30 and 40 % of the steps, a ball's
+    last leading from its best point into the next; only what fools within eps counts as such."""
+
+    def inside(z: Tensor, radius: float) -> Tensor:
+        z_in_box = z.clamp(lo, hi)  # to the last bit: what is at the wall is not to move on
+        if (z_in_box - clean).abs().sum() <= radius:
+            return z_in_box
+        return projection("l1", z[None], clean[None], sizes(radius, clean[None]), lo, hi)[0]
+
+    def support(z: Tensor) -> int:
+        return int((z != clean).sum())
+
+    larger, best = int(0.3 * steps), start
+    for radius, length in ((3 * eps, larger), (2 * eps, larger), (eps, steps - 2 * larger)):
+        if length == 0:
+            continue
+        period, moves = max(int(0.04 * length), 1), length if radius == eps else length - 1
+        x = best if best is start else inside(best, radius)
+        size, moved, best_fooled, best_loss = radius, support(x), False, -torch.inf
+        for step in range(moves + 1):
+            loss, gradient, fooled = losses(model, x, label)
+            if (fooled and radius == eps, loss) > (best_fooled, best_loss):
+                best, best_fooled, best_loss, best_gradient = x, fooled and radius == eps, loss, gradient
+            if step == moves:
+                break
+            if step > 0 and step % period == 0:
+                before, moved = moved, support(best)
+                size = radius if moved < 0.95 * before else max(size / 1.5, radius / 10)
+                if moved < 0.95 * before:
+                    x, gradient = best, best_gradient
+            at_the_wall = torch.where(gradient > 0, x >= hi, x <= lo)  # and on its way out of the box
+            sparsity = moved / clean.numel() / 1.5
+            way = ascent("l1", (gradient * ~at_the_wall)[None], sizes(size, clean[None]), sparsity)[0]
+            x = inside(x + way, radius)
+    return best
+
+
+class Noted(APGD):
+    """Takes down where it starts."""
+
+    def begin(self, ascent, batch):
+        state = super().begin(ascent, batch)
+        vars(self)["starts"] = state.adv.clone()
+        return state
+
+
 @pytest.mark.parametrize("steps", [1, 7, 50, *slow(100)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_algorithm(problem, norm, steps):
     model, images, labels = problem
     eps = {"linf": 0.01, "l2": 0.2}[norm]
-
-    class Noted(APGD):
-        def begin(self, ascent, batch):
-            state = super().begin(ascent, batch)
-            starts.append(state.adv.clone())
-            return state
-
-    starts: list[Tensor] = []
-    result = Noted(norm, eps, steps, fold=False).run(model, images, labels)
+    attack = Noted(norm, eps, steps, fold=False)
+    result = attack.run(model, images, labels)
     expected = [
         one_sample(model, image, label, start, norm, eps, steps)
-        for image, label, start in zip(images, labels, starts[0], strict=True)
+        for image, label, start in zip(images, labels, attack.starts, strict=True)
     ]
     torch.testing.assert_close(result.adversarial, torch.stack(expected), rtol=0, atol=1e-9)
     assert result.success.sum() > 0 or steps == 1
+
+
+@pytest.mark.parametrize("steps", [1, 10, 100])
+def test_the_algorithm_in_l1(problem, steps):
+    """In 100 steps, 4 % are another period than 8 %. In so many, rounding would decide whether a pixel is at
+    its wall: it is far away."""
+    model, images, labels = (part[:4] if isinstance(part, Tensor) else part for part in problem)
+    eps, bounds = 2.0, (0.0, 1.0) if steps < 100 else (-20.0, 21.0)
+    attack = Noted("l1", eps, steps, bounds=bounds, fold=False)
+    result = attack.run(model, images, labels)
+    expected = [
+        one_sample_l1(model, image, label, start, eps, steps, *bounds)
+        for image, label, start in zip(images, labels, attack.starts, strict=True)
+    ]
+    torch.testing.assert_close(result.adversarial, torch.stack(expected), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
