@@ -10,7 +10,10 @@ from torch import nn
 from roli_fast.attacks import FAB, FABT, verify
 from roli_fast.attacks.hyperplane import to_hyperplane
 
+from .test_apgd import problem  # noqa: F401
+
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
+DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
 
 
 def shortest(norm, x, w, gap):
@@ -90,7 +93,93 @@ def linear():
     return model, images, labels, gaps, ways
 
 
-DUAL = {"linf": 1, "l2": 2, "l1": torch.inf}
+def boundaries(model, x, label, others):
+    """How far each of the others' logits is above the label's, and the gradient of that."""
+    leaf, found = x.clone().requires_grad_(), []
+    logits = model(leaf[None])[0]
+    for other in others:
+        difference = logits[other] - logits[label]
+        found.append((difference.detach(), torch.autograd.grad(difference, leaf, retain_graph=True)[0]))
+    return found
+
+
+def one_sample(model, clean, label, others, start, norm, steps, u, alpha_max, eta, beta):
+    """Algorithm 1 of Croce and Hein 2020: the nearest image that fools the model, of those nearer than u (the
+    clean image where there is none), and all places at which a gradient is asked for."""
+    order, x, kept, visited = ORDERS[norm], start, clean, []
+    for _ in range(steps):
+        visited.append(x)
+        difference, w = min(
+            boundaries(model, x, label, others), key=lambda b: b[0].abs() / b[1].flatten().norm(DUAL[norm])
+        )
+
+        def shortest(z, x=x, difference=difference, w=w):
+            gap = -difference - (w * (z - x)).sum()
+            return to_hyperplane(norm, z.reshape(1, -1), w.reshape(1, -1), gap[None], 0, 1).reshape(z.shape)
+
+        here, there = shortest(x), shortest(clean)
+        near, far = here.flatten().norm(order), there.flatten().norm(order)
+        alpha = min(near / (near + far), alpha_max)
+        x = ((1 - alpha) * (x + eta * here) + alpha * (clean + eta * there)).clamp(0, 1)
+        if model(x[None]).argmax() != label:
+            if (distance := (x - clean).flatten().norm(order)) < u:
+                kept, u = x, distance
+            x = (1 - beta) * clean + beta * x
+    return kept, torch.stack(visited)
+
+
+def places(attack, model, images, labels):
+    """(result, where the model's gradient was asked for)."""
+    asked = []
+
+    def noted(x):
+        if x.requires_grad:
+            asked.append(x.detach().clone())
+        return model(x)
+
+    return attack.run(noted, images, labels), torch.stack(asked, dim=1)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha_max": 1.0, "eta": 1.2, "beta": 0.5}, {"alpha_max": 0.0, "eta": 1.01}]
+)
+@pytest.mark.parametrize("norm", ORDERS)
+def test_the_algorithm(problem, norm, options):  # noqa: F811
+    model, images, labels = problem
+    result, asked = places(FAB(norm, torch.inf, steps=8, **options), model, images, labels)
+    settings = {"alpha_max": 0.1, "eta": 1.05, "beta": 0.9, **options}
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        others = [c for c in range(5) if c != label]
+        kept, visited = one_sample(model, image, label, others, image, norm, steps=8, u=torch.inf, **settings)
+        torch.testing.assert_close(asked[i], visited, rtol=0, atol=1e-9)
+        torch.testing.assert_close(result.adversarial[i], kept, rtol=0, atol=1e-9)
+    assert result.success.any()
+
+
+@pytest.mark.parametrize("kind", [FAB, FABT])
+@pytest.mark.parametrize("norm", ORDERS)
+def test_a_restart(problem, norm, kind):  # noqa: F811
+    """Half as far from the clean image as the nearest found before, or eps; the algorithm goes on from there,
+    towards the likeliest other class in FABT."""
+    model, images, labels = problem
+    images = 0.5 + 0.4 * (images - 0.5)  # away from the box
+    labels = model(images).argmax(1)
+    options = {"norm": norm, "steps": 4, **({"targets": 1} if kind is FABT else {})}
+    eps = -1.001 * kind(eps=torch.inf, **options).run(model, images, labels).loss.median().item()
+    first = kind(eps=eps, **options).run(model, images, labels)
+    assert 0 < first.success.sum() < len(images)
+    result, asked = places(kind(eps=eps, restarts=2, **options), model, images, labels)
+    u = torch.where(first.success, -first.loss, eps)
+    starts = asked[:, 4]
+    far = (starts - images).flatten(1).norm(ORDERS[norm], dim=1)
+    torch.testing.assert_close(far, u / 2)
+    likeliest = model(images).topk(2).indices[:, 1:]
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        others = likeliest[i].tolist() if kind is FABT else [c for c in range(5) if c != label]
+        kept, visited = one_sample(model, image, label, others, starts[i], norm, 4, u[i], 0.1, 1.05, 0.9)
+        torch.testing.assert_close(asked[i, 4:], visited, rtol=0, atol=1e-9)
+        expected = first.adversarial[i] if torch.equal(kept, image) else kept
+        torch.testing.assert_close(result.adversarial[i], expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [FAB, FABT])
