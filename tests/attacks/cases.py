@@ -18,6 +18,7 @@ from roli_fast.attacks import (
     PGD,
     TPGD,
     Attack,
+    AttackResult,
     AutoAttack,
     FeaturePGD,
     Square,
@@ -73,6 +74,18 @@ def make(name: str, **options: Any) -> Attack:
 
 def images_taken(name: str, model: Any, images: Tensor, labels: Tensor, **options: Any) -> Tensor:
     return make(name, **options)(model, images, labels)
+
+
+def places(attack: Attack, model: Any, images: Tensor, labels: Tensor) -> tuple[AttackResult, Tensor]:
+    """What the attack reached, and where it asked for a gradient: (N, gradients, ...)."""
+    asked = []
+
+    def noted(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            asked.append(x.detach().clone())
+        return model(x)
+
+    return attack.run(noted, images, labels), torch.stack(asked, dim=1)
 
 
 # --- the formulas, for (N, ...) float64 ------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import nn
 from roli_fast.attacks import FAB, FABT, verify
 from roli_fast.attacks.hyperplane import to_hyperplane
 
+from .cases import places
 from .test_apgd import problem  # noqa: F401
 
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
@@ -126,18 +127,6 @@ def one_sample(model, clean, label, others, start, norm, steps, u, alpha_max, et
                 kept, u = x, distance
             x = (1 - beta) * clean + beta * x
     return kept, torch.stack(visited)
-
-
-def places(attack, model, images, labels):
-    """(result, where the model's gradient was asked for)."""
-    asked = []
-
-    def noted(x):
-        if x.requires_grad:
-            asked.append(x.detach().clone())
-        return model(x)
-
-    return attack.run(noted, images, labels), torch.stack(asked, dim=1)
 
 
 @pytest.mark.parametrize(
