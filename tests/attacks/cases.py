@@ -15,6 +15,7 @@ from roli_fast.attacks import (
     FABT,
     FGSM,
     MIFGSM,
+    NFGSM,
     PGD,
     TPGD,
     Attack,
@@ -28,7 +29,15 @@ from ..selection import few
 
 # eps and step size for a few hundred pixels.
 SIZES = {"linf": (8 / 255, 2 / 255), "l2": (0.5, 0.1), "l1": (5.0, 1.0)}
-KINDS = {"FGSM": FGSM, "PGD": PGD, "MIFGSM": MIFGSM, "TPGD": TPGD, "FeaturePGD": FeaturePGD}
+KINDS = {
+    "FGSM": FGSM,
+    "PGD": PGD,
+    "MIFGSM": MIFGSM,
+    "TPGD": TPGD,
+    "FeaturePGD": FeaturePGD,
+    "NFGSM": NFGSM,
+}
+ONE_STEP = ("FGSM", "NFGSM")
 ATTACKS = [f"{kind}-{norm}" for kind in KINDS for norm in SIZES]
 STRONGER = {
     "APGD": APGD,
@@ -67,8 +76,10 @@ def make(name: str, **options: Any) -> Attack:
         options = {name: value for name, value in options.items() if name != "step_size"}
         return STRONGER[kind](**{"norm": norm, "eps": eps, **steps, **queries, **options})
     given = {"norm": norm, "eps": eps, "step_size": step_size, "steps": 3, **options}
-    if kind == "FGSM":
+    if kind in ONE_STEP:
         del given["step_size"], given["steps"]
+    if kind == "NFGSM":  # half of the ball for the noise, half for the step
+        given |= {"eps": given["eps"] / 2, "noise": 1.0}
     return KINDS[kind](**given)
 
 

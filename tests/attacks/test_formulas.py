@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD
+from roli_fast.attacks import FGSM, MIFGSM, NFGSM, PGD, TPGD, FeaturePGD
 from roli_fast.models import Normalized
 
 from ..selection import few
@@ -50,6 +50,25 @@ def test_fgsm(problem, norm):
     got = FGSM(norm, eps, fold=False)(model, images, labels)
     sizes = {"norm": norm, "eps": eps, "step_size": eps, "steps": 1}
     near(got, reference(model, images, labels, [images], loss=cross_entropy(labels), **sizes))
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("norm", NORMS)
+def test_nfgsm(problem, norm, noise):
+    """A step of eps from noise within noise eps, which the box alone holds back."""
+    model, images, labels = problem
+    eps = SIZES[norm][0] * torch.linspace(0.1, 1, len(images), dtype=torch.float64)
+    starts = Starts()
+    attack = starts.of(NFGSM, norm=norm, eps=eps, noise=noise)
+    got = attack(model, images, labels)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    far = (starts[0] - images).flatten(1).norm(order, dim=1)
+    assert (far <= noise * eps * (1 + 1e-12)).all()
+    assert (far >= 0.8 * noise * eps).all()
+    sizes = {"norm": norm, "eps": torch.inf, "step_size": eps, "steps": 1}
+    near(got, reference(model, images, labels, starts, loss=cross_entropy(labels), **sizes))
+    assert ((got - images).flatten(1).norm(order, dim=1) <= attack.eps * (1 + 1e-12)).all()
+    near(attack.eps, (noise + 1) * eps)
 
 
 @pytest.mark.parametrize(

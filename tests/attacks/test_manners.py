@@ -12,7 +12,7 @@ from roli_fast.attacks import APGD, APGDT, FAB, FABT, PGD, Attack, Square
 from roli_fast.evaluation import evaluate
 from roli_fast.models import Normalized
 
-from .cases import ALL, ATTACKS, KINDS, SIZES, STRONGER, each, each_attack, each_descent, make
+from .cases import ALL, ATTACKS, KINDS, ONE_STEP, SIZES, STRONGER, each, each_attack, each_descent, make
 
 NO_LABELS = ("TPGD", "FeaturePGD")
 ORDERS = {"linf": torch.inf, "l2": 2, "l1": 1}
@@ -353,7 +353,7 @@ def test_the_best_iterate_is_each_samples_own(name, convnet, batch):
     assert_in_ball(name, best.adversarial, batch[0], eps_of(name))
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS if n[:7] != "Feature" and n[:4] != "FGSM"])
+@pytest.mark.parametrize("name", [n for n in ATTACKS if kind_of(n) not in ("FeaturePGD", *ONE_STEP)])
 def test_fooled_samples_leave_the_batch(name, convnet):
     """The model's gradient is asked for ever fewer of them; success is that of the whole run."""
     images, labels = torch.rand(30, 3, 8, 8), torch.randint(0, 5, (30,))

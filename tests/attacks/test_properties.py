@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
+from roli_fast.attacks import FGSM, MIFGSM, NFGSM, PGD, TPGD, FeaturePGD, verify
 
-KINDS = (FGSM, PGD, MIFGSM, TPGD, FeaturePGD)
+KINDS = (FGSM, PGD, MIFGSM, TPGD, FeaturePGD, NFGSM)
 FEATURES = 12
 
 
@@ -39,7 +39,7 @@ def calls(draw):
         eps = torch.rand(samples, generator=random) * eps
     kind = draw(st.sampled_from(KINDS))
     options = {"norm": draw(st.sampled_from(["linf", "l2", "l1"])), "eps": eps, "bounds": bounds}
-    if kind is not FGSM:
+    if kind not in (FGSM, NFGSM):
         options["step_size"] = draw(st.floats(0, 1)) * width
         options["steps"] = draw(st.integers(1, 4))
     options["iterate"] = draw(st.sampled_from(["last", "best"]))
@@ -60,10 +60,11 @@ def test_every_result_verifies(call):
     torch.manual_seed(0)
     model = Net()
     # Not strict: pixels up to 255 may saturate the model, whose gradient is then zero.
-    result = kind(**options).run(model, images, labels, strict=False)
+    attack = kind(**options)
+    result = attack.run(model, images, labels, strict=False)
     assert result.adversarial.dtype == images.dtype
     targeted = options.get("targeted", False)
-    eps, bounds = options["eps"], options["bounds"]
+    eps, bounds = attack.eps, options["bounds"]
     checked = verify(
         model, images, result.adversarial, labels, options["norm"], eps, bounds, targeted=targeted
     )
