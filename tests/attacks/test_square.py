@@ -2,12 +2,15 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 from roli_fast.attacks import Square, verify
 from roli_fast.attacks.square_moves import Mass, Stripes, pattern
+
+from .cases import projection, sizes
 
 NORMS = {"linf": 0.1, "l2": 0.8, "l1": 4.0}
 
@@ -78,6 +81,69 @@ def test_the_pattern(order, side):
     if side >= 8:
         middle, centre = half // 2, side // 2
         assert found[:half].max() == found[middle, centre]
+
+
+def authors_pattern(order, side, lying):
+    """In numpy: at distance d from the middle of each half, the sum of 1 / k^2 (in L1 1 / k^4) over k > d."""
+
+    def peak(height, width):
+        rows, columns = numpy.indices((height, width))
+        far = numpy.maximum(abs(rows - height // 2), abs(columns - width // 2))
+        terms = numpy.arange(1, max(height // 2, width // 2) + 2) ** -(2.0 if order == 2 else 4.0)
+        found = (terms * (numpy.arange(len(terms)) >= far[..., None])).sum(-1)
+        return found / (found**order).sum() ** (1 / order)
+
+    whole = numpy.concatenate([peak(side // 2, side), -peak(side - side // 2, side)])
+    whole /= (abs(whole) ** order).sum() ** (1 / order)
+    return whole.T if lying else whole
+
+
+def authors_move(norm, best, clean, eps, to, taken, side, lying, colours):
+    """Algorithm 3 of Andriushchenko et al. 2020, in L1 as in Croce and Hein 2021, for an image (C, H, W) in
+    numpy. to, taken: top and left of the squares that gain and lose mass."""
+    order, channels = (2 if norm == "l2" else 1), len(clean)
+    gains, loses = (
+        (slice(None), slice(top, top + side), slice(left, left + side)) for top, left in (to, taken)
+    )
+
+    def mass(part):  # of each channel
+        return (abs(part) ** order).sum((1, 2), keepdims=True) ** (1 / order)
+
+    change = best - clean
+    outside = change.copy()
+    outside[gains] = outside[loses] = 0
+    unused = max(eps**order - (abs(change) ** order).sum(), 0) / channels
+    share = (unused + mass(change) ** order - mass(outside) ** order) ** (1 / order)
+    new = colours[:, None, None] * authors_pattern(order, side, lying) + change[gains] / mass(change[gains])
+    new *= share / mass(new) * (channels if norm == "l1" else 1)
+    change[loses] = 0
+    change[gains] = new
+    if norm == "l2":
+        change *= eps / (change**2).sum() ** 0.5
+    moved, image = torch.from_numpy(clean + change)[None], torch.from_numpy(clean)[None]
+    return projection(norm, moved, image, sizes(eps, image), 0, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("to", "taken"), [((0, 0), (7, 5)), ((2, 1), (4, 3)), ((4, 2), (4, 2)), ((7, 0), (3, 0))]
+)
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_a_move_of_mass_is_the_authors(images, norm, to, taken):
+    """Of squares that overlap or not; from the ball's surface, and from halfway to it."""
+    of, eps, side = moves(norm), NORMS[norm], 5
+    images = images[:8]
+    start = of.start(images, eps, draws(8, of.start_draws(images.shape)))
+    for best in (start, (start + images) / 2):
+        given = draws(8, of.draws(images.shape))
+        places = [12 - side + 1, 10 - side + 1] * 2  # of a square in rows and columns
+        given[:, :4] = (torch.tensor([*to, *taken]) + 0.5) / torch.tensor(places)
+        moved = of.move(best.clone(), images, eps, side, given)
+        colours = torch.where(given[:, 5:] > 0.5, 1.0, -1.0).numpy()
+        for i, lying in enumerate((given[:, 4] > 0.5).tolist()):
+            expected = authors_move(
+                norm, best[i].numpy(), images[i].numpy(), eps, to, taken, side, lying, colours[i]
+            )
+            torch.testing.assert_close(moved[i], expected, rtol=0, atol=1e-11)
 
 
 def test_the_square_shrinks_as_the_authors_have_it():
