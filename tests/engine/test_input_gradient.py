@@ -84,6 +84,36 @@ def test_eot_averages_gradients_losses_and_outputs(problem):
     torch.testing.assert_close(output, torch.stack([model(x + s) for s in shifts]).mean(0).detach())
 
 
+@pytest.mark.parametrize("asked", ["loss", "output", "of_each_class"])
+def test_eot_averages_whatever_is_asked(problem, asked):
+    net, x, labels = problem
+    shifts, visited = torch.randn(3, *x.shape), []
+    calls = iter(shifts)
+
+    def model(x):
+        return net(x).tanh()
+
+    gradient = InputGradient(lambda x: model(x + next(calls)), cross_entropy, eot=3)
+    outputs = torch.stack([model(x + shift) for shift in shifts]).detach()
+    if asked == "loss":
+        loss, output = gradient.loss(x, labels)
+        losses = torch.stack([cross_entropy(output, labels) for output in outputs])
+        torch.testing.assert_close(loss, losses.mean(0))
+    elif asked == "output":
+        output = gradient.output(x)
+    else:
+        output = gradient.of_each_class(x, labels, lambda *found: visited.append(found))
+    assert next(calls, None) is None  # as many calls as are averaged
+    torch.testing.assert_close(output, outputs.mean(0))
+    for c, gap, slope in visited:
+        leaf = x.clone().requires_grad_()
+        every = torch.stack([model(leaf + shift) for shift in shifts])
+        expected = (every[:, :, c] - every[:, torch.arange(5), labels]).mean(0)
+        torch.testing.assert_close(gap, expected.detach())
+        torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), leaf)[0])
+    assert len(visited) == (4 if asked == "of_each_class" else 0)
+
+
 def test_eot_nears_the_expectation():
     """The expected gradient of |x + noise| at 0 is 0, of any one draw +-1."""
     x = torch.full((1, 4000), 0.0)
