@@ -81,6 +81,25 @@ def test_labels_out_of_range(name, by, convnet, batch):
         verify(convnet, images, images, labels + by, "linf", 0.1)
 
 
+@pytest.mark.parametrize("name", ["PGD-linf", "AutoAttack-linf"])
+def test_tensors_on_another_device_than_the_images(name, convnet, batch):
+    """As an error that says which, before anything is attacked."""
+    (images, labels), attack = batch, make(name)
+    elsewhere = labels.to("meta")
+    message = "labels: got device meta, accepted: images' device cpu"
+    for ask in (attack, attack.run):
+        with pytest.raises(ValueError, match=message):
+            ask(convnet, images, elsewhere)
+    with pytest.raises(ValueError, match=message):
+        evaluate(lambda x: convnet(x), [(images, elsewhere)], attack)  # a module's device is where they go
+    with pytest.raises(ValueError, match=message):
+        verify(convnet, images, images, elsewhere, "linf", 0.1)
+    with pytest.raises(ValueError, match="index: got device meta, accepted: images' device cpu"):
+        attack.run(convnet, images, labels, index=torch.arange(6, device="meta"))
+    with pytest.raises(ValueError, match=r"key: got torch.int64 of shape \(1,\) on meta, accepted: .*, cpu"):
+        attack.run(convnet, images, labels, key=torch.zeros(1, dtype=torch.int64, device="meta"))
+
+
 @each
 @pytest.mark.parametrize("change", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x / 0])
 def test_images_outside_the_bounds(name, change, convnet, batch):
