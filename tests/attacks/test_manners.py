@@ -287,6 +287,32 @@ def test_a_zero_gradient_moves_nothing(name, batch):
             make(name).run(Flat(), images, labels)
 
 
+@pytest.mark.parametrize("flat", [6, 3])
+@pytest.mark.parametrize("norm", SIZES)
+@pytest.mark.parametrize("kind", ["APGD", "APGDT", "FAB", "FABT", "AutoAttack"])
+def test_flat_images_do_no_harm(kind, norm, flat, batch):
+    """All of them, or the first half: the model is asked about numbers, and the rest is attacked."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            assert x.isfinite().all()
+            logits = net(x)
+            constant = 0 * logits + torch.tensor([1.0, 0, 0, 0, 0])
+            return torch.where(x[:, :1, 0, 0] < 0.5, constant, logits)
+
+    name, images = f"{kind}-{norm}", batch[0].clone()
+    images[:flat, 0, 0, 0], images[flat:, 0, 0, 0] = 0.0, 1.0
+    labels = Flat()(images).argmax(1)
+    result = make(name).run(Flat(), images, labels, strict=False)
+    assert result.loss[result.success].isfinite().all()
+    assert_in_ball(name, result.adversarial, images, eps_of(name))
+    if kind in ("FAB", "FABT"):
+        assert torch.equal(result.adversarial[:flat], images[:flat])
+        assert not result.success[:flat].any()
+    assert max(stuck for stuck, _ in result.undirected_by_stage.values()) >= flat
+
+
 @each(ALL, bounds=[(-1.0, 1.0), (0.0, 255.0), (-2.5, -0.5)])
 def test_other_bounds(name, bounds, convnet, batch):
     """The attack scales with the box."""
