@@ -16,6 +16,7 @@ after each: several processes may share --out, each with seeds of its own (--see
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -85,6 +86,7 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
     found = evaluate(model, Loader(splits.test, 200), attack)
     cell = {
         "arm": arm,
+        "device": DEVICE,
         "seed": seed,
         "best_epoch": trained.best + 1,
         "validation": [row["val_robust"] for row in trained.history],
@@ -95,7 +97,7 @@ def run_cell(folder, arm, network, checkpoint, splits, epochs, seed, **settings)
 
 
 def bind(out, about):
-    """Cells of other settings would be taken for finished."""
+    """Cells of other settings or of other files would be taken for finished."""
     kept = out / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != json.loads(json.dumps(about)):
         raise ValueError(f"out: got {out}, whose cells have other settings, accepted: another folder")
@@ -173,11 +175,13 @@ def main(
         "images_per_class": images_per_class,
         "epochs": epochs,
         "lr": LR,
-        "device": DEVICE,
+        "val_images": len(splits.val),
         "test_images": len(splits.test),
         **settings,
     }
-    bind(out, about)
+    contents = {name: file and Path(file).read_bytes() for name, file in backbones.items()}
+    sha256 = {name: content and hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    bind(out, about | {"backbones": sha256})
     for seed in seeds:
         for backbone, checkpoint in backbones.items():
             for arm in (arm for arm, (method, _) in ARMS.items() if method in ("linear", *methods)):

@@ -4,18 +4,19 @@ import contextlib
 import functools
 import math
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_choice, check_count, refuse
 from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
 from ..engine.modes import Model
 from ..engine.outputs import check_output
-from ..engine.weakly import Recent, weakly
+from ..engine.weakly import weakly
 from .inputs import (
     Values,
     check_bounds,
@@ -32,8 +33,9 @@ from .trial import AttackResult, Trial
 from .verify import is_fooled
 
 
-class Views(Recent[AttackView]):
-    """Copies by their models."""
+class Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
+    """Copies by their models. Where a model holds itself, as by a hook that is its own method, what its copy
+    has to compare holds it, too, and it lives as long as this."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +67,7 @@ class Attack:
     """
 
     _views: Views
-    _oracles: Recent[Oracle]
+    _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
     # What some do otherwise.
     compares_with_clean = False  # the loss compares with the output for the clean images, not with labels
@@ -283,22 +285,24 @@ class Attack:
 
     def _oracle(self, model: Model) -> Oracle:
         """The model's, with its current weights."""
-        oracle = self._oracles.last(model)
+        oracle = self._oracles.get(model) if isinstance(model, nn.Module) else None
         if oracle is not None:
             oracle.view.refresh()
             return oracle
         oracle = self._oracle_of(self._view(model))
-        self._oracles.keep(model, oracle)
+        if isinstance(model, nn.Module):
+            self._oracles[model] = oracle
         return oracle
 
     def _view(self, model: Model) -> AttackView:
-        view = self._views.last(model)
+        view = self._views.get(model) if isinstance(model, nn.Module) else None
         if view is not None:
             view.refresh()
             return view
         view = AttackView(model, precision=self.precision, fold=self.fold, output=self.output)
-        if self._views.keep(model, view):
+        if isinstance(model, nn.Module):
             view.hold_weakly()
+            self._views[model] = view
         return view
 
     def share_views(self, views: Views) -> None:
@@ -328,7 +332,7 @@ class Attack:
         self._begin_caches()
 
     def _begin_caches(self) -> None:
-        oracles: Recent[Oracle] = Recent()
+        oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
         vars(self).update(_views=Views(), _oracles=oracles)
 
     @property

@@ -120,8 +120,11 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
 
 def _of_other_data(model: Path, splits: Splits) -> list[str]:
     """A note where the file lies in a run's folder, and the run trained on other images."""
-    recipe = model.parent / "recipe.json"
-    if not recipe.is_file() or read_json(recipe).get("data") in (None, splits.fingerprint()):
+    try:
+        trained = dict(read_json(model.parent / "recipe.json")).get("data")
+    except (TypeError, ValueError):  # no run's folder
+        return []
+    if trained in (None, splits.fingerprint()):
         return []
     return [
         "the run trained and validated on other images than this data set's, or other views of them: "

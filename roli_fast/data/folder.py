@@ -41,11 +41,12 @@ def load_folder(
     tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests,
     unless val_split names it. A folder that is named for one purpose serves no other.
 
-    Files of other kinds, and folders whose names begin with a dot, are passed over.
+    Class folders may lie in folders of superclasses, all of them. Files of other kinds, and folders whose
+    names begin with a dot, are passed over.
 
     Raises FileNotFoundError for a folder that is not there or without images, ValueError for images outside
-    class folders or in folders within these, for a class that is not trained, and for a folder that is named
-    twice.
+    class folders, for class folders at several depths or of one name, for a class that is not trained, and
+    for a folder that is named twice.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(
@@ -84,7 +85,9 @@ def _find(
         return data_dir / name
     free = [f for f in sorted(data_dir.iterdir()) if f.is_dir() and f.resolve() not in named]
     known = (folder for synonym in synonyms for folder in free if folder.name.lower() == synonym)
-    return next(known, None)
+    return next(
+        (f for f in known if any(inside.is_dir() for inside in f.iterdir())), None
+    )  # or it is a class
 
 
 def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:
@@ -94,11 +97,8 @@ def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = N
     files = sorted((f for f in below if not any(part[0] == "." for part in f.parts)), key=_by_number)
     if not files:
         raise FileNotFoundError(f"data_dir: got no image below {root}, accepted: images in class folders")
-    stray = next((file for file in files if len(file.parts) != 2), None)
-    if stray is not None:
-        where = "outside a class folder" if len(stray.parts) == 1 else "in a folder within a class folder"
-        refuse("data_dir", f"{root / stray}, {where}", "images in class folders")
-    names = sorted({file.parts[0] for file in files}, key=_by_number)
+    folders = _class_folders(root, files)
+    names = sorted(folders.values(), key=_by_number)
     classes = names if classes is None else classes
     unknown = [name for name in names if name not in classes]
     if unknown:
@@ -108,9 +108,29 @@ def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = N
             f"the {len(classes)} classes of the training images",
         )
     place = {name: number for number, name in enumerate(classes)}
-    labels = torch.tensor([place[file.parts[0]] for file in files])
+    labels = torch.tensor([place[folders[file.parent]] for file in files])
     paths = [file.as_posix() for file in files]
     return Pictures(Files(root, paths), labels, classes, paths, view, mode)
+
+
+def _class_folders(root: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """The name of the class of each folder: its own, below any superclasses."""
+    stray = next((file for file in files if len(file.parts) == 1), None)
+    if stray is not None:
+        refuse("data_dir", f"{root / stray}, outside a class folder", "images in class folders")
+    folders = dict.fromkeys(file.parent for file in files)
+    one = next(iter(folders))
+    other = next((f for f in folders if len(f.parts) != len(one.parts)), None)
+    if other is not None:
+        got = f"{root} with images in {one} and in {other}"
+        refuse("data_dir", got, "class folders at one depth")
+    by_name: dict[str, Path] = {}
+    for folder in folders:
+        if folder.name in by_name:
+            got = f"{root} with {by_name[folder.name]} and {folder}, of one name"
+            refuse("data_dir", got, "class folders of different names")
+        by_name[folder.name] = folder
+    return {folder: name for name, folder in by_name.items()}
 
 
 def _by_number(name: str | Path) -> tuple[list[str | int], str]:

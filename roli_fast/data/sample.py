@@ -48,6 +48,7 @@ class Sample:
         return self._labels
 
     def __len__(self) -> int:
+        """Batches; of a stream, which several workers read, there may be more."""
         return math.ceil(self.images / self._loader.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -65,7 +65,7 @@ def load_timm(
 
     parts = {split: make(split=split) for split in (train_split, val_split, test_split) if split is not None}
     if prefix == "torch":
-        _check_parts(parts, train_split, name, data_dir)
+        check_parts(parts, train_split, name, data_dir)
     shown = {
         split: _pictures(part, f"{name}, {split}", view, mode, num_classes) for split, part in parts.items()
     }
@@ -76,14 +76,14 @@ def load_timm(
     return Splits(train, val, test)
 
 
-def _check_parts(parts: dict[str, Any], train_split: str, name: str, data_dir: str | None) -> None:
+def check_parts(parts: dict[str, Any], train_split: str, name: str, data_dir: str | None) -> None:
     """timm gives a torchvision set's test images for every name that it does not know, and a whole folder
     where a split's is not there."""
     if getattr(parts[train_split], "train", True) is False:
         refuse("train_split", f"{train_split}, which is the test images of {name}", "train")
     are: dict[tuple[str, ...], str] = {}
     for split, part in parts.items():
-        if isinstance(part, ImageFolder) and Path(part.root) == Path(str(data_dir)):
+        if type(part) is ImageFolder and Path(part.root) == Path(str(data_dir)):
             raise FileNotFoundError(
                 f"data_dir: got {data_dir} without a folder for {split}, accepted: one for each split; or "
                 "the data set 'folder', which cuts what is missing"

@@ -88,7 +88,7 @@ class AttackView:
 
     def hold_weakly(self) -> None:
         """No longer keeps the model alive: for a cache that is keyed by it."""
-        if self._held is not None:
+        if isinstance(self._held, nn.Module):
             self._model, self._held = weakref.ref(self._held), None
 
     def _build(self, fold: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import first_line
+from ..checks import first_line, refuse
 from .outputs import Output, select
 
 Model = Callable[[Tensor], Any]
@@ -72,10 +72,8 @@ def _explain_dtypes(model: Model, images: Tensor, error: RuntimeError) -> None:
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     own = next((p.dtype for p in parameters if p.is_floating_point()), images.dtype)
     if own != images.dtype and not isinstance(error, torch.OutOfMemoryError):
-        raise ValueError(
-            f"images: got {images.dtype} for a model of {own}, accepted: images of {own}, or model.to("
-            f"{images.dtype}) ({first_line(error)})"
-        ) from error
+        accepted = f"images of {own}, or model.to({images.dtype})"
+        refuse("images", f"{images.dtype} for a model of {own} ({first_line(error)})", accepted)
 
 
 def class_logits(model: Model, images: Tensor, output: Output = None) -> Tensor:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,31 +36,47 @@ class Precision:
 
 @contextlib.contextmanager
 def _set(products: str) -> Iterator[None]:
-    """With torch's older flags: torch raises where a model reads one, as ``cudnn.flags()`` does, and it says
-    otherwise than the newer."""
-    cudnn: Any = torch.backends.cudnn
-    before = [(place, place.fp32_precision) for place in _products()]
-    matmul = torch.get_float32_matmul_precision()
+    places = _products()
+    before = [place.fp32_precision for place in places]
+    older = None
     try:
-        convolutions = cudnn.allow_tf32
-    except RuntimeError:  # in the caller's settings, too
-        convolutions = None
-
-    def set_older(matmul: str, convolutions: bool | None) -> None:
-        torch.set_float32_matmul_precision(matmul)
-        if convolutions is not None:
-            cudnn.allow_tf32 = convolutions
-
-    tf32 = products == "tf32"
-    try:
-        set_older("high" if tf32 else "highest", None if convolutions is None else tf32)
-        for place, _ in before:
+        older = _OlderFlags.read()
+        _OlderFlags("high" if products == "tf32" else "highest", products == "tf32").write()
+        for place in places:
             place.fp32_precision = products
         yield
     finally:
-        set_older(matmul, convolutions)
-        for place, setting in before:
+        if older is not None:
+            older.write()
+        for place, setting in zip(places, before, strict=True):
             place.fp32_precision = setting
+
+
+class _OlderFlags(NamedTuple):
+    """What torch's older settings say: it raises where a model asks for one of these, as ``cudnn.flags()``
+    does, and they and the newer contradict each other."""
+
+    matmul: str
+    convolutions: bool
+
+    @classmethod
+    def read(cls) -> "_OlderFlags":
+        """Leaves the newer ones changed, so that they contradict none."""
+        backends: Any = torch.backends
+        for place in _products():
+            place.fp32_precision = "ieee"
+        matmul = torch.get_float32_matmul_precision()
+        for place in (backends.cudnn.conv, backends.cudnn.rnn):
+            place.fp32_precision = "tf32"
+        try:
+            return cls(matmul, backends.cudnn.allow_tf32)
+        except RuntimeError:
+            return cls(matmul, False)
+
+    def write(self) -> None:
+        """Sets newer ones, too."""
+        torch.set_float32_matmul_precision(self.matmul)
+        torch.backends.cudnn.allow_tf32 = self.convolutions
 
 
 _SHARED = SharedSetting(_set)

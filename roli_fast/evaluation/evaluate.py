@@ -19,7 +19,6 @@ from ..attacks.checks import square_finds_more
 from ..attacks.inputs import as_floats, check_inputs, check_labels, draw_key
 from ..attacks.verify import mean_of
 from ..checks import refuse
-from ..data import Loader
 from ..engine import Output
 from ..engine.modes import Model
 from .accuracy import Accuracy
@@ -92,7 +91,7 @@ def evaluate(
     model.
     """
     _check_attack(attack)
-    if attack is not None and output is not None:
+    if attack is not None and output not in (None, attack.output):
         refuse("output", readable(output), f"None: the attack's own, {type(attack).__name__}(output=...)")
     _check_batches(batches)
     run = _Run(model, attack, attack.output if attack is not None else output, folder)
@@ -123,8 +122,10 @@ def _check_attack(attack: Attack | None) -> None:
 
 
 def _check_batches(batches: Iterable[object]) -> None:
-    if isinstance(batches, Loader) and batches.world_size > 1:
-        got = f"a Loader of this process' share of {batches.world_size}"
+    """Raises ValueError where each process would be given a share of its share."""
+    shares = getattr(batches, "world_size", 1)  # of a Loader
+    if shares > 1 and _place()[1] > 1:
+        got = f"a Loader of this process' share of {shares}"
         refuse("batches", got, "one with rank=0 and world_size=1: the processes share its batches")
 
 

@@ -87,6 +87,7 @@ class Records:
             for name in ("forwards", "gradients", "seconds", "directed", "undirected")
         }
         metadata = {"facts": json.dumps(facts), "first": str(first), "data": digest_of(images, labels)}
+        self._forget_count()
         write(self._path(number), save(kept, metadata))
         right = int((record.broken_by < 0).sum())
         cost = f"{record.seconds:.1f} s, {record.forwards} forwards, {record.gradients} gradients"
@@ -114,6 +115,13 @@ class Records:
         """Notes how many batches the evaluation has: an earlier one may have left more."""
         path = self._folder / "evaluation.json"
         write_json(path, read_json(path) | {"batches": count})
+
+    def _forget_count(self) -> None:
+        """Of an evaluation that was finished, and that this one adds to."""
+        path = self._folder / "evaluation.json"
+        there = read_json(path)
+        if there.pop("batches", None) is not None:
+            write_json(path, there)
 
     def batches(self) -> Iterator[SavedBatch]:
         """Of an evaluation that was interrupted, those there are."""

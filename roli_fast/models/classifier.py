@@ -80,7 +80,7 @@ def separate(model: nn.Module, head_name: str | None = None) -> Classifier:
     if getattr(model, "aux_head", None) is not None:  # VOLO's, which reset_classifier() drops
         raise ValueError(
             f"model: got a {type(model).__name__}, which has two heads, accepted: one whose logits are its "
-            "last linear layer's"
+            "last linear layer's (use_aux_head=False)"
         )
     if head_name is not None:
         name, head = head_name, dict(model.named_modules()).get(head_name)

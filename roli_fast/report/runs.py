@@ -48,7 +48,8 @@ class Run:
     name: what it is called in the report.
     stages: "probe", where there was one, and "finetune".
     method: of finetuning. kind: "RoLI" where finetuning began from a probed head, "RanLI" where from a random
-        one, "linear probing" where there was nothing else, or "pretrained head".
+        one ("RanLI, small head" from torch's), "linear probing" where there was nothing else, or "pretrained
+        head".
     test: ``result.json``'s accuracies on all test images.
     about: what else ``args.json`` says: arguments, versions, commit; empty for a run of the Python API.
     """
@@ -118,7 +119,8 @@ def _kind(stages: dict[str, Stage], method: str, about: dict[str, Any]) -> str:
         return "linear probing"
     if "probe" in stages:
         return "RoLI"
-    return "pretrained head" if about.get("arguments", {}).get("init") == "pretrained" else "RanLI"
+    init = about.get("arguments", {}).get("init")
+    return {"pretrained": "pretrained head", "small": "RanLI, small head"}.get(init, "RanLI")
 
 
 def check_comparable(runs: list[Run]) -> None:

@@ -26,7 +26,7 @@ class TrainingAttack:
 
     def __init__(self, model: nn.Module, recipe: Recipe, precision: str):
         self._model, self._recipe = model, recipe
-        self._live: Callable[[Tensor], Any] = lambda x: model(x)  # no module: stays in its mode
+        self._live = _Live(model)
         # Tensors, where they grow: a graph then follows their values.
         grow = recipe.eps_warmup_epochs > 0
         device = next(model.parameters()).device
@@ -46,6 +46,17 @@ class TrainingAttack:
             return self._attack.perturb(self._model, images, given, index=index, key=key, checked=True)
         with _in_train_mode(self._model):
             return self._attack.perturb(self._live, images, given, index=index, key=key, checked=True)
+
+
+class _Live(nn.Module):
+    """The model in the mode in which it is: what is not registered is neither copied nor put into another."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._unregistered = [model]
+
+    def forward(self, x: Tensor) -> Any:
+        return self._unregistered[0](x)
 
 
 def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:

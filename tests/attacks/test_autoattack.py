@@ -221,7 +221,7 @@ def test_a_single_class_is_no_classifier(kind):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_call_of_the_model_is_counted(problem, version):
-    """But for the few images that confirm a new view, which all attacks share."""
+    """But for the few images that confirm a new view."""
     model, images, labels = problem
     counts = [0, 0]
 
@@ -232,7 +232,8 @@ def test_every_call_of_the_model_is_counted(problem, version):
 
     attack = AutoAttack(eps=0.004, version=version, **QUICK)
     result = attack.run(counted, images, labels)
-    assert result.forwards == counts[0] - 4
+    confirmed = 4 * (1 + len(attack.attacks))  # a callable gets a view of its own in each
+    assert result.forwards == counts[0] - confirmed
     if version != "plus":  # untargeted FAB goes back once per class
         assert result.gradients == counts[1]
 

@@ -493,34 +493,12 @@ def test_a_million_images_are_not_moved_at_once(convnet):
     assert len(evaluate(convnet, batches(), PGD(steps=1)).right) == 20
 
 
-class Noting(nn.Sequential):
-    """Holds itself, by a hook that is its own method."""
-
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(192, 5))
-        self[0].register_forward_hook(self.note)
-
-    def note(self, module, inputs, output):
-        self.noted = len(output)
-
-
-def test_of_models_that_hold_themselves_the_last_few_are_kept(batch):
-    attack, living = make("PGD-linf"), []
-    for _ in range(40):
-        model = Noting()
-        living.append(weakref.ref(model))
-        attack(model, *batch)
-    del model
-    gc.collect()
-    assert sum(reference() is not None for reference in living) <= 16
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_of_another_dtype_than_its_images_is_named(dtype, batch):
     images, labels = batch
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).to(dtype)
     with pytest.raises(
-        ValueError, match=f"images: got torch.float32 for a model of {dtype}, accepted: images"
+        ValueError, match=f"images: got torch.float32 for a model of {dtype} .* accepted: images"
     ):
         make("PGD-linf").run(model, images, labels)
     assert make("PGD-linf").run(model, images.to(dtype), labels).adversarial.dtype == dtype

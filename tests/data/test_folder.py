@@ -207,14 +207,27 @@ def test_splits_are_found_in_any_case(tmp_path):
     assert sizes(load("folder", tmp_path)) == (54, 6, 9)
 
 
-def test_a_folder_within_a_class_folder_is_refused(tmp_path):
-    """Which of the two is the class?"""
-    folders(tmp_path / "cat", {"day": 20, "night": 20})
+def test_which_folder_is_the_class(tmp_path):
+    """The last one, below any superclasses; what could be read otherwise is refused."""
+    folders(tmp_path / "animal", {"cat": 20, "owl": 20})
+    folders(tmp_path / "thing", {"car": 20})
+    assert load("folder", tmp_path).classes == ("car", "cat", "owl")
     folders(tmp_path, {"dog": 20})
     with pytest.raises(
-        ValueError, match=r"cat/day/0.jpg, in a folder within a class folder, accepted: images"
+        ValueError, match=r"with images in .* and in .*, accepted: class folders at one depth"
     ):
         load("folder", tmp_path)
+    folders(tmp_path / "days" / "cat", {"day": 20})
+    folders(tmp_path / "days" / "dog", {"day": 20})
+    with pytest.raises(
+        ValueError, match=r"with cat/day and dog/day, of one name, accepted: class folders of"
+    ):
+        load("folder", tmp_path / "days")
+
+
+def test_a_class_may_have_a_splits_name(tmp_path):
+    folders(tmp_path, {"Bus": 20, "Train": 20})
+    assert load("folder", tmp_path).classes == ("Bus", "Train")
 
 
 def test_other_kinds_of_pictures_and_what_is_no_class(tmp_path):

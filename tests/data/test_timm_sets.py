@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 
 from roli_fast.data import ImageStream, Loader, StoredImages, load, timm_sets
 from roli_fast.data.view import View
@@ -288,6 +288,25 @@ def test_a_split_that_has_no_folder(tmp_path):
     folders(tmp_path, {"cat": 20, "dog": 20})
     with pytest.raises(FileNotFoundError, match="without a folder for train, accepted: one for each split"):
         load("torch/image_folder", tmp_path)
+
+
+def test_imagenets_root_is_all_of_its_parts(tmp_path):
+    """torchvision's ImageNet says so of each, and is an ImageFolder."""
+
+    class ImageNet(ImageFolder):
+        def __init__(self, split):
+            super().__init__(tmp_path / split)
+            self.root, self.split = str(tmp_path), split
+
+    for split in ("train", "val"):
+        folders(tmp_path / split, {"cat": 1})
+    parts = {split: ImageNet(split) for split in ("train", "val")}
+    timm_sets.check_parts(parts, "train", "torch/imagenet", str(tmp_path))
+    parts["validation"] = ImageNet("val")
+    with pytest.raises(
+        ValueError, match="got val and validation, which are the same images of torch/imagenet"
+    ):
+        timm_sets.check_parts(parts, "train", "torch/imagenet", str(tmp_path))
 
 
 def test_classes_of_one_name_keep_apart():

@@ -371,6 +371,6 @@ def test_an_ensemble_keeps_no_graph_of_a_stage_that_is_over(recorded):
     attack = AutoAttack(eps=1e-6, attacks=("apgd-ce", "apgd-t", "square"), steps=8, queries=8)
     attack.run(model, images, model(images).argmax(1))
     assert len(recorded) >= 3
-    oracles = [oracle for part in attack.parts.values() for oracle in part._oracles._values.values()]
+    oracles = [oracle for part in attack.parts.values() for oracle in part._oracles.values()]
     assert len(oracles) == 3
     assert not any(runner._recordings for oracle in oracles for runner in oracle._runners.values())

@@ -145,6 +145,8 @@ def test_what_is_saved_can_be_verified(problem, tmp_path):
     assert seen == len(images)
     fewer = evaluate(net, batches(images, labels)[:2], attack(), folder=tmp_path)
     assert sum(len(batch.index) for batch in saved(tmp_path)) == len(fewer.right) < seen
+    evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    assert sum(len(batch.index) for batch in saved(tmp_path)) == seen
     log = (tmp_path / "log.txt").read_text().splitlines()
     assert len(log) == 5
     assert "of 5 right" in log[0]
@@ -413,6 +415,8 @@ def test_an_attack_brings_its_own_output(problem):
         ValueError, match=r"output: got .*logits.*, accepted: None: the attack's own, PGD\(output"
     ):
         evaluate(net, batches(images, labels), PGD(), output="logits")
+    loader = Loader(StoredImages(images, labels), 5, rank=0, world_size=4)  # as an array of jobs shares them
+    assert len(evaluate(net, loader).right) == 6
 
 
 def test_a_clean_evaluation_is_bound_to_its_output(tmp_path):

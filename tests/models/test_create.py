@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
+from torch import nn
 from torchvision.transforms.functional import normalize, resize
 
-from roli_fast.models import Resized, create_model, find_classifier
+from roli_fast.models import Normalized, Resized, create_model, find_classifier
 
 from .cases import IMAGES, TINY, backbone, tiny
 
@@ -117,6 +118,8 @@ def test_refusals(name, options, message):
 def test_bytes_are_pixels():
     model, images = tiny("resnet").eval(), torch.randint(0, 256, IMAGES, dtype=torch.uint8)
     assert torch.equal(model(images), model(images / 255))
+    large = Normalized(nn.Flatten(), (124.0, 116.0, 104.0), (58.0, 57.0, 57.0))  # pixels are not in [0, 1]
+    assert torch.equal(large(images), large(images.float()))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (3,)])
@@ -124,6 +127,11 @@ def test_images_of_other_channels_are_refused(shape):
     """A normalisation by three means would make three channels of one."""
     with pytest.raises(ValueError, match=r"images: got shape .*, accepted: \(N, 3, \.\.\.\)"):
         tiny("resnet")(torch.rand(shape))
+
+
+def test_one_number_normalises_all_channels():
+    one, images = Normalized(nn.Identity(), (0.5,), (0.25,)), torch.rand(IMAGES)
+    assert torch.equal(one(images), (images - 0.5) / 0.25)
 
 
 def test_an_unknown_tag_is_refused():
