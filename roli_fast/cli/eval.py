@@ -14,12 +14,12 @@ from .. import __version__
 from ..attacks import PGD, Attack, AutoAttack
 from ..attacks.norms import NORMS
 from ..data import Splits
+from ..distributed import rank
 from ..engine import PRECISIONS
 from ..evaluation import Accuracy, Evaluation, evaluate
 from ..files import read_json, write_json
 from ..models import load_model
 from ..training.checks import check_fits
-from ..training.processes import rank
 from .errors import UserError
 from .launched import own_device
 from .options import (

@@ -14,12 +14,13 @@ from rich.table import Table
 from .. import __version__
 from ..attacks.norms import NORMS
 from ..data import Splits
+from ..distributed import rank
 from ..engine import PRECISIONS
 from ..files import write_json
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, Rounds, roli
-from ..training.processes import by_the_first, rank
+from ..training.processes import by_the_first
 from ..training.recipe import AMP_DTYPES, ATTACKS, AUTO, LOSSES, MODES, SCHEDULES
 from .errors import RunError, UserError
 from .launched import own_device

@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
+from .. import distributed
 from ..checks import refuse
 from .batch import Batch, generator
 from .images import ImageSet, Pictures, StoredImages
@@ -65,9 +65,8 @@ class Loader:
         workers = min(4, os.cpu_count() or 1) if workers is None else workers
         if workers < 0:
             refuse("workers", workers, "an integer >= 0, or None")
-        launched = _launched()
-        rank = launched[0] if rank is None else rank
-        world_size = launched[1] if world_size is None else world_size
+        rank = distributed.rank() if rank is None else rank
+        world_size = distributed.world_size() if world_size is None else world_size
         if not 0 <= rank < world_size:
             refuse("rank", rank, f"0 .. world_size - 1 = {world_size - 1}")
         if train and len(images) < world_size:
@@ -176,10 +175,3 @@ class _Requested:
 
     def __iter__(self) -> Iterator[_Request]:
         return iter(self.requests)
-
-
-def _launched() -> tuple[int, int]:
-    """Rank and number of processes, as torch.distributed has them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

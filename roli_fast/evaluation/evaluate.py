@@ -19,6 +19,7 @@ from ..attacks.checks import square_finds_more
 from ..attacks.inputs import as_floats, check_inputs, check_labels, draw_key
 from ..attacks.verify import mean_of
 from ..checks import refuse
+from ..distributed import rank, world_size
 from ..engine import Output
 from ..engine.modes import Model
 from .accuracy import Accuracy
@@ -96,12 +97,12 @@ def evaluate(
     _check_batches(batches)
     run = _Run(model, attack, attack.output if attack is not None else output, folder)
     found: dict[int, Record] = {}
-    total, rank, processes = 0, *_place()
-    with _bar(batches, run.name, progress and rank == 0) as advance:
+    total, processes = 0, world_size()
+    with _bar(batches, run.name, progress and rank() == 0) as advance:
         for number, (images, labels, *_) in enumerate(batches):
             images, labels = _beside(model, images), _beside(model, labels)
             check_inputs(images, labels, None)
-            if number % processes == rank:
+            if number % processes == rank():
                 found[number] = run.record(number, total, images, labels)
             total += len(images)
             advance(found)
@@ -124,7 +125,7 @@ def _check_attack(attack: Attack | None) -> None:
 def _check_batches(batches: Iterable[object]) -> None:
     """Raises ValueError where each process would be given a share of its share."""
     shares = getattr(batches, "world_size", 1)  # of a Loader
-    if shares > 1 and _place()[1] > 1:
+    if shares > 1 and world_size() > 1:
         got = f"a Loader of this process' share of {shares}"
         refuse("batches", got, "one with rank=0 and world_size=1: the processes share its batches")
 
@@ -142,7 +143,7 @@ class _Run:
         self._records = None if folder is None else Records(Path(folder))
         # One process may be done with its batches hours before the last, longer than a group usually waits.
         patience = datetime.timedelta(days=30)
-        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if _place()[1] > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=patience) if world_size() > 1 else None
         self._key = self._common_key()
 
     def record(self, number: int, first: int, images: Tensor, labels: Tensor) -> Record:
@@ -156,15 +157,15 @@ class _Run:
 
     def gathered(self, found: dict[int, Record]) -> dict[int, Record]:
         """Of all processes."""
-        if _place()[1] == 1:
+        if world_size() == 1:
             return found
-        everyone: list[dict[int, Record]] = [{} for _ in range(_place()[1])]
+        everyone: list[dict[int, Record]] = [{} for _ in range(world_size())]
         dist.all_gather_object(everyone, found, group=self._group)
         dist.destroy_process_group(self._group)  # a training evaluates hundreds of times
         return {number: record for of_one in everyone for number, record in of_one.items()}
 
     def finish(self, count: int) -> None:
-        if self._records is not None and _place()[0] == 0:
+        if self._records is not None and rank() == 0:
             self._records.finish(count)
 
     def evaluation(self, records: list[Record], strict: bool) -> Evaluation:
@@ -223,13 +224,13 @@ class _Run:
     def _common_key(self) -> Tensor:
         """Of all draws, the same in all processes; the folder's where an evaluation goes on."""
         agreed: list[int | Exception] = [0]
-        if _place()[0] == 0:
+        if rank() == 0:
             try:
                 key = self._drawn_key()
                 agreed = [key if self._records is None else self._records.open(self._bound, self._model, key)]
             except Exception as error:  # the other processes must not wait for it
                 agreed = [error]
-        if _place()[1] > 1:
+        if world_size() > 1:
             dist.broadcast_object_list(agreed, group=self._group)
         if isinstance(agreed[0], Exception):
             raise agreed[0]
@@ -249,13 +250,6 @@ def _beside(model: Model, tensor: Tensor) -> Tensor:
     if parameter is None or not isinstance(tensor, Tensor):
         return tensor
     return tensor.to(parameter.device)
-
-
-def _place() -> tuple[int, int]:
-    """Rank, and number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 @contextlib.contextmanager

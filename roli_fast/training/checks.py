@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..attacks.inputs import to_state
 from ..checks import refuse
 from ..data import Splits
+from ..distributed import world_size
 from ..engine import own_output
 from .learner import make_optimizer
-from .processes import world_size
 from .recipe import Recipe
 
 

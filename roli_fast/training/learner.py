@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..attacks.inputs import to_state
 from ..checks import refuse
+from ..distributed import world_size
 from ..engine.precision import get_precision
 from ..models import find_classifier
-from .processes import world_size
 from .recipe import AUTO, Recipe
 
 

@@ -11,18 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from ..checks import refuse
-
-
-def rank() -> int:
-    return dist.get_rank() if _together() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if _together() else 1
-
-
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized()
+from ..distributed import is_joined, rank, world_size
 
 
 def join(device: str | None) -> torch.device | None:
@@ -44,7 +33,7 @@ def join(device: str | None) -> torch.device | None:
 
 
 def leave() -> None:
-    if _together():
+    if is_joined():
         dist.destroy_process_group()
 
 

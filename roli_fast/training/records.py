@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from ..checks import refuse
+from ..distributed import rank
 from ..files import PARTIAL, locked, read_json, write, write_json
 from ..models import Normalized, find_classifier, read_metadata, save_model
-from .processes import agree, by_the_first, rank
+from .processes import agree, by_the_first
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:

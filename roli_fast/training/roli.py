@@ -10,13 +10,14 @@ import torch
 
 from ..checks import refuse
 from ..data import Pictures, Splits
+from ..distributed import rank
 from ..evaluation import Evaluation, evaluate
 from ..files import write_json
 from ..models import Normalized, finetune
 from .attack import validation_attack
 from .checks import bound, check_resume, check_stage
 from .cost import Cost
-from .processes import by_the_first, rank
+from .processes import by_the_first
 from .recipe import Recipe
 from .records import check_folder
 from .result import Trained

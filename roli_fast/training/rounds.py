@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..attacks.inputs import to_state
 from ..checks import check_count, check_number, refuse
 from ..data import ImageStream, Loader, Splits
+from ..distributed import rank, world_size
 from ..engine.identity import fingerprint
 from ..engine.precision import get_precision
 from ..evaluation import evaluate
@@ -18,7 +19,7 @@ from ..models import find_classifier, split
 from .attack import TrainingAttack, validation_attack
 from .checks import check_fits
 from .cost import Cost, Stopwatch
-from .processes import rank, summed, world_size
+from .processes import summed
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records

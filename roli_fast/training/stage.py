@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Loader, Splits
+from ..distributed import rank, world_size
 from ..evaluation import Evaluation, evaluate
 from .attack import TrainingAttack, validation_attack
 from .checks import bound, check_stage
 from .cost import Cost, Stopwatch
 from .learner import Learner
 from .overfitting import overfitting
-from .processes import agree, rank, share_statistics, summed, synchronize_norms, world_size
+from .processes import agree, share_statistics, summed, synchronize_norms
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageSet, ImageStream, Loader
+from ..distributed import world_size
 from .attack import chosen_precision
 from .checks import check_resume
-from .processes import agree, world_size
+from .processes import agree
 from .recipe import Recipe
 from .records import Records
 

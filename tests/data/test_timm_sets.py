@@ -242,17 +242,23 @@ def test_streams_through_timms_factory(monkeypatch):
     assert load("wds/shapes", "/x", val_split="val", num_classes=2, **options).classes == ("0", "1")
 
 
+def launch(monkeypatch, rank):
+    """As one of two processes."""
+    monkeypatch.setattr("roli_fast.distributed.rank", lambda: rank)
+    monkeypatch.setattr("roli_fast.distributed.world_size", lambda: 2)
+
+
 def test_processes_share_a_stream_or_each_read_all_of_it(monkeypatch):
     shares = [content(Loader(stream(padded=False), 3, workers=0, rank=r, world_size=2)) for r in (0, 1)]
     assert sorted(shares[0] + shares[1]) == list(range(20))
-    monkeypatch.setattr("roli_fast.data.loader._launched", lambda: (1, 2))
+    launch(monkeypatch, 1)
     assert content(Loader(stream(padded=False), 3, workers=0)) == shares[1]
     every = Loader(stream(padded=True), 3, workers=0, rank=0, world_size=1)
     assert sorted(content(every)) == list(range(20))
 
 
 def test_a_stream_that_processes_would_pad_is_not_evaluated_in_shares(monkeypatch):
-    monkeypatch.setattr("roli_fast.data.loader._launched", lambda: (0, 2))
+    launch(monkeypatch, 0)
     with pytest.raises(ValueError, match="images: got a stream that 2 processes would pad"):
         Loader(stream(padded=True), 3)
     Loader(stream(padded=False), 3)
