@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -50,6 +51,12 @@ def _set(products: str) -> Iterator[None]:
             older.write()
         for place, setting in zip(places, before, strict=True):
             place.fp32_precision = setting
+
+
+# Some versions of torch warn, once, of whoever asks for an older flag: here that is nobody's doing.
+with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+    warnings.simplefilter("ignore")
+    torch.get_float32_matmul_precision()
 
 
 class _OlderFlags(NamedTuple):
