@@ -91,6 +91,24 @@ class Call {
     return std::any_of(sizes_, sizes_ + rank_, [](int64_t size) { return size == 0; });
   }
 
+  // Elements may be done in any order: along a dimension where all operands run backwards, they are done
+  // forwards, from its end. Not where an index says whose sizes or which channel's mean are meant.
+  void turn_forwards(const LinfStep& op, std::initializer_list<Operand*> operands) const {
+    if (empty()) return;
+    const PlanOptions options = op.options();
+    for (int d = 0; d < rank_; ++d) {
+      if (options.per_sample && d == options.sample_dim) continue;
+      if (options.per_channel && d == options.sample_dim + 1) continue;
+      if (std::any_of(operands.begin(), operands.end(), [&](Operand* o) { return o->strides[d] > 0; }))
+        continue;
+      for (Operand* o : operands) {
+        const int64_t to_the_end = o->strides[d] * (sizes_[d] - 1) * item_size(o->array.dtype);
+        o->array.data = static_cast<char*>(o->array.data) + to_the_end;
+        o->strides[d] = -o->strides[d];
+      }
+    }
+  }
+
   // float32 or float64. Its shape is that of all the others.
   void state(py::handle value, const char* name, Operand& to) {
     const Given given = array_of(value, name, kStates);
@@ -316,7 +334,10 @@ inline void linf_step_(py::handle adv, py::handle grad, py::handle clean, py::ha
     call.disjoint(advs, "adv", outs, "out");
     call.disjoint(outs, "out", grads, "grad");
     call.disjoint(outs, "out", cleans, "clean");
+    call.turn_forwards(op, {&advs, &grads, &cleans, &outs});
     op.out = outs.array;
+  } else {
+    call.turn_forwards(op, {&advs, &grads, &cleans});
   }
   op.adv = advs.array;
   op.grad = grads.array;
@@ -334,6 +355,7 @@ inline void linf_project_(py::handle adv, py::handle clean, py::handle eps, py::
   op.box = call.box(lo, hi);
   call.writable(adv, "adv", advs);
   call.disjoint(advs, "adv", cleans, "clean");
+  call.turn_forwards(op, {&advs, &cleans});
   op.adv = advs.array;
   op.clean = cleans.array;
   run(op, call);

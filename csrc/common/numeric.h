@@ -52,7 +52,7 @@ ROLI_FN To convert(float x) {
 
 template <>
 ROLI_FN bfloat16 convert<bfloat16>(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   // One instruction; of NaN it makes 0x7fff.
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));

@@ -72,16 +72,16 @@ struct MergedDims {
   int64_t size[kMaxRank], stride[kMaxOperands][kMaxRank];
 };
 
-// The dimensions of more than one index, the innermost last, by these strides; null keeps the logical order.
-// Returns how many there are.
+// The dimensions of more than one index, the innermost last, by how far apart these strides put their
+// elements, forwards or backwards; null keeps the logical order. Returns how many there are.
 inline int order_dims(int* order, const int64_t* strides, Shape shape, const PlanOptions& options) {
   // By insertion: stable, and cheaper than a library's sort for the handful that there are.
+  const auto apart = [&](int d) { return strides[d] < 0 ? -strides[d] : strides[d]; };
   int kept = 0;
   for (int d = 0; d < shape.rank; ++d) {
     if (shape.sizes[d] == 1) continue;
     int at = kept++;
-    for (; strides && at > 0 && order[at - 1] != options.sample_dim && strides[order[at - 1]] < strides[d];
-         --at)
+    for (; strides && at > 0 && order[at - 1] != options.sample_dim && apart(order[at - 1]) < apart(d); --at)
       order[at] = order[at - 1];
     order[at] = d;
   }

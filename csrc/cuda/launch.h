@@ -37,11 +37,17 @@ inline void check_launch() {
     throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error));
 }
 
+// More blocks than a grid has would be cut off without an error.
+inline unsigned int grid_of(int64_t blocks) {
+  if (blocks > INT32_MAX) throw std::runtime_error("roli_fast: CUDA kernel: more than 2^31 - 1 blocks");
+  return static_cast<unsigned int>(blocks);
+}
+
 // Starts so many blocks of a kernel on the body.
 template <class Body>
 void launch_blocks(void (*kernel)(Body), const Body& body, int64_t blocks, Stream stream) {
   static_assert(sizeof(Body) <= 4096, "more than every CUDA driver passes to a kernel");
-  kernel<<<static_cast<unsigned int>(blocks), kThreads, 0, stream>>>(body);
+  kernel<<<grid_of(blocks), kThreads, 0, stream>>>(body);
   check_launch();
 }
 
@@ -75,7 +81,7 @@ void launch_clusters(void (*kernel)(Body), const Body& body, int64_t blocks, int
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {static_cast<unsigned int>(cluster), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = static_cast<unsigned int>(blocks);
+  config.gridDim = grid_of(blocks);
   config.blockDim = kThreads;
   config.stream = stream;
   config.attrs = &attribute;

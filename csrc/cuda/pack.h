@@ -132,9 +132,12 @@ ROLI_FN Raw<T, S> fetch(const Memory& memory, int64_t place) {
   with_type<S>(memory, [&](auto tag) {
     using Stored = decltype(tag);
     const auto pack = read_pack<Pack<Stored>>(elements<Stored>(memory, place));
-    if constexpr (std::is_same_v<S, Any>) ROLI_UNROLL
-    for (int k = 0; k < kPack; ++k) raw.at[k] = Meaning::template of<T>(pack.at[k]);
-    else raw = pack;
+    if constexpr (std::is_same_v<S, Any>) {
+      ROLI_UNROLL
+      for (int k = 0; k < kPack; ++k) raw.at[k] = Meaning::template of<T>(pack.at[k]);
+    } else {
+      raw = pack;
+    }
   });
   return raw;
 }

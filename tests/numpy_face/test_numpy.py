@@ -145,6 +145,24 @@ def test_the_projection_has_the_bits_of_torch(call):
         memory[name].assert_intact()
 
 
+@pytest.mark.parametrize("backwards", [*itertools.product([True, False], repeat=4)][:-1])
+def test_all_arrays_backwards(backwards):
+    """Elements are then done from the other end; an index still says whose eps and which channel's mean."""
+    shape, steps = (3, 2, 4, 5), [-1 if b else 1 for b in backwards]
+    given = arrays(shape)
+    given |= {"eps": numpy.array([0.01, 0.03, 0.1], "float32"), "out": numpy.empty(shape, "float32")}
+    normalised = {"mean": numpy.array([0.2, 0.6], "float32"), "std": numpy.array([0.5, 0.25], "float32")}
+    for options in ({}, normalised):
+        call = {name: numpy.array(v) if isinstance(v, numpy.ndarray) else v for name, v in given.items()}
+        adv, out = by_torch(ops.linf_step_, call | options)
+        memory = {name: Window(v, steps=steps) for name, v in call.items() if numpy.ndim(v) == 4}
+        on_numpy.linf_step_(**call | options | {name: window.view for name, window in memory.items()})
+        assert_bits(memory["adv"].view, adv)
+        assert_bits(memory["out"].view, out)
+        for window in memory.values():
+            window.assert_intact()
+
+
 @pytest.mark.parametrize(("state", "grad", "clean"), [*itertools.product(STATES, FLOATS, IMAGES)])
 def test_every_combination_of_dtypes(state, grad, clean):
     given = arrays(state=state, grad=grad, clean=clean)
