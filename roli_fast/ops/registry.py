@@ -77,9 +77,11 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return implementations[chosen(args[0])](*args, **kwargs)
-        except Exception:
+        except Exception as error:
             # The native guard has refused, with nothing written. The check says it in full.
             check(*args, **kwargs)
+            if "aten::empty_like failed" in str(error):  # all that the stable ABI says of a lack of memory
+                raise torch.OutOfMemoryError("no memory for an op's result") from error
             raise
 
     return call

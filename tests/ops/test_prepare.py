@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import roli_fast
 from roli_fast import ops
 
 from .cases import FLOATS, INF, LAYOUTS, NAN, STATES, assert_same_bits, channels_last
@@ -86,3 +87,11 @@ def test_a_mean_of_its_own_memory(backend):
     one = torch.tensor(0.5)
     expected = ops.prepare(adv, torch.full((3,), 0.5), torch.full((3,), 0.5))
     assert_same_bits(ops.prepare(adv, one.expand(3), one.expand(3)), expected)
+
+
+@pytest.mark.skipif(roli_fast.backends()["cpu"].missing is not None, reason="no native library")
+def test_a_lack_of_memory_is_torchs_own_error():
+    """Whoever tries a smaller batch then looks for it."""
+    huge = torch.zeros(1, 1).expand(1 << 45, 1)
+    with roli_fast.backend("cpu"), pytest.raises(torch.OutOfMemoryError):
+        ops.prepare(huge, None, None)
