@@ -60,11 +60,11 @@ def write_report(
     pictures.check_matplotlib()
     runs, folder = list(runs), Path(folder)
     check_comparable(runs)
-    _check_data(runs, splits)
     if images < 1:
         refuse("images", images, "1 or more")
     batches = list(Sample(splits.test, images, _AT_ONCE, device=device))
     models = {run.name: _model(run, batches, len(splits.classes)) for run in runs}
+    _check_data(runs, splits)
     _make(folder)
     found = _measured(runs, models, batches, splits, progress)
     comparison = compare(runs, found)

@@ -53,10 +53,11 @@ def test_the_imports_of_the_document_work():
     exec(block, {})
 
 
-def test_the_import_that_the_document_warns_of_is_refused_without_a_reason():
-    (statement,) = re.findall(r"^`(from roli_fast\S* import CarliniL2Method)`", DOCUMENT.read_text(), re.M)
+def test_an_import_that_is_refused_without_a_reason():
+    """As the document says: Python keeps what the module would say."""
+    assert "is a plain ImportError" in DOCUMENT.read_text()
     with pytest.raises(ImportError, match="cannot import name 'CarliniL2Method'") as caught:
-        exec(statement, {})
+        exec("from roli_fast.compat.art import CarliniL2Method", {})
     assert "accepted" not in str(caught.value)
     with pytest.raises(AttributeError, match="got 'CarliniL2Method', accepted: "):
         _ = art.CarliniL2Method
