@@ -400,7 +400,7 @@ def test_a_loss_that_is_not_per_sample_is_refused(convnet, batch):
 def test_a_model_that_cannot_be_asked_says_so_before_the_work(convnet, batch):
     calls = []
     convnet.model[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match="images: got torch.float64 for a model of torch.float32"):
+    with pytest.raises(ValueError, match=r"images: got torch\.float64 for a model of torch\.float32"):
         PGD(steps=50).run(convnet, batch[0].double(), batch[1])
     assert len(calls) < 10
 
