@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -39,51 +39,43 @@ class Precision:
 def _set(products: str) -> Iterator[None]:
     places = _products()
     before = [place.fp32_precision for place in places]
-    older = None
     try:
-        older = _OlderFlags.read()
-        _OlderFlags("high" if products == "tf32" else "highest", products == "tf32").write()
-        for place in places:
-            place.fp32_precision = products
-        yield
+        with _older_flags(products == "tf32"):
+            for place in places:
+                place.fp32_precision = products
+            yield
     finally:
-        if older is not None:
-            older.write()
         for place, setting in zip(places, before, strict=True):
             place.fp32_precision = setting
+
+
+@contextlib.contextmanager
+def _older_flags(tf32: bool) -> Iterator[None]:
+    """Torch's older settings say the same: it raises where a model asks for one of these, as ``cudnn.flags()``
+    does, and they and the newer contradict each other. Leaves the newer ones changed."""
+    backends: Any = torch.backends
+    for place in _products():
+        place.fp32_precision = "ieee"  # contradicts no older setting of matrix products
+    matmul = torch.get_float32_matmul_precision()
+    for place in (backends.cudnn.conv, backends.cudnn.rnn):
+        place.fp32_precision = "tf32"  # contradicts all but the one that is looked for
+    try:
+        convolutions = backends.cudnn.allow_tf32
+    except RuntimeError:
+        convolutions = False
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        backends.cudnn.allow_tf32 = tf32
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        backends.cudnn.allow_tf32 = convolutions
 
 
 # Some versions of torch warn, once, of whoever asks for an older flag: here that is nobody's doing.
 with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
     warnings.simplefilter("ignore")
     torch.get_float32_matmul_precision()
-
-
-class _OlderFlags(NamedTuple):
-    """What torch's older settings say: it raises where a model asks for one of these, as ``cudnn.flags()``
-    does, and they and the newer contradict each other."""
-
-    matmul: str
-    convolutions: bool
-
-    @classmethod
-    def read(cls) -> "_OlderFlags":
-        """Leaves the newer ones changed, so that they contradict none."""
-        backends: Any = torch.backends
-        for place in _products():
-            place.fp32_precision = "ieee"
-        matmul = torch.get_float32_matmul_precision()
-        for place in (backends.cudnn.conv, backends.cudnn.rnn):
-            place.fp32_precision = "tf32"
-        try:
-            return cls(matmul, backends.cudnn.allow_tf32)
-        except RuntimeError:
-            return cls(matmul, False)
-
-    def write(self) -> None:
-        """Sets newer ones, too."""
-        torch.set_float32_matmul_precision(self.matmul)
-        torch.backends.cudnn.allow_tf32 = self.convolutions
 
 
 _SHARED = SharedSetting(_set)
