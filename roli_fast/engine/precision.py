@@ -51,8 +51,8 @@ def _set(products: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _older_flags(tf32: bool) -> Iterator[None]:
-    """Torch's older settings say the same: it raises where a model asks for one of these, as ``cudnn.flags()``
-    does, and they and the newer contradict each other. Leaves the newer ones changed."""
+    """Torch's older settings say the same: it raises where a model asks for one of these, as
+    ``cudnn.flags()`` does, and they and the newer contradict each other. Leaves the newer ones changed."""
     backends: Any = torch.backends
     for place in _products():
         place.fp32_precision = "ieee"  # contradicts no older setting of matrix products

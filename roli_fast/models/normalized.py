@@ -9,14 +9,13 @@ from ..checks import refuse
 
 
 class Normalized(nn.Module):
-    """``model((images - mean) / std)``: takes pixels (N, C, ...), usually in [0, 1]; then bytes are v / 255.
+    """``model((images - mean) / std)``: takes float pixels (N, C, ...), usually in [0, 1].
 
     model: takes normalised images (N, C, ...).
-    mean, std: one number per channel, or one for all, in pixel units; std > 0. Above 1, they say that pixels
-        are in a larger range.
+    mean, std: one number per channel, or one for all, in pixel units; std > 0.
 
-    Raises ValueError for lengths that differ, for an std that is not positive, and for images of another
-    number of channels.
+    Raises ValueError for lengths that differ, for an std that is not positive, for images of another number
+    of channels, and for bytes, whose range nothing tells.
     """
 
     mean: Tensor
@@ -31,7 +30,6 @@ class Normalized(nn.Module):
         if not all(s > 0 for s in std):
             raise ValueError(f"std: got {tuple(std)}, accepted: positive numbers")
         self.model = model
-        self._in_unit_range = max((*mean, *std), default=0) <= 1
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
@@ -39,7 +37,7 @@ class Normalized(nn.Module):
         if isinstance(images, Tensor):  # while fx traces, there is none
             if len(self.mean) > 1 and (images.dim() < 2 or images.shape[1] != len(self.mean)):
                 refuse("images", f"shape {tuple(images.shape)}", f"(N, {len(self.mean)}, ...)")
-            if images.dtype == torch.uint8 and self._in_unit_range:
-                images = images.to(self.mean.dtype) / 255
+            if not images.is_floating_point():
+                refuse("images", images.dtype, "floats, in the units of mean and std: images / 255")
         shape = (1, -1, *[1] * (images.dim() - 2))
         return self.model((images - self.mean.reshape(shape)) / self.std.reshape(shape))

@@ -312,3 +312,11 @@ def test_it_says_what_it_is():
     text = repr(foolbox.attacks.LinfPGD(steps=7))
     assert text.startswith("LinfProjectedGradientDescentAttack(")
     assert "steps=7" in text
+
+
+def test_bytes_are_taken_by_their_value():
+    """As foolbox takes them, whose bounds say what they mean."""
+    given = {"mean": [124.0, 116.0, 104.0], "std": [58.0, 57.0, 57.0], "axis": -3}
+    model = foolbox.PyTorchModel(nn.Flatten().eval(), (0, 255), device="cpu", preprocessing=given)
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(model(pixels), model(pixels.float()))

@@ -66,8 +66,9 @@ class PyTorchModel:
 
     def __call__(self, inputs: Any) -> Any:
         """Logits, in the mode in which the model is."""
-        with torch.set_grad_enabled(raw(inputs).requires_grad):
-            logits = self.pixel_model(raw(inputs))
+        images = raw(inputs)
+        with torch.set_grad_enabled(images.requires_grad):
+            logits = self.pixel_model(images if images.is_floating_point() else images.float())
         return logits if isinstance(inputs, Tensor) else type(inputs)(logits)
 
     def transform_bounds(
