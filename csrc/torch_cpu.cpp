@@ -37,29 +37,20 @@ void run_chunks(Op& op, Shape shape, void (*kernel)(const Op&, int64_t, int64_t)
   in_parallel(op.plan.chunks(), op.plan.chunk, [&](int64_t first, int64_t last) { kernel(op, first, last); });
 }
 
-// Whether the op does anything to the sample but write its model input.
-template <class Op>
-bool changes(const Op& op, int64_t sample) {
-  if constexpr (requires { op.active; }) return op.active.has(sample);
-  return true;
-}
-
-template <class Op>
-bool writes_out(const Op& op) {
-  if constexpr (requires { op.has_out(); }) return op.has_out();
-  return true;
-}
-
 // The sums of a sample are those of its chunks, added in order: the same whoever computes them.
 template <class Op>
 void run_samples(Op& op, Shape shape, const SampleKernel<Op>& kernel) {
   make_sample_plan(op.plan, shape, op.operands(), op.options());
   const int64_t chunks = op.plan.chunks();
   const auto run_sample = [&](int64_t sample, std::vector<GradSums>& of_chunks, auto&& over_chunks) {
-    const bool moves = changes(op, sample);
-    if (!moves && !writes_out(op)) return;
     SampleState state;
-    for (int stage = 0; moves && stage < stages(op); ++stage) {
+    int needed = stages(op);
+    if constexpr (requires { op.active; }) {
+      const bool is_active = op.active.has(sample);
+      if (!is_active && !op.has_out()) return;
+      if (!is_active) needed = 0;  // its state moves nothing
+    }
+    for (int stage = 0; stage < needed; ++stage) {
       over_chunks([&](int64_t first, int64_t last) {
         kernel.gather(op, stage, sample, first, last, state, of_chunks.data() + first);
       });
