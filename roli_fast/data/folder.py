@@ -84,10 +84,15 @@ def _find(
             raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
         return data_dir / name
     free = [f for f in sorted(data_dir.iterdir()) if f.is_dir() and f.resolve() not in named]
-    known = (folder for synonym in synonyms for folder in free if folder.name.lower() == synonym)
-    return next(
-        (f for f in known if any(inside.is_dir() for inside in f.iterdir())), None
-    )  # or it is a class
+    known = (folder for synonym in synonyms for folder in free if _is_named(folder, synonym))
+    return next(known, None)
+
+
+def _is_named(folder: Path, synonym: str) -> bool:
+    """In another case only where it holds class folders: "Train" may be a class, beside "Bus"."""
+    if folder.name == synonym:
+        return True
+    return folder.name.lower() == synonym and any(inside.is_dir() for inside in folder.iterdir())
 
 
 def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:

@@ -230,6 +230,13 @@ def test_a_class_may_have_a_splits_name(tmp_path):
     assert load("folder", tmp_path).classes == ("Bus", "Train")
 
 
+def test_images_of_a_split_without_classes(tmp_path):
+    """Are no class of the split's name."""
+    folders(tmp_path, {"train": 20, "test": 20})
+    with pytest.raises(ValueError, match=r"train/0.jpg, outside a class folder, accepted: images in class"):
+        load("folder", tmp_path)
+
+
 def test_other_kinds_of_pictures_and_what_is_no_class(tmp_path):
     folders(tmp_path, {"cat": 20, ".thumbnails": 20})
     (tmp_path / "owl").mkdir()
