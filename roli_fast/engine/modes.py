@@ -59,7 +59,7 @@ def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
         try:
             found = select(model(images), output)
         except RuntimeError as error:
-            _explain_dtypes(model, images, error)
+            _refuse_other_dtype(model, images, error)
             raise
     if found.dim() == 0 or len(found) != len(images) or not found.is_floating_point():
         raise ValueError(
@@ -68,7 +68,7 @@ def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
     return found
 
 
-def _explain_dtypes(model: Model, images: Tensor, error: RuntimeError) -> None:
+def _refuse_other_dtype(model: Model, images: Tensor, error: RuntimeError) -> None:
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     own = next((p.dtype for p in parameters if p.is_floating_point()), images.dtype)
     if own != images.dtype and not isinstance(error, torch.OutOfMemoryError):

@@ -61,6 +61,6 @@ def _normalizes_batches(model: nn.Module) -> bool:
     return found
 
 
-def bound(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+def bound_settings(recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """What may not change where a run goes on."""
     return dataclasses.asdict(recipe) | {"data": splits.fingerprint()}

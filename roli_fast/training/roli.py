@@ -15,7 +15,7 @@ from ..evaluation import Evaluation, evaluate
 from ..files import write_json
 from ..models import Normalized, finetune
 from .attack import validation_attack
-from .checks import bound, check_resume, check_stage
+from .checks import bound_settings, check_resume, check_stage
 from .cost import Cost
 from .processes import by_the_first
 from .recipe import Recipe
@@ -90,7 +90,7 @@ def roli(
     del finetuned  # or its weights would stay on the device
     if "probe" in plan and folder is not None:
         kept = folder / "finetune"
-        by_the_first(lambda: check_folder(kept, bound(finetuning, splits), resume))
+        by_the_first(lambda: check_folder(kept, bound_settings(finetuning, splits), resume))
     stages = {}
     for name, settings in plan.items():
         seed = settings.seed if isinstance(settings, Recipe) else finetuning.seed

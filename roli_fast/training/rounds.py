@@ -24,7 +24,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained, merit
-from .surroundings import for_evaluation, mixed, moved, settled_precision, surroundings
+from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
 _CHUNK = 1 << 16  # features at once
@@ -201,14 +201,14 @@ class _Probing:
     @torch.no_grad()
     def _pass(self, number: int, attack: TrainingAttack | None) -> Tensor:
         """Features (n, F) of this process' images, augmented, and attacked where there is an attack."""
-        key = torch.tensor([mixed(self.recipe.seed, number)], device=self.device)
+        key = torch.tensor([derived_seed(self.recipe.seed, number)], device=self.device)
         found, labels_seen, seen = [], [], []
         spent = torch.zeros(3, dtype=torch.int64)  # forwards, gradients, images
         batches = self.loader.epoch(number)
         for _ in range(len(self.loader)):
             with self.watch("data"):
                 images, labels, index = next(batches)
-            images, labels = moved(images, labels, self.device, self.recipe.channels_last)
+            images, labels = to_device(images, labels, self.device, self.recipe.channels_last)
             if attack is not None:
                 with self.watch("attack"):
                     which = index.to(self.device, non_blocking=True)

@@ -13,7 +13,7 @@ from ..data import Loader, Splits
 from ..distributed import rank, world_size
 from ..evaluation import Evaluation, evaluate
 from .attack import TrainingAttack, validation_attack
-from .checks import bound, check_stage
+from .checks import bound_settings, check_stage
 from .cost import Cost, Stopwatch
 from .learner import Learner
 from .overfitting import overfitting
@@ -22,7 +22,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained, merit
-from .surroundings import for_evaluation, mixed, moved, settled_precision, surroundings
+from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _LOOK = 20  # steps between two looks at what the device has found
 _SAVE_EVERY = 600.0  # seconds, within an epoch
@@ -110,7 +110,7 @@ class _Stage:
         self.validation = for_evaluation(splits.val, recipe, workers)
         self.total_steps = recipe.epochs * len(self.loader)
         self.records = records
-        saved = self._open(bound(recipe, splits), resume)
+        saved = self._open(bound_settings(recipe, splits), resume)
         self.precision = settled_precision(self.model, self.loader, recipe, records)
         self._prepare()
         self.epoch = self.step = 0
@@ -182,7 +182,7 @@ class _Stage:
             with self.watch("data"):
                 images, labels, index = next(batches)
             key = keys[self.step : self.step + 1]
-            batch = moved(images, labels, self.device, self.recipe.channels_last)
+            batch = to_device(images, labels, self.device, self.recipe.channels_last)
             loss = self._train_step(*batch, index.to(self.device, non_blocking=True), key)
             self.unseen.append((self.step, loss, index))
             self.step += 1
@@ -202,14 +202,14 @@ class _Stage:
 
     def _keys(self) -> Tensor:
         """The keys of an epoch's attacks: (steps,) int64."""
-        random = torch.Generator().manual_seed(mixed(self.recipe.seed, self.epoch))
+        random = torch.Generator().manual_seed(derived_seed(self.recipe.seed, self.epoch))
         return torch.randint(-(2**63), 2**63 - 1, (len(self.loader),), generator=random).to(self.device)
 
     def _train_step(self, images: Tensor, labels: Tensor, index: Tensor, key: Tensor) -> Tensor:
         """The loss of a batch, as it was before the step."""
         count, number = len(images), self.epoch * len(self.loader) + self.step
         # What dropout and stochastic depth draw belongs to the step, whatever ran before it.
-        torch.manual_seed(mixed(self.recipe.seed, self.epoch, self.step, rank()))
+        torch.manual_seed(derived_seed(self.recipe.seed, self.epoch, self.step, rank()))
         adversarial = images
         if self.attack is not None:
             with self.watch("attack"):

@@ -50,7 +50,7 @@ def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records:
     if noted is not None:
         return noted
     images, labels, _ = next(loader.epoch(0))
-    batch = moved(images, labels, next(model.parameters()).device, recipe.channels_last)
+    batch = to_device(images, labels, next(model.parameters()).device, recipe.channels_last)
     precision = agree(chosen_precision(model, *batch, recipe))
     if records is not None:
         records.note_precision(precision)
@@ -63,14 +63,16 @@ def for_evaluation(images: ImageSet | ImageStream, recipe: Recipe, workers: int 
     return Loader(images, batch_size, workers=workers, rank=0, world_size=1)
 
 
-def moved(images: Tensor, labels: Tensor, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
+def to_device(
+    images: Tensor, labels: Tensor, device: torch.device, channels_last: bool
+) -> tuple[Tensor, Tensor]:
     """To the device, without waiting for it."""
     layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
     images = images.to(device, non_blocking=True, memory_format=layout)
     return images, labels.to(device, non_blocking=True)
 
 
-def mixed(*parts: int) -> int:
+def derived_seed(*parts: int) -> int:
     """A seed; neighbouring parts have nothing in common."""
     name = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
