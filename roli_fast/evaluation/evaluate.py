@@ -86,10 +86,10 @@ def evaluate(
     strict: whether it is an error that the attack had no gradient to follow for any image, since what it then
         measures is no robust accuracy; otherwise a note says so.
 
-    Raises ValueError for an attack that is targeted or on features, or whose sizes are per sample; for another
-    output than the attack's; for a Loader of a process' share; for a folder of another model, data set or
-    attack; and RuntimeError where an attack left the ball or the box: nothing could then be said of the
-    model.
+    Raises ValueError for an attack that is targeted or on features, or whose sizes are per sample; for
+    another output than the attack's; for a Loader of a process' share; for a folder of another model, data
+    set or attack; and RuntimeError where an attack left the ball or the box: nothing could then be said of
+    the model.
     """
     _check_attack(attack)
     if attack is not None and output not in (None, attack.output):
