@@ -1,6 +1,7 @@
 """What is compared."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,14 +9,16 @@ from .problem import EPS
 
 EPOCHS, PROBING_EPOCHS = 15, 20  # of finetuning, of probing by SGD
 RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
-DECAYS = (1e-2, 1e-1, 1.0)  # of probing by SGD
-SEVEN_STEPS = {"steps": 7, "weight_decay": 0.3, "other_weight_decays": (0.1, 1.0)}  # of Rounds
+SGD = tuple(itertools.product((0.03, 0.1, 0.3), (0.3, 1.0, 3.0)))  # of probing: learning rate, weight decay
+# How heads are probed, and the settings among which the first seed chooses: by Rounds; by 20 epochs of SGD on
+# our engine; on the public code's, with what ours chooses.
+HEADS: dict[str, tuple[tuple[float, ...], ...]] = {"rounds": ((),), "sgd": SGD, "public": ((0.1, 1.0),)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """head: with which training begins: "random", which is torch's own small one; "paper", RoLI's random one;
-        "rounds"; "rounds-7", with settings SEVEN_STEPS; "sgd" (20 epochs, the better of DECAYS).
+        or one of HEADS.
     settings: of the recipe, beside the learning rate. public: whether on the public code's engine.
     carried: whether perturbations are carried from epoch to epoch.
     epochs: None where the head is all that trains."""
@@ -30,13 +33,11 @@ class Arm:
 _HALF_STEP = {"steps": 1, "step_size": EPS / 2}
 ARMS = {
     "Linear, 20 epochs of SGD": Arm("sgd", None),
-    "Linear, rounds of PGD-7": Arm("rounds-7", None),
+    "Linear, public code": Arm("public", None, public=True),
     "Linear, rounds": Arm("rounds", None),
     "RanLI Full-FT": Arm("random"),
     "RanLI Full-FT, the paper's head": Arm("paper"),
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
-    "RoLI Full-FT, rounds of PGD-7": Arm("rounds-7"),
-    "RoLI Full-FT, rounds of PGD-7, PGD-2": Arm("rounds-7", settings={"steps": 2, "step_size": EPS / 2}),
     "RoLI Full-FT, rounds": Arm("rounds"),
     "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings={"attack": "nfgsm"}),
     "RoLI Full-FT, rounds, carried": Arm("rounds", settings=_HALF_STEP, carried=True),
@@ -45,12 +46,12 @@ ARMS = {
     "RanLI Full-FT, PGD-3": Arm("random", settings={"steps": 3, "step_size": EPS / 2}),
     "RanLI Full-FT, N-FGSM": Arm("random", settings={"attack": "nfgsm"}),
     "RanLI Full-FT, public code": Arm("random", public=True),
+    "RoLI Full-FT, public code": Arm("public", public=True),
 }
 
 RANLI, ROUNDS = "RanLI Full-FT", "RoLI Full-FT, rounds"
 CHEAPEST = "RoLI Full-FT, rounds, N-FGSM"
 MAIN = (RANLI, ROUNDS, CHEAPEST, "Linear, rounds")
-HEADS = ("rounds", "rounds-7", "sgd")
 # The public code's engine learns what ours learns, which one size shows; its price is timed.
 PUBLIC_SIZE = 50
 

@@ -32,20 +32,20 @@ Cell = tuple[dict[str, Any], nn.Module]  # what is said of it, and the model wit
 class Task:
     """A cell to train.
 
-    name: an arm, or one of arms.HEADS. setting: of an arm its learning rate, None for the best of the rates;
-        of a head by SGD its weight decay. rates: among which that best one is. needs: what is trained before.
+    name: an arm, or one of arms.HEADS. setting: of an arm its learning rate, of a head by SGD that and its
+        weight decay; None for the best of ``choices`` with the first seed. needs: what is trained before.
     """
 
     size: int
     name: str
     seed: int
-    setting: float | None = None
-    rates: tuple[float, ...] = ()
+    setting: tuple[float, ...] | None
+    choices: tuple[tuple[float, ...], ...] = ()
     needs: tuple["Task", ...] = ()
 
     def __str__(self) -> str:
-        setting = "" if self.setting is None else f", {self.setting:g}"
-        return f"{self.size} {self.name}{setting}, seed {self.seed}"
+        numbers = "".join(f", {number:g}" for number in self.setting or ())
+        return f"{self.size} {self.name}{numbers}, seed {self.seed}"
 
 
 def plan(
@@ -53,35 +53,36 @@ def plan(
 ) -> list[Task]:
     """All heads, what a rate is chosen by (the first seed), the rest: nothing before what it needs."""
     heads: list[Task] = []
-    choosing: list[Task] = []
-    rest: list[Task] = []
+    finetuned: list[Task] = []
     for size in sorted(sizes):
         for name in arms.of_size(asked, size):
-            kind = arms.ARMS[name].head
-            if arms.ARMS[name].epochs is None:
-                heads += [head for seed in seeds for head in heads_of(size, kind, seed)]
-                continue
-            heads += [head for seed in sorted({0, *seeds}) for head in heads_of(size, kind, seed)]
-            choices = tuple(Task(size, name, 0, lr, needs=heads_of(size, kind, 0)) for lr in rates)
-            choosing += choices
-            for seed in (s for s in seeds if s > 0):
-                needs = heads_of(size, kind, seed) + choices
-                rest.append(Task(size, name, seed, rates=tuple(rates), needs=needs))
-    return list(dict.fromkeys(heads + choosing + rest))
+            for seed in sorted({0, *seeds}):
+                heads += heads_of(size, arms.ARMS[name].head, seed)
+                if arms.ARMS[name].epochs is not None:
+                    finetuned += tasks_of(size, name, seed, [(rate,) for rate in rates])
+    finetuned.sort(key=lambda task: task.setting is None)
+    return list(dict.fromkeys(heads + finetuned))
+
+
+def tasks_of(size: int, name: str, seed: int, settings: Sequence[tuple[float, ...]]) -> tuple[Task, ...]:
+    """Of an arm or a head: with the first seed one for each setting, which the best is chosen from."""
+    begins = heads_of(size, arms.ARMS[name].head, seed) if name in arms.ARMS else ()
+    if seed == 0 or len(settings) == 1:
+        return tuple(Task(size, name, seed, setting, needs=begins) for setting in settings)
+    needs = begins + tasks_of(size, name, 0, settings)
+    return (Task(size, name, seed, None, tuple(settings), needs),)
 
 
 def heads_of(size: int, kind: str, seed: int) -> tuple[Task, ...]:
-    """From which the best head of a kind is chosen; none where it is random."""
-    settings = {"rounds": (None,), "rounds-7": (None,), "sgd": arms.DECAYS}.get(kind, ())
-    return tuple(Task(size, kind, seed, setting) for setting in settings)
+    """None where it is random."""
+    return tasks_of(size, kind, seed, arms.HEADS[kind]) if kind in arms.HEADS else ()
 
 
 def place(work: Path, task: Task) -> Path:
-    """Of a task whose setting is known."""
-    if task.name in arms.HEADS:
-        file = task.name if task.setting is None else f"{task.name}-{task.setting:g}"
-        return work / str(task.size) / "heads" / str(task.seed) / f"{file}.json"
-    return work / str(task.size) / task.name / f"{task.setting:g}-{task.seed}.json"
+    if task.setting is None:
+        raise ValueError(f"{task}: which setting is the best is not known yet")
+    numbers = "-".join(f"{number:g}" for number in (*task.setting, task.seed))
+    return work / str(task.size) / task.name / f"{numbers}.json"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -94,10 +95,9 @@ def save(path: Path, found: dict[str, Any]) -> None:
 
 def train_cell(work: Path, progress: bool, task: Task) -> None:
     """Where it is not there yet. Raises FileNotFoundError where all of a kind that it needs have failed."""
-    if task.name not in arms.HEADS and task.setting is None:
-        choices = [place(work, Task(task.size, task.name, 0, lr)) for lr in task.rates]
-        lr = float(best_of(choices, "a rate").stem.rpartition("-")[0])
-        task = dataclasses.replace(task, setting=lr)
+    if task.setting is None:
+        choices = {place(work, dataclasses.replace(task, seed=0, setting=s)): s for s in task.choices}
+        task = dataclasses.replace(task, setting=choices[best_of(list(choices))])
     path = place(work, task)
     if path.exists():
         return
@@ -108,24 +108,26 @@ def train_cell(work: Path, progress: bool, task: Task) -> None:
     save(path, found)  # last: it says that the cell is finished
 
 
-def best_of(paths: Sequence[Path], what: str) -> Path:
+def best_of(paths: Sequence[Path]) -> Path:
     """The first of those that are there that has validated best."""
     there = sorted(path for path in paths if path.exists())
     if not there:
-        raise FileNotFoundError(f"{what} was to be chosen from {', '.join(map(str, paths))}: none is there")
+        raise FileNotFoundError(f"the best of {', '.join(map(str, paths))} was wanted: none is there")
     return max(there, key=lambda path: read(path)["validated"])
 
 
 def probed(work: Path, progress: bool, task: Task) -> Cell:
     data, model = problem.splits(task.size), problem.backbone(task.seed, "linear")
-    if task.setting is None:
-        rounds = Rounds(**(arms.SEVEN_STEPS if task.name == "rounds-7" else {}))
-        done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **problem.ATTACK), rounds, progress=progress)
-    else:
-        by_sgd = Recipe(
-            arms.PROBING_EPOCHS, 0.1, weight_decay=task.setting, seed=task.seed, **problem.PROBING
+    if task.name == "rounds":
+        done = probe(
+            model, data, Recipe(1, 1.0, seed=task.seed, **problem.ATTACK), Rounds(), progress=progress
         )
-        done = train(model, data, by_sgd, progress=progress, title=str(task))
+        return described(done.history, done.best, done.cost, model, data), model
+    lr, decay = task.setting or ()
+    recipe = Recipe(arms.PROBING_EPOCHS, lr, weight_decay=decay, seed=task.seed, **problem.PROBING)
+    if task.name == "public":
+        return by_public_code(model, data, recipe)
+    done = train(model, data, recipe, progress=progress, title=str(task))
     return described(done.history, done.best, done.cost, model, data), model
 
 
@@ -134,14 +136,11 @@ def finetuned(work: Path, progress: bool, task: Task) -> Cell:
     if arm.head == "random":
         find_classifier(model).head.reset_parameters()
     elif arm.head != "paper":
-        heads = [place(work, head) for head in heads_of(task.size, arm.head, task.seed)]
-        load(model, best_of(heads, "a head"))
-    recipe = Recipe(arm.epochs, task.setting, seed=task.seed, **(problem.FINETUNING | arm.settings))
+        load(model, counting(work, task.size, arm.head)[task.seed])
+    (lr,) = task.setting or ()
+    recipe = Recipe(arm.epochs, lr, seed=task.seed, **(problem.FINETUNING | arm.settings))
     if arm.public:
-        history, spent = public.train(model, data, recipe)
-        best = max(range(len(history)), key=lambda e: merit(history[e]))
-        cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
-        return described(history, best, cost, model, data), model
+        return by_public_code(model, data, recipe)
     robust: list[float] = []
     with carrying(data.train) if arm.carried else contextlib.nullcontext():
         done = train(
@@ -149,6 +148,13 @@ def finetuned(work: Path, progress: bool, task: Task) -> Cell:
             on_epoch_end=lambda net, _: robust.append(robustness(net, problem.held_out())),
         )  # fmt: skip
     return described(done.history, done.best, done.cost, model, data) | {"held_out": robust}, model
+
+
+def by_public_code(model: nn.Module, data: Splits, recipe: Recipe) -> Cell:
+    history, spent = public.train(model, data, recipe)
+    best = max(range(len(history)), key=lambda e: merit(history[e]))
+    cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
+    return described(history, best, cost, model, data), model
 
 
 def load(model: nn.Module, cell: Path) -> None:
@@ -186,44 +192,27 @@ def robustness(model: nn.Module, data: StoredImages) -> float:
 
 
 def chosen(work: Path, size: int) -> dict[str, dict[int, Path]]:
-    """Of each arm the cells that count, by seed: of those there are, those with the rate that is best with
-    the first seed; of heads the best."""
-    found = {}
-    for name, arm in arms.ARMS.items():
-        cells = best_heads(work, size, arm.head) if arm.epochs is None else _with_best_rate(work, size, name)
-        if cells:
-            found[name] = cells
-    return found
+    """Of each arm the cells that count, by seed."""
+    found = {name: counting(work, size, folder_of(name)) for name in arms.ARMS}
+    return {name: cells for name, cells in found.items() if cells}
 
 
-def best_heads(work: Path, size: int, kind: str) -> dict[int, Path]:
-    seeds = sorted(int(folder.name) for folder in (work / str(size) / "heads").glob("*"))
-    files = {seed: [place(work, head) for head in heads_of(size, kind, seed)] for seed in seeds}
-    return {seed: best_of(paths, "a head") for seed, paths in files.items() if any(p.exists() for p in paths)}
+def folder_of(name: str) -> str:
+    """Where an arm's cells lie; one that is a head alone has that head's."""
+    return name if arms.ARMS[name].epochs is not None else arms.ARMS[name].head
 
 
-def _with_best_rate(work: Path, size: int, name: str) -> dict[int, Path]:
-    folder = work / str(size) / name
-    choices = sorted(folder.glob("*-0.json"))
-    if not choices:
-        return {}
-    rate = best_of(choices, "a rate").stem.rpartition("-")[0]
-    found = {int(path.stem.rpartition("-")[2]): path for path in folder.glob(f"{rate}-*.json")}
-    return dict(sorted(found.items()))
+def counting(work: Path, size: int, name: str) -> dict[int, Path]:
+    """Of the cells that are there, by seed: those with the setting that is best with the first seed."""
+    cells = settings_of(work, size, name)
+    first = {by_seed[0]: by_seed for by_seed in cells.values() if 0 in by_seed}
+    return first[best_of(list(first))] if first else {}
 
 
-def not_chosen(work: Path, size: int, name: str, counting: Sequence[Path]) -> dict[str, dict[int, Path]]:
-    """Of an arm or of a head by SGD the other cells, by learning rate or weight decay, and seed."""
-    arm, folder = arms.ARMS[name], work / str(size)
+def settings_of(work: Path, size: int, name: str) -> dict[str, dict[int, Path]]:
+    """All cells that are there, by setting, as their files' names have it, and seed."""
     found: dict[str, dict[int, Path]] = {}
-    if arm.epochs is None:
-        seeds = [int(seed.name) for seed in (folder / "heads").glob("*")]
-        tasks = [head for seed in seeds for head in heads_of(size, arm.head, seed)]
-        cells = {place(work, head): (f"{head.setting:g}", head.seed) for head in tasks if head.setting}
-    else:
-        parts = {path: path.stem.rpartition("-") for path in (folder / name).glob("*.json")}
-        cells = {path: (rate, int(seed)) for path, (rate, _, seed) in parts.items()}
-    for path, (setting, seed) in sorted(cells.items()):
-        if path.exists() and path not in counting:
-            found.setdefault(setting, {})[seed] = path
+    for path in sorted((work / str(size) / name).glob("*.json")):
+        setting, _, seed = path.stem.rpartition("-")
+        found.setdefault(setting, {})[int(seed)] = path
     return found

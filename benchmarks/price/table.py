@@ -11,8 +11,9 @@ from roli_fast.evaluation import Accuracy, Difference, difference
 from roli_fast.training import Cost
 from roli_fast.training.result import merit
 
-from .arms import ARMS, HEADS, RANLI
-from .cells import best_heads, chosen, not_chosen, read
+from . import arms
+from .arms import RANLI
+from .cells import chosen, counting, folder_of, read, settings_of
 from .judges import JUDGES, Judgement
 
 PATIENCE = (2, 3, 5)  # epochs
@@ -106,12 +107,12 @@ def judged(work: Path, path: Path) -> dict[str, Any]:
 def table(work: Path, size: int) -> dict[str, Any]:
     """Of the cells that are there: of each arm those with its rate, and beside them the others."""
     paths = chosen(work, size)
-    heads = {kind: {s: read(path) for s, path in best_heads(work, size, kind).items()} for kind in HEADS}
+    heads = {kind: {s: read(path) for s, path in counting(work, size, kind).items()} for kind in arms.HEADS}
     ranli = {seed: judged(work, path) for seed, path in paths.get(RANLI, {}).items()}
 
     def of(name: str, by_seed: dict[int, Path]) -> dict[str, Any]:
         seeds = [seed for seed in by_seed if seed in ranli]
-        begun = [heads[ARMS[name].head][s] for s in seeds] if _has_head(name) else []
+        begun = [heads[arms.ARMS[name].head][s] for s in seeds] if _has_head(name) else []
         return row([judged(work, by_seed[s]) for s in seeds], begun, [ranli[s] for s in seeds])
 
     rows = {}
@@ -119,16 +120,16 @@ def table(work: Path, size: int) -> dict[str, Any]:
         if not ranli.keys() & by_seed.keys():
             continue
         rows[name] = of(name, by_seed)
-        rate = next(iter(by_seed.values())).stem.rpartition("-")[0]
-        rows[name]["lr"] = float(rate) if ARMS[name].epochs else None
-        others = not_chosen(work, size, name, list(by_seed.values()))
-        if others:
-            rows[name]["other_settings"] = {setting: of(name, cells) for setting, cells in others.items()}
+        for setting, cells in settings_of(work, size, folder_of(name)).items():
+            if cells == by_seed:
+                rows[name]["setting"] = setting
+            else:
+                rows[name].setdefault("other_settings", {})[setting] = of(name, cells)
     return rows
 
 
 def _has_head(name: str) -> bool:
-    return ARMS[name].epochs is not None and ARMS[name].head in HEADS
+    return arms.ARMS[name].epochs is not None and arms.ARMS[name].head in arms.HEADS
 
 
 def gap(a: dict[str, Any], b: dict[str, Any], what: str) -> dict[str, float]:

@@ -20,7 +20,7 @@ from benchmarks.price.table import PATIENCE, stopped, table
 from benchmarks.price.times import times
 from roli_fast.attacks import AutoAttack, predict
 from roli_fast.data import StoredImages
-from roli_fast.models import finetune
+from roli_fast.models import find_classifier, finetune
 from roli_fast.speed import machine
 from roli_fast.training import Rounds, train
 
@@ -102,17 +102,44 @@ def test_cells_are_trained_once_and_add_up(tiny):
     ranli, roli = rows["RanLI Full-FT"], rows["RoLI Full-FT, rounds"]
     assert ranli["pgd20_minus_ranli"][0]["value"] == 0
     assert ranli["passes_to_ranlis_best"] == ranli["passes_to_best"]
-    cell = cells.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['lr']:g}-0.json")
+    cell = cells.read(work / "50" / "RoLI Full-FT, rounds" / f"{roli['setting']}-0.json")
     assert roli["pgd20"]["mean"] == pytest.approx(sum(cell["right"]["pgd20"]) / 24)
     assert roli["devices"] == [cell["device"]] == [machine.slug(problem.DEVICE)]
     assert roli["patience"][f"{max(PATIENCE)}"]["passes"] == roli["passes"]  # two epochs wait for none
     (other,) = ranli["other_settings"]
-    assert {other, f"{ranli['lr']:g}"} == set(RATES)
+    assert {other, ranli["setting"]} == set(RATES)
     found = cells.read(work / "50" / "RanLI Full-FT" / f"{other}-0.json")
     assert ranli["other_settings"][other]["validation"] == [[r["val_robust"] for r in found["history"]]]
     of_head = rows["Linear, rounds"]["passes"][0]
     assert roli["passes"][0] > ranli["passes"][0]
     assert roli["passes"][0] - of_head == pytest.approx(ranli["passes"][0], rel=0.1)
+
+
+def test_heads_by_sgd(tiny, monkeypatch):
+    """The first seed's best rate and decay are the others', and what is finetuned begins with that head;
+    on the public code's engine, too."""
+    monkeypatch.setattr(arms, "PROBING_EPOCHS", 8)
+    monkeypatch.setattr(arms, "HEADS", {"sgd": ((1e-6, 0.01), (2.0, 0.01)), "public": ((2.0, 0.01),)})
+    by_sgd = {
+        "Linear": arms.Arm("sgd", None),
+        "RoLI": arms.Arm("sgd", 2),
+        "Linear, public code": arms.Arm("public", None, public=True),
+        "RoLI, public code": arms.Arm("public", 2, public=True),
+    }
+    monkeypatch.setattr(arms, "ARMS", {"RanLI Full-FT": arms.Arm("random", 2)} | by_sgd)
+    work = tiny("cells", "--rates", "1e-12", "--seeds", "0", "1", "--arms", "RanLI Full-FT", *by_sgd)
+    rows = table(work, 50)
+    assert {name: row["seeds"] for name, row in rows.items()} == dict.fromkeys(rows, 2)
+    assert rows["Linear"]["setting"] == "2-0.01"
+    assert list(rows["Linear"]["other_settings"]) == ["1e-06-0.01"]
+    for kind, name in (("sgd", "RoLI"), ("public", "RoLI, public code")):
+        for seed in (0, 1):
+            head, model = small_model(), small_model()
+            cells.load(head, work / "50" / kind / f"2-0.01-{seed}.json")
+            cells.load(model, work / "50" / name / f"1e-12-{seed}.json")
+            torch.testing.assert_close(find_classifier(model).head.weight, find_classifier(head).head.weight)
+        head_alone = rows[name.replace("RoLI", "Linear")]["passes"]
+        assert all(roli > head for roli, head in zip(rows[name]["passes"], head_alone, strict=True))
 
 
 def test_cells_that_count_are_judged(tiny):
@@ -125,11 +152,11 @@ def test_cells_that_count_are_judged(tiny):
         assert {what: row[what] for what in before[name]} == before[name]
         assert len(row["apgd"]["by_seed"]) == len(row["autoattack_minus_ranli"]) == 1
         assert row["autoattack"]["mean"] <= row["clean"]["by_seed"][0] + 0.5
-    lr = f"{rows['RanLI Full-FT']['lr']:g}"
+    lr = rows["RanLI Full-FT"]["setting"]
     files = sorted(
         path.relative_to(judged / "judged" / "apgd" / "50") for path in judged.glob("judged/apgd/**/*.json")
     )
-    assert [str(file) for file in files] == [f"RanLI Full-FT/{lr}-0.json", "heads/0/rounds.json"]
+    assert [str(file) for file in files] == [f"RanLI Full-FT/{lr}-0.json", "rounds/0.json"]
     model = problem.backbone(0, "full")
     cells.load(model, work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
     test = problem.splits(50).test
@@ -158,14 +185,17 @@ def test_nothing_is_trained_before_what_it_needs(monkeypatch):
     for number, task in enumerate(plan):
         assert set(task.needs) <= set(plan[:number])
     planned = [(t.size, t.name, t.seed, t.setting) for t in plan]
-    assert planned[0] == (50, "rounds", 0, None)
+    assert planned[0] == (50, "rounds", 0, ())
     first_of_arms = next(i for i, cell in enumerate(planned) if cell[1] not in arms.HEADS)
-    assert planned[first_of_arms] == (50, arms.RANLI, 0, arms.RATES[0])
+    assert planned[first_of_arms] == (50, arms.RANLI, 0, arms.RATES[:1])
     public_code = {cell for cell in planned if "public" in cell[1]}
     assert {size for size, *_ in public_code} == {50}
-    assert len(public_code) == len(arms.RATES) + 1  # the second seed has the best of these
+    # Of two arms the second seed has the best rate; heads have the one setting that ours chooses.
+    assert len(public_code) == 2 * (len(arms.RATES) + 1) + 2
+    by_sgd = [(seed, setting) for size, name, seed, setting in planned if (size, name) == (900, "sgd")]
+    assert by_sgd == [*((0, setting) for setting in arms.SGD), (1, None)]
     asked = cells.plan((900,), ["RanLI Full-FT, public code"], (0,), arms.RATES)
-    assert [t.setting for t in asked] == list(arms.RATES)
+    assert [t.setting for t in asked] == [(rate,) for rate in arms.RATES]
 
 
 def test_a_cell_that_fails_stops_no_other(tiny, monkeypatch, capsys):
