@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     for subject in subjects:
         model, batches = _prepared(subject, arguments, device)
         for settings in attacks:
-            with _progress(console, subject.model) as progress:
+            with _progress(subject.model) as progress:
                 found = compare(
                     model,
                     batches,
@@ -177,8 +177,9 @@ def _prepared(subject: _Subject, arguments: argparse.Namespace, device: torch.de
 
 
 @contextlib.contextmanager
-def _progress(console: Console, model: str) -> Iterator[Any]:
+def _progress(model: str) -> Iterator[Any]:
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    console = Console(stderr=True)
     # No thread of its own that draws while something is timed.
     with Progress(*columns, TimeElapsedColumn(), console=console, auto_refresh=False, transient=True) as bar:
         task = bar.add_task(model)

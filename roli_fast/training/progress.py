@@ -1,4 +1,4 @@
-"""What a training shows while it runs."""
+"""What a training shows while it runs, on stderr: stdout is for results."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class Progress:
     robust accuracy of the last validation, time left. Above it, a line for each epoch."""
 
     def __init__(self, title: str, steps: int, shown: bool):
-        self._console = Console(quiet=not shown)
+        self._console = Console(stderr=True, quiet=not shown)
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=10),

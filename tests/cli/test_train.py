@@ -132,9 +132,8 @@ def test_a_broken_checkpoint_is_named(trained, images, tmp_path, capsys):
     last = run / "finetune" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
     assert main(command(images, run, "--resume")) == 2
-    shown = capsys.readouterr().err
-    assert f"{last} cannot be read" in shown
-    assert shown.count("\n") == 1
+    *_, said = capsys.readouterr().err.splitlines()  # below what the first stage shows of itself
+    assert f"{last} cannot be read" in said
 
 
 def test_eval_of_a_run(trained, images, tmp_path, capsys):

@@ -288,7 +288,9 @@ def test_a_disk_that_is_full_loses_nothing(problem, tmp_path, monkeypatch):
 def test_the_bar_says_how_far_it_is(problem, capsys):
     net, images, labels = problem
     evaluate(net, batches(images, labels), PGD(steps=1), progress=True)
-    assert "of 23 right" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "of 23 right" in shown.err
+    assert shown.out == ""
 
 
 def test_clean_accuracy_draws_nothing(problem):
