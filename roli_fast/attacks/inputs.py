@@ -158,7 +158,7 @@ class Values:
 class OutsideError(ValueError):
     """Images have values outside of the bounds.
 
-    found: the smallest and the largest. way_out: what can be done where they are normalised.
+    found: the smallest and the largest. way_out: what can be done where they are normalised, or bytes.
     """
 
     def __init__(self, found: tuple[float, float], bounds: tuple[float, float], way_out: str):
@@ -175,8 +175,13 @@ def check_range(found: tuple[float, float], bounds: tuple[float, float], state: 
     lowest, highest = torch.tensor(bounds, dtype=state).tolist()
     if not (lowest <= found[0] and found[1] <= highest):
         box = f"[{bounds[0]:g}, {bounds[1]:g}]"
-        pixels = f"images in {box} and model = roli_fast.models.Normalized(model, mean, std)"
-        raise OutsideError(found, bounds, f"If they are normalised, attack pixels instead: {pixels}")
+        way_out = (
+            f"If they are normalised, attack pixels instead: images in {box} and "
+            "model = roli_fast.models.Normalized(model, mean, std)"
+        )
+        if lowest <= found[0] and 2 * highest < found[1] <= 255:
+            way_out = "If they are pixels from 0 to 255: images / 255"
+        raise OutsideError(found, bounds, way_out)
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -35,7 +35,7 @@ from .options import (
 )
 from .train_recipes import method_options, model_options, recipes, settle
 
-INITS = ("roli", "random", "small", "pretrained")
+INITS = ("roli", "small", "random", "pretrained")
 PROBES = ("rounds", "sgd")
 
 # What is no part of a run.
@@ -76,8 +76,8 @@ def _add_model_arguments(option: Options) -> None:
 
 def _add_stage_arguments(option: Options) -> None:
     about = (
-        "the head that finetuning begins with: probed first (default, where the backbone has weights), "
-        "random (the paper's, of large logits), small (torch's random one), or the checkpoint's own"
+        "the head that finetuning begins with: probed first (default, where the backbone has weights), small "
+        "(torch's random one, else the default), random (the paper's, of large logits), or the file's own"
     )
     option.choice("--init", about, INITS)
     option.choice("--method", "of finetuning; linear is probing alone", METHODS, default="full")
@@ -214,7 +214,7 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
         for name, what in loaded.left_out.items():
             console.print(f"  left out: {name} ({what})", markup=False)
     if arguments.init == "pretrained" and not head:
-        accepted = "roli, random, small: there is no head for these classes"
+        accepted = "roli, small, random: there is no head for these classes"
         raise UserError(f"--init: got pretrained, accepted: {accepted}")
     if arguments.init != "pretrained":
         find_classifier(model).reset_head(len(splits.classes))

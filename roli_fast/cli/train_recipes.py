@@ -25,10 +25,10 @@ def settle(arguments: argparse.Namespace) -> None:
     """Fills in which head finetuning begins with; raises UserError for an option without effect."""
     weights = arguments.initial_checkpoint is not None or arguments.pretrained
     if arguments.init == "roli" and not weights:
-        accepted = "it with --initial-checkpoint FILE or --pretrained; random, small"
+        accepted = "it with --initial-checkpoint FILE or --pretrained; small, random"
         raise UserError(f"--init: got roli for a backbone of random weights, accepted: {accepted}")
     if arguments.init is None:
-        arguments.init = "roli" if weights and arguments.method != "linear" else "random"
+        arguments.init = "roli" if weights and arguments.method != "linear" else "small"
     if arguments.lr is not None and arguments.lr_base is not None:
         raise UserError("--lr, --lr-base: got both, accepted: one of them")
     if arguments.drop_path is not None and arguments.drop_path >= 1:
@@ -67,14 +67,16 @@ def _effects(arguments: argparse.Namespace) -> Effects:
     sgd = arguments.probe == "sgd"
     linear = arguments.method == "linear"
     by_rounds = _is_probed_by_rounds(arguments)
+    probed = "--init roli with --initial-checkpoint or --pretrained; --method linear"
     attacked = ("norm", "eps", "eps_warmup_epochs", "attack_mode", "attack_precision", "val_steps")
     attack = arguments.attack or Recipe.attack
     # Rounds attack in a way of their own.
     of_attack = ("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",)))
     return [
         (("pretrained",), arguments.initial_checkpoint is None, "no --initial-checkpoint"),
-        (("probe",), linear or _is_probed(arguments), "--init roli or --method linear"),
-        (("probe_rounds", "probe_steps"), by_rounds, "--probe rounds"),
+        (("probe",), linear or _is_probed(arguments), f"a head that is probed ({probed})"),
+        (("probe_rounds", "probe_steps"), sgd or by_rounds, f"a head that is probed ({probed})"),
+        (("probe_rounds", "probe_steps"), not sgd, "--probe rounds"),
         (("probe_rounds", "probe_steps"), attack != "none", "an --attack"),
         (by_sgd, sgd and _is_probed(arguments), "--probe sgd, --init roli and another method than linear"),
         ((*trains, *grows, *of_attack), sgd or not linear, "--probe sgd, or another method than linear"),

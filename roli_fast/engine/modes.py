@@ -92,3 +92,12 @@ def class_logits(model: Model, images: Tensor, output: Output = None) -> Tensor:
 
 def _description(output: Tensor) -> str:
     return f"of dtype {output.dtype} and shape {tuple(output.shape)}"
+
+
+def beside(model: Model, tensor: Tensor) -> Tensor:
+    """The tensor on the model's device, where it is a module with parameters."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    parameter = next(parameters, None)
+    if parameter is None or not isinstance(tensor, Tensor):
+        return tensor
+    return tensor.to(parameter.device)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attacks import AutoAttackResult, predict
 from ..attacks.attack import Attack, readable, undirected_notes
@@ -22,7 +22,7 @@ from ..attacks.verify import mean_of
 from ..checks import refuse
 from ..distributed import rank, world_size
 from ..engine import Output
-from ..engine.modes import Model
+from ..engine.modes import Model, beside
 from .accuracy import Accuracy
 from .checks import check_one_size_for_all, pooled_notes, verified
 from .records import Record, Records
@@ -101,7 +101,7 @@ def evaluate(
     total, processes = 0, world_size()
     with _bar(batches, run.name, progress and rank() == 0) as advance:
         for number, (images, labels, *_) in enumerate(batches):
-            images, labels = _beside(model, images), _beside(model, labels)
+            images, labels = beside(model, images), beside(model, labels)
             check_inputs(images, labels, None)
             if number % processes == rank():
                 found[number] = run.record(number, total, images, labels)
@@ -242,15 +242,6 @@ class _Run:
             return 0
         generator = self._attack.generator
         return int(draw_key(generator, generator.device if generator else torch.device("cpu")))
-
-
-def _beside(model: Model, tensor: Tensor) -> Tensor:
-    """The tensor on the model's device, where it is a module with parameters."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    parameter = next(parameters, None)
-    if parameter is None or not isinstance(tensor, Tensor):
-        return tensor
-    return tensor.to(parameter.device)
 
 
 @contextlib.contextmanager

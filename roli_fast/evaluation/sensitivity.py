@@ -15,7 +15,7 @@ from ..attacks import FeaturePGD
 from ..attacks.attack import Attack
 from ..attacks.inputs import as_floats, check_inputs, draw_key
 from ..attacks.verify import locate
-from ..engine.modes import Model, own_output
+from ..engine.modes import Model, beside, own_output
 from .checks import check_one_size_for_all, check_places
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -69,8 +69,8 @@ def sensitivity(
 
     features: maps images (N, ...) to features (N, ...), such as the first of :func:`roli_fast.models.split`;
         asked in eval mode, left as it was.
-    batches: tuples that begin with the images, on the features' device, in a fixed order, which gives each
-        sample its index.
+    batches: tuples that begin with the images, in a fixed order, which gives each sample its index. They go
+        to the features' device.
     attack: default :func:`sensitivity_attack`.
     progress: whether to show a bar.
 
@@ -81,6 +81,7 @@ def sensitivity(
     check_feature_attack(attack)
     key, found, first = key_of(attack), [], 0
     for images, *_ in bar(batches, "sensitivity", progress):
+        images = beside(features, images)
         check_inputs(images, None, None)
         clean, moved = features_moved(features, attack, images, first, key)
         found.append(torch.stack([(moved - clean).norm(dim=1), clean.norm(dim=1)]).cpu())

@@ -10,6 +10,7 @@ from ..attacks import FeaturePGD, predict
 from ..attacks.attack import Attack, undirected_notes
 from ..attacks.inputs import as_floats, check_inputs, check_labels
 from ..attacks.losses import cross_entropy
+from ..engine.modes import beside
 from ..models import split
 from .accuracy import Accuracy
 from .checks import check_one_size_for_all, pooled_notes, verified
@@ -37,8 +38,8 @@ def transfer(
     criterion for each image, and what attacks say of them. Without a trained head, :func:`sensitivity`.
 
     model: what :func:`roli_fast.models.split` takes; asked in eval mode, left as it was.
-    batches: tuples that begin with images and labels (N,) int64, on the model's device, in a fixed order,
-        which gives each sample its index.
+    batches: tuples that begin with images and labels (N,) int64, in a fixed order, which gives each sample
+        its index. They go to the model's device.
     feature_attack: such as :func:`sensitivity_attack`.
     attacks: on the classes, of different kinds, in the same ball and box: such as PGD and AutoAttack.
     progress: whether to show a bar.
@@ -53,6 +54,7 @@ def transfer(
     _check_attacks(feature_attack, attacks)
     run = _Run(model, feature_attack, attacks)
     for images, labels, *_ in bar(batches, "transfer", progress):
+        images, labels = beside(model, images), beside(model, labels)
         check_inputs(images, labels, None)
         run.add(images, labels)
     return run.found()

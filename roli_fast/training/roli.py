@@ -49,7 +49,7 @@ def roli(
     splits: Splits,
     finetuning: Recipe,
     *,
-    probing: Recipe | Rounds | None = None,
+    probing: Recipe | Rounds | None = Rounds(),
     method: str = "full",
     method_options: Mapping[str, Any] | None = None,
     folder: str | Path | None = None,
@@ -63,9 +63,9 @@ def roli(
     model: of :func:`roli_fast.models.create_model`, with a robust backbone
         (:func:`roli_fast.models.load_backbone`) and any head, on the device where it trains. It ends with the
         best weights of the last stage.
-    probing: the first stage: Rounds() (:func:`probe`), in finetuning's ball, or a recipe for SGD, which
-        begins with the head as it is; None for finetuning alone, which with a random head is what the paper
-        calls RanLI.
+    probing: the first stage: Rounds (:func:`probe`), in finetuning's ball, or a recipe for SGD, which begins
+        with the head as it is; None for finetuning alone, which with a random head is what the paper calls
+        RanLI.
     method, method_options: of :func:`roli_fast.models.finetune`, for the second stage. With "linear", which
         is adversarial linear probing, there is no other; Rounds() then take the place of SGD.
     folder: where the stages have their folders, ``probe`` and ``finetune`` (:func:`train`), and

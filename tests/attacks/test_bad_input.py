@@ -49,6 +49,20 @@ def test_a_model_without_gradient(name, model, batch):
     refused(make(name), model, images, labels, "model: its output has no gradient with respect to the input")
 
 
+@pytest.mark.parametrize(
+    ("brought", "way_out"),
+    [
+        (lambda pixels: (pixels - 0.5) / 0.25, r"If they are normalised, .*Normalized\(model, mean, std\)"),
+        (lambda pixels: pixels * 255, "If they are pixels from 0 to 255: images / 255"),
+    ],
+    ids=["normalised", "bytes"],
+)
+def test_images_outside_of_the_bounds(brought, way_out, batch):
+    """What can be done depends on what they are."""
+    images, labels = batch
+    refused(PGD(), nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), brought(images), labels, way_out)
+
+
 @each
 @pytest.mark.parametrize("where", [0, 5])
 def test_nan_logits(name, where, batch):

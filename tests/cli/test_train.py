@@ -189,7 +189,7 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--loss", "trades", "--attack", "nfgsm"], "loss: got 'trades' with attack='nfgsm'"),
         (["--num-classes", "7"], "num_classes: got 7, accepted: 10, as many as digits has"),
         (["--initial-checkpoint", "/nowhere.pth"], "path: got /nowhere.pth, accepted: a file that is there"),
-        (["--init", "pretrained"], "--init: got pretrained, accepted: roli, random"),
+        (["--init", "pretrained"], "--init: got pretrained, accepted: roli, small"),
         (
             ["--pretrained", "--initial-checkpoint", "m.safetensors"],
             "--pretrained: got it, which has no effect, accepted: it with no --initial-checkpoint",
@@ -198,7 +198,10 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--init", "roli"], "--init: got roli for a backbone of random weights, accepted: it with"),
         (["--eps", "8"], "eps: got 8.0, accepted: at most 1 in linf"),
         (["--probe-lr", "1"], "--probe-lr: got 1.0, which has no effect, accepted: it with --probe sgd"),
-        (["--probe", "sgd"], "--probe: got sgd, which has no effect, accepted: it with --init roli or"),
+        (
+            ["--probe", "sgd"],
+            "--probe: got sgd, which has no effect, accepted: it with a head that is probed",
+        ),
         (
             ["--method", "linear", "--lr", "1"],
             "--lr: got 1.0, which has no effect, accepted: it with --probe",
@@ -214,7 +217,10 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
             ["--method", "linear", "--attack", "none", "--probe-rounds", "3"],
             "--probe-rounds: got 3, which has no effect, accepted: it with an --attack",
         ),
-        (["--probe-steps", "7"], "--probe-steps: got 7, which has no effect, accepted: it with --probe"),
+        (
+            ["--probe-steps", "7"],
+            "--probe-steps: got 7, which has no effect, accepted: it with a head that is probed",
+        ),
         (["--attack", "none", "--eps", "1/255"], "--eps: got 0.00392"),
         (["--trades-beta", "3"], "--trades-beta: got 3.0, which has no effect"),
         (["--img-size", "48"], "--img-size: got 48, which has no effect, accepted: it with --resize, or a"),
@@ -300,6 +306,16 @@ def test_what_is_given_comes_before_the_papers_settings():
     assert (probing.epochs, probing.lr, probing.patience) == (2, 0.25, None)
     prompts = parsed("--method", "vpt", "--dataset", "cub200", "--method-kwargs", "tokens=5")
     assert method_options(prompts) == {"tokens": 5}
+
+
+def test_the_head_without_a_probe_is_torchs():
+    """The paper's has logits so large that it learns worse."""
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    arguments = parser.parse_args([])
+    settle(arguments)
+    assert arguments.init == "small"
+    assert parsed().init == "roli"
 
 
 def test_heads_are_probed_by_rounds_unless_told_otherwise():

@@ -272,6 +272,18 @@ def test_the_criterion_with_the_exact_distance_is_sound():
     assert low <= robust.double().mean().item() <= high
 
 
+@pytest.mark.gpu
+def test_images_go_to_the_models_device():
+    """As a DataLoader gives them."""
+    model = linear()
+    images, labels = images_for(model)
+    on_cpu = transfer(model, batches(images, labels), thorough(), [pgd()])
+    on_gpu = transfer(model.cuda(), batches(images, labels), thorough(), [pgd()])
+    assert on_gpu.robust.value == on_cpu.robust.value
+    moved = sensitivity(split(model)[0], batches(images, labels), thorough())
+    torch.testing.assert_close(moved.distance, on_gpu.sensitivity.distance)
+
+
 def test_attacks_measure_what_evaluate_measures():
     model = linear()
     images, labels = images_for(model)

@@ -81,6 +81,12 @@ def test_finetuning_begins_where_probing_ended(probing, tmp_path, monkeypatch):
     assert not same(begun, finetuned)
 
 
+def test_the_head_is_probed_unless_it_is_not_to_be():
+    splits = splits_of(blobs, 32, 12, 12)
+    assert list(roli(small_model(), splits, recipe(epochs=1)).stages) == ["probe", "finetune"]
+    assert list(roli(small_model(), splits, recipe(epochs=1), probing=None).stages) == ["finetune"]
+
+
 @pytest.mark.parametrize("probing", PROBINGS.values(), ids=PROBINGS)
 def test_the_test_images_are_read_once_after_all_stages(probing, monkeypatch):
     splits = splits_of(blobs, 32, 12, 12)
