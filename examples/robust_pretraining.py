@@ -43,13 +43,9 @@ def measured(model, images, *, steps=20, autoattack_images=1000):
     for name, (attack, count) in attacks.items():
         rows = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().tolist()
         tested = evaluate(model, Loader(images.select(rows), 500), attack)
-        found.setdefault("clean", describe(tested.clean))
-        found[name] = describe(tested)
+        found.setdefault("clean", tested.clean.summary())
+        found[name] = tested.summary()
     return found
-
-
-def describe(accuracy):
-    return {"accuracy": accuracy.value, "interval": list(accuracy.interval()), "images": len(accuracy.right)}
 
 
 def main(splits, out, *, stem=None, seed=0, network=None, test=None, **settings):
@@ -77,7 +73,7 @@ def main(splits, out, *, stem=None, seed=0, network=None, test=None, **settings)
         "test": measured(trained.model, splits.test, **(test or {})),
     }
     write_json(out / "card.json", card)
-    print(", ".join(f"{name} {found['accuracy']:.1%}" for name, found in card["test"].items()))
+    print(", ".join(f"{name} {found['value']:.1%}" for name, found in card["test"].items()))
     return card
 
 

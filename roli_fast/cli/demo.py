@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..attacks import PGD, AutoAttack
 from ..data import Loader, Splits, StoredImages, digits
-from ..evaluation import Accuracy, Evaluation, difference, evaluate
+from ..evaluation import Evaluation, difference, evaluate
 from ..files import write_json
 from ..models import Normalized, create_model, find_classifier, save_model
 from ..report import read_run, write_report
@@ -252,18 +252,15 @@ def _draw(arms: dict[str, _Arm], path: Path) -> None:
 
 
 def _save(arguments: argparse.Namespace, arms: dict[str, _Arm]) -> None:
-    def accuracy(a: Accuracy) -> dict[str, Any]:
-        return {"value": a.value, "interval": a.interval(), "images": len(a.right)}
-
     results = {
         "epochs": arguments.epochs,
         "seed": arguments.seed,
         "eps": _EPS,
         "arms": {
             name: {
-                "clean": accuracy(arm.pgd.clean),
-                "pgd20": accuracy(arm.pgd),
-                "autoattack": accuracy(arm.autoattack),
+                "clean": arm.pgd.clean.summary(),
+                "pgd20": arm.pgd.summary(),
+                "autoattack": arm.autoattack.summary(),
                 "stages": {s: dataclasses.asdict(t.cost) for s, t in arm.outcome.stages.items()},
             }
             for name, arm in arms.items()

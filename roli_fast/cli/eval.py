@@ -224,13 +224,6 @@ def _json(
     labels: Tensor,
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    def described(accuracy: Accuracy) -> dict[str, Any]:
-        return {
-            "accuracy": accuracy.value,
-            "interval": accuracy.interval(),
-            "images": len(accuracy.right),
-        }
-
     return {
         "model": str(path),
         "dataset": arguments.dataset or "digits",
@@ -238,8 +231,8 @@ def _json(
         **({"norm": arguments.norm, "eps": arguments.eps} if arguments.attacks else {}),
         "versions": {"roli_fast": __version__, "torch": torch.__version__},
         "accuracies": {
-            name: described(accuracy)
-            | {"classes": {c: described(a) for c, a in _per_class(accuracy, labels, classes).items()}}
+            name: accuracy.summary()
+            | {"classes": {c: a.summary() for c, a in _per_class(accuracy, labels, classes).items()}}
             for name, accuracy in accuracies.items()
         },
         "attacks": {

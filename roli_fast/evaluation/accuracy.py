@@ -1,6 +1,7 @@
 """Accuracies, their intervals, and the differences between two."""
 
 import dataclasses
+from typing import Any
 
 import numpy
 from scipy.stats import binomtest
@@ -28,6 +29,10 @@ class Accuracy:
         test = binomtest(int(self.right.sum()), len(self.right))
         low, high = test.proportion_ci(confidence, method="wilson")
         return float(low), float(high)
+
+    def summary(self) -> dict[str, Any]:
+        """Value, 95 % interval and number of images, fit for JSON."""
+        return {"value": self.value, "interval": list(self.interval()), "images": len(self.right)}
 
     def __str__(self) -> str:
         """In percent, with the interval: 46.7 [43.1, 50.2]."""

@@ -68,7 +68,7 @@ class AttackOutcome:
         return {
             "attack": self.label,
             "notes": list(self.notes),
-            "robust": accuracy_summary(self.robust),
+            "robust": self.robust.summary(),
             "loss_bound": self.bound.summary(),
             "contradictions": self.contradictions.summary(),
         }
@@ -114,21 +114,11 @@ class Transfer:
         the features."""
         return {
             "sensitivity": self.sensitivity.summary(),
-            "clean": accuracy_summary(self.clean),
-            "criterion": self.criterion.summary()
-            | {"predicted_robust": accuracy_summary(self.criterion.predicted)},
+            "clean": self.clean.summary(),
+            "criterion": self.criterion.summary() | {"predicted_robust": self.criterion.predicted.summary()},
             "feature_loss_bound": self.feature_bound.summary(),
             "attacks": {outcome.name: outcome.summary() for outcome in self.outcomes},
-            "robust": accuracy_summary(self.robust),
+            "robust": self.robust.summary(),
             "paper_form": self.paper_form(),
             "expected_robust_estimated": list(self.expected),
         }
-
-
-def accuracy_summary(accuracy: Accuracy) -> dict[str, Any]:
-    """Value, 95 % interval and number of images, fit for JSON."""
-    return {
-        "value": accuracy.value,
-        "interval": list(accuracy.interval()),
-        "images": len(accuracy.right),
-    }

@@ -113,7 +113,7 @@ def _tested(test: Mapping[str, Any]) -> tuple[str, str]:
         if name not in test:
             return "not attacked"
         low, high = test[name]["interval"]
-        return f"{test[name]['accuracy']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{test[name]['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
     return shown("clean"), shown("robust")
 

@@ -136,8 +136,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     return {
         "test": {
             "attack": test.label,
-            "images": len(test.right),
-            **{name: {"accuracy": a.value, "interval": a.interval()} for name, a in found.items()},
+            **{name: accuracy.summary() for name, accuracy in found.items()},
         },
         "stages": {
             name: {

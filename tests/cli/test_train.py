@@ -65,8 +65,8 @@ def test_a_run_of_both_stages(trained):
     assert args["arguments"]["dataset"] == "folder"
     result = json.loads((trained / "result.json").read_text())
     assert set(result["stages"]) == {"probe", "finetune"}
-    assert result["test"]["images"] == 12
-    assert 0 <= result["test"]["robust"]["accuracy"] <= result["test"]["clean"]["accuracy"] <= 1
+    assert result["test"]["clean"]["images"] == 12
+    assert 0 <= result["test"]["robust"]["value"] <= result["test"]["clean"]["value"] <= 1
     assert result["cost"]["forwards"] == sum(s["cost"]["forwards"] for s in result["stages"].values())
     for stage, epochs in (("probe", 1), ("finetune", 2)):
         assert len((trained / stage / "metrics.csv").read_text().splitlines()) == 1 + epochs
@@ -148,10 +148,8 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
     pgd = found["accuracies"]["pgd"]
     assert pgd["images"] == 12
     low, high = pgd["interval"]
-    assert low <= pgd["accuracy"] <= high
-    assert sum(c["accuracy"] * c["images"] for c in pgd["classes"].values()) == pytest.approx(
-        pgd["accuracy"] * 12
-    )
+    assert low <= pgd["value"] <= high
+    assert sum(c["value"] * c["images"] for c in pgd["classes"].values()) == pytest.approx(pgd["value"] * 12)
     assert list((out / "pgd").glob("batch-*.safetensors"))
     assert main([*command[:-1], "--attacks"]) == 0  # clean alone
     assert list(json.loads((out / "eval.json").read_text())["accuracies"]) == ["clean"]
