@@ -245,7 +245,7 @@ class TestTargets:
         ({"loss": "kl"}, "loss: got 'kl'"),
     ],
 )
-def test_settings(options, message):
+def test_settings_that_do_not_fit_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         APGD(**options)
 

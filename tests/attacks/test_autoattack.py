@@ -208,7 +208,7 @@ def test_half_precision_counts_only_what_the_model_confirms(problem):
         ({"precision": "fp16"}, "precision: got 'fp16', accepted: fp32, tf32, bf16: loss scaling"),
     ],
 )
-def test_settings(options, message):
+def test_settings_that_do_not_fit_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         AutoAttack(**options)
 

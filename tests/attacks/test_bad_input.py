@@ -183,7 +183,7 @@ def test_an_eps_in_a_tensor_that_is_no_size(name, eps, convnet, batch):
         (FeaturePGD, {"iterate": "first"}, "iterate: got 'first', accepted: last, best"),
     ],
 )
-def test_settings(kind, options, message):
+def test_settings_that_do_not_fit_are_refused_by_name(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(**options)
 
@@ -199,7 +199,7 @@ def test_settings(kind, options, message):
         (FeaturePGD, {"loss": "ce"}, "loss"),
     ],
 )
-def test_settings_of_another_type(kind, options, message):
+def test_settings_of_another_type_are_refused_by_name(kind, options, message):
     with pytest.raises(TypeError, match=message):
         kind(**options)
 

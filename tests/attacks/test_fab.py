@@ -259,6 +259,6 @@ def test_what_is_misclassified_is_left_as_it_is(convnet, batch):
         ({"targeted": True}, "targeted: got True, accepted: False: this attack chooses its classes"),
     ],
 )
-def test_settings(options, message):
+def test_settings_that_do_not_fit_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         FAB(**options)

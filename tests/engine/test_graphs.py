@@ -58,7 +58,7 @@ def test_a_later_call_is_recorded_where_that_repays(watched):
         assert watched.recorded == 1, call
 
 
-def test_kinds(watched):
+def test_what_tells_calls_apart(watched):
     """Shape, strides, dtype and constants tell calls apart; values of tensors do not."""
     runner = watched.runner(limit=100)
     kinds = [

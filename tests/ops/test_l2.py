@@ -25,7 +25,7 @@ def near(values):
     return pytest.approx(values, rel=2.0**-22)
 
 
-def test_triangles(backend):
+def test_closed_forms_of_a_step(backend):
     """Closed forms: 3, 4 and 5."""
     zero = [0.0, 0.0]
     assert step(zero, [3.0, -4.0], zero, 10.0, 100.0) == near([6.0, -8.0])

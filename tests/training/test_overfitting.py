@@ -25,7 +25,7 @@ def test_catastrophic():
         ([0.5] * 12, [0.5] * 12),  # as good as the best is not below it
     ],
 )
-def test_neither(robust, trained):
+def test_nothing_is_said_of_what_does_not_overfit(robust, trained):
     assert overfitting(history(robust, trained)) is None
 
 
