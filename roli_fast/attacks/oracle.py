@@ -12,8 +12,9 @@ from ..engine.weakly import weakly
 __all__ = ["Oracle", "widened"]
 
 
-# Which call of a batch size becomes a graph. To record a pass through the model takes two more, and waits for
-# the device; where samples leave the batch, most sizes last a step or two.
+# Which call of a batch size becomes a graph: of single passes, of what is called once a batch. To record a pass
+# through the model takes two more, and waits for the device; where samples leave the batch, most sizes last a
+# step or two.
 PASS, WHOLE = 4, 2
 
 
@@ -66,9 +67,9 @@ class Oracle:
         loss, output = self.captured(self.eager.loss)(x, target)
         return loss, output
 
-    def output(self, x: Tensor) -> Tensor:
-        """What the view makes of prepared inputs."""
-        (output,) = self.captured(self._ask)(x)
+    def output(self, x: Tensor, at: int = PASS) -> Tensor:
+        """What the view makes of prepared inputs. at: as :meth:`captured` takes it, of an attack's first call."""
+        (output,) = self.captured(self._ask, at)(x)
         return output
 
     def _output(self, x: Tensor) -> tuple[Tensor, ...]:

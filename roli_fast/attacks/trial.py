@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engine import own_output
 from ..engine.modes import Model
 from .inputs import as_floats, to_images, to_state
-from .oracle import Oracle
+from .oracle import WHOLE, Oracle
 from .samples import beats, lowest, taken
 from .verify import mean_of, predict
 
@@ -104,7 +104,7 @@ class Trial:
     def clean_view_output(self) -> Tensor:
         """The same as the view sees it."""
         self.spend(len(self.images), forwards=1)
-        return self.oracle.output(self.oracle.view.prepare(to_state(self.images)))
+        return self.oracle.output(self.oracle.view.prepare(to_state(self.images)), WHOLE)
 
     def ask(self, images: Tensor) -> Tensor:
         """The model's own output; of a random one the mean over the attack's ``eot`` calls."""

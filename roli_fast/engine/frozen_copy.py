@@ -96,15 +96,15 @@ class FrozenCopy:
             self._copy()
         else:
             with torch.cuda.device_of(self._read[0]):
-                self._graph(tuple(t.data_ptr() for t in self._read))
+                self._graph(tuple((t.data_ptr(), t.stride()) for t in self._read))
 
     def _copy(self, computed: Sequence[Tensor] = ()) -> None:
         if self._own:
             torch._foreach_copy_(self._own, [*self._plain, *computed])
         self._folds.take_over()
 
-    def _copy_from(self, _: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """As a function for a graph, which is as good as long as all stays where it is in memory."""
+    def _copy_from(self, _: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[Tensor, ...]:
+        """As a function for a graph, which is as good as long as all stays where and how it is in memory."""
         self._copy()
         return ()
 

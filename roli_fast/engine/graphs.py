@@ -1,10 +1,11 @@
 """A function of tensors, captured as a CUDA graph when it is called again."""
 
 import collections
+import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class CudaRecording(Recording):
         stream = _side_stream(self._device.index)
         with no_other_capture:
             stream.wait_stream(callers)
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), _in_turn(self._device.index):
                 function(*self._inputs)  # what only a first call on a stream does: choosing algorithms
             callers.wait_stream(stream)
             try:
@@ -73,15 +74,29 @@ class CudaRecording(Recording):
                 torch.cuda.set_stream(callers)  # which a capture whose end fails does not do
                 _end_failed_capture(stream)
                 raise
-        self._run, self._done = graph.replay, torch.cuda.Event()
+        self._run = graph.replay
         return outputs
 
     def replay(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        with torch.cuda.device(self._device):
-            torch.cuda.current_stream().wait_event(self._done)  # the last replay may be another stream's
-            outputs = super().replay(inputs)
-            self._done.record()
-        return outputs
+        with torch.cuda.device(self._device), _in_turn(self._device.index):
+            return super().replay(inputs)
+
+
+@contextlib.contextmanager
+def _in_turn(device: int) -> Iterator[None]:
+    """What is put into the device's current stream inside begins there after what was put so into another:
+    recordings share the workspace of cuBLAS that their stream has, and those of a copy its weights."""
+    lock, done = _turns(device)
+    with lock:  # of the host, and for as long as launching takes
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(done)
+        yield
+        done.record(stream)
+
+
+@functools.cache
+def _turns(device: int) -> tuple[threading.RLock, torch.cuda.Event]:
+    return threading.RLock(), torch.cuda.Event()
 
 
 @functools.cache
@@ -125,6 +140,8 @@ class GraphRunner:
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
+        if _is_captured(inputs):  # by somebody else, whose graph cannot have another in it
+            return self._function(*inputs)
         kind = tuple(_kind(i) for i in inputs)
         recording = self._recordings.get(kind)
         if recording is not None:
@@ -147,8 +164,7 @@ class GraphRunner:
     def _recorder(self, inputs: Sequence[Any]) -> Callable[..., Recording] | None:
         if self._recording is not None:
             return self._recording
-        on_cuda = any(isinstance(i, Tensor) and i.is_cuda for i in inputs)
-        return CudaRecording if on_cuda and not torch.cuda.is_current_stream_capturing() else None
+        return CudaRecording if _on_cuda(inputs) else None
 
     def _record(self, kind: Hashable, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
         recorder = self._recorder(inputs)
@@ -171,6 +187,14 @@ class GraphRunner:
         self.clear()
         self.note = f"runs without a CUDA graph: {reason}"
         warnings.warn(f"roli_fast: the attack {self.note}", stacklevel=2)
+
+
+def _on_cuda(inputs: Sequence[Any]) -> bool:
+    return any(isinstance(i, Tensor) and i.is_cuda for i in inputs)
+
+
+def _is_captured(inputs: Sequence[Any]) -> bool:
+    return _on_cuda(inputs) and torch.cuda.is_current_stream_capturing()
 
 
 def _kind(value: Any) -> Hashable:

@@ -80,11 +80,23 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
         except Exception as error:
             # The native guard has refused, with nothing written. The check says it in full.
             check(*args, **kwargs)
-            if "aten::empty_like failed" in str(error):  # all that the stable ABI says of a lack of memory
+            if _lacks_memory(error, args[0].device):
                 raise torch.OutOfMemoryError("no memory for an op's result") from error
             raise
 
     return call
+
+
+def _lacks_memory(error: Exception, device: torch.device) -> bool:
+    """Whether a native op has failed for want of memory, of which the stable ABI says no more than that nothing
+    was allocated."""
+    if not any(said in str(error) for said in ("aten::empty_like failed", "roli_fast: no memory for")):
+        return False
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return False  # it may be the capture that forbids it
+        torch.cuda.synchronize(device)  # raises what has failed before, such as an assertion of the model's
+    return True
 
 
 def _no_result(**_: Any) -> None:

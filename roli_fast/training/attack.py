@@ -120,7 +120,7 @@ def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: 
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else (lambda: None)
     wait()
     begin = time.perf_counter()
     call()

@@ -47,7 +47,7 @@ class Stopwatch:
     """Adds seconds to a :class:`Cost` by kind, and does not wait for the device before it is read."""
 
     def __init__(self, device: torch.device):
-        self._on_gpu = device.type == "cuda"
+        self._on_gpu, self._device = device.type == "cuda", device
         # Of the device's work, its kind, and the host's seconds for the data before it.
         self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event, float]] = []
         self._fetching = 0.0
@@ -59,9 +59,10 @@ class Stopwatch:
         if self._on_gpu and kind in ("attack", "training"):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             fetched, self._fetching = self._fetching, 0.0
-            begin.record()
+            stream = torch.cuda.current_stream(self._device)
+            begin.record(stream)
             yield
-            end.record()
+            end.record(stream)
             self._open.append((kind, begin, end, fetched))
             return
         started = time.perf_counter()

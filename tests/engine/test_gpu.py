@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, FeaturePGD, verify
+from roli_fast.attacks.oracle import PASS
 from roli_fast.engine import AttackView, GraphRunner
 from roli_fast.models import Normalized, small_resnet
 
@@ -111,6 +112,33 @@ def test_weights_that_move_in_memory_are_followed(model):
     assert not torch.equal(after.adversarial, before.adversarial)
 
 
+def test_weights_whose_layout_changes_are_followed():
+    """The memory may be the same again."""
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=32, depth=1).to(DEVICE).eval()
+    images, labels = torch.rand(4, 3, 32, 32, device=DEVICE), torch.arange(4, device=DEVICE)
+    attack, key = PGD(steps=1), torch.tensor([7], device=DEVICE)
+    for _ in range(3):
+        expected = attack.run(net, images, labels, key=key).adversarial
+    for layout in (torch.channels_last, torch.contiguous_format):
+        net.cpu().to(memory_format=layout).cuda()
+        torch.testing.assert_close(attack.run(net, images, labels, key=key).adversarial, expected)
+
+
+def test_a_capture_of_the_callers(model):
+    """Another graph has an attack in it that would be one of its own."""
+    images, labels = batch()
+    key, attack = torch.tensor([7], device=DEVICE), PGD(steps=2)
+    for _ in range(3):
+        expected = attack.perturb(model, images, labels, key=key, checked=True).adversarial
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.graph(graph, stream=stream):
+        found = attack.perturb(model, images, labels, key=key, checked=True).adversarial
+    graph.replay()
+    assert torch.equal(found, expected)
+    assert torch.equal(attack.perturb(model, images, labels, key=key, checked=True).adversarial, expected)
+
+
 def test_it_is_a_graph_that_runs(model):
     """From the second batch of a shape on, no layer of the copy is called any more."""
     attack = PGD(steps=3)
@@ -200,12 +228,13 @@ def test_a_capture_that_fails_leaves_correct_results_and_a_note(options, monkeyp
     with eagerly(monkeypatch):
         expected = PGD(steps=3, random_start=False, **options).run(model, images, labels)
     with pytest.warns(UserWarning, match="runs without a CUDA graph") as caught:
-        results = [attack.run(model, images, labels) for _ in range(4)]
+        results = [attack.run(model, images, labels) for _ in range(2 * PASS)]
     assert len([w for w in caught if "CUDA graph" in str(w.message)]) == 1
     for result in results:
         assert torch.equal(result.adversarial, expected.adversarial)
         assert torch.equal(result.success, expected.success)
-    assert all("runs without a CUDA graph" in " ".join(result.notes) for result in results[1:])
+    # From the call on that would be a graph.
+    assert all("runs without a CUDA graph" in " ".join(result.notes) for result in results[PASS - 1 :])
     # And the device is as usable as before.
     assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
