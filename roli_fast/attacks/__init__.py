@@ -4,6 +4,7 @@ from .apgd import APGD, APGDT
 from .attack import Attack
 from .autoattack import AutoAttack, AutoAttackResult
 from .fab import FAB, FABT
+from .options import AttackOptions, PGDOptions
 from .pgd import FGSM, MIFGSM, NFGSM, PGD, TPGD, FeaturePGD
 from .square import Square
 from .trial import AttackResult
@@ -20,10 +21,12 @@ __all__ = [
     "PGD",
     "TPGD",
     "Attack",
+    "AttackOptions",
     "AttackResult",
     "AutoAttack",
     "AutoAttackResult",
     "FeaturePGD",
+    "PGDOptions",
     "Square",
     "Verification",
     "predict",

@@ -3,16 +3,17 @@ Parameter-free Attacks, ICML 2020; in L1 Croce and Hein, Mind the Box, ICML 2021
 
 import dataclasses
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..checks import check_fraction
+from ..checks import check_count, check_fraction
 from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
 from .losses import Loss, margin, targeted_dlr
+from .options import AttackOptions, check_options
 from .samples import Best, Samples, keep
 from .targets import TowardsTargets
 from .trial import Trial
@@ -33,12 +34,12 @@ class APGD(GradientAttack):
     """Auto-PGD: steps with momentum from a random start. Where the loss no longer rises, they go on from the
     best point with half the size. Kept of each sample is a point that fools the model, else the highest loss.
 
-    norm, eps, restarts, targeted, bounds, early_stop, precision, generator, eot, fold, output: as in
-        :class:`PGD`.
+    norm, eps, restarts, targeted: as in :class:`PGD`.
     steps: gradient steps of a run, at least 1.
     loss: "ce", "dlr", "margin", or a callable, as in :class:`PGD`.
     rho: a step's size halves where the loss rose in no more than this share of the steps since it was last
         looked at.
+    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`.
 
     In L1 a run goes through balls of 3, 2 and 1 eps without momentum, and the sparsity of its steps adapts.
     """
@@ -53,12 +54,14 @@ class APGD(GradientAttack):
         restarts: int = 1,
         loss: str | Loss = "ce",
         *,
+        targeted: bool = False,
         rho: float = 0.75,
-        **options: Any,
+        **options: Unpack[AttackOptions],
     ):
+        check_options(self, options)
         check_fraction("rho", rho)
         self.rho = rho
-        super().__init__(norm, eps, steps, loss, restarts=restarts, **options)
+        super().__init__(norm, eps, steps, loss, restarts=restarts, targeted=targeted, **options)
 
     @cached_property
     def _sizes(self) -> HalvingSizes | SparseSteps:
@@ -122,11 +125,15 @@ class APGDT(TowardsTargets, APGD):
         eps: float | Tensor = 8 / 255,
         steps: int = 100,
         targets: int = 9,
-        **options: Any,
+        *,
+        restarts: int = 1,
+        rho: float = 0.75,
+        **options: Unpack[AttackOptions],
     ):
-        self.check_targets(targets, options, "loss", "targeted")
+        check_options(self, options)
+        check_count("targets", targets)
         self.targets = targets
-        super().__init__(norm, eps, steps, loss=targeted_dlr, **options)
+        super().__init__(norm, eps, steps, restarts, targeted_dlr, rho=rho, **options)
 
     @property
     def is_single(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks import check_count, refuse
 from ..engine import AttackView
@@ -14,6 +15,7 @@ from ..engine.weakly import weakly
 from .attack import Attack
 from .inputs import to_images, to_state
 from .losses import Loss, get_loss
+from .options import AttackOptions
 from .oracle import WHOLE, Oracle
 from .samples import Best, Samples
 from .trial import Trial
@@ -112,10 +114,20 @@ class GradientAttack(Attack):
     sparsity: float | Tensor
     keeps_best = True  # the last places are looked at too
 
-    def __init__(self, norm: str, eps: float | Tensor, steps: int, loss: str | Loss, **options: Any):
+    def __init__(
+        self,
+        norm: str,
+        eps: float | Tensor,
+        steps: int,
+        loss: str | Loss,
+        *,
+        restarts: int = 1,
+        targeted: bool = False,
+        **options: Unpack[AttackOptions],
+    ):
         check_count("steps", steps)
         self.steps, self.loss, self._loss = steps, loss, get_loss(loss)
-        super().__init__(norm, eps, **options)
+        super().__init__(norm, eps, restarts=restarts, targeted=targeted, **options)
 
     def begin(self, ascent: Ascent, batch: Batch) -> State:
         """The starting points of the samples."""

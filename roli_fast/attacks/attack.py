@@ -54,16 +54,7 @@ class Attack:
     eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor () or (N,).
     restarts: runs with different draws; per sample the best is kept: fooled first, then the highest loss.
     targeted: labels are targets.
-    bounds: the box that pixels lie in.
-    early_stop: a fooled sample leaves the batch. Success stays the same; images and losses of fooled samples
-        may differ.
-    precision: of the copy that the attack computes with, "fp32", "tf32", "bf16" or "fp16"; success is decided
-        by the model itself, at its own.
-    generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
-    eot: calls that are averaged wherever the copy or the model is asked, for a model whose output is random.
-    fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
-    output: where in what the model returns the logits are; default, that is the logits. See
-        :func:`roli_fast.engine.select`.
+    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`.
     """
 
     _views: Views

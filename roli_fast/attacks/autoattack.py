@@ -4,7 +4,6 @@ Parameter-free Attacks, ICML 2020; in L1 Mind the Box, ICML 2021)."""
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from .checks import doubts
 from .fab import FAB, FABT
 from .inputs import as_floats, check_lengths
 from .losses import margin
+from .options import AttackOptions
 from .square import Square
 from .trial import AttackResult, Trial
 
@@ -54,8 +54,9 @@ class AutoAttack(Attack):
     FAB and Square, each against what has withstood the ones before. A sample leaves as soon as it is fooled,
     inside an attack as well.
 
-    norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`. With a half precision the
-        attacks compute in it, and a success still counts only where the model itself confirms it.
+    norm, eps: as in :class:`PGD`. bounds, precision, generator, fold, output: as in :class:`AttackOptions`.
+        With a half precision the attacks compute in it, and a success still counts only where the model
+        itself confirms it.
     version: "standard"; "plus", with DLR, untargeted FAB and five restarts; or "rand", for models whose
         output is random, which is asked 20 times for each gradient and each answer.
     attacks: names of those to run, in their order, instead of the version's own: "apgd-ce", "apgd-dlr",
@@ -93,10 +94,16 @@ class AutoAttack(Attack):
         if {"fab", "fab-t"} & set(names):
             check_lengths(precision)
         self.version, self.attacks, self.steps, self.queries = version, names, steps, queries
-        shared: dict[str, Any] = {"bounds": bounds, "precision": precision, "fold": fold, "output": output}
-        shared["eot"] = _EOT if version == "rand" else 1
+        shared: AttackOptions = {
+            "bounds": bounds,
+            "early_stop": True,
+            "precision": precision,
+            "eot": _EOT if version == "rand" else 1,
+            "fold": fold,
+            "output": output,
+        }
         self._stages = {name: _stage(name, self, norm, eps, shared) for name in names}
-        super().__init__(norm, eps, early_stop=True, generator=generator, **shared)
+        super().__init__(norm, eps, **shared | {"generator": generator})
         self._share_views()
 
     @property
@@ -143,20 +150,19 @@ class AutoAttack(Attack):
         self._share_views()
 
 
-def _stage(name: str, ensemble: AutoAttack, norm: str, eps: float | Tensor, shared: dict[str, Any]) -> Attack:
+def _stage(name: str, ensemble: AutoAttack, norm: str, eps: float | Tensor, shared: AttackOptions) -> Attack:
     """The attack of this name, as the ensemble's version has it."""
     if name == "square":
         return Square(norm, eps, ensemble.queries, **shared)
-    stopping = {"steps": ensemble.steps, "early_stop": True, **shared}
-    many = ensemble.version == "plus"
+    steps, many = ensemble.steps, ensemble.version == "plus"
     if name == "fab":
-        return FAB(norm, eps, restarts=5 if many else 1, **stopping)
+        return FAB(norm, eps, steps, restarts=5 if many else 1, **shared)
     if name == "fab-t":
-        return FABT(norm, eps, **stopping)
+        return FABT(norm, eps, steps, **shared)
     if name == "apgd-t":
-        return APGDT(norm, eps, targets=5 if norm == "l1" and not many else 9, **stopping)
+        return APGDT(norm, eps, steps, targets=5 if norm == "l1" and not many else 9, **shared)
     restarts = 5 if many or (norm == "l1" and ensemble.version == "standard") else 1
-    return APGD(norm, eps, restarts=restarts, loss=name.removeprefix("apgd-"), **stopping)
+    return APGD(norm, eps, steps, restarts, name.removeprefix("apgd-"), **shared)
 
 
 class _Ensemble:

@@ -2,17 +2,18 @@
 Adaptive Boundary Attack, ICML 2020)."""
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from ..checks import check_count, check_fraction, check_number, refuse
+from ..checks import check_count, check_fraction, check_number
 from .ascent import has_direction
 from .attack import Attack
 from .hyperplane import to_hyperplane
 from .inputs import check_lengths, to_state
 from .norms import DUAL, distance, normal_draws, uniform_draws
+from .options import AttackOptions, check_options
 from .samples import Samples, per_sample
 from .targets import TowardsTargets
 from .trial import Trial
@@ -37,11 +38,12 @@ class FAB(Attack):
     nearest class, held back towards the clean image, and back again where the model is fooled. Kept is the
     nearest image that fools the model within eps.
 
-    norm, eps, bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`. An eps of
-        infinity looks at any distance; with early_stop a sample leaves at its first image within eps.
+    norm, eps: as in :class:`PGD`; an eps of infinity looks at any distance.
     steps: of a run, at least 1. restarts: runs, of which all but the first start at random.
     alpha_max: how strongly a step is held back, from 0 to 1. eta: how far it goes beyond the boundary, at
         least 1. beta: how much of the way remains after going back, above 0 and up to 1.
+    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`; with early_stop
+        a sample leaves at its first image within eps.
 
     In a result, ``loss`` is minus the distance; minus infinity where nothing was found. Each step needs the
     gradients of all classes: with many of them, :class:`FABT` is the one to take.
@@ -57,14 +59,13 @@ class FAB(Attack):
         alpha_max: float = 0.1,
         eta: float = 1.05,
         beta: float = 0.9,
-        **options: Any,
+        **options: Unpack[AttackOptions],
     ):
+        check_options(self, options)
         check_count("steps", steps)
         check_number("alpha_max", alpha_max, 0, 1)
         check_number("eta", eta, 1)
         check_fraction("beta", beta)
-        if options.get("targeted", False):
-            refuse("targeted", True, "False: this attack chooses its classes itself")
         check_lengths(options.get("precision", "fp32"))
         self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
         super().__init__(norm, eps, restarts=restarts, **options)
@@ -201,11 +202,16 @@ class FABT(TowardsTargets, FAB):
         eps: float | Tensor = 8 / 255,
         steps: int = 100,
         targets: int = 9,
-        **options: Any,
+        *,
+        restarts: int = 1,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        **options: Unpack[AttackOptions],
     ):
-        self.check_targets(targets, options)
+        check_count("targets", targets)
         self.targets = targets
-        super().__init__(norm, eps, steps, **options)
+        super().__init__(norm, eps, steps, restarts, alpha_max=alpha_max, eta=eta, beta=beta, **options)
 
     def _starts_at_random(self, run: int) -> bool:
         return run % self.restarts > 0

@@ -2,10 +2,10 @@
 Attacks, ICLR 2018), and its relatives."""
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .. import ops
 from ..checks import check_choice, check_number, refuse
@@ -14,6 +14,7 @@ from .ascent import Ascent, Batch, GradientAttack, State
 from .inputs import ITERATES, check_share, check_size, to_state
 from .losses import Loss, feature_distance, kl_divergence
 from .norms import NORMS, movable, normal_draws
+from .options import AttackOptions, PGDOptions, check_options
 from .samples import Best
 from .trial import Trial
 
@@ -34,19 +35,10 @@ class PGD(GradientAttack):
     loss: "ce", "margin", "dlr" (Croce and Hein 2020), or a callable of float logits (N, classes) and labels
         (N,) that returns (N,).
     targeted: labels are targets, and the loss is decreased.
-    bounds: the box that pixels lie in.
     iterate: "last"; or "best": misclassified first, then the highest loss, per sample, the last included.
-    early_stop: a fooled sample leaves the batch (evaluation; needs iterate="best"). Success stays the
-        same; images and losses of fooled samples may differ.
-    precision: of the copy that gives gradients, "fp32", "tf32", "bf16" or "fp16"; success is decided by the
-        model itself, at its own.
-    generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
-    eot: gradients that are averaged in each step, for a model whose output is random; as many calls are
-        averaged where it is judged.
     sparsity: share of a sample's elements that an L1 step moves, above 0 and up to 1.
-    fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
-    output: where in what the model returns the logits are; default, that is the logits. See
-        :func:`roli_fast.engine.select`.
+    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`; early_stop
+        needs iterate="best".
 
     ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
     :class:`AttackResult`. Every draw is a function of key, sample index, restart and pixel: with key and
@@ -167,24 +159,34 @@ class PGD(GradientAttack):
 
 class FGSM(PGD):
     """The fast gradient sign method (Goodfellow et al. 2015): one step to the edge of the ball, from the
-    clean image. In L2 and L1 it goes in their direction of steepest ascent. Arguments as in :class:`PGD`."""
+    clean image. In L2 and L1 it goes in their direction of steepest ascent. Arguments as in :class:`PGD`,
+    without step_size, steps and random_start."""
 
-    def __init__(self, norm: str = "linf", eps: float | Tensor = 8 / 255, **options: Any):
+    def __init__(self, norm: str = "linf", eps: float | Tensor = 8 / 255, **options: Unpack[PGDOptions]):
+        check_options(self, options, PGDOptions)
         super().__init__(norm, eps, step_size=eps, steps=1, random_start=False, **options)
 
 
 class NFGSM(PGD):
     """FGSM from noise, for training (de Jorge et al. 2022): one step of eps from a uniform point of a larger
     ball, which nothing pulls back into the ball of eps. So ``attack.eps`` is (noise + 1) eps, the radius of
-    the ball in which its images are; of a tensor, a new one. Arguments as in :class:`PGD`.
+    the ball in which its images are; of a tensor, a new one. Arguments as in :class:`PGD`, without step_size,
+    steps and random_start.
 
     noise: the radius of the start, in multiples of eps; above 0.
     """
 
-    def __init__(self, norm: str = "linf", eps: float | Tensor = 8 / 255, noise: float = 2.0, **options: Any):
+    def __init__(
+        self,
+        norm: str = "linf",
+        eps: float | Tensor = 8 / 255,
+        noise: float = 2.0,
+        **options: Unpack[PGDOptions],
+    ):
+        check_options(self, options, PGDOptions)
         check_number("noise", noise, 0)
-        if options.get("random_start", True) is not True or noise == 0:
-            refuse("random_start, noise", f"{options.get('random_start')}, {noise}", "a start in some noise")
+        if noise == 0:
+            refuse("noise", noise, "a number above 0")
         self.noise = noise
         super().__init__(norm, (noise + 1) * eps, step_size=eps, steps=1, **options)
 
@@ -206,11 +208,14 @@ class MIFGSM(PGD):
         step_size: float | Tensor = 2 / 255,
         steps: int = 10,
         decay: float = 1.0,
-        **options: Any,
+        *,
+        random_start: bool = False,
+        **options: Unpack[PGDOptions],
     ):
+        check_options(self, options, PGDOptions)
         check_number("decay", decay, 0)
         self.decay = decay
-        super().__init__(norm, eps, step_size, steps, **{"random_start": False, **options})
+        super().__init__(norm, eps, step_size, steps, random_start, **options)
 
 
 class _AwayFromClean(PGD):
@@ -226,15 +231,26 @@ class _AwayFromClean(PGD):
         eps: float | Tensor = 8 / 255,
         step_size: float | Tensor = 2 / 255,
         steps: int = 10,
-        **options: Any,
+        *,
+        restarts: int = 1,
+        iterate: str = "last",
+        sparsity: float | Tensor = 0.05,
+        **options: Unpack[AttackOptions],
     ):
-        if not options.get("random_start", True):
-            refuse("random_start", False, "True: at the clean image this attack's loss has no gradient")
-        if options.get("targeted", False):
-            refuse("targeted", True, "False: this attack's loss knows no labels")
+        check_options(self, options)
         if self.label_free and options.get("early_stop", False):
             refuse("early_stop", True, "False: features have no class that could be fooled")
-        super().__init__(norm, eps, step_size, steps, **options, loss=self.distance)
+        super().__init__(
+            norm,
+            eps,
+            step_size,
+            steps,
+            restarts=restarts,
+            loss=self.distance,
+            iterate=iterate,
+            sparsity=sparsity,
+            **options,
+        )
 
     def target(self, clean_output: Tensor) -> Tensor:
         """What the distance is measured from."""
@@ -261,8 +277,8 @@ class TPGD(_AwayFromClean):
     probabilities from those for the clean image, from Gaussian noise of a thousandth of the pixels' range.
 
     At the clean image that divergence has no gradient: a random start is needed. Labels are not; without
-    them, success is another class than the clean image's. Arguments as in :class:`PGD`, without loss and
-    targeted.
+    them, success is another class than the clean image's. Arguments as in :class:`PGD`, without random_start,
+    loss and targeted.
     """
 
     distance = staticmethod(kl_divergence)
@@ -283,7 +299,7 @@ class FeaturePGD(_AwayFromClean):
     ``output`` finds them.
 
     At the clean image that distance has no gradient: a random start is needed. A result has no success.
-    Arguments as in :class:`PGD`, without loss and targeted.
+    Arguments as in :class:`PGD`, without random_start, loss and targeted.
     """
 
     distance = staticmethod(feature_distance)

@@ -5,16 +5,17 @@ import bisect
 import dataclasses
 import math
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks import check_count, check_fraction, refuse
 from .attack import Attack
 from .inputs import to_state
 from .losses import Loss, get_loss
 from .norms import uniform_draws
+from .options import AttackOptions, check_options
 from .samples import Samples, keep, lowest
 from .square_moves import Mass, Stripes
 from .trial import Trial
@@ -47,12 +48,13 @@ class Square(Attack):
     """Random search, without gradients: changes a random square of the image at a time, to the ball's
     surface, and keeps what raises the loss. A sample that fools the model leaves.
 
-    norm, eps, restarts, targeted, bounds, precision, generator, eot, fold, output: as in :class:`PGD`.
+    norm, eps, restarts, targeted: as in :class:`PGD`.
     queries: of a run for each sample, besides the starting point's.
     p_init: the share of the pixels in the first squares, above 0 and up to 1; it halves as queries are made.
     loss: as in :class:`PGD`.
     rescale_schedule: whether the halvings, which the authors give for 10,000 queries, are spread over as many
         as there are; otherwise fewer queries see the first halvings alone, as in AutoAttack.
+    bounds, precision, generator, eot, fold, output: as in :class:`AttackOptions`.
 
     Images are (N, C, H, W).
     """
@@ -67,10 +69,12 @@ class Square(Attack):
         restarts: int = 1,
         loss: str | Loss = "margin",
         *,
+        targeted: bool = False,
         p_init: float = 0.8,
         rescale_schedule: bool = False,
-        **options: Any,
+        **options: Unpack[AttackOptions],
     ):
+        check_options(self, options)
         check_count("queries", queries)
         check_fraction("p_init", p_init)
         if isinstance(eps, float) and math.isinf(eps):
@@ -79,7 +83,8 @@ class Square(Attack):
             refuse("early_stop", False, "True: a sample that is fooled needs no more queries")
         self.queries, self.p_init, self.rescale_schedule, self.loss = queries, p_init, rescale_schedule, loss
         self._loss = get_loss(loss)
-        super().__init__(norm, eps, restarts=restarts, **{**options, "early_stop": True})
+        options["early_stop"] = True
+        super().__init__(norm, eps, restarts=restarts, targeted=targeted, **options)
 
     @cached_property
     def _moves(self) -> Stripes | Mass:

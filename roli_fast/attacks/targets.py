@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..checks import check_count, refuse
 from .attack import Attack
 from .losses import rivals
 from .trial import Trial
@@ -26,11 +25,3 @@ class TowardsTargets(Attack):
         assert trial.labels is not None
         target = rivals(trial.clean_output, trial.labels)[:, run // self.restarts]
         return torch.stack([trial.labels, target], dim=1)
-
-    @staticmethod
-    def check_targets(targets: int, options: dict[str, object], *own: str) -> None:
-        """own: options that such an attack sets itself."""
-        check_count("targets", targets)
-        for name in own:
-            if name in options:
-                refuse(name, repr(options[name]), "nothing: this attack has a loss and targets of its own")

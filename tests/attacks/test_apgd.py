@@ -231,10 +231,6 @@ class TestTargets:
         few, many = (APGDT(eps=0.004, steps=20, targets=t, generator=torch.Generator()) for t in (1, 4))
         assert (many.run(model, images, labels).success >= few.run(model, images, labels).success).all()
 
-    def test_a_loss_of_its_own(self):
-        with pytest.raises(ValueError, match="loss: got 'ce', accepted: nothing"):
-            APGDT(loss="ce")
-
 
 @pytest.mark.parametrize(
     ("options", "message"),

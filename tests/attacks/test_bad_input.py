@@ -7,7 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD, verify
+from roli_fast.attacks import (
+    APGD,
+    APGDT,
+    FAB,
+    FABT,
+    FGSM,
+    MIFGSM,
+    NFGSM,
+    PGD,
+    TPGD,
+    AutoAttack,
+    FeaturePGD,
+    Square,
+    verify,
+)
 from roli_fast.evaluation import evaluate
 from roli_fast.training import DivergedError
 
@@ -124,16 +138,49 @@ def test_images_outside_the_bounds(name, change, convnet, batch):
             ask(convnet, images, batch[1])
 
 
-@pytest.mark.parametrize("kind", [TPGD, FeaturePGD])
-def test_what_has_no_gradient_at_the_clean_image_starts_elsewhere(kind):
-    with pytest.raises(ValueError, match="random_start: got False, accepted: True: at the clean image"):
-        kind(random_start=False)
+# What an attack sets itself, or has none of.
+FIXED = {
+    FGSM: ("step_size", "steps", "random_start", "decay"),
+    NFGSM: ("step_size", "steps", "random_start", "decay"),
+    MIFGSM: ("noise",),
+    TPGD: ("random_start", "loss", "targeted"),
+    FeaturePGD: ("random_start", "loss", "targeted"),
+    APGD: ("step_size", "random_start", "iterate", "targets"),
+    APGDT: ("step_size", "loss", "targeted"),
+    FAB: ("step_size", "loss", "targeted", "targets"),
+    FABT: ("step_size", "loss", "targeted"),
+    Square: ("steps", "step_size", "random_start"),
+}
 
 
-@pytest.mark.parametrize("kind", [TPGD, FeaturePGD])
-def test_what_knows_no_labels_has_no_target(kind):
-    with pytest.raises(ValueError, match="targeted: got True, accepted: False"):
-        kind(targeted=True)
+@pytest.mark.parametrize(
+    ("kind", "option"), [(kind, option) for kind, fixed in FIXED.items() for option in ("los", *fixed)]
+)
+def test_an_option_that_it_does_not_take(kind, option):
+    """The class that was called says so, and what it takes: all that it can be made with."""
+    with pytest.raises(TypeError, match=rf"^{kind.__name__}: got {option}=0, accepted: norm, eps") as refused:
+        kind(**{option: 0})
+    accepted = str(refused.value).partition("accepted: ")[2].split(", ")
+    assert option not in accepted
+    assert len(set(accepted)) == len(accepted)
+    attack = kind()
+    for name in accepted:
+        assert hasattr(attack, name)
+
+
+@pytest.mark.parametrize("kind", [PGD, AutoAttack])
+def test_an_unknown_option_of_what_shows_all_of_them(kind):
+    with pytest.raises(TypeError, match=f"{kind.__name__}.*'los'"):
+        kind(los=0)
+
+
+def test_a_subclass_is_named_as_what_was_called():
+    class Mine(MIFGSM):
+        def __init__(self, mine, **options):
+            super().__init__(**options)
+
+    with pytest.raises(TypeError, match=r"^Mine: got los='ce', accepted: mine, "):
+        Mine(1, los="ce")
 
 
 def test_features_cannot_be_fooled():
@@ -194,9 +241,6 @@ def test_settings_that_do_not_fit_are_refused_by_name(kind, options, message):
         (MIFGSM, {"decay": "1"}, "decay: got a str"),
         (PGD, {"sparsity": None}, "sparsity: got a NoneType"),
         (PGD, {"step_size": [0.1]}, "step_size: got a list"),
-        (FGSM, {"random_start": True}, "random_start"),
-        (TPGD, {"loss": "ce"}, "loss"),
-        (FeaturePGD, {"loss": "ce"}, "loss"),
     ],
 )
 def test_settings_of_another_type_are_refused_by_name(kind, options, message):

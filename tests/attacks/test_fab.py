@@ -256,7 +256,6 @@ def test_what_is_misclassified_is_left_as_it_is(convnet, batch):
         ({"beta": 0.0}, "beta: got 0.0"),
         ({"steps": -1}, "steps: got -1"),
         ({"precision": "fp16"}, "precision: got 'fp16', accepted: .*loss scaling changes"),
-        ({"targeted": True}, "targeted: got True, accepted: False: this attack chooses its classes"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(options, message):

@@ -91,7 +91,7 @@ def test_nfgsm_starts_in_noise_and_is_not_pulled_back():
     noise = moved - ascent
     assert noise.abs().max() <= 0.2 + 1e-12
     assert noise.abs().max() > 0.15
-    with pytest.raises(ValueError, match="random_start, noise"):
+    with pytest.raises(ValueError, match="noise: got 0, accepted: a number above 0"):
         NFGSM(noise=0)
 
 

@@ -154,13 +154,16 @@ class MIFGSM(_Steps):
 class TPGD(_Steps):
     _name = "TPGD"
     _modes = ("default",)
-    random_start = True
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         return super().forward(images, labels)
 
     def _made(self) -> ours.Attack:
         return self._make(ours.TPGD, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
+        return {name: settings[name] for name in ("eps", "step_size", "steps")}
 
 
 class _NearTheImage(ours.PGD):
