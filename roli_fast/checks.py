@@ -4,6 +4,8 @@ import math
 import numbers
 from typing import NoReturn
 
+import numpy
+
 
 def refuse(argument: str, got: object, accepted: str, error: type[Exception] = ValueError) -> NoReturn:
     raise error(f"{argument}: got {got}, accepted: {accepted}")
@@ -14,24 +16,38 @@ def check_choice(argument: str, value: object, accepted: tuple[str, ...]) -> Non
         refuse(argument, repr(value), ", ".join(accepted))
 
 
-def check_count(argument: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        refuse(argument, repr(value), "an integer >= 1")
+def check_flag(argument: str, value: object) -> None:
+    if not isinstance(value, (bool, numpy.bool_)):
+        refuse(argument, repr(value), "True, False")
 
 
-def check_number(argument: str, value: object, least: float, most: float = math.inf) -> None:
-    accepted = f"a number >= {least}" if most == math.inf else f"a number from {least} to {most}"
+def check_count(argument: str, value: object, least: int = 1, most: float = math.inf) -> None:
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (is_integer and least <= value <= most):  # type: ignore[operator]
+        refuse(argument, repr(value), f"an integer {_limits(least, most)}")
+
+
+def check_number(
+    argument: str,
+    value: object,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """A finite number, from least to most, and between above and below, which it may not be."""
+    accepted = f"a number {_limits(least, most, above, below)}"
     if not isinstance(value, numbers.Real):
         refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not least <= float(value) <= most or not math.isfinite(float(value)):
+    number = float(value)
+    if not (least <= number <= most and above < number < below):
         refuse(argument, value, accepted)
 
 
-def check_fraction(argument: str, value: object, accepted: str = "a number above 0 and up to 1") -> None:
-    if not isinstance(value, numbers.Real):
-        refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
-    elif not 0 < float(value) <= 1:
-        refuse(argument, value, accepted)
+def _limits(least: float, most: float, above: float = -math.inf, below: float = math.inf) -> str:
+    named = ((">=", least), ("above", above), ("up to", most), ("below", below))
+    return " and ".join(f"{name} {limit}" for name, limit in named if math.isfinite(limit))
 
 
 def first_line(error: Exception) -> str:

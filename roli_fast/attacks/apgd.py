@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checks import check_count, check_fraction
+from ..checks import check_count, check_number
 from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
@@ -59,7 +59,7 @@ class APGD(GradientAttack):
         **options: Unpack[AttackOptions],
     ):
         check_options(self, options)
-        check_fraction("rho", rho)
+        check_number("rho", rho, most=1, above=0)
         self.rho = rho
         super().__init__(norm, eps, steps, loss, restarts=restarts, targeted=targeted, **options)
 

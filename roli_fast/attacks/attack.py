@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_count, refuse
+from ..checks import check_choice, check_count, check_flag, refuse
 from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
 from ..engine.modes import Model
@@ -87,6 +87,9 @@ class Attack:
         check_size("eps", eps)
         check_count("restarts", restarts)
         check_count("eot", eot)
+        check_flag("targeted", targeted)
+        check_flag("early_stop", early_stop)
+        check_flag("fold", fold)
         check_bounds(bounds)
         check_output(output)
         self.norm, self.eps, self.restarts, self.targeted = norm, eps, restarts, targeted

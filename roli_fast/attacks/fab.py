@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checks import check_count, check_fraction, check_number
+from ..checks import check_count, check_number
 from .ascent import has_direction
 from .attack import Attack
 from .hyperplane import to_hyperplane
@@ -65,7 +65,7 @@ class FAB(Attack):
         check_count("steps", steps)
         check_number("alpha_max", alpha_max, 0, 1)
         check_number("eta", eta, 1)
-        check_fraction("beta", beta)
+        check_number("beta", beta, most=1, above=0)
         check_lengths(options.get("precision", "fp32"))
         self.steps, self.alpha_max, self.eta, self.beta = steps, alpha_max, eta, beta
         super().__init__(norm, eps, restarts=restarts, **options)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..checks import check_fraction, refuse
+from ..checks import check_number, refuse
 from ..engine.graphs import no_other_capture
 from ..ops.checks import state_dtype
 
@@ -29,11 +29,11 @@ def check_size(argument: str, value: object) -> None:
 
 def check_share(argument: str, value: object) -> None:
     """A share of elements."""
-    accepted = "a number above 0 and up to 1, or a float tensor of such"
     if not isinstance(value, Tensor):
-        check_fraction(argument, value, accepted)
+        check_number(argument, value, most=1, above=0)
     elif not value.is_floating_point() or value.dim() > 1:
-        refuse(argument, f"a {value.dtype} tensor of shape {tuple(value.shape)}", accepted)
+        got = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+        refuse(argument, got, "a number above 0 and up to 1, or a float tensor of such")
 
 
 def check_lengths(precision: object) -> None:

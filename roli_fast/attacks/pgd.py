@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .. import ops
-from ..checks import check_choice, check_number, refuse
+from ..checks import check_choice, check_flag, check_number, refuse
 from ..engine import Output, widened
 from .ascent import Ascent, Batch, GradientAttack, State
 from .inputs import ITERATES, check_share, check_size, to_state
@@ -73,12 +73,17 @@ class PGD(GradientAttack):
         output: Output = None,
     ):
         check_choice("iterate", iterate, ITERATES)
+        check_flag("random_start", random_start)
         check_size("step_size", step_size)
         check_share("sparsity", sparsity)
         if isinstance(restarts, int) and restarts > 1 and not random_start:
             refuse("restarts", f"{restarts} without a random start, which would all be the same", "1")
         if early_stop and iterate != "best":
-            refuse("early_stop", f"True with iterate={iterate!r}", "iterate='best', whose success it keeps")
+            refuse(
+                "early_stop",
+                f"{early_stop!r} with iterate={iterate!r}",
+                "iterate='best', whose success it keeps",
+            )
         self.step_size, self.sparsity = step_size, sparsity
         self.random_start, self.iterate = random_start, iterate
         super().__init__(
@@ -184,9 +189,7 @@ class NFGSM(PGD):
         **options: Unpack[PGDOptions],
     ):
         check_options(self, options, PGDOptions)
-        check_number("noise", noise, 0)
-        if noise == 0:
-            refuse("noise", noise, "a number above 0")
+        check_number("noise", noise, above=0)
         self.noise = noise
         super().__init__(norm, (noise + 1) * eps, step_size=eps, steps=1, **options)
 
@@ -239,7 +242,11 @@ class _AwayFromClean(PGD):
     ):
         check_options(self, options)
         if self.label_free and options.get("early_stop", False):
-            refuse("early_stop", True, "False: features have no class that could be fooled")
+            refuse(
+                "early_stop",
+                repr(options["early_stop"]),
+                "False: features have no class that could be fooled",
+            )
         super().__init__(
             norm,
             eps,

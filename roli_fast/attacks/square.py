@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..checks import check_count, check_fraction, refuse
+from ..checks import check_count, check_flag, check_number, refuse
 from .attack import Attack
 from .inputs import to_state
 from .losses import Loss, get_loss
@@ -76,14 +76,14 @@ class Square(Attack):
     ):
         check_options(self, options)
         check_count("queries", queries)
-        check_fraction("p_init", p_init)
+        check_flag("rescale_schedule", rescale_schedule)
+        check_number("p_init", p_init, most=1, above=0)
         if isinstance(eps, float) and math.isinf(eps):
             refuse("eps", eps, "a finite number: squares go to the ball's surface")
-        if not options.get("early_stop", True):
+        if not options.setdefault("early_stop", True):
             refuse("early_stop", False, "True: a sample that is fooled needs no more queries")
         self.queries, self.p_init, self.rescale_schedule, self.loss = queries, p_init, rescale_schedule, loss
         self._loss = get_loss(loss)
-        options["early_stop"] = True
         super().__init__(norm, eps, restarts=restarts, targeted=targeted, **options)
 
     @cached_property

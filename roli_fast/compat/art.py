@@ -4,7 +4,6 @@
 """
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from ..attacks import predict
 from ..attacks.ascent import State
 from ..attacks.inputs import check_size
 from ..attacks.norms import NORMS
-from ..checks import check_count, check_number, refuse
+from ..checks import check_count, check_flag, check_number, refuse
 from .core import (
     UNBOUNDED,
     Closed,
@@ -132,10 +131,8 @@ class _Attack(Closed):
         for name in ("eps", "eps_step"):
             size = getattr(self, name)
             check_size(name, float(size.min()) if isinstance(size, numpy.ndarray) else size)
-        if not isinstance(self.targeted, bool):
-            refuse("targeted", repr(self.targeted), "True, False")
-        if not isinstance(self.num_random_init, numbers.Integral) or self.num_random_init < 0:
-            refuse("num_random_init", repr(self.num_random_init), "an integer >= 0")
+        check_flag("targeted", self.targeted)
+        check_count("num_random_init", self.num_random_init, 0)
         check_count("batch_size", self.batch_size)
         check_count("max_iter", self.max_iter)
         if self.decay is not None:

@@ -69,7 +69,7 @@ def fast_gradient_method(
     box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0:
         return x
-    settings = {"norm": _NORMS[norm], "targeted": targeted, "random_start": False, **box}
+    settings = {"norm": _NORMS[norm], "targeted": bool(targeted), "random_start": False, **box}
     # Only the step is clipped: around an image from outside of the box, a ball would hold that back, too.
     ball = math.inf if box["takes_outside"] else eps
     return _attack(model_fn, x, y, eps=ball, step_size=eps, steps=1, reach=None, **settings)
@@ -104,8 +104,8 @@ def projected_gradient_descent(
     box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0 or eps_iter == 0:
         return x
-    settings = {"norm": _NORMS[norm], "targeted": targeted, **box}
-    settings["random_start"] = rand_init or box["takes_outside"]
+    settings = {"norm": _NORMS[norm], "targeted": bool(targeted), **box}
+    settings["random_start"] = bool(rand_init or box["takes_outside"])
     reach = rand_minmax if rand_init else 0
     return _attack(model_fn, x, y, eps=eps, step_size=eps_iter, steps=nb_iter, reach=reach, **settings)
 

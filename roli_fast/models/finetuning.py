@@ -9,6 +9,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Attention, Block
 from torch import nn
 
+from ..checks import check_count, check_number
 from .adapter import Adapted
 from .classifier import find_classifier
 from .lora import with_lora
@@ -34,8 +35,9 @@ def finetune(model: nn.Module, method: str, **options: Any) -> None:
 
     model: a :class:`Classifier`, or :class:`Normalized` around one.
 
-    Raises ValueError for an unknown method or option, for a backbone that the method has no place in ("vpt",
-    "adapter" and "lora" take timm's ViT and Swin), and for one in which something was inserted before.
+    Raises ValueError or TypeError for an unknown method or option, for a backbone that the method has no
+    place in ("vpt", "adapter" and "lora" take timm's ViT and Swin), and for one in which something was
+    inserted before.
     """
     classifier = find_classifier(model)
     if method not in METHODS:
@@ -85,9 +87,9 @@ def _blocks(backbone: nn.Module, method: str) -> list[Any]:
 def _insert_lora(
     backbone: nn.Module, *, rank: int = 16, alpha: float = 16.0, dropout: float = 0.1
 ) -> list[nn.Parameter]:
-    _check_count("rank", rank)
-    _check("alpha", alpha, isinstance(alpha, (int, float)) and alpha > 0, "a number above 0")
-    _check_dropout(dropout)
+    check_count("rank", rank)
+    check_number("alpha", alpha, above=0)
+    check_number("dropout", dropout, 0, below=1)
     blocks = _blocks(backbone, "lora")
     for block in blocks:
         block.attn.qkv = with_lora(block.attn.qkv, rank, alpha, dropout)
@@ -95,7 +97,7 @@ def _insert_lora(
 
 
 def _insert_adapters(backbone: nn.Module, *, reduction: int = 8) -> list[nn.Parameter]:
-    _check_count("reduction", reduction)
+    check_count("reduction", reduction)
     blocks = _blocks(backbone, "adapter")
     for block in blocks:
         weight = block.attn.proj.weight
@@ -104,8 +106,8 @@ def _insert_adapters(backbone: nn.Module, *, reduction: int = 8) -> list[nn.Para
 
 
 def _insert_prompts(backbone: nn.Module, *, tokens: int = 10, dropout: float = 0.1) -> list[nn.Parameter]:
-    _check_count("tokens", tokens)
-    _check_dropout(dropout)
+    check_count("tokens", tokens)
+    check_number("dropout", dropout, 0, below=1)
     blocks = _blocks(backbone, "vpt")
     patches = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).weight
     bound = math.sqrt(6 / (patches[0].numel() + len(patches)))  # Xavier's of the patch embedding, as in VPT
@@ -115,20 +117,6 @@ def _insert_prompts(backbone: nn.Module, *, tokens: int = 10, dropout: float = 0
         kind = PromptedWindowAttention if isinstance(block.attn, WindowAttention) else PromptedAttention
         block.attn = kind(block.attn, block.norm1, prompts, dropout)
     return [block.attn.prompts for block in blocks]
-
-
-def _check_dropout(dropout: float) -> None:
-    is_number = isinstance(dropout, (int, float))
-    _check("dropout", dropout, is_number and 0 <= dropout < 1, "0 <= dropout < 1")
-
-
-def _check_count(option: str, value: int) -> None:
-    _check(option, value, isinstance(value, int) and value >= 1, "an integer, at least 1")
-
-
-def _check(option: str, value: object, right: bool, accepted: str) -> None:
-    if not right:
-        raise ValueError(f"{option}: got {value}, accepted: {accepted}")
 
 
 _INSERT: dict[str, Callable[..., list[nn.Parameter]]] = {

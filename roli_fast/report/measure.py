@@ -182,9 +182,9 @@ def measure(
     Raises ValueError for a norm, eps or batches that do not fit, and for logits that are NaN.
     """
     check_choice("norm", norm, tuple(NORMS))
-    check_number("eps", eps, 0)
-    if not batches or not eps:
-        refuse("batches, eps", f"{len(batches)}, {eps}", "at least one batch, and a number above 0")
+    check_number("eps", eps, above=0)
+    if not batches:
+        refuse("batches", "none", "at least one")
     return _Run(model, batches, norm, float(eps), tell).measured(classes)
 
 

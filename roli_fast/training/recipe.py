@@ -6,7 +6,7 @@ from typing import Any
 from timm.optim import get_optimizer_info, list_optimizers
 
 from ..attacks.norms import NORMS
-from ..checks import check_choice, check_count, check_number, refuse
+from ..checks import check_choice, check_count, check_flag, check_number, refuse
 from ..engine import PRECISIONS
 
 ATTACKS = ("pgd", "nfgsm", "none")
@@ -81,22 +81,26 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "steps", "val_steps", "patience"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        for name in ("momentum", "weight_decay", "min_lr", "trades_beta", "warmup_epochs"):
+        for name in ("epochs", "batch_size", "steps", "val_steps"):
+            check_count(name, getattr(self, name))
+        if self.patience is not None:
+            check_count("patience", self.patience)
+        for name in ("warmup_epochs", "eps_warmup_epochs"):
+            check_count(name, getattr(self, name), 0)
+        check_count("seed", self.seed, 0, 2**63 - 1)
+        for name in ("momentum", "weight_decay", "min_lr", "trades_beta"):
             check_number(name, getattr(self, name), 0)
-        check_number("eps_warmup_epochs", self.eps_warmup_epochs, 0)
-        check_number("seed", self.seed, 0, 2**63 - 1)
-        for name in ("lr", "eps", "step_size", "clip_grad"):
-            value = getattr(self, name)
-            if value is not None:
-                check_number(name, value, 0)
-                if value == 0:
-                    refuse(name, 0, "a number above 0")
+        for name in ("lr", "eps"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("step_size", "clip_grad"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=0)
+        if self.ema_decay is not None:
+            check_number("ema_decay", self.ema_decay, 0, below=1)
+        check_flag("channels_last", self.channels_last)
         if self.norm == "linf" and self.eps > 1:
             refuse("eps", self.eps, "at most 1 in linf, the width of the box, such as 8/255")
-        if self.opt.lower() not in list_optimizers():
+        if not isinstance(self.opt, str) or self.opt.lower() not in list_optimizers():
             refuse("opt", repr(self.opt), "one of timm.optim.list_optimizers()")
         if get_optimizer_info(self.opt.lower()).second_order:
             refuse("opt", repr(self.opt), "an optimiser that needs no second derivatives")
@@ -109,8 +113,6 @@ class Recipe:
         check_choice("attack_mode", self.attack_mode, MODES)
         check_choice("precision", self.precision, (AUTO, *PRECISIONS))
         check_choice("amp_dtype", self.amp_dtype, AMP_DTYPES)
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            refuse("ema_decay", self.ema_decay, "a number from 0 on and below 1, or None")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             refuse("warmup_epochs", self.warmup_epochs, f"fewer than the {self.epochs} epochs")
         if self.eps_warmup_epochs >= self.epochs:

@@ -42,7 +42,7 @@ class Rounds:
 
     rounds: attacks on the whole set, at most; mostly two to five are enough.
     weight_decay: half of it times the variance that the head gives each logit is added to the loss (features
-        taken as equally scaled and uncorrelated).
+        taken as equally scaled and uncorrelated). Above 0: the fit has no end without.
     other_weight_decays: tried in the end on the features found, each for a fit and an attack on validation.
     tolerance: no further round where the loss under a fresh attack is above the loss that was fitted by no
         more than this share of it.
@@ -63,10 +63,11 @@ class Rounds:
         check_count("rounds", self.rounds)
         check_count("steps", self.steps)
         check_number("tolerance", self.tolerance, 0)
-        for value in (self.weight_decay, *self.other_weight_decays):
-            check_number("weight_decay, other_weight_decays", value, 0)
-            if value == 0:
-                refuse("weight_decay, other_weight_decays", 0, "numbers above 0: the fit has no end without")
+        check_number("weight_decay", self.weight_decay, above=0)
+        if not isinstance(self.other_weight_decays, (tuple, list)):
+            refuse("other_weight_decays", repr(self.other_weight_decays), "a tuple of numbers above 0")
+        for value in self.other_weight_decays:
+            check_number("other_weight_decays", value, above=0)
 
 
 def probe(

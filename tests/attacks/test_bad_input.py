@@ -222,6 +222,14 @@ def test_an_eps_in_a_tensor_that_is_no_size(name, eps, convnet, batch):
         (MIFGSM, {"decay": float("inf")}, "decay: got inf"),
         (PGD, {"sparsity": 0.0}, "sparsity: got 0.0, accepted: a number above 0 and up to 1"),
         (PGD, {"sparsity": 1.5}, "sparsity: got 1.5"),
+        (PGD, {"random_start": "no"}, "random_start: got 'no', accepted: True, False"),
+        (PGD, {"targeted": 1}, "targeted: got 1, accepted: True, False"),
+        (PGD, {"iterate": "best", "early_stop": "no"}, "early_stop: got 'no', accepted: True, False"),
+        (Square, {"early_stop": "no"}, "early_stop: got 'no', accepted: True, False"),
+        (Square, {"early_stop": False}, "early_stop: got False, accepted: True: a sample that is fooled"),
+        (Square, {"rescale_schedule": None}, "rescale_schedule: got None, accepted: True, False"),
+        (APGD, {"fold": 1}, "fold: got 1, accepted: True, False"),
+        (NFGSM, {"noise": -1}, "noise: got -1, accepted: a number above 0"),
         (PGD, {"eot": 0}, "eot: got 0, accepted: an integer >= 1"),
         (PGD, {"steps": True}, "steps: got True"),
         (PGD, {"bounds": (0, float("inf"))}, r"bounds: got \(0, inf\)"),
@@ -327,10 +335,11 @@ def test_images_without_a_gradient_are_noted():
     assert result.notes == ("4 of 8 images withstood without a gradient to follow",)
 
 
-def test_integers_of_numpy(convnet, batch):
-    """Count as the integers that they are."""
+def test_integers_and_flags_of_numpy(convnet, batch):
+    """Count as what they are."""
     pgd, same = (
-        PGD(eps=0.1, step_size=0.1, steps=steps, random_start=False) for steps in (numpy.int64(2), 2)
+        PGD(eps=0.1, step_size=0.1, steps=steps, random_start=random_start)
+        for steps, random_start in ((numpy.int64(2), numpy.bool_(False)), (2, False))
     )
     assert torch.equal(pgd(convnet, *batch), same(convnet, *batch))
 

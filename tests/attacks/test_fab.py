@@ -251,7 +251,7 @@ def test_what_is_misclassified_is_left_as_it_is(convnet, batch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha_max": 1.5}, "alpha_max: got 1.5, accepted: a number from 0 to 1"),
+        ({"alpha_max": 1.5}, "alpha_max: got 1.5, accepted: a number >= 0 and up to 1"),
         ({"eta": 0.9}, "eta: got 0.9, accepted: a number >= 1"),
         ({"beta": 0.0}, "beta: got 0.0"),
         ({"steps": -1}, "steps: got -1"),

@@ -231,11 +231,11 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         ),
         (
             ["--method-kwargs", "rank=abc", "--method", "lora", *VIT],
-            "rank: got abc, accepted: an integer, at",
+            "rank: got 'abc', accepted: an integer >= 1",
         ),
         (
             ["--method-kwargs", "dropout=no", "--method", "vpt", *VIT],
-            "dropout: got no, accepted: 0 <= dropout",
+            "dropout: got a str, accepted: a number >= 0 and below 1",
         ),
         (["--model-kwargs", "channels=(8,8,8,-1)"], "--model, --model-kwargs: small_resnet cannot be built"),
         (["--drop-path", "2"], "--drop-path: got 2, accepted: a rate from 0 on and below 1"),

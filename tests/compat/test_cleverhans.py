@@ -24,6 +24,12 @@ def test_labels_default_to_what_the_model_sees(s):
     )
 
 
+def test_flags_are_what_the_library_takes_for_them(s):
+    pgd, arguments = cleverhans.projected_gradient_descent, (s.model, s.images, 0.1, 0.05, 2, math.inf)
+    found = pgd(*arguments, y=s.labels, targeted=1, rand_init=0)
+    assert torch.equal(found, pgd(*arguments, y=s.labels, targeted=True, rand_init=False))
+
+
 def test_nothing_to_do(s):
     assert cleverhans.fast_gradient_method(s.model, s.images, 0, 2) is s.images
     for eps, eps_iter in ((0, 0.1), (0.1, 0)):

@@ -26,6 +26,19 @@ def logits(s, images):
         return s.model(images)
 
 
+def test_flags_are_what_the_library_takes_for_them(s):
+    for flag, same in ((1, True), (0, False)):
+        pgd, expected = (torchattacks.PGD(s.model, steps=2, random_start=f) for f in (flag, same))
+        square, squares = (
+            torchattacks.Square(s.model, n_queries=5, resc_schedule=f, seed=0) for f in (flag, same)
+        )
+        for ours, theirs in ((pgd, expected), (square, squares)):
+            torch.manual_seed(0)
+            found = ours(s.images, s.labels)
+            torch.manual_seed(0)
+            assert torch.equal(found, theirs(s.images, s.labels))
+
+
 # --- modes -------------------------------------------------------------------------------------------------
 
 

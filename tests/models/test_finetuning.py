@@ -290,10 +290,11 @@ def test_an_attention_of_another_kind():
         ("prompt", {}, "method: got 'prompt', accepted: linear, bias, vpt, adapter, lora, full"),
         ("lora", {"tokens": 3}, "options: got tokens for 'lora', accepted: rank, alpha, dropout"),
         ("full", {"rank": 3}, "options: got rank for 'full', accepted: none"),
-        ("lora", {"rank": 0}, "rank: got 0, accepted: an integer, at least 1"),
-        ("vpt", {"dropout": 1.0}, r"dropout: got 1\.0, accepted: 0 <= dropout < 1"),
-        ("vpt", {"tokens": 0}, "tokens: got 0, accepted: an integer, at least 1"),
-        ("adapter", {"reduction": 0}, "reduction: got 0, accepted: an integer, at least 1"),
+        ("lora", {"alpha": 0}, "alpha: got 0, accepted: a number above 0"),
+        ("lora", {"rank": 0}, "rank: got 0, accepted: an integer >= 1"),
+        ("vpt", {"dropout": 1.0}, r"dropout: got 1\.0, accepted: a number >= 0 and below 1"),
+        ("vpt", {"tokens": 0}, "tokens: got 0, accepted: an integer >= 1"),
+        ("adapter", {"reduction": 0}, "reduction: got 0, accepted: an integer >= 1"),
     ],
 )
 def test_methods_and_options(method, options, message):

@@ -9,7 +9,11 @@ from roli_fast.training import Recipe, paper_settings
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs: got 0"),
+        ({"epochs": None}, "epochs: got None, accepted: an integer >= 1"),
         ({"lr": 0}, "lr: got 0, accepted: a number above 0"),
+        ({"lr": -1}, "lr: got -1, accepted: a number above 0"),
+        ({"lr": None}, "lr: got a NoneType, accepted: a number above 0"),
+        ({"momentum": -0.1}, "momentum: got -0.1, accepted: a number >= 0"),
         ({"lr": float("nan")}, "lr: got nan"),
         ({"batch_size": 0}, "batch_size: got 0"),
         ({"eps": -1}, "eps: got -1"),
@@ -17,6 +21,7 @@ from roli_fast.training import Recipe, paper_settings
         ({"loss": "mse"}, "loss: got 'mse', accepted: ce, trades"),
         ({"loss": "trades", "attack": "nfgsm"}, "loss: got 'trades' with attack='nfgsm'"),
         ({"opt": "adamz"}, "opt: got 'adamz'"),
+        ({"opt": None}, "opt: got None, accepted: one of timm.optim.list_optimizers()"),
         ({"norm": "l3"}, "norm: got 'l3'"),
         ({"norm": "l2"}, "eps: got linf's default in l2, accepted: a radius in that norm"),
         ({"sched": "step"}, "sched: got 'step', accepted: cosine, none"),
@@ -24,8 +29,16 @@ from roli_fast.training import Recipe, paper_settings
         ({"amp_dtype": "half"}, "amp_dtype: got 'half'"),
         ({"attack_mode": "test"}, "attack_mode: got 'test', accepted: eval, train"),
         ({"attack_mode": "train", "precision": "bf16"}, "precision: got 'bf16' with attack_mode='train'"),
-        ({"ema_decay": 1.0}, "ema_decay: got 1.0"),
+        ({"ema_decay": 1.0}, "ema_decay: got 1.0, accepted: a number >= 0 and below 1"),
+        ({"ema_decay": "a"}, "ema_decay: got a str"),
         ({"warmup_epochs": 3}, "warmup_epochs: got 3, accepted: fewer than the 3 epochs"),
+        ({"warmup_epochs": 0.5}, "warmup_epochs: got 0.5, accepted: an integer >= 0"),
+        ({"eps_warmup_epochs": 0.5}, "eps_warmup_epochs: got 0.5, accepted: an integer >= 0"),
+        ({"patience": 0}, "patience: got 0, accepted: an integer >= 1"),
+        ({"clip_grad": 0}, "clip_grad: got 0, accepted: a number above 0"),
+        ({"seed": 0.5}, "seed: got 0.5, accepted: an integer >= 0 and up to 9223372036854775807"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808"),
+        ({"channels_last": "no"}, "channels_last: got 'no', accepted: True, False"),
         ({"steps": 1.5}, "steps: got 1.5"),
     ],
 )
@@ -33,6 +46,10 @@ def test_what_does_not_fit_is_refused_by_name(settings, message):
     with pytest.raises((ValueError, TypeError)) as refused:
         Recipe(**({"epochs": 3, "lr": 0.1} | settings))
     assert message in str(refused.value)
+
+
+def test_the_largest_seed():
+    assert Recipe(3, 0.1, seed=2**63 - 1).seed == 2**63 - 1
 
 
 @pytest.mark.parametrize(

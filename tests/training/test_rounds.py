@@ -166,8 +166,9 @@ def test_the_head_resists_more_than_one_of_clean_features():
     [
         ({"rounds": 0}, "rounds: got 0"),
         ({"steps": 0}, "steps: got 0"),
-        ({"weight_decay": 0.0}, "weight_decay, other_weight_decays: got 0, accepted: numbers above 0"),
-        ({"other_weight_decays": (-1.0,)}, "weight_decay, other_weight_decays: got -1"),
+        ({"weight_decay": 0.0}, "^weight_decay: got 0.0, accepted: a number above 0"),
+        ({"other_weight_decays": (-1.0,)}, "other_weight_decays: got -1.0, accepted: a number above 0"),
+        ({"other_weight_decays": 0.3}, "other_weight_decays: got 0.3, accepted: a tuple of numbers above 0"),
         ({"tolerance": "much"}, "tolerance: got"),
     ],
 )

@@ -114,7 +114,7 @@ class _GradientDescent(Closed):
             eps=epsilon,
             step_size=self.rel_stepsize * epsilon if self.abs_stepsize is None else self.abs_stepsize,
             steps=self.steps,
-            random_start=self.random_start,
+            random_start=bool(self.random_start),
             targeted=targeted,
             bounds=tuple(model.bounds),
             **own,

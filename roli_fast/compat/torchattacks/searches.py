@@ -170,6 +170,6 @@ class Square(_Search):
         self.seed, self.verbose = seed, verbose
 
     def _made(self) -> ours.Attack:
-        schedule = {"p_init": self.p_init, "rescale_schedule": self.rescale_schedule}
+        schedule = {"p_init": self.p_init, "rescale_schedule": bool(self.rescale_schedule)}
         search = {"queries": self.n_queries, "loss": self.loss, "targeted": self.targeted}
         return self._make(ours.Square, **self._ball(), **schedule, **search)

@@ -53,7 +53,7 @@ class _Steps(Single):
             "eps": self.eps,
             "step_size": self.alpha,
             "steps": self.steps,
-            "random_start": self.random_start,
+            "random_start": bool(self.random_start),
             "targeted": self.targeted,
         }
 
