@@ -2,14 +2,16 @@
 
 Builds the package into the Python that runs this, without the network; runs the tests marked ``gpu``, the
 memory checker where it is there, and the benchmarks; writes one JSON and its pictures, and a summary last. A
-step that fails does not keep the others from running, and a run of some parts leaves in the JSON what earlier
-ones found of the others. ``--device cpu --quick`` does the same on tiny shapes, to see that it works.
+step that fails, or for which no time is left, keeps no other from running; benchmarks that did not run stay
+in the JSON as an earlier run has measured them. ``--device cpu --quick`` does the same on tiny shapes, to see
+that it works.
 """
 
 import argparse
 import datetime
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -26,11 +28,11 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGET = 590.0  # seconds for all steps together
-
-# Seconds of a step at most, so that the benchmarks have their share.
-LIMITS = {"tests": 300.0, "memory checker": 60.0}
+RESULTS = ROOT / "benchmarks" / "results"
+TESTS_SHARE = 0.6  # at most, of the time that is left, where benchmarks follow
+CHECKING = 120.0  # seconds of the memory checker at most
 GRACE = 20.0  # seconds in which a command that is out of time may write down what it has found
+PUBLISHING = 10.0  # seconds that the JSON and its pictures take
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ PARTS = {
         benchmarks=("test_attacks",),
     ),
     "trainer": Part(
-        tests=("tests/training", "tests/evaluation", "tests/compat"),
+        tests=("tests/training", "tests/evaluation", "tests/cli", "tests/compat"),
         quick=("tests/training/test_recipe.py",),
     ),
 }
@@ -81,18 +83,25 @@ class Done:
 
 
 class Run:
-    """One run: where it happens, what is left of its time, and what it has found."""
+    """One run: where it happens, what is left of its time, and what it has found. seconds: of all steps."""
 
-    def __init__(self, device: str, quick: bool):
+    def __init__(self, device: str, quick: bool, seconds: float = math.inf):
         self.device, self.quick = device, quick
-        self.started = perf_counter()
+        self.ends = perf_counter() + seconds - PUBLISHING
         self.outcomes: list[tuple[str, str, float]] = []
 
+    @property
+    def left(self) -> float:
+        """Seconds that a command may take, after which it still has its grace."""
+        return self.ends - perf_counter() - GRACE
+
     def command(
-        self, *command: object, check: bool = True, limit: float = BUDGET, **environment: str
+        self, *command: object, check: bool = True, limit: float = math.inf, **environment: str
     ) -> Done:
         """Runs a command in the repository. What it printed is shown when it fails."""
-        limit = max(min(limit, BUDGET - (perf_counter() - self.started)), 1.0)
+        limit = min(limit, self.left)
+        if limit <= 0:
+            raise StepError("no time left")
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(
                 [str(part) for part in command],
@@ -102,7 +111,7 @@ class Run:
                 stderr=subprocess.STDOUT,
                 preexec_fn=_heed_interrupts,
             )
-            late = None if _ends(process, limit) else f"out of time: {limit:.0f} s, of {BUDGET:.0f} s in all"
+            late = None if _ends(process, limit) else f"out of time: {limit:.0f} s"
             output.seek(0)
             done = Done(output.read(), process.returncode, late)
         if check and (done.late or done.code != 0):
@@ -135,7 +144,7 @@ def _heed_interrupts() -> None:
 def _ends(process: subprocess.Popen, limit: float) -> bool:
     """Waits for a process; whether it ended by itself. Interrupted, pytest still writes its report."""
     try:
-        process.wait(limit)
+        process.wait(None if limit == math.inf else limit)
         return True
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
@@ -174,7 +183,7 @@ def test(run: Run, part: Part) -> dict[str, Any]:
         done = run.command(
             *(sys.executable, "-m", "pytest", "-q", "-m", marked, *parallel, "-p", "outcomes", *paths),
             check=False,
-            limit=LIMITS["tests"],
+            limit=TESTS_SHARE * run.left if part.benchmarks else math.inf,
             OMP_NUM_THREADS="1",  # workers that share the cores would wait for each other in every loop
             PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH")))),
             ROLI_FAST_OUTCOMES=str(outcomes),
@@ -212,7 +221,7 @@ def check_memory(run: Run) -> str:
         *(sanitizer, "--tool", "memcheck", "--error-exitcode", "9"),
         *(sys.executable, "tests/gpu/small_shapes.py"),
         check=False,
-        limit=LIMITS["memory checker"],
+        limit=CHECKING,
         PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # else all tensors lie in one allocation
     )
     if done.late:
@@ -266,20 +275,23 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
     return found
 
 
-def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
+def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -> None:
     """The JSON, and a picture of each benchmark."""
     from roli_fast.speed import machine
 
     slug = machine.slug(run.device)
-    path = folder / f"gpu-{slug}.json"
-    earlier = json.loads(path.read_text())["parts"] if path.exists() else {}
+    path, committed = (where / f"gpu-{slug}.json" for where in (folder, RESULTS))
+    found = next((file for file in (path, committed) if file.exists()), None)
+    earlier = json.loads(found.read_text())["parts"] if found else {}
     steps = [{"step": step, "outcome": o, "seconds": round(s, 1)} for step, o, s in run.outcomes]
     about = {
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {name: machine.version(name) for name in ("torch", "triton", "roli-fast")},
-        "commit_info": machine.commit(),
+        "commit_info": {"id": commit, "dirty": None} if commit else machine.commit(),
     }
-    result = {"parts": earlier | {name: about | {"steps": steps} | part for name, part in parts.items()}}
+    for name, part in parts.items():
+        earlier[name] = _on_top(earlier.get(name, {}), about | {"steps": steps} | part)
+    result = {"parts": earlier}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
     print(f"== results\n   {path}", flush=True)
@@ -287,6 +299,15 @@ def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
         for suite, measured in part["benchmarks"].items():
             if measured:
                 _draw(measured, folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png")
+
+
+def _on_top(earlier: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """What was found; earlier benchmarks in the place of none, which say themselves of which commit they are,
+    and in the place of a part that found nothing all of it."""
+    if earlier and not any((part["tests"], *part["benchmarks"].values())):
+        return earlier
+    before = earlier.get("benchmarks", {})
+    return part | {"benchmarks": {suite: m or before.get(suite) for suite, m in part["benchmarks"].items()}}
 
 
 def _draw(measured: dict[str, Any], picture: Path) -> None:
@@ -317,7 +338,9 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few tests: does it work?")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="where results go")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where results go")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all of it; default: no limit")
+    parser.add_argument("--commit", help="of which this is a copy; default: git's")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"part: got {', '.join(sorted(unknown))}, accepted: {', '.join(PARTS)}")
@@ -325,7 +348,8 @@ def main() -> int:
         parser.error("torch sees no CUDA device; --device cpu --quick shows that the script works")
 
     sys.path.insert(0, str(ROOT))
-    run = Run(arguments.device, arguments.quick)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it publishes
+    run = Run(arguments.device, arguments.quick, arguments.seconds)
     if run.device == "cuda":
         run.step("build", lambda: build(run))
     parts: dict[str, Any] = {}
@@ -334,7 +358,7 @@ def main() -> int:
             parts[name] = run_part(run, name)
     finally:  # also of a run that is interrupted
         try:
-            publish(run, parts, arguments.out)
+            publish(run, parts, arguments.out, arguments.commit)
         finally:
             summarize(run, parts)
     return int(run.failed)

@@ -12,9 +12,9 @@ from ..engine.weakly import weakly
 __all__ = ["Oracle", "widened"]
 
 
-# Which call of a batch size becomes a graph: of single passes, of what is called once a batch. To record a pass
-# through the model takes two more, and waits for the device; where samples leave the batch, most sizes last a
-# step or two.
+# Which call of a batch size becomes a graph: of single passes, and of what is called once a batch. To record
+# a pass through the model takes two more, and waits for the device; where samples leave the batch, most sizes
+# last a step or two.
 PASS, WHOLE = 4, 2
 
 
@@ -68,7 +68,7 @@ class Oracle:
         return loss, output
 
     def output(self, x: Tensor, at: int = PASS) -> Tensor:
-        """What the view makes of prepared inputs. at: as :meth:`captured` takes it, of an attack's first call."""
+        """What the view makes of prepared inputs. at: as in :meth:`captured`; the first call's counts."""
         (output,) = self.captured(self._ask, at)(x)
         return output
 

@@ -88,8 +88,8 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
 
 
 def _lacks_memory(error: Exception, device: torch.device) -> bool:
-    """Whether a native op has failed for want of memory, of which the stable ABI says no more than that nothing
-    was allocated."""
+    """Whether a native op has failed for want of memory, of which the stable ABI says no more than that
+    nothing was allocated."""
     if not any(said in str(error) for said in ("aten::empty_like failed", "roli_fast: no memory for")):
         return False
     if device.type == "cuda":

@@ -87,14 +87,45 @@ def test_a_form_is_measured(tool, monkeypatch):
     assert all(case["stats"]["median"] > 0 for case in cases)
 
 
-def test_a_part_keeps_what_another_has_found(tool, tmp_path):
-    for name in ("ops", "attacks"):
-        tool.publish(tool.Run("cpu", quick=True), {name: {"tests": name, "benchmarks": {}}}, tmp_path)
-    (result,) = tmp_path.glob("gpu-*.json")
-    assert {name: part["tests"] for name, part in json.loads(result.read_text())["parts"].items()} == {
-        "ops": "ops",
-        "attacks": "attacks",
+def published(tool, folder, name, tests, measured, commit=None):
+    part = {"tests": tests, "benchmarks": {"suite": measured}}
+    tool.publish(tool.Run("cpu", quick=True), {name: part}, folder, commit)
+    (result,) = folder.glob("gpu-*.json")
+    return json.loads(result.read_text())["parts"]
+
+
+def test_what_was_found_stays_until_it_is_found_anew(tool, tmp_path, monkeypatch):
+    """In other parts, and in place of what a run had no time for."""
+    monkeypatch.setattr(tool, "_draw", lambda *_: None)
+    published(tool, tmp_path, "ops", "tests of ops", "times of ops", commit="abc")
+    published(tool, tmp_path, "attacks", "tests of attacks", "times of attacks")
+    parts = published(tool, tmp_path, "attacks", "newer tests", None)
+    assert parts["ops"]["commit_info"]["id"] == "abc"
+    assert parts["ops"]["benchmarks"] == {"suite": "times of ops"}
+    assert (parts["attacks"]["tests"], parts["attacks"]["benchmarks"]["suite"]) == (
+        "newer tests",
+        "times of attacks",
+    )
+    assert published(tool, tmp_path, "ops", None, None)["ops"] == parts["ops"]
+
+
+def test_what_has_no_time_left_is_not_begun(tool):
+    run = tool.Run("cpu", quick=True, seconds=tool.GRACE + tool.PUBLISHING)
+    with pytest.raises(tool.StepError, match="no time left"):
+        run.command(sys.executable, "-c", "pass")
+
+
+def test_all_gpu_tests_are_in_some_part(tool):
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(
+            r"^pytestmark = .*mark\.gpu|^@pytest\.mark\.gpu|marks=.*mark\.gpu", path.read_text(), re.M
+        )
     }
+    assert "tests/cli/test_gpu.py" in marked
+    run = tuple(f"{folder}/" for part in tool.PARTS.values() for folder in part.tests)
+    assert {path for path in marked if not path.startswith(run)} == set()
 
 
 TESTS_THAT_TAKE_LONG = """
@@ -114,10 +145,9 @@ def test_tests_that_run_out_of_time_are_named(tool, tmp_path, monkeypatch, stubb
     ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" if stubborn else ""
     suite.write_text(ignore + TESTS_THAT_TAKE_LONG)
     monkeypatch.setattr(tool, "GRACE", 1.0 if stubborn else 60.0)
-    monkeypatch.setitem(tool.LIMITS, "tests", 12.0)
     part = tool.Part(tests=(), quick=(str(suite),))
     with pytest.raises(tool.StepError, match=r"out of time: .*test_long; 1 passed, 1 failed, 0") as caught:
-        tool.test(tool.Run("cpu", quick=True), part)
+        tool.test(tool.Run("cpu", quick=True, seconds=12 + tool.GRACE + tool.PUBLISHING), part)
     assert [name.rpartition("::")[2] for name in caught.value.found["failed"]] == ["test_wrong"]
 
 
