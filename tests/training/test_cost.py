@@ -25,7 +25,7 @@ class _Event:
     def __init__(self, clocks):
         self._clocks = clocks
 
-    def record(self):
+    def record(self, stream):
         self.at = max(self._clocks.device, self._clocks.host)
 
     def synchronize(self):
@@ -39,6 +39,7 @@ def test_data_are_what_the_device_waited_for(monkeypatch):
     """Of what the host fetches while the device has work, nothing; its other waits are no data's."""
     clocks = Clocks()
     monkeypatch.setattr(torch.cuda, "Event", clocks.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     monkeypatch.setattr(cost.time, "perf_counter", lambda: clocks.host)
     watch, found = Stopwatch(torch.device("cuda")), Cost()
     for fetching, thinking in ((2.0, 0.0), (5.0, 0.0), (30.0, 0.0), (1.0, 30.0)):
