@@ -14,8 +14,9 @@ import torch
 
 from roli_fast.models import find_classifier
 from roli_fast.speed.timing import OtherLoad
-from roli_fast.training import Recipe, Rounds, probe, rounds, stage, train
+from roli_fast.training import Recipe, Rounds, history, probe, rounds, train
 from roli_fast.training.attack import TrainingAttack
+from roli_fast.training.head_fit import HeadFit
 from roli_fast.training.learner import Learner
 
 from ..baselines import recipe as public
@@ -39,8 +40,8 @@ PLACES: dict[str, list[tuple[Any, str]]] = {
     "training, forward": [(public, "step"), (Learner, "step")],
     "optimiser": [(torch.optim.AdamW, "step"), (torch.optim.SGD, "step")],
     "features": [(rounds._Probing, "_pass")],
-    "fits": [(rounds._Probing, "_fit")],
-    "validation": [(public, "validate"), (stage, "evaluate"), (rounds, "evaluate")],
+    "fits": [(HeadFit, "fit")],
+    "validation": [(public, "validate"), (history, "evaluate")],
 }
 # Of the phase that it is called in. A GPU's attack is a graph, in which nobody can look at the clock.
 _BACKWARD = [] if problem.DEVICE == "cuda" else [(torch.autograd, "grad"), (torch.autograd, "backward")]

@@ -2,10 +2,8 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks.inputs import to_state
@@ -14,20 +12,18 @@ from ..data import ImageStream, Loader, Splits
 from ..distributed import rank, world_size
 from ..engine.identity import fingerprint
 from ..engine.precision import get_precision
-from ..evaluation import evaluate
 from ..models import find_classifier, split
-from .attack import TrainingAttack, validation_attack
+from .attack import TrainingAttack
 from .checks import check_fits
-from .cost import Cost, Stopwatch
+from .head_fit import HeadFit
+from .history import History
 from .processes import summed
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
-from .result import DivergedError, Trained, merit
+from .result import DivergedError, Trained
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
-_ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
-_CHUNK = 1 << 16  # features at once
 _KEPT = ("history", "best", "best_head")  # of a finished probing
 _USED = (  # of a recipe
     *("norm", "eps", "attack", "loss", "steps", "step_size", "attack_mode", "precision"),
@@ -115,9 +111,10 @@ def probe(
         eps_warmup_epochs=0,
     )
     with surroundings(model, recipe, folder, resume) as records:
-        stage = _Probing(model, splits, recipe, rounds, records, resume, workers)
-        with Progress(title, rounds.rounds, shown=progress and rank() == 0) as bar:
-            return stage.run(bar)
+        bar = Progress(title, rounds.rounds, shown=progress and rank() == 0)
+        stage = _Probing(model, splits, recipe, rounds, records, resume, workers, bar)
+        with bar:
+            return stage.run()
 
 
 class _Probing:
@@ -130,11 +127,12 @@ class _Probing:
         records: Records | None,
         resume: bool,
         workers: int | None,
+        progress: Progress,
     ):
         if isinstance(splits.train, ImageStream):
             refuse("splits", "a streamed set", "one in memory or in files, or a Recipe for probing")
         check_fits(model, next(iter(splits.val))[0], len(splits.classes))
-        self.recipe, self.rounds, self.records = recipe, rounds, records
+        self.recipe, self.rounds, self.records, self.progress = recipe, rounds, records, progress
         settings = {name: getattr(recipe, name) for name in _USED} | {"rounds": dataclasses.asdict(rounds)}
         settings["backbone"] = fingerprint(find_classifier(model).backbone)
         settings["data"] = splits.fingerprint()
@@ -143,202 +141,97 @@ class _Probing:
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = model.eval()
-        self.features, _ = split(model)
-        self.head = find_classifier(model).head
+        self.features, self.head = split(model)
         batch = max(1, recipe.batch_size // world_size())
         # Always the same images in this process, in the same order: features found for them pile up.
         self.loader = Loader(splits.train, batch, augment=True, seed=recipe.seed, workers=workers)
-        self.validation = for_evaluation(splits.val, recipe, workers)
         self.precision = settled_precision(self.model, self.loader, recipe, records)
-        self.generator = torch.Generator()
-        self.cost, self.watch = Cost(), Stopwatch(self.device)
-        self.passed, self.rate = 0, 0.0  # images since the last row, and how many a second
-        self.history: list[dict[str, Any]] = []
-        self.best, self.best_head = 0, self._head()
+        validation = for_evaluation(splits.val, recipe, workers)
+        self.history = History(recipe, validation, self.precision, self.device)
+        self.passed = 0  # images since the last row
 
-    def run(self, progress: Progress) -> Trained:
-        self.progress = progress
+    def run(self) -> Trained:
+        history = self.history
         if self.saved is None:
             self._probe()
-            self._save()
         else:
-            self._restore(self.saved)
-        self.head.load_state_dict(self.best_head)
-        if self.records is not None:
-            self.records.restore_best(self.model, self.history[self.best])
-            self.records.write_history(self.history)
-        cost = sum((Cost(**row["cost"]) for row in self.history), Cost())
-        return Trained(self.model, self.history, self.best, cost, [], self.precision)
+            history.rows, history.best, history.best_weights = (self.saved[name] for name in _KEPT)
+        self.head.load_state_dict(history.best_weights)
+        if self.saved is None and self.records is not None:
+            assert history.best is not None
+            self.records.write_best(self.model, history.rows[history.best])
+            kept = history.rows, history.best, history.best_weights
+            self.records.write_last(dict(zip(_KEPT, kept, strict=True)))
+        return history.finish(self.model, self.records, [])
 
     def _probe(self) -> None:
         self.progress.note(f"attacks in {self.precision}")
-        clean = self._pass(0, None)
-        self.mean, self.spread = self._scale_of(clean)
-        pool = [self._stored(clean)]
-        self._fit(pool, self.rounds.weight_decay)
+        clean, labels = self._pass(0, None)
+        fit = HeadFit(self.head, clean, labels)
+        fit.add(clean)
         if self.recipe.attack == "none":
-            self._validate(0, self.rounds.weight_decay, self._under_head(pool[0]))
+            self._try(fit, self.rounds.weight_decay, 0)
         else:
-            pool = self._rounds()
+            with self.history.watch("training"):
+                fit.fit(self.rounds.weight_decay)
+            self._rounds(fit)
         for weight_decay in self.rounds.other_weight_decays:
-            self._fit(pool, weight_decay)
-            self._validate(self.history[-1]["attacks"], weight_decay, self._under_head(pool[-1]))
+            self._try(fit, weight_decay, self.history.rows[-1]["attacks"])
 
-    def _rounds(self) -> list[Tensor]:
-        """The adversarial features of all rounds."""
+    def _rounds(self, fit: HeadFit) -> None:
+        """Fits to the adversarial features of all rounds."""
         attack = TrainingAttack(self.model, self.recipe, self.precision)
-        pool: list[Tensor] = []
+        fit.pool.clear()
         for number in range(self.rounds.rounds):
-            pool.append(self._stored(self._pass(number, attack)))
-            fresh = self._under_head(pool[-1])
-            done = number > 0 and fresh[0] <= self.fitted * (1 + self.rounds.tolerance)
-            self._fit(pool, self.rounds.weight_decay)
-            self._validate(number + 1, self.rounds.weight_decay, fresh)
+            fit.add(self._pass(number, attack)[0])
+            fresh = fit.on_the_last()
+            done = number > 0 and fresh[0] <= fit.loss * (1 + self.rounds.tolerance)
+            self._try(fit, self.rounds.weight_decay, number + 1, fresh)
             self.progress.advance(1)
             if done:
                 break
-        return pool
+
+    def _try(
+        self, fit: HeadFit, weight_decay: float, attacks: int, seen: tuple[float, float] | None = None
+    ) -> None:
+        """Fits the head, and adds its row. seen: loss and accuracy in training; None for those of the fit."""
+        with self.history.watch("training"):
+            fit.fit(weight_decay)
+        loss, accuracy = seen or fit.on_the_last()
+        facts = {"attacks": attacks, "weight_decay": weight_decay}
+        facts |= {"train_loss": loss, "train_accuracy": accuracy, "pool_loss": fit.loss}
+        self.history.add(facts, self.passed, self.model, self.head)
+        self.passed = 0
+        self.progress.epoch(self.history.rows[-1])
 
     @torch.no_grad()
-    def _pass(self, number: int, attack: TrainingAttack | None) -> Tensor:
-        """Features (n, F) of this process' images, augmented, and attacked where there is an attack."""
+    def _pass(self, number: int, attack: TrainingAttack | None) -> tuple[Tensor, Tensor]:
+        """Features (n, F) and labels of this process' images, augmented, and attacked where there is an
+        attack."""
+        cost, watch = self.history.cost, self.history.watch
         key = torch.tensor([derived_seed(self.recipe.seed, number)], device=self.device)
         found, labels_seen, seen = [], [], []
         spent = torch.zeros(3, dtype=torch.int64)  # forwards, gradients, images
         batches = self.loader.epoch(number)
         for _ in range(len(self.loader)):
-            with self.watch("data"):
+            with watch("data"):
                 images, labels, index = next(batches)
             images, labels = to_device(images, labels, self.device, self.recipe.channels_last)
             if attack is not None:
-                with self.watch("attack"):
+                with watch("attack"):
                     which = index.to(self.device, non_blocking=True)
                     images, forwards, gradients = attack(images, labels, which, key)
                 spent += torch.tensor([forwards, gradients, 0])
-            with self.watch("training"), get_precision(self.precision).arithmetic():
+            with watch("training"), get_precision(self.precision).arithmetic():
                 found.append(self.features(to_state(images)).float())
             labels_seen.append(labels)
             seen.append(index)
             spent += torch.tensor([len(labels), 0, len(labels)])
-        self.labels = torch.cat(labels_seen)
-        forwards, gradients, self.images = summed(spent.to(self.device)).tolist()
-        self.cost.forwards += forwards
-        self.cost.input_gradients += gradients
-        self.passed += self.images
+        forwards, gradients, passed = summed(spent.to(self.device)).tolist()
+        cost.forwards += forwards
+        cost.input_gradients += gradients
+        self.passed += passed
         for step, features in enumerate(found):
             if not features.isfinite().all():
                 raise DivergedError(number, step, seen[step], "The head is as it was.")
-        return torch.cat(found)
-
-    # --- the fit -------------------------------------------------------------------------------------------
-
-    def _scale_of(self, features: Tensor) -> tuple[Tensor, float]:
-        """The features' mean (F,), and their standard deviation, over images and then over features."""
-        sums = torch.zeros(1 + 2 * features.shape[1], dtype=torch.float64, device=self.device)
-        for some in features.split(_CHUNK):  # in double precision, all would be more than what is kept
-            wide = some.double()
-            sums += torch.cat([sums.new_tensor([len(some)]), wide.sum(0), wide.square().sum(0)])
-        mean, square = summed(sums)[1:].div(sums[0]).chunk(2)
-        spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
-        return mean.to(features.dtype), spread
-
-    def _stored(self, features: Tensor) -> Tensor:
-        """Centred and scaled: half precision then keeps what tells images apart."""
-        return ((features - self.mean) / self.spread).half()
-
-    def _stored_head(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias, as they act on stored features."""
-        weight, bias = self.head.weight.detach(), self.head.bias.detach()
-        return weight * self.spread, bias + weight @ self.mean
-
-    def _fit(self, pool: list[Tensor], weight_decay: float) -> None:
-        """Fits the head to each image's worst loss over the pool."""
-        with self.watch("training"):
-            weight, bias = (tensor.requires_grad_() for tensor in self._stored_head())
-            optimizer = torch.optim.LBFGS(
-                [weight, bias], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
-            )
-
-            def closure() -> float:
-                loss, for_weight, bias.grad = self._worst(pool, weight, bias)
-                weight.grad = for_weight + weight_decay * weight.detach()
-                return loss + 0.5 * weight_decay * weight.detach().square().sum().item()
-
-            optimizer.step(closure)
-            self.fitted, _, _ = self._worst(pool, weight, bias)
-            with torch.no_grad():
-                self.head.weight.copy_(weight / self.spread)
-                self.head.bias.copy_(bias - self.head.weight @ self.mean)
-
-    def _worst(self, pool: list[Tensor], weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The mean over all images of the worst loss over the pool, and its gradients."""
-        sums = torch.zeros(1 + weight.numel() + bias.numel(), dtype=torch.float64, device=self.device)
-        rows = max(1, _CHUNK // len(pool))
-        for labels, *features in zip(*(t.split(rows) for t in (self.labels, *pool)), strict=True):
-            with torch.enable_grad():
-                losses = [
-                    F.cross_entropy(F.linear(f.float(), weight, bias), labels, reduction="none")
-                    for f in features
-                ]
-                loss = torch.stack(losses).amax(0).sum()
-                gradients = torch.autograd.grad(loss, (weight, bias))
-            sums += torch.cat([loss.detach()[None], *(g.flatten() for g in gradients)])
-        means = summed(sums) / self.images
-        for_weight, for_bias = means[1:].to(weight.dtype).split([weight.numel(), bias.numel()])
-        return means[0].item(), for_weight.view_as(weight), for_bias
-
-    @torch.no_grad()
-    def _under_head(self, stored: Tensor) -> tuple[float, float]:
-        """Mean loss and accuracy of the head on features."""
-        logits = F.linear(stored.float(), *self._stored_head())
-        loss = F.cross_entropy(logits, self.labels, reduction="sum").double()
-        hits = (logits.argmax(1) == self.labels).sum().double()
-        loss_sum, hit_sum = summed(torch.stack([loss, hits])).tolist()
-        return loss_sum / self.images, hit_sum / self.images
-
-    # --- validation, and what is kept ----------------------------------------------------------------------
-
-    def _validate(self, attacks: int, weight_decay: float, seen: tuple[float, float]) -> None:
-        """Adds a row for the head as it is. seen: loss and accuracy in training, before the fit."""
-        attack = validation_attack(self.recipe, self.precision, self.generator)
-        self.generator.manual_seed(self.recipe.seed)  # all heads are held to the same starts
-        with self.watch("evaluation"):
-            found = evaluate(self.model, self.validation, attack, strict=False)
-        self.cost.forwards += found.forwards
-        self.cost.input_gradients += found.gradients
-        self.watch.read_into(self.cost)
-        if self.passed:
-            self.rate = self.passed / (self.cost.attack + self.cost.training + self.cost.data)
-            self.passed = 0
-        self.history.append(
-            {
-                "epoch": len(self.history) + 1,
-                "attacks": attacks,
-                "weight_decay": weight_decay,
-                "train_loss": seen[0],
-                "train_accuracy": seen[1],
-                "pool_loss": self.fitted,
-                "val_clean": found.clean.value,
-                "val_robust": None if attack is None else found.value,
-                "images_per_second": self.rate,
-                "cost": dataclasses.asdict(self.cost),
-            }
-        )
-        self.cost = Cost()
-        self.progress.epoch(self.history[-1])
-        if len(self.history) == 1 or merit(self.history[-1]) > merit(self.history[self.best]):
-            self.best, self.best_head = len(self.history) - 1, self._head()
-
-    def _head(self) -> dict[str, Tensor]:
-        return {name: value.cpu().clone() for name, value in self.head.state_dict().items()}
-
-    def _save(self) -> None:
-        if self.records is None:
-            return
-        self.head.load_state_dict(self.best_head)
-        self.records.write_best(self.model, self.history[self.best])
-        self.records.write_last({name: getattr(self, name) for name in _KEPT})
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        for name, value in saved.items():
-            setattr(self, name, value)
+        return torch.cat(found), torch.cat(labels_seen)

@@ -11,35 +11,24 @@ from torch import Tensor, nn
 
 from ..data import Loader, Splits
 from ..distributed import rank, world_size
-from ..evaluation import Evaluation, evaluate
-from .attack import TrainingAttack, validation_attack
+from .attack import TrainingAttack
 from .checks import bound_settings, check_stage
-from .cost import Cost, Stopwatch
+from .cost import Cost
+from .history import History
 from .learner import Learner
 from .overfitting import overfitting
 from .processes import agree, share_statistics, summed, synchronize_norms
 from .progress import Progress
 from .recipe import Recipe
 from .records import Records
-from .result import DivergedError, Trained, merit
+from .result import DivergedError, Trained
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _LOOK = 20  # steps between two looks at what the device has found
 _SAVE_EVERY = 600.0  # seconds, within an epoch
 
 # Of a stage, as its last checkpoint has it.
-_KEPT = (
-    "epoch",
-    "step",
-    "learner",
-    "sums",
-    "cost",
-    "history",
-    "warnings",
-    "best",
-    "best_weights",
-)
-
+_KEPT = ("epoch", "step", "learner", "sums", "cost", "history", "warnings", "best", "best_weights")
 
 # Is given the model as it was validated, in eval mode, and the epoch's row of history.
 OnEpochEnd = Callable[[nn.Module, dict[str, Any]], object]
@@ -107,34 +96,22 @@ class _Stage:
         self.loader = Loader(
             splits.train, recipe.batch_size // world_size(), train=True, seed=recipe.seed, workers=workers
         )
-        self.validation = for_evaluation(splits.val, recipe, workers)
         self.total_steps = recipe.epochs * len(self.loader)
         self.records = records
-        saved = self._open(bound_settings(recipe, splits), resume)
+        settings = bound_settings(recipe, splits)
+        saved = None if records is None else records.open(settings, resume, _KEPT)
         self.precision = settled_precision(self.model, self.loader, recipe, records)
-        self._prepare()
+        self.learner = Learner(self.model, recipe, self.precision, len(self.loader))
+        self.attack = None
+        if recipe.attack != "none":
+            self.attack = TrainingAttack(self.model, recipe, self.precision)
+        validation = for_evaluation(splits.val, recipe, workers)
+        self.history = History(recipe, validation, self.precision, self.device)
         self.epoch = self.step = 0
-        self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []
-        self.best: int | None = None
-        self.best_weights: dict[str, Tensor] = {}
         self._begin_epoch()
         if saved:
             self._restore(saved)
-
-    # --- before the first step -----------------------------------------------------------------------------
-
-    def _open(self, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-        """What an interrupted run has left."""
-        return None if self.records is None else self.records.open(settings, resume, _KEPT)
-
-    def _prepare(self) -> None:
-        """All that acts on the model."""
-        r = self.recipe
-        self.learner = Learner(self.model, r, self.precision, len(self.loader))
-        self.attack = None if r.attack == "none" else TrainingAttack(self.model, r, self.precision)
-        self.val_generator = torch.Generator()
-        self.val_attack = validation_attack(r, self.precision, self.val_generator)
 
     # --- epochs --------------------------------------------------------------------------------------------
 
@@ -149,28 +126,20 @@ class _Stage:
         progress.advance(self.epoch * len(self.loader) + self.step)
         while not self._is_done():
             self._train_epoch()
-            self._finish_epoch(self._validate())
-        if self.records is not None:
-            self.records.write_history(self.history)
-        self.model.load_state_dict(self.best_weights)
-        assert self.best is not None
-        if self.records is not None:
-            self.records.restore_best(self.model, self.history[self.best])
-        cost = sum((Cost(**row["cost"]) for row in self.history), Cost())
-        return Trained(self.model.eval(), self.history, self.best, cost, self.warnings, self.precision)
+            self._finish_epoch()
+        self.model.load_state_dict(self.history.best_weights)
+        return self.history.finish(self.model, self.records, self.warnings)
 
     def _is_done(self) -> bool:
         """Validation says the same in all processes."""
-        patience = self.recipe.patience
-        if patience is not None and self.best is not None and self.epoch - 1 - self.best >= patience:
+        patience, best = self.recipe.patience, self.history.best
+        if patience is not None and best is not None and self.epoch - 1 - best >= patience:
             return True
         return self.epoch == self.recipe.epochs
 
     def _begin_epoch(self) -> None:
         self.step = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
-        self.cost = Cost()
-        self.watch = Stopwatch(self.device)
         self.unseen: list[tuple[int, Tensor, Tensor]] = []  # step, loss, index: not looked at yet
 
     def _train_epoch(self) -> None:
@@ -179,7 +148,7 @@ class _Stage:
         batches = self.loader.epoch(self.epoch, start=self.step)
         keys = self._keys()
         while self.step < len(self.loader):
-            with self.watch("data"):
+            with self.history.watch("data"):
                 images, labels, index = next(batches)
             key = keys[self.step : self.step + 1]
             batch = to_device(images, labels, self.device, self.recipe.channels_last)
@@ -212,18 +181,18 @@ class _Stage:
         torch.manual_seed(derived_seed(self.recipe.seed, self.epoch, self.step, rank()))
         adversarial = images
         if self.attack is not None:
-            with self.watch("attack"):
+            with self.history.watch("attack"):
                 self.attack.grow(number / len(self.loader))
                 adversarial, forwards, gradients = self.attack(images, labels, index, key)
-            self.cost.forwards += forwards * world_size()
-            self.cost.input_gradients += gradients * world_size()
-        with self.watch("training"):
+            self.history.cost.forwards += forwards * world_size()
+            self.history.cost.input_gradients += gradients * world_size()
+        with self.history.watch("training"):
             loss, right = self.learner.step(number, images, adversarial, labels)
             found = (loss * count, right.sum(), torch.full_like(loss, count))
             self.sums += torch.stack([value.double() for value in found])
         passes = count * world_size() * self.learner.forwards
-        self.cost.forwards += passes
-        self.cost.weight_gradients += passes if self.learner.moves_backbone else 0
+        self.history.cost.forwards += passes
+        self.history.cost.weight_gradients += passes if self.learner.moves_backbone else 0
         return loss
 
     def _look(self) -> None:
@@ -245,56 +214,30 @@ class _Stage:
             f"right {hits / images:.0%}",
         )
 
-    def _validate(self) -> Evaluation:
+    def _finish_epoch(self) -> None:
         share_statistics(self.learner.result)
-        self.val_generator.manual_seed(self.recipe.seed)  # all epochs are held to the same starts
-        with self.watch("evaluation"):
-            # A model that has gone astray may have no gradient for a while, and still come back.
-            found = evaluate(self.learner.result, self.validation, self.val_attack, strict=False)
-        self.cost.forwards += found.forwards
-        self.cost.input_gradients += found.gradients
-        return found
-
-    def _finish_epoch(self, validation: Evaluation) -> None:
-        self.watch.read_into(self.cost)
         loss, hits, images = summed(self.sums).tolist()
-        seconds = self.cost.attack + self.cost.training + self.cost.data
-        self.history.append(
-            {
-                "epoch": self.epoch + 1,
-                "lr": self.learner.lr,
-                "train_loss": loss / images,
-                "train_accuracy": hits / images,
-                "val_clean": validation.clean.value,
-                "val_robust": None if self.attack is None else validation.value,
-                "images_per_second": images / seconds,
-                "cost": dataclasses.asdict(self.cost),
-            }
-        )
-        self.progress.epoch(self.history[-1])
-        warning = None if self.attack is None else overfitting(self.history)
+        facts = {"lr": self.learner.lr, "train_loss": loss / images, "train_accuracy": hits / images}
+        is_best = self.history.add(facts, images, self.learner.result, self.learner.result)
+        row = self.history.rows[-1]
+        self.progress.epoch(row)
+        warning = None if self.attack is None else overfitting(self.history.rows)
         if warning is not None:
             self.warnings.append(warning)
             self.progress.note(warning)
-        if self.best is None or merit(self.history[-1]) > merit(self.history[self.best]):
-            self._keep_best()
+        if is_best:
+            self._refuse_what_is_not_finite(self.history.best_weights)
+            if self.records is not None:
+                self.records.write_best(self.learner.result, row)
         self.epoch += 1
         self._begin_epoch()
         self._save()
         if self.records is not None:
-            self.records.write_history(self.history)
+            self.records.write_history(self.history.rows)
         if self.on_epoch_end is not None:
-            self.on_epoch_end(self.learner.result.eval(), dict(self.history[-1]))
+            self.on_epoch_end(self.learner.result.eval(), dict(row))
 
     # --- what is kept --------------------------------------------------------------------------------------
-
-    def _keep_best(self) -> None:
-        self.best = len(self.history) - 1
-        weights = self.learner.result.state_dict()
-        self.best_weights = {name: value.cpu().clone() for name, value in weights.items()}
-        self._refuse_what_is_not_finite(self.best_weights)
-        if self.records is not None:
-            self.records.write_best(self.learner.result, self.history[-1])
 
     def _refuse_what_is_not_finite(self, weights: dict[str, Tensor]) -> None:
         if not all(w.isfinite().all() for w in weights.values()):
@@ -305,18 +248,19 @@ class _Stage:
         if self.records is None:
             return
         self._refuse_what_is_not_finite(self.model.state_dict())
-        self.watch.read_into(self.cost)
+        history = self.history
+        history.watch.read_into(history.cost)
         self.records.write_last(
             {
                 "epoch": self.epoch,
                 "step": self.step,
                 "learner": self.learner.state(),
                 "sums": summed(self.sums.clone()),
-                "cost": dataclasses.asdict(self.cost),
-                "history": self.history,
+                "cost": dataclasses.asdict(history.cost),
+                "history": history.rows,
                 "warnings": self.warnings,
-                "best": self.best,
-                "best_weights": self.best_weights,
+                "best": history.best,
+                "best_weights": history.best_weights,
             }
         )
 
@@ -329,12 +273,12 @@ class _Stage:
             raise ValueError(
                 f"model: got one of another structure than the run in {there}, accepted: the same"
             ) from error
-        self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
-        self.history, self.warnings = saved["history"], saved["warnings"]
+        self.epoch, self.step, self.warnings = saved["epoch"], saved["step"], saved["warnings"]
         if rank() == 0:  # of all processes, whose own begin anew
             self.sums = saved["sums"].to(self.device)
-        self.cost = Cost(**saved["cost"])
-        self.best_weights = saved["best_weights"]
+        history = self.history
+        history.rows, history.cost = saved["history"], Cost(**saved["cost"])
+        history.best, history.best_weights = saved["best"], saved["best_weights"]
 
     def _kept(self) -> str:
         if self.records is None or not self.records.has_last:

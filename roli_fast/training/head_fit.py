@@ -1,0 +1,86 @@
+"""A convex fit of a linear head to the features that attacks have found."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .processes import summed
+
+_ITERATIONS = 100  # of L-BFGS, which mostly needs fewer
+_CHUNK = 1 << 16  # features at once
+
+
+class HeadFit:
+    """Fits a head to each image's worst loss over the features in the pool.
+
+    features: (n, F) of this process' images, clean, which say how all are centred and scaled. labels: (n,).
+    pool: what was added; an image is in the same row of each. loss: what the last fit has reached.
+    """
+
+    def __init__(self, head: nn.Linear, features: Tensor, labels: Tensor):
+        self._head, self._labels = head, labels
+        sums = torch.zeros(1 + 2 * features.shape[1], dtype=torch.float64, device=features.device)
+        for some in features.split(_CHUNK):  # in double precision, all would be more than what is kept
+            wide = some.double()
+            sums += torch.cat([sums.new_tensor([len(some)]), wide.sum(0), wide.square().sum(0)])
+        self._images = summed(sums)[0].item()  # of all processes
+        mean, square = sums[1:].div(self._images).chunk(2)
+        self._mean = mean.to(features.dtype)
+        # Over images, and then over features.
+        self._spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
+        self.pool: list[Tensor] = []
+        self.loss = math.inf
+
+    def add(self, features: Tensor) -> None:
+        """Centred and scaled: half precision then keeps what tells images apart."""
+        self.pool.append(((features - self._mean) / self._spread).half())
+
+    def fit(self, weight_decay: float) -> None:
+        weight, bias = (tensor.requires_grad_() for tensor in self._scaled_head())
+        optimizer = torch.optim.LBFGS(
+            [weight, bias], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> float:
+            loss, for_weight, bias.grad = self._worst(weight, bias)
+            weight.grad = for_weight + weight_decay * weight.detach()
+            return loss + 0.5 * weight_decay * weight.detach().square().sum().item()
+
+        optimizer.step(closure)
+        self.loss, _, _ = self._worst(weight, bias)
+        with torch.no_grad():
+            self._head.weight.copy_(weight / self._spread)
+            self._head.bias.copy_(bias - self._head.weight @ self._mean)
+
+    @torch.no_grad()
+    def on_the_last(self) -> tuple[float, float]:
+        """Mean loss and accuracy of the head on the features that were added last."""
+        logits = F.linear(self.pool[-1].float(), *self._scaled_head())
+        loss = F.cross_entropy(logits, self._labels, reduction="sum").double()
+        hits = (logits.argmax(1) == self._labels).sum().double()
+        loss_sum, hit_sum = summed(torch.stack([loss, hits])).tolist()
+        return loss_sum / self._images, hit_sum / self._images
+
+    def _scaled_head(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, as they act on the pool."""
+        weight, bias = self._head.weight.detach(), self._head.bias.detach()
+        return weight * self._spread, bias + weight @ self._mean
+
+    def _worst(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The mean over all images of the worst loss over the pool, and its gradients."""
+        sums = torch.zeros(1 + weight.numel() + bias.numel(), dtype=torch.float64, device=weight.device)
+        rows = max(1, _CHUNK // len(self.pool))
+        for labels, *features in zip(*(t.split(rows) for t in (self._labels, *self.pool)), strict=True):
+            with torch.enable_grad():
+                losses = [
+                    F.cross_entropy(F.linear(f.float(), weight, bias), labels, reduction="none")
+                    for f in features
+                ]
+                loss = torch.stack(losses).amax(0).sum()
+                gradients = torch.autograd.grad(loss, (weight, bias))
+            sums += torch.cat([loss.detach()[None], *(g.flatten() for g in gradients)])
+        means = summed(sums) / self._images
+        for_weight, for_bias = means[1:].to(weight.dtype).split([weight.numel(), bias.numel()])
+        return means[0].item(), for_weight.view_as(weight), for_bias
