@@ -94,6 +94,11 @@ def _description(output: Tensor) -> str:
     return f"of dtype {output.dtype} and shape {tuple(output.shape)}"
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def beside(model: Model, tensor: Tensor) -> Tensor:
     """The tensor on the model's device, where it is a module with parameters."""
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks import NFGSM, PGD, TPGD
 from ..attacks.ascent import Perturbed
+from ..engine.modes import device_of
 from .recipe import AUTO, Recipe
 
 _ROUNDS = 3  # of timing
@@ -29,7 +30,7 @@ class TrainingAttack:
         self._live = _Live(model)
         # Tensors, where they grow: a graph then follows their values.
         grow = recipe.eps_warmup_epochs > 0
-        device = next(model.parameters()).device
+        device = device_of(model)
         self._attack = _attack(recipe, precision, torch.zeros((), device=device) if grow else None)
         full = _attack(recipe, precision, None).sizes()
         self._growing = [(t, full[n]) for n, t in self._attack.sizes().items() if isinstance(t, Tensor)]

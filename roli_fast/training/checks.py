@@ -12,6 +12,7 @@ from ..checks import refuse
 from ..data import Splits
 from ..distributed import world_size
 from ..engine import own_output
+from ..engine.modes import device_of
 from .learner import make_optimizer
 from .recipe import Recipe
 
@@ -41,7 +42,7 @@ def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
     """Raises ValueError where a model does not map such an image (C, H, W) to logits for so many classes."""
     if classes < 2:
         refuse("splits", f"{classes} class", "2 or more")
-    image = image[None].to(next(model.parameters()).device)
+    image = image[None].to(device_of(model))
     try:
         shape = own_output(model, to_state(image)).shape[1:]
     except (RuntimeError, AssertionError) as error:  # as torch and timm say it

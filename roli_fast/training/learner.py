@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..attacks.inputs import to_state
 from ..checks import refuse
 from ..distributed import world_size
+from ..engine.modes import device_of
 from ..engine.precision import get_precision
 from ..models import find_classifier
 from .recipe import AUTO, Recipe
@@ -42,7 +43,7 @@ class Learner:
         )
         half = "bfloat16" if self._arithmetic.is_half else "float32"
         self.amp_dtype = getattr(torch, half if recipe.amp_dtype == AUTO else recipe.amp_dtype)
-        self._device = next(model.parameters()).device.type
+        self._device = device_of(model).type
         self._scaler = torch.amp.GradScaler(self._device, enabled=self.amp_dtype == torch.float16)
         self._ema = None
         if recipe.ema_decay is not None:

@@ -12,6 +12,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..checks import refuse
 from ..distributed import is_joined, rank, world_size
+from ..engine.modes import device_of
 
 
 def join(device: str | None) -> torch.device | None:
@@ -79,7 +80,7 @@ def share_statistics(model: nn.Module) -> None:
 def synchronize_norms(model: nn.Module) -> nn.Module:
     """The model with BatchNorms over the batches of all processes: on GPUs torch's; on the CPU, where torch
     has none, the same formula in autograd's own operations."""
-    if next(model.parameters()).device.type == "cuda":
+    if device_of(model).type == "cuda":
         return with_torchs_norms(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -11,6 +11,7 @@ from ..checks import check_count, check_number, refuse
 from ..data import ImageStream, Loader, Splits
 from ..distributed import rank, world_size
 from ..engine.identity import fingerprint
+from ..engine.modes import device_of
 from ..engine.precision import get_precision
 from ..models import find_classifier, split
 from .attack import TrainingAttack
@@ -137,7 +138,7 @@ class _Probing:
         settings["backbone"] = fingerprint(find_classifier(model).backbone)
         settings["data"] = splits.fingerprint()
         self.saved = None if records is None else records.open(settings, resume, _KEPT)
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = model.eval()

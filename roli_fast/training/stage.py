@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Loader, Splits
 from ..distributed import rank, world_size
+from ..engine.modes import device_of
 from .attack import TrainingAttack
 from .checks import bound_settings, check_stage
 from .cost import Cost
@@ -88,7 +89,7 @@ class _Stage:
         on_epoch_end: OnEpochEnd | None,
     ):
         self.recipe, self.on_epoch_end = recipe, on_epoch_end
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         check_stage(model, splits, recipe, sync_bn)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)

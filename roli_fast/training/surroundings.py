@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet, ImageStream, Loader
 from ..distributed import world_size
+from ..engine.modes import device_of
 from .attack import chosen_precision
 from .checks import check_resume
 from .processes import agree
@@ -24,7 +25,7 @@ def surroundings(
     """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder. What
     fails before anything is saved leaves the folder to the next."""
     check_resume(folder, resume)
-    with own_randomness(recipe.seed, next(model.parameters()).device):
+    with own_randomness(recipe.seed, device_of(model)):
         records = None if folder is None else Records(Path(folder), model)
         with contextlib.closing(records) if records else contextlib.nullcontext():
             try:
@@ -50,7 +51,7 @@ def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records:
     if noted is not None:
         return noted
     images, labels, _ = next(loader.epoch(0))
-    batch = to_device(images, labels, next(model.parameters()).device, recipe.channels_last)
+    batch = to_device(images, labels, device_of(model), recipe.channels_last)
     precision = agree(chosen_precision(model, *batch, recipe))
     if records is not None:
         records.note_precision(precision)

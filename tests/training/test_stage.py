@@ -437,9 +437,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(given, message,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_frozen_model_is_refused():
-    with pytest.raises(ValueError, match="without a parameter that requires a gradient"):
-        train(small_model().requires_grad_(False), splits_of(blobs, 32, 12, 12), recipe())
+def test_a_model_with_nothing_to_train_is_refused():
+    for model in (small_model().requires_grad_(False), nn.Flatten()):
+        with pytest.raises(ValueError, match="without a parameter that requires a gradient"):
+            train(model, splits_of(blobs, 32, 12, 12), recipe())
 
 
 def test_a_set_of_tensors_is_enough():
