@@ -17,7 +17,7 @@ from ..checks import brief, refuse
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
-from .modes import Model, eval_mode, own_output
+from .modes import Model, eval_mode, float_dtype, own_output
 from .on_cpu import attention
 from .outputs import Output, check_output, select
 from .precision import get_precision
@@ -216,7 +216,7 @@ class AttackView:
         assert model is not None
         # Exactly: cuDNN's own choice, TF32, moves two networks that are the same apart.
         with get_precision("fp32").arithmetic():
-            expected = own_output(model, _at_its_precision(model, adv), self._output)
+            expected = own_output(model, adv.to(float_dtype(model) or adv.dtype), self._output)
             largest = expected.abs().nan_to_num(0, posinf=0).max().item()
             if self._copy is not None:
                 self._make_faithful(adv, expected, largest)
@@ -330,8 +330,3 @@ def _refuse_shards(model: nn.Module) -> None:
 def _is_normalized(model: object) -> bool:
     """Whether the model is what :class:`Normalized` says and no more: a subclass may do otherwise."""
     return type(model) is Normalized and not (model._forward_hooks or model._forward_pre_hooks)
-
-
-def _at_its_precision(model: nn.Module | Model, images: Tensor) -> Tensor:
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return images.to(next((p.dtype for p in parameters if p.is_floating_point()), images.dtype))

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .folding import FoldedLayers, Layer, find_folds, without_norm
 from .graphs import CudaRecording, GraphRunner
-from .modes import eval_mode
+from .modes import eval_mode, float_dtype
 from .on_cpu import cut_stems
 from .weakly import weakly
 
@@ -41,7 +41,7 @@ class FrozenCopy:
             self.run = _copied(model).eval().requires_grad_(False)
             for module, tensors in _parametrized(self.run).values():
                 _materialize(module, tensors)
-            given = _dtype(model)
+            given = float_dtype(model)
             self.dtype = given and (torch.float64 if given == torch.float64 else torch.float32)
             self.run.requires_grad_(False).to(self.dtype)
         folds, self.left = find_folds(self.run) if fold else ([], {})
@@ -180,10 +180,6 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
-
-
-def _dtype(module: nn.Module) -> torch.dtype | None:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
 
 
 class Structure:

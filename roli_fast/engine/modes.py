@@ -69,8 +69,7 @@ def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
 
 
 def _refuse_other_dtype(model: Model, images: Tensor, error: RuntimeError) -> None:
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    own = next((p.dtype for p in parameters if p.is_floating_point()), images.dtype)
+    own = float_dtype(model) or images.dtype
     if own != images.dtype and not isinstance(error, torch.OutOfMemoryError):
         accepted = f"images of {own}, or model.to({images.dtype})"
         refuse("images", f"{images.dtype} for a model of {own} ({first_line(error)})", accepted)
@@ -92,6 +91,12 @@ def class_logits(model: Model, images: Tensor, output: Output = None) -> Tensor:
 
 def _description(output: Tensor) -> str:
     return f"of dtype {output.dtype} and shape {tuple(output.shape)}"
+
+
+def float_dtype(model: Model) -> torch.dtype | None:
+    """Of the first float parameter; None where there is none."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), None)
 
 
 def device_of(model: nn.Module) -> torch.device:
