@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ..attacks.attack import Attack, undirected_notes
+from ..attacks.inputs import draw_key
 from ..attacks.verify import Place, verify
 from ..engine.modes import Model
 
@@ -16,6 +18,12 @@ def check_one_size_for_all(argument: str, attack: Attack) -> None:
         raise ValueError(
             f"{argument}: got an eps, step size or sparsity per sample of a batch, accepted: {accepted}"
         )
+
+
+def key_of(attack: Attack) -> Tensor:
+    """Of all draws, so that batches are attacked as one: (1,) int64."""
+    device = attack.generator.device if attack.generator else torch.device("cpu")
+    return draw_key(attack.generator, device)
 
 
 def verified(model: Model, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:

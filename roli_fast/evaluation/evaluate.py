@@ -17,14 +17,14 @@ from torch import Tensor
 from ..attacks import AutoAttackResult, predict
 from ..attacks.attack import Attack, readable, undirected_notes
 from ..attacks.checks import square_finds_more
-from ..attacks.inputs import as_floats, check_inputs, check_labels, draw_key
+from ..attacks.inputs import as_floats, check_inputs, check_labels
 from ..attacks.verify import mean_of
 from ..checks import refuse
 from ..distributed import rank, world_size
 from ..engine import Output
 from ..engine.modes import Model, beside
 from .accuracy import Accuracy
-from .checks import check_one_size_for_all, pooled_notes, verified
+from .checks import check_one_size_for_all, key_of, pooled_notes, verified
 from .records import Record, Records
 
 
@@ -227,7 +227,7 @@ class _Run:
         agreed: list[int | Exception] = [0]
         if rank() == 0:
             try:
-                key = self._drawn_key()
+                key = int(key_of(self._attack)) if self._attack is not None and self._attack.draws else 0
                 agreed = [key if self._records is None else self._records.open(self._bound, self._model, key)]
             except Exception as error:  # the other processes must not wait for it
                 agreed = [error]
@@ -236,12 +236,6 @@ class _Run:
         if isinstance(agreed[0], Exception):
             raise agreed[0]
         return torch.tensor(agreed)
-
-    def _drawn_key(self) -> int:
-        if self._attack is None or not self._attack.draws:
-            return 0
-        generator = self._attack.generator
-        return int(draw_key(generator, generator.device if generator else torch.device("cpu")))
 
 
 @contextlib.contextmanager

@@ -12,11 +12,10 @@ from rich.progress import track
 from torch import Tensor
 
 from ..attacks import FeaturePGD
-from ..attacks.attack import Attack
-from ..attacks.inputs import as_floats, check_inputs, draw_key
+from ..attacks.inputs import as_floats, check_inputs
 from ..attacks.verify import locate
 from ..engine.modes import Model, beside, own_output
-from .checks import check_one_size_for_all, check_places
+from .checks import check_one_size_for_all, check_places, key_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -138,12 +137,6 @@ def features_of(features: Model, images: Tensor) -> Tensor:
         samples = broken.nonzero().flatten().tolist()[:8]
         raise ValueError(f"model: its features are NaN or infinite for samples {samples}, accepted: numbers")
     return found
-
-
-def key_of(attack: Attack) -> Tensor:
-    """Of all draws, so that batches are attacked as one: (1,) int64."""
-    device = attack.generator.device if attack.generator else torch.device("cpu")
-    return draw_key(attack.generator, device)
 
 
 def bar(batches: Iterable[Sequence[Tensor]], title: str, shown: bool) -> Iterable[Sequence[Tensor]]:

@@ -13,7 +13,7 @@ from ..attacks.losses import cross_entropy
 from ..engine.modes import beside
 from ..models import split
 from .accuracy import Accuracy
-from .checks import check_one_size_for_all, pooled_notes, verified
+from .checks import check_one_size_for_all, key_of, pooled_notes, verified
 from .linear_head import Criterion, LinearHead, LossBound
 from .sensitivity import (
     Sensitivity,
@@ -21,7 +21,6 @@ from .sensitivity import (
     check_feature_attack,
     features_moved,
     features_of,
-    key_of,
 )
 from .transfer_result import AttackOutcome, Contradictions, Transfer
 

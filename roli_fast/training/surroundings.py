@@ -1,7 +1,6 @@
 """What all stages of training begin with: a folder, randomness, batches, a precision."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageSet, ImageStream, Loader
+from ..data.batch import generator
 from ..distributed import world_size
 from ..engine.modes import device_of
 from .attack import chosen_precision
@@ -74,6 +74,5 @@ def to_device(
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed; neighbouring parts have nothing in common."""
-    name = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+    """A seed that an int64 holds; neighbouring parts have nothing in common."""
+    return generator(*parts).initial_seed() >> 1
