@@ -106,18 +106,10 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
     Raises ValueError for a model that was not built by name, or with options that are no JSON.
     """
     classifier = find_classifier(model)
-    if classifier.architecture is None or not isinstance(model, Normalized):
-        raise ValueError("model: got one that was not built by name, accepted: one of create_model")
-    try:
-        architecture = json.dumps(dataclasses.asdict(classifier.architecture))
-    except TypeError as error:
-        raise ValueError(
-            f"model: got one with options that are no JSON ({error}), accepted: text and numbers"
-        ) from error
     own = {
         "format": _FORMAT,
         "version": _VERSION,
-        "architecture": architecture,
+        "architecture": architecture_json(model),
         "method": json.dumps({"name": classifier.method, "options": classifier.options}),
     }
     if taken := own.keys() & (metadata or {}).keys():
@@ -126,6 +118,20 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
         )
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
     write(Path(path), safetensors.torch.save(tensors, {**(metadata or {}), **own}))
+
+
+def architecture_json(model: nn.Module) -> str:
+    """From which a model is built anew. Raises as :func:`save_model`, and TypeError where there is no
+    classifier."""
+    architecture = find_classifier(model).architecture
+    if architecture is None or not isinstance(model, Normalized):
+        raise ValueError("model: got one that was not built by name, accepted: one of create_model")
+    try:
+        return json.dumps(dataclasses.asdict(architecture))
+    except TypeError as error:
+        raise ValueError(
+            f"model: got one with options that are no JSON ({error}), accepted: text and numbers"
+        ) from error
 
 
 def load_model(path: str | Path) -> Normalized:

@@ -1,7 +1,6 @@
 """The folder of a stage: what it has saved, and how it goes on from there."""
 
 import csv
-import dataclasses
 import importlib.util
 import io
 import json
@@ -17,7 +16,8 @@ from torch import nn
 from ..checks import refuse
 from ..distributed import rank
 from ..files import PARTIAL, locked, read_json, write, write_json
-from ..models import Normalized, find_classifier, read_metadata, save_model
+from ..models import read_metadata, save_model
+from ..models.checkpoints import architecture_json
 from .processes import agree, by_the_first
 
 
@@ -53,14 +53,11 @@ class Records:
     """
 
     def __init__(self, folder: Path, model: nn.Module):
-        architecture = getattr(_classifier(model), "architecture", None)
-        if architecture is None or not isinstance(model, Normalized):
-            got = f"{folder} for a {type(model).__name__}"
-            refuse("folder", got, "a model of create_model, or no folder")
         try:
-            json.dumps(dataclasses.asdict(architecture))
-        except TypeError as error:
-            refuse("model", f"one with options that are no JSON ({error})", "text and numbers, or no folder")
+            architecture_json(model)
+        except (TypeError, ValueError) as error:
+            accepted = f"a model that can be saved, or no folder ({error})"
+            refuse("folder", f"{folder} for a {type(model).__name__}", accepted)
         bytes_of_weights = sum(p.numel() * p.element_size() for p in model.parameters())
         self._needed = 12 * bytes_of_weights  # weights, two moments, an average, the best; twice; some more
         self._folder = folder
@@ -210,10 +207,3 @@ class Records:
         except (OSError, safetensors.SafetensorError, RuntimeError) as error:
             kept = "what was saved before it is whole"
             raise OSError(f"{path} cannot be written ({error}); {kept}") from error
-
-
-def _classifier(model: nn.Module) -> Any:
-    try:
-        return find_classifier(model)
-    except TypeError:
-        return None
