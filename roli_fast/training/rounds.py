@@ -71,7 +71,7 @@ def probe(
     model: nn.Module,
     splits: Splits,
     recipe: Recipe,
-    rounds: Rounds | None = None,
+    rounds: Rounds = Rounds(),
     *,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -91,7 +91,7 @@ def probe(
     model: of :func:`roli_fast.models.create_model`, on its device; its head is replaced, and nothing else.
     recipe: norm, eps, precision, layout, batch size, seed, validation, and whether anything attacks; what
         else it has is not looked at, and may be another where a finished stage is read.
-    rounds: default Rounds().
+    rounds: how many attacks, and how strongly the head is regularised.
 
     Returns as :func:`train`; history has a row for each fit: epoch (its number), attacks (so far),
     weight_decay, train_loss and train_accuracy under the last attack, pool_loss (what was fitted), and
@@ -101,7 +101,6 @@ def probe(
 
     Raises as :func:`train`, and ValueError for a streamed set, which has no order to come back to.
     """
-    rounds = rounds or Rounds()
     recipe = dataclasses.replace(
         recipe,
         attack="none" if recipe.attack == "none" else "pgd",
