@@ -1,4 +1,4 @@
-"""Everything that a GPU can show, in one command: ``make gpu``, or ``python tools/gpu.py ops attacks``.
+"""Everything that a GPU can show, in one command: ``make gpu``, or ``python tools/gpu.py tests ops``.
 
 Builds the package into the Python that runs this, without the network; runs the tests marked ``gpu``, the
 memory checker where it is there, and the benchmarks; writes one JSON and its pictures, and a summary last. A
@@ -29,7 +29,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-TESTS_SHARE = 0.6  # at most, of the time that is left, where benchmarks follow
 CHECKING = 120.0  # seconds of the memory checker at most
 GRACE = 20.0  # seconds in which a command that is out of time may write down what it has found
 PUBLISHING = 10.0  # seconds that the JSON and its pictures take
@@ -37,31 +36,21 @@ PUBLISHING = 10.0  # seconds that the JSON and its pictures take
 
 @dataclass(frozen=True)
 class Part:
-    """What belongs together and can be chosen. tests: the most important first. quick: tests that are enough
-    to see that the script works."""
+    """What can be chosen. tests: the most important first. quick: tests that are enough to see that the
+    script works. memory: whether accesses are looked at, too."""
 
-    tests: tuple[str, ...]
-    quick: tuple[str, ...]
+    tests: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
-    kernels: bool = False  # whether it is about kernels, whose memory accesses are looked at
+    memory: bool = False
 
 
+FOLDERS = "gpu", "ops", "attacks", "engine", "training", "evaluation", "cli", "compat", "speed"
+QUICK = "ops/test_prepare.py", "engine/test_input_gradient.py", "training/test_recipe.py"
 PARTS = {
-    "ops": Part(
-        tests=("tests/gpu", "tests/ops"),
-        quick=("tests/ops/test_prepare.py",),
-        benchmarks=("test_ops",),
-        kernels=True,
-    ),
-    "attacks": Part(
-        tests=("tests/attacks", "tests/engine", "tests/speed"),
-        quick=("tests/engine/test_input_gradient.py",),
-        benchmarks=("test_attacks",),
-    ),
-    "trainer": Part(
-        tests=("tests/training", "tests/evaluation", "tests/cli", "tests/compat"),
-        quick=("tests/training/test_recipe.py",),
-    ),
+    "tests": Part(tests=tuple(f"tests/{f}" for f in FOLDERS), quick=tuple(f"tests/{f}" for f in QUICK)),
+    "ops": Part(benchmarks=("test_ops",), memory=True),
+    "attacks": Part(benchmarks=("test_attacks",)),
 }
 
 
@@ -183,7 +172,6 @@ def test(run: Run, part: Part) -> dict[str, Any]:
         done = run.command(
             *(sys.executable, "-m", "pytest", "-q", "-m", marked, *parallel, "-p", "outcomes", *paths),
             check=False,
-            limit=TESTS_SHARE * run.left if part.benchmarks else math.inf,
             OMP_NUM_THREADS="1",  # workers that share the cores would wait for each other in every loop
             PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH")))),
             ROLI_FAST_OUTCOMES=str(outcomes),
@@ -264,13 +252,15 @@ def benchmark(run: Run, suite: str) -> dict[str, Any]:
 
 
 def run_part(run: Run, name: str) -> dict[str, Any]:
-    part = PARTS[name]
-    found = {"tests": run.step(f"{name}: tests", lambda: test(run, part))}
-    found["benchmarks"] = {
-        suite: run.step(f"{name}: {suite}", lambda suite=suite: benchmark(run, suite))
-        for suite in part.benchmarks
-    }
-    if part.kernels and run.device == "cuda":
+    part, found = PARTS[name], {}
+    if part.tests:
+        found["tests"] = run.step(name, lambda: test(run, part))
+    if part.benchmarks:
+        found["benchmarks"] = {
+            suite: run.step(f"{name}: {suite}", lambda suite=suite: benchmark(run, suite))
+            for suite in part.benchmarks
+        }
+    if part.memory and run.device == "cuda":
         found["memory"] = run.step(f"{name}: memory checker", lambda: check_memory(run))
     return found
 
@@ -296,18 +286,21 @@ def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -
     path.write_text(json.dumps(result, indent=1))
     print(f"== results\n   {path}", flush=True)
     for part in parts.values():
-        for suite, measured in part["benchmarks"].items():
+        for suite, measured in part.get("benchmarks", {}).items():
             if measured:
                 _draw(measured, folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png")
 
 
 def _on_top(earlier: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     """What was found; earlier benchmarks in the place of none, which say themselves of which commit they are,
-    and in the place of a part that found nothing all of it."""
-    if earlier and not any((part["tests"], *part["benchmarks"].values())):
+    and all of an earlier run in the place of one that found nothing."""
+    measured = part.get("benchmarks", {})
+    if earlier and not any((part.get("tests"), part.get("memory"), *measured.values())):
         return earlier
-    before = earlier.get("benchmarks", {})
-    return part | {"benchmarks": {suite: m or before.get(suite) for suite, m in part["benchmarks"].items()}}
+    if measured:
+        before = earlier.get("benchmarks", {})
+        part |= {"benchmarks": {suite: found or before.get(suite) for suite, found in measured.items()}}
+    return part
 
 
 def _draw(measured: dict[str, Any], picture: Path) -> None:
@@ -324,10 +317,10 @@ def summarize(run: Run, parts: dict[str, Any]) -> None:
 
     print("== summary")
     for name, part in parts.items():
-        for suite, measured in part["benchmarks"].items():
+        for suite, measured in part.get("benchmarks", {}).items():
             for line in headlines.lines(suite, measured["benchmarks"] if measured else []):
                 print(f"   {name}: {line}")
-        for test in (part["tests"] or {"failed": []})["failed"]:
+        for test in (part.get("tests") or {"failed": []})["failed"]:
             print(f"   {name}: FAILED {test}")
     for step, outcome, seconds in run.outcomes:
         print(f"   {outcome:<6} {step} ({seconds:.0f} s)")

@@ -33,9 +33,9 @@ def test_everything_runs_on_tiny_shapes(tmp_path):
     assert set((ROOT / "benchmarks" / "results").glob("*")) == before
     (result,) = tmp_path.glob("gpu-*.json")
     found = json.loads(result.read_text())
-    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 5
-    assert found["parts"]["ops"]["tests"]["passed"] > 10
-    assert found["parts"]["attacks"]["tests"]["failed"] == []
+    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 3
+    assert found["parts"]["tests"]["tests"]["passed"] > 10
+    assert found["parts"]["tests"]["tests"]["failed"] == []
     cases = found["parts"]["ops"]["benchmarks"]["test_ops"]["benchmarks"]
     assert {"float32", "bf16-out-channels-last", "project", "start"} < {c["params"]["form"] for c in cases}
     assert result.with_name(f"{result.stem}-ops.png").stat().st_size > 10_000
@@ -87,8 +87,7 @@ def test_a_form_is_measured(tool, monkeypatch):
     assert all(case["stats"]["median"] > 0 for case in cases)
 
 
-def published(tool, folder, name, tests, measured, commit=None):
-    part = {"tests": tests, "benchmarks": {"suite": measured}}
+def published(tool, folder, name, part, commit=None):
     tool.publish(tool.Run("cpu", quick=True), {name: part}, folder, commit)
     (result,) = folder.glob("gpu-*.json")
     return json.loads(result.read_text())["parts"]
@@ -97,16 +96,12 @@ def published(tool, folder, name, tests, measured, commit=None):
 def test_what_was_found_stays_until_it_is_found_anew(tool, tmp_path, monkeypatch):
     """In other parts, and in place of what a run had no time for."""
     monkeypatch.setattr(tool, "_draw", lambda *_: None)
-    published(tool, tmp_path, "ops", "tests of ops", "times of ops", commit="abc")
-    published(tool, tmp_path, "attacks", "tests of attacks", "times of attacks")
-    parts = published(tool, tmp_path, "attacks", "newer tests", None)
-    assert parts["ops"]["commit_info"]["id"] == "abc"
-    assert parts["ops"]["benchmarks"] == {"suite": "times of ops"}
-    assert (parts["attacks"]["tests"], parts["attacks"]["benchmarks"]["suite"]) == (
-        "newer tests",
-        "times of attacks",
-    )
-    assert published(tool, tmp_path, "ops", None, None)["ops"] == parts["ops"]
+    published(tool, tmp_path, "tests", {"tests": "they passed"}, commit="abc")
+    published(tool, tmp_path, "ops", {"benchmarks": {"one": "1 ms", "two": "2 ms"}, "memory": None})
+    parts = published(tool, tmp_path, "ops", {"benchmarks": {"one": "3 ms", "two": None}, "memory": None})
+    assert parts["ops"]["benchmarks"] == {"one": "3 ms", "two": "2 ms"}
+    assert (parts["tests"]["tests"], parts["tests"]["commit_info"]["id"]) == ("they passed", "abc")
+    assert published(tool, tmp_path, "tests", {"tests": None})["tests"] == parts["tests"]
 
 
 def test_what_has_no_time_left_is_not_begun(tool):
@@ -183,7 +178,7 @@ def test_the_peers_loops_spend_what_they_should():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "got nonsense, accepted: ops, attacks"),
+        (["nonsense"], "got nonsense, accepted: tests, ops, attacks"),
         pytest.param(
             [],
             "torch sees no CUDA device",
