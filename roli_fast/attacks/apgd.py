@@ -34,12 +34,12 @@ class APGD(GradientAttack):
     """Auto-PGD: steps with momentum from a random start. Where the loss no longer rises, they go on from the
     best point with half the size. Kept of each sample is a point that fools the model, else the highest loss.
 
-    norm, eps, restarts, targeted: as in :class:`PGD`.
+    norm, eps, restarts, targeted, bounds, early_stop, precision, generator, eot, fold, output: as in
+        :class:`PGD`.
     steps: gradient steps of a run, at least 1.
     loss: "ce", "dlr", "margin", or a callable, as in :class:`PGD`.
     rho: a step's size halves where the loss rose in no more than this share of the steps since it was last
         looked at.
-    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`.
 
     In L1 a run goes through balls of 3, 2 and 1 eps without momentum, and the sparsity of its steps adapts.
     """

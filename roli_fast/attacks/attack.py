@@ -54,7 +54,7 @@ class Attack:
     eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor () or (N,).
     restarts: runs with different draws; per sample the best is kept: fooled first, then the highest loss.
     targeted: labels are targets.
-    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`.
+    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`.
     """
 
     _views: Views

@@ -54,9 +54,8 @@ class AutoAttack(Attack):
     FAB and Square, each against what has withstood the ones before. A sample leaves as soon as it is fooled,
     inside an attack as well.
 
-    norm, eps: as in :class:`PGD`. bounds, precision, generator, fold, output: as in :class:`AttackOptions`.
-        With a half precision the attacks compute in it, and a success still counts only where the model
-        itself confirms it.
+    norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`. With a half precision the
+        attacks compute in it, and a success still counts only where the model itself confirms it.
     version: "standard"; "plus", with DLR, untargeted FAB and five restarts; or "rand", for models whose
         output is random, which is asked 20 times for each gradient and each answer.
     attacks: names of those to run, in their order, instead of the version's own: "apgd-ce", "apgd-dlr",

@@ -38,12 +38,11 @@ class FAB(Attack):
     nearest class, held back towards the clean image, and back again where the model is fooled. Kept is the
     nearest image that fools the model within eps.
 
-    norm, eps: as in :class:`PGD`; an eps of infinity looks at any distance.
+    norm, eps, bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`. An eps of
+        infinity looks at any distance; with early_stop a sample leaves at its first image within eps.
     steps: of a run, at least 1. restarts: runs, of which all but the first start at random.
     alpha_max: how strongly a step is held back, from 0 to 1. eta: how far it goes beyond the boundary, at
         least 1. beta: how much of the way remains after going back, above 0 and up to 1.
-    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`; with early_stop
-        a sample leaves at its first image within eps.
 
     In a result, ``loss`` is minus the distance; minus infinity where nothing was found. Each step needs the
     gradients of all classes: with many of them, :class:`FABT` is the one to take.

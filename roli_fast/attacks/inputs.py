@@ -175,12 +175,12 @@ def check_range(found: tuple[float, float], bounds: tuple[float, float], state: 
     lowest, highest = torch.tensor(bounds, dtype=state).tolist()
     if not (lowest <= found[0] and found[1] <= highest):
         box = f"[{bounds[0]:g}, {bounds[1]:g}]"
-        way_out = (
-            f"If they are normalised, attack pixels instead: images in {box} and "
-            "model = roli_fast.models.Normalized(model, mean, std)"
-        )
-        if lowest <= found[0] and 2 * highest < found[1] <= 255:
+        # What is normalised lies on both sides of 0, and within a few of it.
+        if tuple(bounds) == (0, 1) and found[0] >= 0 and 2 < found[1] <= 255:
             way_out = "If they are pixels from 0 to 255: images / 255"
+        else:
+            pixels = f"images in {box} and model = roli_fast.models.Normalized(model, mean, std)"
+            way_out = f"If they are normalised, attack pixels instead: {pixels}"
         raise OutsideError(found, bounds, way_out)
 
 

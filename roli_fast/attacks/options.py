@@ -12,19 +12,7 @@ from .losses import Loss
 
 
 class AttackOptions(TypedDict, total=False):
-    """Options of every attack, by keyword.
-
-    bounds: the box that pixels lie in; default (0, 1).
-    early_stop: a fooled sample leaves the batch (for evaluation). Success stays the same; images and losses
-        of fooled samples may differ.
-    precision: of the copy that the attack computes with, "fp32", "tf32", "bf16" or "fp16"; success is decided
-        by the model itself, at its own.
-    generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
-    eot: calls that are averaged wherever the copy or the model is asked, for a model whose output is random.
-    fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
-    output: where in what the model returns the logits are; default, that is the logits. See
-        :func:`roli_fast.engine.select`.
-    """
+    """Options of every attack, by keyword; :class:`PGD` says what they are."""
 
     bounds: tuple[float, float]
     early_stop: bool
@@ -36,7 +24,7 @@ class AttackOptions(TypedDict, total=False):
 
 
 class PGDOptions(AttackOptions, total=False):
-    """Options of relatives of :class:`PGD`, which says what they are."""
+    """Options of the relatives of :class:`PGD` besides."""
 
     restarts: int
     loss: str | Loss

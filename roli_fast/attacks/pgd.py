@@ -35,10 +35,18 @@ class PGD(GradientAttack):
     loss: "ce", "margin", "dlr" (Croce and Hein 2020), or a callable of float logits (N, classes) and labels
         (N,) that returns (N,).
     targeted: labels are targets, and the loss is decreased.
+    bounds: the box that pixels lie in.
     iterate: "last"; or "best": misclassified first, then the highest loss, per sample, the last included.
+    early_stop: a fooled sample leaves the batch (evaluation; needs iterate="best"). Success stays the
+        same; images and losses of fooled samples may differ.
+    precision: of the copy that the attack computes with, "fp32", "tf32", "bf16" or "fp16"; success is decided
+        by the model itself, at its own.
+    generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
+    eot: calls that are averaged wherever the copy or the model is asked, for a model whose output is random.
     sparsity: share of a sample's elements that an L1 step moves, above 0 and up to 1.
-    bounds, early_stop, precision, generator, eot, fold, output: as in :class:`AttackOptions`; early_stop
-        needs iterate="best".
+    fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
+    output: where in what the model returns the logits are; default, that is the logits. See
+        :func:`roli_fast.engine.select`.
 
     ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
     :class:`AttackResult`. Every draw is a function of key, sample index, restart and pixel: with key and

@@ -48,13 +48,12 @@ class Square(Attack):
     """Random search, without gradients: changes a random square of the image at a time, to the ball's
     surface, and keeps what raises the loss. A sample that fools the model leaves.
 
-    norm, eps, restarts, targeted: as in :class:`PGD`.
+    norm, eps, restarts, targeted, bounds, precision, generator, eot, fold, output: as in :class:`PGD`.
     queries: of a run for each sample, besides the starting point's.
     p_init: the share of the pixels in the first squares, above 0 and up to 1; it halves as queries are made.
     loss: as in :class:`PGD`.
     rescale_schedule: whether the halvings, which the authors give for 10,000 queries, are spread over as many
         as there are; otherwise fewer queries see the first halvings alone, as in AutoAttack.
-    bounds, precision, generator, eot, fold, output: as in :class:`AttackOptions`.
 
     Images are (N, C, H, W).
     """

@@ -67,15 +67,15 @@ def _effects(arguments: argparse.Namespace) -> Effects:
     sgd = arguments.probe == "sgd"
     linear = arguments.method == "linear"
     by_rounds = _is_probed_by_rounds(arguments)
-    probed = "--init roli with --initial-checkpoint or --pretrained; --method linear"
+    probed = "a head that is probed (--init roli with --initial-checkpoint or --pretrained; --method linear)"
     attacked = ("norm", "eps", "eps_warmup_epochs", "attack_mode", "attack_precision", "val_steps")
     attack = arguments.attack or Recipe.attack
     # Rounds attack in a way of their own.
     of_attack = ("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",)))
     return [
         (("pretrained",), arguments.initial_checkpoint is None, "no --initial-checkpoint"),
-        (("probe",), linear or _is_probed(arguments), f"a head that is probed ({probed})"),
-        (("probe_rounds", "probe_steps"), sgd or by_rounds, f"a head that is probed ({probed})"),
+        (("probe",), linear or _is_probed(arguments), probed),
+        (("probe_rounds", "probe_steps"), sgd or by_rounds, probed),
         (("probe_rounds", "probe_steps"), not sgd, "--probe rounds"),
         (("probe_rounds", "probe_steps"), attack != "none", "an --attack"),
         (by_sgd, sgd and _is_probed(arguments), "--probe sgd, --init roli and another method than linear"),

@@ -90,8 +90,10 @@ def _in_turn(device: int) -> Iterator[None]:
     with lock:  # of the host, and for as long as launching takes
         stream = torch.cuda.current_stream(device)
         stream.wait_event(done)
-        yield
-        done.record(stream)
+        try:
+            yield
+        finally:  # also of what has begun before an error
+            done.record(stream)
 
 
 @functools.cache

@@ -106,8 +106,5 @@ def device_of(model: nn.Module) -> torch.device:
 
 def beside(model: Model, tensor: Tensor) -> Tensor:
     """The tensor on the model's device, where it is a module with parameters."""
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    parameter = next(parameters, None)
-    if parameter is None or not isinstance(tensor, Tensor):
-        return tensor
-    return tensor.to(parameter.device)
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return tensor if parameter is None or not isinstance(tensor, Tensor) else tensor.to(parameter.device)
