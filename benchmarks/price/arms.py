@@ -10,9 +10,14 @@ from .problem import EPS
 EPOCHS, PROBING_EPOCHS = 15, 20  # of finetuning, of probing by SGD
 RATES = (1e-4, 3e-4, 1e-3)  # of finetuning
 SGD = tuple(itertools.product((0.03, 0.1, 0.3), (0.3, 1.0, 3.0)))  # of probing: learning rate, weight decay
-# How heads are probed, and the settings among which the first seed chooses: by Rounds; by 20 epochs of SGD on
-# our engine; on the public code's, with what ours chooses.
-HEADS: dict[str, tuple[tuple[float, ...], ...]] = {"rounds": ((),), "sgd": SGD, "public": ((0.1, 1.0),)}
+# How heads are probed, and the settings among which the first seed chooses: by Rounds, attacks in float32
+# or in bfloat16; by 20 epochs of SGD on our engine; on the public code's, with what ours chooses.
+ROUNDS_IN = {"rounds": "fp32", "rounds, bf16": "bf16"}
+HEADS: dict[str, tuple[tuple[float, ...], ...]] = {
+    **dict.fromkeys(ROUNDS_IN, ((),)),
+    "sgd": SGD,
+    "public": ((0.1, 1.0),),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Arm:
     carried: bool = False
 
 
-_HALF_STEP = {"steps": 1, "step_size": EPS / 2}
+_HALF_STEP, _NFGSM = {"steps": 1, "step_size": EPS / 2}, {"attack": "nfgsm"}
 ARMS = {
     "Linear, 20 epochs of SGD": Arm("sgd", None),
     "Linear, public code": Arm("public", None, public=True),
@@ -39,12 +44,13 @@ ARMS = {
     "RanLI Full-FT, the paper's head": Arm("paper"),
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
     "RoLI Full-FT, rounds": Arm("rounds"),
-    "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings={"attack": "nfgsm"}),
+    "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings=_NFGSM),
+    "RoLI Full-FT, rounds, N-FGSM, bf16": Arm("rounds, bf16", settings=_NFGSM | {"precision": "bf16"}),
     "RoLI Full-FT, rounds, carried": Arm("rounds", settings=_HALF_STEP, carried=True),
     "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
     "RanLI Full-FT, PGD-2": Arm("random", settings={"steps": 2, "step_size": EPS / 2}),
     "RanLI Full-FT, PGD-3": Arm("random", settings={"steps": 3, "step_size": EPS / 2}),
-    "RanLI Full-FT, N-FGSM": Arm("random", settings={"attack": "nfgsm"}),
+    "RanLI Full-FT, N-FGSM": Arm("random", settings=_NFGSM),
     "RanLI Full-FT, public code": Arm("random", public=True),
     "RoLI Full-FT, public code": Arm("public", public=True),
 }

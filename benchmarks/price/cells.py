@@ -118,10 +118,9 @@ def best_of(paths: Sequence[Path]) -> Path:
 
 def probed(work: Path, progress: bool, task: Task) -> Cell:
     data, model = problem.splits(task.size), problem.backbone(task.seed, "linear")
-    if task.name == "rounds":
-        done = probe(
-            model, data, Recipe(1, 1.0, seed=task.seed, **problem.ATTACK), Rounds(), progress=progress
-        )
+    if task.name in arms.ROUNDS_IN:
+        attacks = problem.ATTACK | {"precision": arms.ROUNDS_IN[task.name]}
+        done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **attacks), Rounds(), progress=progress)
         return described(done.history, done.best, done.cost, model, data), model
     lr, decay = task.setting or ()
     recipe = Recipe(arms.PROBING_EPOCHS, lr, weight_decay=decay, seed=task.seed, **problem.PROBING)

@@ -27,8 +27,8 @@ STEPS = {
     ),
     "channels-last": ("ours", PROBING_EPOCHS, "ours"),
     "bfloat16": ("ours, bf16", PROBING_EPOCHS, "ours, bf16"),
-    "rounds of one step instead of SGD": ("ours, one step", ATTACKS, "ours"),
-    "N-FGSM instead of PGD-7": ("ours, one step", ATTACKS, "ours, N-FGSM"),
+    "rounds of one step instead of SGD": ("ours, one step, bf16", ATTACKS, "ours, bf16"),
+    "N-FGSM instead of PGD-7": ("ours, one step, bf16", ATTACKS, "ours, N-FGSM, bf16"),
 }
 OF_BOTH_STAGES = (
     f"Of both stages for a training image, {PROBING_EPOCHS} epochs of probing and {EPOCHS} of finetuning; "

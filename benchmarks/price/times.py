@@ -25,12 +25,15 @@ def kinds(data: Splits) -> dict[str, Parts]:
     """Of each engine and what trains: the attack on a batch, and the step that follows."""
     images = data.train.images[:BATCH].float().div(255).to(problem.DEVICE)
     labels = data.train.labels[:BATCH].to(problem.DEVICE)
+    bf16 = {"precision": "bf16"}
     variants: dict[str, dict[str, Any]] = {"ours, torch's layout": {"channels_last": False}, "ours": {}}
     if problem.DEVICE == "cuda":
-        variants |= {"ours, tf32": {"precision": "tf32"}, "ours, bf16": {"precision": "bf16"}}
+        variants["ours, tf32"] = {"precision": "tf32"}
+    variants["ours, bf16"] = bf16
+    step, nfgsm = {"steps": 1}, {"attack": "nfgsm"}
     cheaper: dict[str, dict[str, Any]] = {  # what rounds take, and what finetunes from their heads
-        "linear": {"ours, one step": {"steps": 1}},
-        "full": {"ours, N-FGSM": {"attack": "nfgsm"}},
+        "linear": {"ours, one step": step, "ours, one step, bf16": step | bf16},
+        "full": {"ours, N-FGSM": nfgsm, "ours, N-FGSM, bf16": nfgsm | bf16},
     }
     found: dict[str, Parts] = {}
     for method, settings in (("full", problem.FINETUNING), ("linear", problem.PROBING)):
