@@ -20,7 +20,8 @@ def run_all(tasks: Sequence[Any], perform: Perform, jobs: int) -> list[str]:
     """Does what can be done, and says what has failed. What failed counts as done for those that need it:
     they choose among what there is.
 
-    tasks: hashable, with the tasks that each needs in ``needs``, which come before it."""
+    tasks: hashable, with the tasks that each needs in ``needs``. Those that are to be done, too, come
+        before it; the others have been done."""
     failed = []
     done = _one_by_one(tasks, perform) if jobs == 1 else _by_processes(tasks, perform, jobs)
     for number, (task, error, seconds) in enumerate(done, start=1):
@@ -75,14 +76,14 @@ def _serve(connection: Connection, perform: Perform, threads: int) -> None:
 
 def _by_processes(tasks: Sequence[Any], perform: Perform, jobs: int) -> Iterator[Done]:
     """In the order given, but what has to wait lets others pass."""
-    waiting, settled = list(tasks), set()
+    waiting, unsettled = list(tasks), set(tasks)
     idle: list[_Worker] = []
     busy: dict[Connection, tuple[_Worker, Any, float]] = {}
     threads = max(1, machine.cores() // jobs)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         while waiting or busy:
-            for task in [t for t in waiting if settled.issuperset(t.needs)][: jobs - len(busy)]:
+            for task in [t for t in waiting if unsettled.isdisjoint(t.needs)][: jobs - len(busy)]:
                 waiting.remove(task)
                 worker = idle.pop() if idle else _Worker(perform, threads)
                 worker.connection.send(task)
@@ -94,7 +95,7 @@ def _by_processes(tasks: Sequence[Any], perform: Perform, jobs: int) -> Iterator
                     idle.append(worker)
                 else:
                     worker.stop()
-                settled.add(task)
+                unsettled.remove(task)
                 yield task, error, time.perf_counter() - begin
     finally:
         for worker in [*idle, *(worker for worker, _, _ in busy.values())]:

@@ -236,9 +236,10 @@ def test_several_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     first, bad = Step(tmp_path / "first"), Step(tmp_path / "missing" / "bad")
     others = [Step(tmp_path / "second", (first, bad)), Step(None), Step(tmp_path / "last", (Step(None),))]
+    others.append(Step(tmp_path / "later", (Step(tmp_path / "done before"),)))
     assert sorted(jobs.run_all([first, bad, *others], Step.perform, 2)) == ["None", "bad"]
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert written == {"first": "after 0", "second": "after 1", "last": "after 0"}
+    assert written == {"first": "after 0", "second": "after 1", "last": "after 0", "later": "after 0"}
     shown = capsys.readouterr().out
     assert "bad: OSError: no folder\n" in shown
     assert "None: its process ended with 7\n" in shown
