@@ -35,7 +35,8 @@ class Arm:
     carried: bool = False
 
 
-_HALF_STEP, _NFGSM = {"steps": 1, "step_size": EPS / 2}, {"attack": "nfgsm"}
+_HALF_STEP = {"steps": 1, "step_size": EPS / 2}
+NFGSM = {"attack": "nfgsm"}
 ARMS = {
     "Linear, 20 epochs of SGD": Arm("sgd", None),
     "Linear, public code": Arm("public", None, public=True),
@@ -44,13 +45,14 @@ ARMS = {
     "RanLI Full-FT, the paper's head": Arm("paper"),
     "RoLI Full-FT, 20 epochs of SGD": Arm("sgd"),
     "RoLI Full-FT, rounds": Arm("rounds"),
-    "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings=_NFGSM),
-    "RoLI Full-FT, rounds, N-FGSM, bf16": Arm("rounds, bf16", settings=_NFGSM | {"precision": "bf16"}),
+    "RoLI Full-FT, rounds, N-FGSM": Arm("rounds", settings=NFGSM),
+    "RoLI Full-FT, rounds, N-FGSM, bf16": Arm("rounds, bf16", settings=NFGSM | {"precision": "bf16"}),
     "RoLI Full-FT, rounds, carried": Arm("rounds", settings=_HALF_STEP, carried=True),
     "RanLI Full-FT, twice as long": Arm("random", 2 * EPOCHS),
     "RanLI Full-FT, PGD-2": Arm("random", settings={"steps": 2, "step_size": EPS / 2}),
     "RanLI Full-FT, PGD-3": Arm("random", settings={"steps": 3, "step_size": EPS / 2}),
-    "RanLI Full-FT, N-FGSM": Arm("random", settings=_NFGSM),
+    "RanLI Full-FT, N-FGSM": Arm("random", settings=NFGSM),
+    "RanLI Full-FT, N-FGSM, 20 epochs": Arm("random", 20, NFGSM),  # as many passes as RoLI by it in all
     "RanLI Full-FT, public code": Arm("random", public=True),
     "RoLI Full-FT, public code": Arm("public", public=True),
 }

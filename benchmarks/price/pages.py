@@ -10,6 +10,7 @@ from typing import Any
 from .arms import CHEAPEST, EPOCHS, PROBING_EPOCHS, RANLI, ROUNDS
 from .judges import JUDGED
 from .removals import COLUMNS, RUNGS
+from .seconds import to_best
 from .times import PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,13 @@ def page(result: dict[str, Any]) -> str:
     """The tables, each under its heading."""
     lines = []
     for size, rows in result["sizes"].items():
-        lines += [f"### {size} images a class", "", *_trained_on(rows), *_table(rows), ""]
+        lines += [
+            f"### {size} images a class",
+            "",
+            *_trained_on(rows),
+            *_table(rows, _clocks(result, size)),
+            "",
+        ]
     for times in result.get("times", {}).values():
         lines += [f"### What an image costs: {_machine(times)}", "", *_times(times), ""]
     for phases in result.get("phases", {}).values():
@@ -69,10 +76,14 @@ def summary(result: dict[str, Any]) -> str:
     columns = _columns({f"{size} {name}": row for size, rows in sizes.items() for name, row in rows.items()})
     wanted = [name for name in ("seeds", "clean", "PGD-20", "APGD-CE+T", AUTOATTACK) if name in columns]
     wanted += ["passes to it", "to RanLI's best"]
-    lines = [f"| images a class | | {' | '.join(wanted)} |", "|---" * (len(wanted) + 2) + "|"]
+    machines = list(dict.fromkeys(machine for size in sizes for machine in _clocks(result, size)))
+    heads = [*wanted, *map(_seconds_on, machines)]
+    lines = [f"| images a class | | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
     for size, rows in sizes.items():
+        clocks = _clocks(result, size)
         for number, (name, row) in enumerate(rows.items()):
             cells = [size if number == 0 else "", name, *(columns[column](row) for column in wanted)]
+            cells += [_to_best(name, row, clocks.get(machine, {})) for machine in machines]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -92,12 +103,35 @@ def _trained_on(rows: dict[str, Row]) -> list[str]:
 Column = Callable[[Row], str]
 
 
-def _table(rows: dict[str, Row]) -> list[str]:
+Clocks = dict[str, dict[str, list[float]]]  # seconds of each stage, by repeat, by machine
+
+
+def _clocks(result: dict[str, Any], size: str) -> Clocks:
+    """Of those machines on which that size was measured."""
+    return {
+        _machine(measured): measured["seconds"][size]
+        for measured in result.get("seconds", {}).values()
+        if size in measured["seconds"]
+    }
+
+
+def _table(rows: dict[str, Row], clocks: Clocks) -> list[str]:
     columns = _columns(rows)
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    heads = [*columns, *(_seconds_on(machine) for machine in clocks)]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, row in rows.items():
-        lines.append(f"| {' | '.join([name, *(show(row) for show in columns.values())])} |")
+        cells = [show(row) for show in columns.values()] + [_to_best(name, row, c) for c in clocks.values()]
+        lines.append(f"| {' | '.join([name, *cells])} |")
     return lines
+
+
+def _seconds_on(machine: str) -> str:
+    return f"s to it, {machine}"
+
+
+def _to_best(name: str, row: Row, stage: dict[str, list[float]]) -> str:
+    found = to_best(name, row["best_epochs"], stage)
+    return "" if found is None else f"{found:.3g}"
 
 
 def _columns(rows: dict[str, Row]) -> dict[str, Column]:

@@ -22,7 +22,7 @@ from roli_fast.training.learner import Learner
 from ..baselines import recipe as public
 from . import problem
 
-SIZE = 200  # images of each class
+SIZE = 200  # images of each class, of phases
 PHASES = (
     "attack, forward",  # and its steps
     "attack, backward",
@@ -89,9 +89,9 @@ class PhaseClock:
             self.enter("rest")
 
 
-def stages() -> dict[str, Callable[[], object]]:
+def stages(size: int) -> dict[str, Callable[[], object]]:
     """An epoch of each, or of rounds the whole stage."""
-    data = problem.splits(SIZE)
+    data = problem.splits(size)
     finetuning = problem.FINETUNING | {"epochs": 1, "lr": 1e-4, "warmup_epochs": 0}
     probing = problem.PROBING | {"epochs": 1, "lr": 0.1, "warmup_epochs": 0}
 
@@ -100,13 +100,16 @@ def stages() -> dict[str, Callable[[], object]]:
         find_classifier(model).head.reset_parameters()
         return trains(model, data, Recipe(**settings), *more)
 
+    bf16, nfgsm = {"precision": "bf16"}, {"attack": "nfgsm"}
     return {
         "probing, public code: an epoch": lambda: of(public.train, "linear", probing),
         "probing, ours: an epoch of SGD": lambda: of(train, "linear", probing),
         "probing, ours: rounds, all of it": lambda: of(probe, "linear", probing, Rounds()),
+        "probing, ours, bf16: rounds, all of it": lambda: of(probe, "linear", probing | bf16, Rounds()),
         "finetuning, public code: an epoch": lambda: of(public.train, "full", finetuning),
         "finetuning, ours: an epoch": lambda: of(train, "full", finetuning),
-        "finetuning, ours, N-FGSM: an epoch": lambda: of(train, "full", finetuning | {"attack": "nfgsm"}),
+        "finetuning, ours, N-FGSM: an epoch": lambda: of(train, "full", finetuning | nfgsm),
+        "finetuning, ours, N-FGSM, bf16: an epoch": lambda: of(train, "full", finetuning | nfgsm | bf16),
     }
 
 
@@ -116,7 +119,7 @@ def phases(repeats: int) -> dict[str, Any]:
     images = len(problem.splits(SIZE).train)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for _ in range(repeats):
-        for name, run in stages().items():
+        for name, run in stages(SIZE).items():
             with clock.running():
                 run()
             found[name].append({phase: clock.seconds[phase] / images for phase in PHASES})

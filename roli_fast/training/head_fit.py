@@ -1,6 +1,7 @@
 """A convex fit of a linear head to the features that attacks have found."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +16,32 @@ _CHUNK = 1 << 16  # features at once
 class HeadFit:
     """Fits a head to each image's worst loss over the features in the pool.
 
-    features: (n, F) of this process' images, clean, which say how all are centred and scaled. labels: (n,).
-    pool: what was added; an image is in the same row of each. loss: what the last fit has reached.
+    features: batches (b, F) of this process' images, clean, which say how all are centred and scaled.
+    labels: (n,), of all of them.
+    pool: features (n, F) that were kept; an image is in the same row of each. loss: what the last fit has
+        reached.
     """
 
-    def __init__(self, head: nn.Linear, features: Tensor, labels: Tensor):
+    def __init__(self, head: nn.Linear, features: Sequence[Tensor], labels: Tensor):
         self._head, self._labels = head, labels
-        sums = torch.zeros(1 + 2 * features.shape[1], dtype=torch.float64, device=features.device)
-        for some in features.split(_CHUNK):  # in double precision, all would be more than what is kept
-            wide = some.double()
-            sums += torch.cat([sums.new_tensor([len(some)]), wide.sum(0), wide.square().sum(0)])
+        sums = torch.zeros(1 + 2 * head.in_features, dtype=torch.float64, device=labels.device)
+        for batch in features:
+            wide = batch.double()
+            sums += torch.cat([sums.new_tensor([len(batch)]), wide.sum(0), wide.square().sum(0)])
         self._images = summed(sums)[0].item()  # of all processes
         mean, square = sums[1:].div(self._images).chunk(2)
-        self._mean = mean.to(features.dtype)
+        self._mean = mean.to(head.weight.dtype)
         # Over images, and then over features.
         self._spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
         self.pool: list[Tensor] = []
         self.loss = math.inf
 
-    def add(self, features: Tensor) -> None:
-        """Centred and scaled: half precision then keeps what tells images apart."""
-        self.pool.append(((features - self._mean) / self._spread).half())
+    def compact(self, features: Tensor) -> Tensor:
+        """As the pool has them: centred and scaled, so that half precision keeps what tells images apart."""
+        return ((features - self._mean) / self._spread).half()
+
+    def add(self, compact: Sequence[Tensor]) -> None:
+        self.pool.append(torch.cat(list(compact)))
 
     def fit(self, weight_decay: float) -> None:
         weight, bias = (tensor.requires_grad_() for tensor in self._scaled_head())

@@ -1,6 +1,7 @@
 """Adversarial linear probing by rounds: a few attacks on the whole set, and a convex fit between them."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -86,7 +87,8 @@ def probe(
     with the head as it is, and adds the features to those found before. Attacks through the backbone are what
     probing costs, and a handful of them does what twenty epochs do.
 
-    Memory: an image's features times the rounds, in half precision, on the model's device.
+    Memory, on the model's device: an image's features in half precision for each round, and once more while
+    a round's are put together; at first those of the clean images in single precision besides.
 
     model: of :func:`roli_fast.models.create_model`, on its device; its head is replaced, and nothing else.
     recipe: norm, eps, precision, layout, batch size, seed, validation, and whether anything attacks; what
@@ -166,9 +168,10 @@ class _Probing:
 
     def _probe(self) -> None:
         self.progress.note(f"attacks in {self.precision}")
-        clean, labels = self._pass(0, None)
+        clean, labels = self._pass(0, None, Tensor.float)
         fit = HeadFit(self.head, clean, labels)
-        fit.add(clean)
+        fit.add([fit.compact(batch) for batch in clean])
+        del clean  # or they would stay for as long as the stage takes
         if self.recipe.attack == "none":
             self._try(fit, self.rounds.weight_decay, 0)
         else:
@@ -183,7 +186,7 @@ class _Probing:
         attack = TrainingAttack(self.model, self.recipe, self.precision)
         fit.pool.clear()
         for number in range(self.rounds.rounds):
-            fit.add(self._pass(number, attack)[0])
+            fit.add(self._pass(number, attack, fit.compact)[0])
             fresh = fit.on_the_last()
             done = number > 0 and fresh[0] <= fit.loss * (1 + self.rounds.tolerance)
             self._try(fit, self.rounds.weight_decay, number + 1, fresh)
@@ -205,9 +208,11 @@ class _Probing:
         self.progress.epoch(self.history.rows[-1])
 
     @torch.no_grad()
-    def _pass(self, number: int, attack: TrainingAttack | None) -> tuple[Tensor, Tensor]:
-        """Features (n, F) and labels of this process' images, augmented, and attacked where there is an
-        attack."""
+    def _pass(
+        self, number: int, attack: TrainingAttack | None, keep: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """What keep makes of each batch's features, and the labels, of this process' images, augmented, and
+        attacked where there is an attack."""
         cost, watch = self.history.cost, self.history.watch
         key = torch.tensor([derived_seed(self.recipe.seed, number)], device=self.device)
         found, labels_seen, seen = [], [], []
@@ -223,7 +228,7 @@ class _Probing:
                     images, forwards, gradients = attack(images, labels, which, key)
                 spent += torch.tensor([forwards, gradients, 0])
             with watch("training"), get_precision(self.precision).arithmetic():
-                found.append(self.features(to_state(images)).float())
+                found.append(keep(self.features(to_state(images)).float()))
             labels_seen.append(labels)
             seen.append(index)
             spent += torch.tensor([len(labels), 0, len(labels)])
@@ -234,4 +239,4 @@ class _Probing:
         for step, features in enumerate(found):
             if not features.isfinite().all():
                 raise DivergedError(number, step, seen[step], "The head is as it was.")
-        return torch.cat(found), torch.cat(labels_seen)
+        return found, torch.cat(labels_seen)

@@ -5,6 +5,7 @@ import json
 from benchmarks.price import pages, pictures
 from benchmarks.price.phases import PHASES
 from benchmarks.price.removals import FOOLED, OPS, PUBLIC, WEIGHTS
+from benchmarks.price.seconds import to_best
 from benchmarks.price.times import PARTS
 
 
@@ -69,6 +70,32 @@ def test_what_else_the_page_shows():
     assert "**Trained on different devices**: cpu, nvidia-h200." in pages.page(result)
 
 
+def test_seconds_to_the_best_epoch():
+    """Of both stages: medians of an epoch's, times the mean of the epochs that each seed took."""
+    stage = {
+        "probing, ours: an epoch of SGD": [2.0, 3.0, 9.0],
+        "probing, ours: rounds, all of it": [4.0],
+        "finetuning, ours: an epoch": [5.0],
+        "finetuning, ours, N-FGSM, bf16: an epoch": [1.0],
+    }
+    expected = {
+        "Linear, 20 epochs of SGD": 3 * 1.5,
+        "Linear, rounds": 4,
+        "RanLI Full-FT": 5 * 1.5,
+        "RoLI Full-FT, 20 epochs of SGD": 20 * 3 + 5 * 1.5,
+        "RoLI Full-FT, rounds": 4 + 5 * 1.5,
+        "RoLI Full-FT, rounds, N-FGSM": None,
+        "RoLI Full-FT, rounds, carried": None,
+        "RanLI Full-FT, PGD-2": None,
+        "RoLI Full-FT, public code": None,
+    }
+    assert {name: to_best(name, [1, 2], stage) for name in expected} == expected
+    machine = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "avx2"}
+    measured = {"a-cpu": {"machine": machine, "seconds": {"50": stage}}}
+    assert pages._clocks({"seconds": measured}, "50") == {"A CPU, 2 cores, avx2": stage}
+    assert pages._clocks({"seconds": measured}, "200") == {}
+
+
 def test_what_stopping_early_saves():
     """Means over seeds, of the passes of all epochs."""
     ended = {"passes": [500, 250], "held_out": [0.41, 0.43]}
@@ -108,6 +135,7 @@ def test_where_the_price_went(tmp_path):
     cpu = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "avx2"}
     seconds = {"public code, full": both(20), "public code, linear": both(15)}
     seconds |= {"ours, full": both(10), "ours, linear": both(9), "ours, one step, linear": both(3)}
+    seconds |= {"ours, bf16, full": both(8), "ours, one step, bf16, linear": both(2)}
     stage = dict.fromkeys(PHASES, 0.001) | {"fits": 0}
     result = {
         "sizes": {},
@@ -117,9 +145,9 @@ def test_where_the_price_went(tmp_path):
     page = pages.page(result)
     assert "| public code | 600 |  |" in page  # 20 epochs of 15, 15 of 20
     assert "| channels-last | 330 | 1.82 |" in page
-    assert "| bfloat16 |  |  |" in page
-    assert "| rounds of one step instead of SGD | 156 | 2.12 |" in page  # 2 attacks of 3, 15 epochs of 10
-    assert "| all that was measured |  | 3.85 |" in page
+    assert "| bfloat16 |  |  |" in page  # probing by SGD was not measured in it
+    assert "| rounds of one step instead of SGD | 124 | 2.66 |" in page  # 2 attacks of 2, 15 epochs of 8
+    assert "| all that was measured |  | 4.84 |" in page
     assert "### Where the time goes: A CPU, 2 cores, avx2" in page
     assert "| finetuning | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |  | 1.00 | 1.00 | 8.00 |" in page
     pictures.draw_phases(result["phases"]["a-cpu"]["seconds_per_image"], tmp_path / "phases.png")

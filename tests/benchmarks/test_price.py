@@ -16,6 +16,7 @@ from benchmarks import jobs
 from benchmarks.baselines import recipe as public
 from benchmarks.price import __main__ as command
 from benchmarks.price import arms, carried, cells, judges, phases, problem, removals
+from benchmarks.price.seconds import PROBING, seconds
 from benchmarks.price.table import PATIENCE, stopped, table
 from benchmarks.price.times import times
 from roli_fast.attacks import AutoAttack, predict
@@ -252,6 +253,13 @@ def test_seconds_per_image(tiny):
     assert {"ours, one step, linear", "ours, one step, bf16, linear", "ours, N-FGSM, bf16, full"} <= set(
         measured
     )
+
+
+def test_seconds_of_whole_stages(tiny):
+    found = seconds([50], 2)["seconds"]["50"]
+    assert set(found) == set(phases.stages(50))
+    assert {stage for stage, _ in PROBING.values()} <= set(found)
+    assert all(len(runs) == 2 and min(runs) > 0 for runs in found.values())
 
 
 def test_where_the_time_goes(tiny, monkeypatch):
