@@ -89,14 +89,14 @@ class FrozenCopy:
     @torch.no_grad()
     def take_over(self, model: nn.Module) -> None:
         """Copies the model's parameters and buffers as they are now, without reallocating."""
-        if self._computed:
-            with self._while_read(model):
+        with self._while_read(model):  # folding reads weights, too
+            if self._computed:
                 self._copy([getattr(module, name) for module, name in self._computed])
-        elif self._graph is None or torch.cuda.is_current_stream_capturing():
-            self._copy()
-        else:
-            with torch.cuda.device_of(self._read[0]):
-                self._graph(tuple((t.data_ptr(), t.stride()) for t in self._read))
+            elif self._graph is None or torch.cuda.is_current_stream_capturing():
+                self._copy()
+            else:
+                with torch.cuda.device_of(self._read[0]):
+                    self._graph(tuple((t.data_ptr(), t.stride()) for t in self._read))
 
     def _copy(self, computed: Sequence[Tensor] = ()) -> None:
         if self._own:

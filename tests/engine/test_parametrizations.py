@@ -84,6 +84,18 @@ def test_the_model_keeps_its_parametrizations(parametrized, batch):
     assert any(p.grad is not None for p in parametrized.model[0].parameters())
 
 
+def test_a_folded_layer_keeps_its_parametrization(convnet, batch):
+    """Where all that is parametrized is folded, nothing but the fold reads it."""
+    convnet.model[0] = parametrizations.spectral_norm(convnet.model[0])
+    convnet.train()
+    before = state(convnet)
+    view = AttackView(convnet)
+    assert_same_logits(view, convnet, batch[0])
+    assert view.report.folded["1"] == "0"
+    view.refresh()
+    assert_same_state(convnet, before)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_attack_step_refresh_attack(parametrized, precision, batch):
     images, labels = batch
