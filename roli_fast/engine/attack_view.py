@@ -17,7 +17,7 @@ from ..checks import brief, refuse
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
-from .modes import Model, eval_mode, float_dtype, own_output
+from .modes import Model, acts_on_mode, eval_mode, float_dtype, own_output
 from .on_cpu import attention
 from .outputs import Output, check_output, select
 from .precision import get_precision
@@ -216,7 +216,12 @@ class AttackView:
         assert model is not None
         # Exactly: cuDNN's own choice, TF32, moves two networks that are the same apart.
         with get_precision("fp32").arithmetic():
-            expected = own_output(model, adv.to(float_dtype(model) or adv.dtype), self._output)
+            with eval_mode(model):
+                expected = own_output(model, adv.to(float_dtype(model) or adv.dtype), self._output)
+                if self._copy is not None and self._depends_on_mode():
+                    self._copy = None
+                    self.report = ViewReport()
+                    self._run_as_it_is("what it holds depends on its mode, which a copy would not follow")
             largest = expected.abs().nan_to_num(0, posinf=0).max().item()
             if self._copy is not None:
                 self._make_faithful(adv, expected, largest)
@@ -236,6 +241,13 @@ class AttackView:
                     refuse("precision", name, f"fp32, tf32, since {failure}")
                 refuse("precision", f"{name}, whose range this model leaves", "fp32, tf32, bf16")
         self.output_shape = expected.shape[1:]
+
+    def _depends_on_mode(self) -> bool:
+        """Whether the model, which has just been asked in eval mode, holds something else than before, and
+        acts on a change of its mode, which may be when it is made anew: a copy has no such changes."""
+        model = self._model()
+        assert isinstance(model, nn.Module)
+        return any(map(acts_on_mode, model.modules())) and not self._structure.is_that_of(model)
 
     def _make_faithful(self, adv: Tensor, expected: Tensor, largest: float) -> None:
         """Leaves a copy that gives the expected output, or none."""

@@ -1,6 +1,8 @@
 """How a model is asked without being changed."""
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,10 +22,14 @@ def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
     owner = getattr(model, "__self__", model)  # of a bound method
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     training = [m for m in modules if m.training]
+    acting = [m for m in training if acts_on_mode(m)]
     # Processes ask their models at different times, and DistributedDataParallel would spread its buffers.
     spreading = [
         m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel) and m.broadcast_buffers
     ]
+    others = [m for m in modules if not m.training] if acting else []
+    for module in acting:
+        module.train(False)
     for module in training:
         module.training = False
     for module in spreading:
@@ -31,10 +37,27 @@ def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
     try:
         yield
     finally:
+        for module in acting:
+            module.train()
         for module in training:
             module.training = True
+        for module in others:
+            module.training = False
         for module in spreading:
             module.broadcast_buffers = True
+
+
+def acts_on_mode(module: nn.Module) -> bool:
+    """Whether it does more than to note a change of its mode, such as to forget what it has computed from its
+    weights."""
+    train = type(module).train
+    return train is not nn.Module.train and _takes_mode(train)
+
+
+@functools.cache
+def _takes_mode(train: Callable[..., Any]) -> bool:
+    """Some call their training loop so."""
+    return "mode" in inspect.signature(train).parameters
 
 
 @contextlib.contextmanager
