@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_count, check_flag, refuse
 from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
-from ..engine.modes import Model
+from ..engine.modes import Model, few_or_all
 from ..engine.outputs import check_output
 from ..engine.weakly import weakly
 from .inputs import (
@@ -124,7 +124,7 @@ class Attack:
     def prepare(self, trial: Trial) -> None:
         """What has to be known before the first run; a model that cannot be asked says so here."""
         if "clean_output" not in vars(trial):
-            trial.ask(trial.adversarial[:1])
+            few_or_all(trial.adversarial, 1, trial.ask)
 
     def loss_target(self, trial: Trial, run: int) -> Tensor:
         """What the objective compares with: (N, ...)."""
@@ -150,7 +150,8 @@ class Attack:
     def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial images for a batch, in the images' dtype and layout (float32 for uint8 images).
 
-        model: maps images (N, ...) to logits (N, classes); it is attacked in eval mode and left as it was.
+        model: maps images (N, ...) to logits (N, classes); it is attacked in eval mode and left as it was. A
+            callable that is no module, which has no modes, is called as it is.
         images: (N, ...) within bounds: any float dtype, or uint8 for v / 255.
         labels: (N,) int64 on images' device; TPGD and FeaturePGD need none.
 

@@ -17,7 +17,7 @@ from ..checks import brief, refuse
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
-from .modes import Model, acts_on_mode, eval_mode, float_dtype, own_output
+from .modes import Model, acts_on_mode, eval_mode, few_or_all, float_dtype, own_output
 from .on_cpu import attention
 from .outputs import Output, check_output, select
 from .precision import get_precision
@@ -212,12 +212,16 @@ class AttackView:
         Raises ValueError where the model's output is not (N, ...), where nothing but the model itself gives
         its output but a half precision is asked for, and where that precision's range does not hold it.
         """
-        model, adv = self._model(), adv[:_CONFIRM_SAMPLES]
+        model = self._model()
         assert model is not None
+
+        def ask(images: Tensor) -> Tensor:
+            return own_output(model, images.to(float_dtype(model) or images.dtype), self._output)
+
         # Exactly: cuDNN's own choice, TF32, moves two networks that are the same apart.
         with get_precision("fp32").arithmetic():
             with eval_mode(model):
-                expected = own_output(model, adv.to(float_dtype(model) or adv.dtype), self._output)
+                adv, expected = few_or_all(adv, _CONFIRM_SAMPLES, ask)
                 if self._copy is not None and self._depends_on_mode():
                     self._copy = None
                     self.report = ViewReport()

@@ -51,7 +51,8 @@ def acts_on_mode(module: nn.Module) -> bool:
     """Whether it does more than to note a change of its mode, such as to forget what it has computed from its
     weights."""
     train = type(module).train
-    return train is not nn.Module.train and _takes_mode(train)
+    passes_on = train in (nn.Module.train, nn.parallel.DistributedDataParallel.train)
+    return not passes_on and _takes_mode(train)
 
 
 @functools.cache
@@ -89,6 +90,19 @@ def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
             f"model: its output for {len(images)} images is {_description(found)}, accepted: floats (N, ...)"
         )
     return found
+
+
+def few_or_all(images: Tensor, count: int, ask: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The first ``count`` images and what ``ask`` says of them; all, where it fails on fewer: a model may be
+    a function of this batch alone, such as one with a mask for each image."""
+    few = images[:count]
+    try:
+        return few, ask(few)
+    # Where one image broadcasts, an output of another length is refused; an exported module asserts its size.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if len(few) == len(images) or isinstance(error, torch.OutOfMemoryError):
+            raise
+    return images, ask(images)
 
 
 def _refuse_other_dtype(model: Model, images: Tensor, error: RuntimeError) -> None:

@@ -502,3 +502,30 @@ def test_a_model_of_another_dtype_than_its_images_is_named(dtype, batch):
     ):
         make("PGD-linf").run(model, images, labels)
     assert make("PGD-linf").run(model, images.to(dtype), labels).adversarial.dtype == dtype
+
+
+def test_a_model_may_be_a_function_of_one_batch(convnet, batch):
+    """Such as one in which a mask for each image says what the attack may change: it is asked about all."""
+    images, labels = batch
+    assert len(images) > 4  # more than are asked about at first
+    mask = (torch.rand(len(images), 1, *images.shape[2:]) < 0.5).float()
+
+    def masked(x):
+        return convnet.eval()(images + mask * (x - images))
+
+    attack = PGD(eps=0.1, step_size=0.05, steps=2, random_start=False)
+    adv = attack(masked, images, labels)
+    assert torch.equal(torch.where(mask.bool(), images, adv), images)
+    assert (adv != images).flatten(1).any(dim=1).all()
+    result = attack.run(masked, images, labels)
+    assert torch.equal(result.adversarial, adv)
+    assert torch.equal(result.success, convnet(adv).argmax(dim=1) != labels)
+
+
+def test_a_model_that_fails_fails_as_it_does(batch):
+    def broken(x):
+        raise RuntimeError(f"{len(x)} are too many")
+
+    with pytest.raises(RuntimeError, match=f"{len(batch[0])} are too many") as caught:
+        PGD(steps=1)(broken, *batch)
+    assert caught.value.__context__ is None
