@@ -73,7 +73,8 @@ class FrozenCopy:
             self._graph.clear()
 
     def _lay_out(self, layout: torch.memory_format) -> None:
-        cast(Any, self.run).to(memory_format=layout)  # unknown to the type stubs of torch 2.10
+        """As torch's own ``to``, which fails where a model has tensors of five dimensions besides."""
+        self.run._apply(lambda t: t.to(memory_format=layout) if t.dim() == 4 else t)
 
     def cast_to(self, dtype: torch.dtype, model: nn.Module) -> None:
         """Casts the weights. A BatchNorm that could not be folded stays in float32: its statistics span

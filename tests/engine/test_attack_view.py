@@ -739,3 +739,21 @@ def test_a_training_loop_by_the_name_of_train_is_left_alone(batch):
     torch.testing.assert_close(
         through(AttackView(model), batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_model_with_a_tensor_of_five_dimensions_is_copied(batch):
+    """Which has no channels-last layout, in which its other layers are."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.deep, self.flat, self.head = nn.Conv3d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(self.flat(self.deep(x[:, None])[:, :, 0]).relu().mean((2, 3)))
+
+    model = Mixed()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+    assert view.memory_format(batch[0]) == torch.channels_last
