@@ -25,6 +25,7 @@ from .inputs import (
     check_key,
     check_size,
     draw_key,
+    refuse_one_class,
     to_state,
 )
 from .norms import NORMS
@@ -268,7 +269,7 @@ class Attack:
             shape = ", ".join(map(str, ("N", *view.output_shape)))
             refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")
         if view.classes == 1 and not self.label_free:
-            refuse("model", "1 class", "2 or more")
+            refuse_one_class()
         if key is None and self.draws:
             key = draw_key(self.generator, images.device)
         return Trial(self, model, oracle, images, labels, index, key if self.draws else None)

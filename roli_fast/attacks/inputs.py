@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -105,9 +106,16 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 def _check_label_range(smallest: float, largest: float, classes: int | None) -> None:
     """``classes`` None: not known yet."""
+    if classes == 1:
+        refuse_one_class()
     if smallest < 0 or (classes is not None and largest >= classes):
         accepted = "0 or more" if classes is None else f"0 .. {classes - 1}"
         refuse("labels", f"values in [{smallest:.0f}, {largest:.0f}]", accepted)
+
+
+def refuse_one_class() -> NoReturn:
+    two = "output=lambda z: torch.cat([0 * z, z], dim=1) makes two of a logit of class 1"
+    refuse("model", "1 class", f"2 or more; {two}")
 
 
 class Values:

@@ -32,8 +32,11 @@ def select(returned: Any, output: Output) -> Tensor:
         found = _item(returned, output)
     if not isinstance(found, Tensor):
         hint = f", such as output={_suggestion(returned)!r}" if output is None else ""
+        got = f"a {type(found).__name__}"
+        if found is None and isinstance(returned, Mapping):
+            got = f"a {type(returned).__name__} of {', '.join(map(repr, returned))}"
         raise ValueError(
-            f"model: got a {type(found).__name__} for output={output!r}, "
+            f"model: got {got} for output={output!r}, "
             "accepted: a tensor, or a module around the model that returns one; "
             f"where an attack has output=, that says where it is{hint}"
         )

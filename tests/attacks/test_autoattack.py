@@ -8,6 +8,7 @@ from torch import nn
 
 from roli_fast.attacks import APGD, FAB, FABT, PGD, AutoAttack, verify
 from roli_fast.attacks.autoattack import VERSIONS
+from roli_fast.evaluation import evaluate
 
 from ..selection import few
 
@@ -215,8 +216,21 @@ def test_settings_that_do_not_fit_are_refused_by_name(options, message):
 
 @pytest.mark.parametrize("kind", [PGD, APGD, FAB, FABT, AutoAttack])
 def test_a_single_class_is_no_classifier(kind):
-    with pytest.raises(ValueError, match="model: got 1 class, accepted: 2 or more"):
-        kind().run(nn.Linear(4, 1), torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+    """Named before labels that would fit two."""
+    model, batch = nn.Linear(4, 1), (torch.rand(2, 4), torch.tensor([0, 1]))
+    for ask in (
+        lambda: kind().run(model, *batch),
+        lambda: verify(model, batch[0], *batch, "linf", 0.1),
+        lambda: evaluate(model, [batch]),
+    ):
+        with pytest.raises(ValueError, match="model: got 1 class, accepted: 2 or more; output=lambda z"):
+            ask()
+
+
+def test_one_logit_becomes_two_classes_as_the_refusal_says():
+    model, batch = nn.Linear(4, 1), (torch.rand(2, 4), torch.tensor([0, 1]))
+    result = PGD(output=lambda z: torch.cat([0 * z, z], dim=1)).run(model, *batch)
+    assert torch.equal(result.success, (model(result.adversarial)[:, 0] > 0) != batch[1])
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -131,7 +131,8 @@ def test_more_bad_input(judged, change, error, message):
 def test_any_rank():
     for shape in ((3,), (3, 2), (3, 1, 2, 2)):
         x = torch.rand(shape)
-        result = verify(lambda x: x.reshape(3, -1)[:, :1], x, x, torch.zeros(3, dtype=torch.int64), "linf", 0)
+        labels = torch.zeros(3, dtype=torch.int64)
+        result = verify(lambda x: x.reshape(3, -1)[:, :1].expand(3, 2), x, x, labels, "linf", 0)
         assert result.in_ball.all()
         assert result.distance.shape == (3,)
 

@@ -95,7 +95,7 @@ def test_features_are_found_too(convnet, batch):
         ("tuple", 2, "got a NoneType for output=2"),
         ("tuple", "logits", "got a NoneType for output='logits'"),
         ("dict", None, "got a dict for output=None.* such as output='out'"),
-        ("dict", "logits", "got a NoneType for output='logits'"),
+        ("dict", "logits", "got a dict of 'aux', 'out' for output='logits'"),
         ("dataclass", None, "got a Answer for output=None.* such as output='logits'"),
         ("dataclass", 0, "got a NoneType for output=0"),
         ("dataclass", "loss", "got a NoneType for output='loss'"),
