@@ -75,7 +75,7 @@ class Ascent(Oracle):
     """An attack's loop on a view of a model, as one function of tensors that a graph can capture."""
 
     def __init__(self, attack: "GradientAttack", view: AttackView):
-        super().__init__(view, weakly(attack.objective), attack.precision, attack.eot)
+        super().__init__(attack, view)
         self._attack = weakref.proxy(attack)  # which holds this
         self._run = weakly(self._whole)
 

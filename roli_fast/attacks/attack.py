@@ -16,7 +16,6 @@ from ..engine import PRECISIONS, AttackView, Output, widened
 from ..engine.identity import identity
 from ..engine.modes import Model, few_or_all
 from ..engine.outputs import check_output
-from ..engine.weakly import weakly
 from .inputs import (
     Values,
     check_bounds,
@@ -144,7 +143,7 @@ class Attack:
         return is_fooled(output, labels, self.targeted)
 
     def _oracle_of(self, view: AttackView) -> Oracle:
-        return Oracle(view, weakly(self.objective), self.precision, self.eot)
+        return Oracle(self, view)
 
     # --- what it does --------------------------------------------------------------------------------------
 

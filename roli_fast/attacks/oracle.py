@@ -1,6 +1,6 @@
 """The model as an attack computes with it."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +8,9 @@ from torch import Tensor
 from ..engine import AttackView, GraphRunner, InputGradient, widened
 from ..engine.graphs import Function
 from ..engine.weakly import weakly
+
+if TYPE_CHECKING:
+    from .attack import Attack
 
 __all__ = ["Oracle", "widened"]
 
@@ -19,19 +22,15 @@ PASS, WHOLE = 4, 2
 
 
 class Oracle:
-    """Loss, output, and their gradients with respect to the input, by a view of the model; on a GPU captured
-    as CUDA graphs once calls of a kind repeat.
+    """An attack's objective, the output, and their gradients with respect to the input, by a view of the
+    model; on a GPU captured as CUDA graphs once calls of a kind repeat."""
 
-    objective: what is increased, (output, target) -> (N,).
-    """
-
-    def __init__(
-        self, view: AttackView, objective: Callable[[Tensor, Tensor], Tensor], precision: str, eot: int = 1
-    ):
-        self.view = view
-        self.eager = InputGradient(view, objective, precision=precision, eot=eot)
-        self.eot = eot
+    def __init__(self, attack: "Attack", view: AttackView):
+        self.view, self.eot = view, attack.eot
+        objective = weakly(attack.objective)
+        self.eager = InputGradient(view, objective, precision=attack.precision, eot=attack.eot)
         self._ask = weakly(self._output)
+        self._callers = [own for own in (vars(attack).get("loss"), attack.output) if callable(own)]
         self._runners: dict[Function, GraphRunner] = {}
         self._generation = view.generation
 
@@ -49,7 +48,7 @@ class Oracle:
         if not self.view.is_copy:
             return function
         if function not in self._runners:
-            self._runners[function] = GraphRunner(function, at=at)
+            self._runners[function] = GraphRunner(function, reads=self._callers, at=at)
         return self._runners[function]
 
     def forget_graphs(self) -> None:

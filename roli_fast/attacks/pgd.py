@@ -33,8 +33,8 @@ class PGD(GradientAttack):
     random_start: uniform in the ball; otherwise the clean image.
     restarts: runs from different starts; per sample the best is kept: fooled first, then the highest loss.
     loss: "ce", "margin", "dlr" (Croce and Hein 2020), or a callable of float logits (N, classes) and labels
-        (N,) that returns (N,). On a GPU it is recorded once: what else it reads, such as a batch's soft
-        labels, is a tensor into which each batch's are copied.
+        (N,) that returns (N,). What else it reads, such as a batch's soft labels, is on a GPU best one tensor
+        into which each batch's are copied: the graph then serves again.
     targeted: labels are targets, and the loss is decreased.
     bounds: the box that pixels lie in.
     iterate: "last"; or "best": misclassified first, then the highest loss, per sample, the last included.

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from ..checks import brief, refuse
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy, Structure
-from .modes import Model, acts_on_mode, eval_mode, few_or_all, float_dtype, own_output
+from .modes import Model, acts_on_mode, eval_mode, few_or_all, float_dtype, own_output, unwrap
 from .on_cpu import attention
 from .outputs import Output, check_output, select
 from .precision import get_precision
@@ -311,36 +310,6 @@ def _with_another_forward(model: nn.Module) -> str | None:
         if forward is not None and getattr(forward, "__self__", None) is not module:
             return name or "the model"
     return None
-
-
-def unwrap(model: Model) -> Model:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper.
-
-    Raises ValueError for a model whose parameters are sharded, TypeError for what is no model.
-    """
-    if not callable(model):
-        raise TypeError(f"model: got a {type(model).__name__}, accepted: a module or another callable")
-    while isinstance(model, nn.Module):
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            model = model._orig_mod
-        else:
-            break
-    if isinstance(model, nn.Module):
-        _refuse_shards(model)
-    return model
-
-
-def _refuse_shards(model: nn.Module) -> None:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and nothing is sharded without it
-    if fsdp is None:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)):
-            raise ValueError(
-                f"model: {name or 'it'} is sharded by FSDP, accepted: a model whose parameters are whole"
-            )
 
 
 def _is_normalized(model: object) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import brief
+from .identity import places
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -123,6 +124,8 @@ class GraphRunner:
 
     function: takes tensors, numbers and other hashable constants, returns a tuple of tensors. What it reads
         besides stays where it is in memory; what it writes besides is nobody's business.
+    reads: callables that it calls, which may read something else from call to call, such as a loss that has
+        enclosed a batch's own tensors. Calls are of a kind where these read from the same places, too.
     limit: how many recordings are kept; the least recently used is dropped.
     at: which call of a kind is recorded, from 2. A recording takes as long as some calls.
     recording: what records; default CUDA graphs on CUDA tensors, and nothing elsewhere.
@@ -132,25 +135,27 @@ class GraphRunner:
         self,
         function: Function,
         *,
+        reads: Sequence[Callable[..., Any]] = (),
         limit: int = 4,
         at: int = 2,
         recording: Callable[..., Recording] | None = None,
     ):
-        self._function, self._limit, self._at, self._recording = function, limit, at, recording
+        self._function, self._reads = function, reads
+        self._limit, self._at, self._recording = limit, at, recording
         self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
         self._calls: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # not recorded yet
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
-        if _is_captured(inputs):  # by somebody else, whose graph cannot have another in it
+        if self._recorder(inputs) is None or _is_captured(inputs):  # a graph cannot have another in it
             return self._function(*inputs)
-        kind = tuple(_kind(i) for i in inputs)
+        kind = (*map(_kind, inputs), *map(places, self._reads))
         recording = self._recordings.get(kind)
         if recording is not None:
             self._recordings.move_to_end(kind)
             return recording.replay(inputs)
         outputs = self._function(*inputs)
-        if self.note is None and self._recorder(inputs) is not None:
+        if self.note is None:
             self._calls[kind] = self._calls.get(kind, 0) + 1
             if self._calls[kind] == self._at:
                 self._record(kind, inputs, outputs)

@@ -1,25 +1,33 @@
-"""What tells models and functions apart, the same in every process."""
+"""What tells models and functions apart."""
 
 import functools
 import hashlib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from .attack_view import unwrap
+from .modes import unwrap
 
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 
 
 def identity(function: Any) -> str:
     """The name of a callable, and a digest of what it computes with: its code, what that code has enclosed,
-    the modules, tensors and own functions that it names, and what an object holds."""
+    the modules, tensors and own functions that it names, and what an object holds. The same in every process.
+    """
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{name} {hashlib.sha256(repr(_content(function, ())).encode()).hexdigest()[:8]}"
+    content = _content(function, _by_value, ())
+    return f"{name} {hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
+
+
+def places(function: Any) -> str:
+    """What a callable computes with, of tensors where they lie and not what is in them: where nothing of this
+    has changed, a graph that was recorded of the callable reads what the callable would."""
+    return repr(_content(function, _by_place, ()))
 
 
 def fingerprint(model: Any) -> str:
@@ -58,20 +66,33 @@ def _held(model: nn.Module) -> Iterator[bytes]:
         yield f"{place} {sorted(own.items())}".encode()
 
 
-def _content(value: Any, above: tuple[Any, ...]) -> object:
+def _by_value(value: Tensor | nn.Module) -> object:
+    if isinstance(value, nn.Module):
+        return fingerprint(value)
+    return str(value.dtype), tuple(value.shape), hashlib.sha256(_bytes(value)).hexdigest()
+
+
+def _by_place(value: Tensor | nn.Module) -> object:
+    if isinstance(value, nn.Module):
+        modes = [module.training for module in value.modules()]
+        return id(value), modes, [_by_place(t) for t in (*value.parameters(), *value.buffers())]
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def _content(
+    value: Any, of_tensors: Callable[[Tensor | nn.Module], object], above: tuple[Any, ...]
+) -> object:
     """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end."""
     if isinstance(value, _SIMPLE):
         return value
     if any(value is a for a in above):
         return "above"
-    inside = functools.partial(_content, above=(*above, value))
+    inside = functools.partial(_content, of_tensors=of_tensors, above=(*above, value))
     kind = type(value).__qualname__
-    if isinstance(value, Tensor):
-        return kind, str(value.dtype), tuple(value.shape), hashlib.sha256(_bytes(value)).hexdigest()
+    if isinstance(value, (Tensor, nn.Module)):
+        return kind, of_tensors(value)
     if isinstance(value, numpy.ndarray):
         return kind, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
-    if isinstance(value, nn.Module):
-        return fingerprint(value)
     if isinstance(value, types.CodeType):
         return value.co_code, value.co_names, [inside(constant) for constant in value.co_consts]
     if isinstance(value, functools.partial):

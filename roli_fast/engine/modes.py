@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,36 @@ from ..checks import first_line, refuse
 from .outputs import Output, select
 
 Model = Callable[[Tensor], Any]
+
+
+def unwrap(model: Model) -> Model:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper.
+
+    Raises ValueError for a model whose parameters are sharded, TypeError for what is no model.
+    """
+    if not callable(model):
+        raise TypeError(f"model: got a {type(model).__name__}, accepted: a module or another callable")
+    while isinstance(model, nn.Module):
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            break
+    if isinstance(model, nn.Module):
+        _refuse_shards(model)
+    return model
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and nothing is sharded without it
+    if fsdp is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)):
+            raise ValueError(
+                f"model: {name or 'it'} is sharded by FSDP, accepted: a model whose parameters are whole"
+            )
 
 
 @contextlib.contextmanager

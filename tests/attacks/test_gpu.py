@@ -126,6 +126,21 @@ def test_a_replay_uses_the_weights_of_today(gpu_backend, model, batch):
     assert (now != before).double().mean() > 0.05
 
 
+def test_a_replay_uses_what_its_loss_reads_today(gpu_backend, model, batch):
+    images, labels = batch
+    held = {}
+
+    def soft(logits, _):
+        return -(held["soft"] * logits.log_softmax(1)).sum(1)
+
+    attack = PGD(steps=3, random_start=False, loss=soft)
+    kept = [torch.rand(len(images), 10, device=DEVICE).softmax(1) for _ in range(2 * CALLS)]
+    for labelled in [*kept, *kept]:  # each is recorded when it comes again
+        held["soft"] = labelled
+        fresh = PGD(steps=3, random_start=False, loss=soft)(model, images, labels)
+        assert (attack(model, images, labels) == fresh).double().mean() > 0.99
+
+
 def test_features_move(gpu_backend, model, batch):
     images, _ = batch
     model.eval()

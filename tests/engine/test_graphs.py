@@ -82,6 +82,38 @@ def test_what_tells_calls_apart(watched):
     assert watched.recorded == len(kinds)
 
 
+class Weighted:
+    """A callable of the caller's that reads a tensor and a number besides."""
+
+    def __init__(self):
+        self.weights, self.scale = torch.ones(4), 1.0
+
+    def __call__(self, x):
+        return self.scale * self.weights * x
+
+
+def test_what_a_function_reads_besides_tells_calls_apart(watched):
+    """Where it lies: what was recorded sees other values, but never another tensor or number."""
+    own = Weighted()
+    watched.function = lambda x: (own(x),)
+    runner = watched.runner(reads=[own], limit=100)
+
+    def calls(recorded):
+        for _ in range(3):
+            runner(torch.rand(3, 4))
+        assert watched.recorded == recorded
+
+    calls(1)
+    own.weights.fill_(2)
+    calls(1)
+    own.weights, before = torch.ones(4), own.weights
+    calls(2)
+    own.scale = 3.0
+    calls(3)
+    own.weights, own.scale = before, 1.0
+    calls(3)
+
+
 def test_nothing_is_a_constant_too():
     runner = GraphRunner(lambda x, y: (x if y is None else x + y,), recording=Recording)
     for _ in range(3):
@@ -320,6 +352,24 @@ def test_attacks_are_the_same_recorded(attack_of, norm, monkeypatch, request):
     got = sequence(attack_of, norm, model)
     assert len(replays) >= 2
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_loss_that_reads_another_tensor_is_recorded_anew(recorded):
+    """Such as each batch's soft labels; those that are copied into one tensor are followed."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    images, labels = torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,))
+    soft = [torch.rand(6, 5).softmax(1) for _ in range(4)]
+    held = {"soft": soft[0].clone()}
+    attack = PGD(steps=2, loss=lambda logits, _: -(held["soft"] * logits.log_softmax(1)).sum(1))
+    for labelled in soft:
+        held["soft"].copy_(labelled)
+        attack(model, images, labels)
+    replays = len(recorded)
+    assert replays > 0
+    for labelled in soft:
+        held["soft"] = labelled
+        attack(model, images, labels)
+    assert len(recorded) == replays
 
 
 def test_other_modules_are_other_recordings(recorded):
