@@ -101,10 +101,20 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         about = dict(json.loads(there.read_text())) if there.is_file() else {}
         method = json.loads(read_metadata(folder / "finetune" / "best.safetensors")["method"])["name"]
         name = name or folder.resolve().name
-        return Run(name, folder, stages, method, _kind(stages, method, about), result["test"], about)
+        test = {key: _found(key, value) for key, value in result["test"].items()}
+        return Run(name, folder, stages, method, _kind(stages, method, about), test, about)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         refuse("run", f"{folder}, whose files cannot be read ({reason})", "a whole run")
+
+
+def _found(name: str, value: Any) -> Any:
+    """An accuracy as :meth:`Accuracy.summary` has it; a run from before that calls its value otherwise."""
+    if name not in ("clean", "robust"):
+        return value
+    low, high = value["interval"]
+    known = value["value"] if "value" in value else value["accuracy"]
+    return {**value, "value": known, "interval": [low, high]}
 
 
 def _stage(folder: Path, name: str, result: dict[str, Any]) -> Stage:

@@ -30,6 +30,18 @@ def test_a_run_is_read_whole(made):
     assert run.model_file.exists()
 
 
+def renamed(file, old, new):
+    file.write_text(file.read_text().replace(old, new))
+
+
+def test_a_run_of_an_earlier_commit_is_read(made, tmp_path):
+    """There a value was called accuracy."""
+    folder = broken(made, tmp_path, lambda f: renamed(f / "result.json", '"value"', '"accuracy"'))
+    now = read_run(made / "roli").test
+    for name, found in read_run(folder).test.items():
+        assert found["value"] == now[name]["value"] if name in ("clean", "robust") else found == now[name]
+
+
 def test_kinds_of_runs(made):
     assert read_run(made / "ranli").title == "RanLI, full"
     assert read_run(made / "linear").title == "linear probing"
@@ -50,6 +62,7 @@ def broken(made, tmp_path, change):
         (lambda f: (f / "result.json").unlink(), "run, which is unfinished, accepted: a finished run"),
         (lambda f: shutil.rmtree(f / "finetune"), "which is unfinished"),
         (lambda f: (f / "result.json").write_text("{"), "whose files cannot be read"),
+        (lambda f: renamed(f / "result.json", '"value"', '"share"'), "whose files cannot be read"),
         (lambda f: (f / "finetune" / "metrics.csv").write_text("epoch\nx\n"), "whose files cannot be read"),
         (lambda f: (f / "finetune" / "metrics.csv").unlink(), "whose files cannot be read"),
         (lambda f: (f / "finetune" / "best.safetensors").write_bytes(b"no"), "whose files cannot be read"),
