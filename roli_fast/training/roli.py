@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,8 @@ def roli(
     if "probe" in plan:
         check_stage(finetuned, splits, finetuning, sync_bn)
     del finetuned  # or its weights would stay on the device
-    if "probe" in plan and folder is not None:
-        kept = folder / "finetune"
-        by_the_first(lambda: check_folder(kept, bound_settings(finetuning, splits), resume))
+    if folder is not None:
+        by_the_first(partial(_check_there, folder, plan, bound_settings(finetuning, splits), resume))
     stages = {}
     for name, settings in plan.items():
         seed = settings.seed if isinstance(settings, Recipe) else finetuning.seed
@@ -106,6 +106,17 @@ def roli(
     if folder is not None and rank() == 0:
         write_json(folder / "result.json", summary(outcome))
     return outcome
+
+
+def _check_there(folder: Path, plan: Mapping[str, object], finetuning: dict[str, Any], resume: bool) -> None:
+    """What a run has left, before hours of probing. Without a look at its stages, weights that were finetuned
+    from one head would go on as if from another."""
+    if "probe" in plan:
+        check_folder(folder / "finetune", finetuning, resume)
+    there = [name for name in ("probe", "finetune") if (folder / name / "recipe.json").exists()]
+    if resume and there and ("probe" in there) != ("probe" in plan):
+        asked, began = ("a probe", "none") if "probe" in plan else ("no probe", "one")
+        refuse("probing", f"{asked} for the run in {folder}, which has {began}", "as it began")
 
 
 def _check_images(splits: Splits) -> None:

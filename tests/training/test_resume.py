@@ -241,6 +241,17 @@ def test_the_second_stage_is_refused_before_the_first(wrong, message, tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize("began", [None, Rounds(1)], ids=["without", "with"])
+def test_a_run_keeps_to_its_stages(began, tmp_path):
+    """What was finetuned from one head is not what would come of another."""
+    splits = splits_of(blobs, 48, 12, 12)
+    roli(small_model(), splits, recipe(epochs=1), probing=began, folder=tmp_path)
+    other = Rounds(1) if began is None else None
+    with pytest.raises(ValueError, match=r"probing: got (a|no) probe for the run in .*: as it began"):
+        roli(small_model(), splits, recipe(epochs=1), probing=other, folder=tmp_path, resume=True)
+    assert (tmp_path / "probe").exists() == (began is not None)
+
+
 def test_another_runs_second_stage_is_seen_before_the_first(tmp_path):
     splits = splits_of(blobs, 32, 12, 12)
     train(small_model(), splits, recipe(), folder=tmp_path / "finetune")
