@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy
 
@@ -43,6 +43,15 @@ def check_number(
     number = float(value)
     if not (least <= number <= most and above < number < below):
         refuse(argument, value, accepted)
+
+
+def plain(value: Any) -> Any:
+    """A number or a flag, such as numpy's, as Python's own, which JSON and checkpoints hold."""
+    if isinstance(value, (bool, numpy.bool_)):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _limits(least: float, most: float, above: float = -math.inf, below: float = math.inf) -> str:

@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Attention, Block
 from torch import nn
 
-from ..checks import check_count, check_number
+from ..checks import check_count, check_number, plain
 from .adapter import Adapted
 from .classifier import find_classifier
 from .lora import with_lora
@@ -53,7 +53,7 @@ def finetune(model: nn.Module, method: str, **options: Any) -> None:
         defaults = {}
     if unknown := ", ".join(sorted(options.keys() - defaults.keys())):
         raise ValueError(f"options: got {unknown} for {method!r}, accepted: {', '.join(defaults) or 'none'}")
-    options = defaults | options
+    options = {name: plain(value) for name, value in (defaults | options).items()}
     biases = _biases(classifier.backbone) if method == "bias" else []
     inserted = _INSERT[method](classifier.backbone, **options) if method in _INSERT else []
     classifier.requires_grad_(method == "full")

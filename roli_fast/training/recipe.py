@@ -6,7 +6,7 @@ from typing import Any
 from timm.optim import get_optimizer_info, list_optimizers
 
 from ..attacks.norms import NORMS
-from ..checks import check_choice, check_count, check_flag, check_number, refuse
+from ..checks import check_choice, check_count, check_flag, check_number, plain, refuse
 from ..engine import PRECISIONS
 
 ATTACKS = ("pgd", "nfgsm", "none")
@@ -81,6 +81,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         for name in ("epochs", "batch_size", "steps", "val_steps"):
             check_count(name, getattr(self, name))
         if self.patience is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.inputs import to_state
-from ..checks import check_count, check_number, refuse
+from ..checks import check_count, check_number, plain, refuse
 from ..data import ImageStream, Loader, Splits
 from ..distributed import rank, world_size
 from ..engine.identity import fingerprint
@@ -66,6 +66,9 @@ class Rounds:
             refuse("other_weight_decays", repr(self.other_weight_decays), "a tuple of numbers above 0")
         for value in self.other_weight_decays:
             check_number("other_weight_decays", value, above=0)
+        object.__setattr__(self, "other_weight_decays", tuple(map(plain, self.other_weight_decays)))
+        for name in ("rounds", "weight_decay", "tolerance", "steps"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
 
 def probe(

@@ -1,7 +1,9 @@
 """Finetuning methods: what trains, what is inserted, and that nothing else moves."""
 
 import copy
+from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,16 @@ from torch.nn.utils import parametrize
 
 from roli_fast.attacks import PGD
 from roli_fast.engine import AttackView
-from roli_fast.models import METHODS, create_model, find_classifier, finetune, separate, split
+from roli_fast.models import (
+    METHODS,
+    create_model,
+    find_classifier,
+    finetune,
+    load_model,
+    save_model,
+    separate,
+    split,
+)
 
 from .cases import IMAGES, backbone, stir, tiny
 
@@ -302,6 +313,15 @@ def test_methods_and_options(method, options, message):
     with pytest.raises(ValueError, match=message):
         finetune(model, method, **options)
     assert find_classifier(model).method == "full"
+
+
+@pytest.mark.parametrize("value", [numpy.float32(0.5), Fraction(1, 2)], ids=type)
+def test_options_are_numbers_that_a_file_holds(value, tmp_path):
+    model = tiny("vit")
+    finetune(model, "lora", rank=numpy.int64(2), alpha=value, dropout=value)
+    save_model(model, tmp_path / "model.safetensors")
+    read = find_classifier(load_model(tmp_path / "model.safetensors"))
+    assert read.options == {"rank": 2, "alpha": 0.5, "dropout": 0.5}
 
 
 def test_two_methods_at_once():

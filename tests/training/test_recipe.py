@@ -1,8 +1,13 @@
 """A recipe refuses what does not fit before anything begins, and the paper's settings are the paper's."""
 
+import dataclasses
+import json
+from fractions import Fraction
+
+import numpy
 import pytest
 
-from roli_fast.training import Recipe, paper_settings
+from roli_fast.training import Recipe, Rounds, paper_settings
 
 
 @pytest.mark.parametrize(
@@ -46,6 +51,18 @@ def test_what_does_not_fit_is_refused_by_name(settings, message):
     with pytest.raises((ValueError, TypeError)) as refused:
         Recipe(**({"epochs": 3, "lr": 0.1} | settings))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [numpy.float64(0.5), numpy.float32(0.5), Fraction(1, 2)], ids=type)
+def test_numbers_are_pythons_own_which_files_hold(value):
+    one = numpy.int64(1)
+    made = Recipe(one, value, momentum=value, seed=one, channels_last=numpy.True_)
+    assert made == Recipe(1, 0.5, momentum=0.5, seed=1)
+    rounds = Rounds(one, value, [value], value, one)
+    assert rounds == Rounds(1, 0.5, (0.5,), 0.5, 1)
+    for settings in (made, rounds):
+        assert json.loads(json.dumps(dataclasses.asdict(settings)))
+        assert {type(v) for v in dataclasses.astuple(settings)} <= {int, float, bool, str, tuple, type(None)}
 
 
 def test_the_largest_seed():
