@@ -132,7 +132,8 @@ class _Attack(Closed):
             size = getattr(self, name)
             check_size(name, float(size.min()) if isinstance(size, numpy.ndarray) else size)
         check_flag("targeted", self.targeted)
-        check_count("num_random_init", self.num_random_init, 0)
+        starts = self.num_random_init
+        check_count("num_random_init", int(starts) if isinstance(starts, bool) else starts, 0)  # as in ART
         check_count("batch_size", self.batch_size)
         check_count("max_iter", self.max_iter)
         if self.decay is not None:

@@ -127,7 +127,7 @@ class AutoAttack:
         """Between 0 and 1."""
         right = [
             (predict(self.model, as_pixels(x.to(self.device))).argmax(dim=1) == y.to(self.device)).cpu()
-            for x, y in zip(x_orig.split(bs), y_orig.split(bs), strict=True)
+            for x, y in zip(x_orig.split(int(bs)), y_orig.split(int(bs)), strict=True)
         ]
         accuracy = torch.cat(right).double().mean().item()
         self._log(f"clean accuracy: {accuracy:.2%}")
@@ -143,6 +143,7 @@ class AutoAttack:
         state_path: str | Path | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_count("bs", bs)
+        bs = int(bs)  # torch splits by no numpy integer
         warn_of_surroundings(self.model, torch.device(self.device))
         images, labels = as_pixels(images.detach()), as_classes(labels)
         for part in images.split(bs):  # before hours are spent on the others

@@ -35,6 +35,17 @@ def test_numpy_in_and_out(s, classifier):
     assert distance(found, s).max() <= 0.1 + 1e-6
 
 
+@pytest.mark.parametrize("starts", [False, True])
+def test_random_starts_may_be_a_flag(s, classifier, starts):
+    """ART takes it for a number, as Python does."""
+    found = []
+    for number in (starts, int(starts)):
+        torch.manual_seed(0)
+        attack = art.FastGradientMethod(classifier, eps=0.1, num_random_init=number)
+        found.append(attack.generate(s.images.numpy(), s.labels.numpy()))
+    assert numpy.array_equal(*found)
+
+
 def test_labels_in_any_form(s, classifier):
     attack = art.BasicIterativeMethod(classifier, eps=0.1, eps_step=0.03, max_iter=5)
     y = s.labels.numpy()

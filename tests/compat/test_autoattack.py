@@ -2,6 +2,7 @@
 
 import json
 
+import numpy
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -98,6 +99,13 @@ def test_no_more_images_at_once_than_asked_for(s, quick, call):
     with Rows() as rows:
         getattr(quick(verbose=False), call)(s.images, s.labels, bs=4)
     assert max(rows.seen) == 4
+
+
+def test_a_batch_size_may_be_numpys(s, quick):
+    adversary, bs = quick(verbose=False), numpy.int64(8)
+    found = adversary.run_standard_evaluation(s.images, s.labels, bs=bs)
+    assert torch.equal(found, adversary.run_standard_evaluation(s.images, s.labels, bs=8))
+    assert adversary.clean_accuracy(s.images, s.labels, bs=bs) == adversary.clean_accuracy(s.images, s.labels)
 
 
 def test_each_attack_alone(s, quick, capsys):
