@@ -13,11 +13,11 @@ from ..engine import Output, widened
 from ..engine.modes import Model
 from .apgd import APGD, APGDT
 from .attack import Attack, Views, undirected_notes
-from .checks import doubts
 from .fab import FAB, FABT
 from .inputs import as_floats, check_lengths
 from .losses import margin
 from .options import AttackOptions
+from .reliability import doubts
 from .square import Square
 from .trial import AttackResult, Trial
 

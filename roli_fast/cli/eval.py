@@ -19,7 +19,7 @@ from ..engine import PRECISIONS
 from ..evaluation import Accuracy, Evaluation, evaluate
 from ..files import read_json, write_json
 from ..models import load_model
-from ..training.checks import check_fits
+from ..training.stage_checks import check_fits
 from .errors import UserError
 from .launched import own_device
 from .options import (

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import attacks as ours
-from ..attacks.checks import square_finds_more
 from ..attacks.inputs import draw_key
 from ..attacks.norms import distance
+from ..attacks.reliability import square_finds_more
 from ..attacks.verify import predict
 from ..checks import check_count, refuse
 from ..engine.identity import digest_of, fingerprint

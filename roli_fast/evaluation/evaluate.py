@@ -16,15 +16,15 @@ from torch import Tensor
 
 from ..attacks import AutoAttackResult, predict
 from ..attacks.attack import Attack, readable, undirected_notes
-from ..attacks.checks import square_finds_more
 from ..attacks.inputs import as_floats, check_inputs, check_labels
+from ..attacks.reliability import square_finds_more
 from ..attacks.verify import mean_of
 from ..checks import refuse
 from ..distributed import rank, world_size
 from ..engine import Output
 from ..engine.modes import Model, beside
 from .accuracy import Accuracy
-from .checks import check_one_size_for_all, key_of, pooled_notes, verified
+from .attack_rules import check_one_size_for_all, key_of, pooled_notes, verified
 from .records import Record, Records
 
 

@@ -15,7 +15,7 @@ from ..attacks import FeaturePGD
 from ..attacks.inputs import as_floats, check_inputs
 from ..attacks.verify import locate
 from ..engine.modes import Model, beside, own_output
-from .checks import check_one_size_for_all, check_places, key_of
+from .attack_rules import check_one_size_for_all, check_places, key_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -13,7 +13,7 @@ from ..attacks.losses import cross_entropy
 from ..engine.modes import beside
 from ..models import split
 from .accuracy import Accuracy
-from .checks import check_one_size_for_all, key_of, pooled_notes, verified
+from .attack_rules import check_one_size_for_all, key_of, pooled_notes, verified
 from .linear_head import Criterion, LinearHead, LossBound
 from .sensitivity import (
     Sensitivity,

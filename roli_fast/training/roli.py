@@ -16,7 +16,6 @@ from ..evaluation import Evaluation, evaluate
 from ..files import write_json
 from ..models import Normalized, finetune
 from .attack import validation_attack
-from .checks import bound_settings, check_resume, check_stage
 from .cost import Cost
 from .processes import by_the_first
 from .recipe import Recipe
@@ -24,6 +23,7 @@ from .records import check_folder
 from .result import Trained
 from .rounds import Rounds, probe
 from .stage import train
+from .stage_checks import bound_settings, check_resume, check_stage
 from .surroundings import for_evaluation, own_randomness
 
 

@@ -16,7 +16,6 @@ from ..engine.modes import device_of
 from ..engine.precision import get_precision
 from ..models import find_classifier, split
 from .attack import TrainingAttack
-from .checks import check_fits
 from .head_fit import HeadFit
 from .history import History
 from .processes import summed
@@ -24,6 +23,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained
+from .stage_checks import check_fits
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _KEPT = ("history", "best", "best_head")  # of a finished probing

@@ -13,7 +13,6 @@ from ..data import Loader, Splits
 from ..distributed import rank, world_size
 from ..engine.modes import device_of
 from .attack import TrainingAttack
-from .checks import bound_settings, check_stage
 from .cost import Cost
 from .history import History
 from .learner import Learner
@@ -23,6 +22,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained
+from .stage_checks import bound_settings, check_stage
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _LOOK = 20  # steps between two looks at what the device has found

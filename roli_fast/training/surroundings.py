@@ -12,10 +12,10 @@ from ..data.batch import generator
 from ..distributed import world_size
 from ..engine.modes import device_of
 from .attack import chosen_precision
-from .checks import check_resume
 from .processes import agree
 from .recipe import Recipe
 from .records import Records
+from .stage_checks import check_resume
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, verify
-from roli_fast.attacks.checks import square_finds_more
+from roli_fast.attacks.reliability import square_finds_more
 from roli_fast.data import Loader, StoredImages
 from roli_fast.evaluation import evaluate, saved
 from roli_fast.evaluation.records import fingerprint
