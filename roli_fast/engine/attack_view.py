@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ..checks import brief, refuse
 from ..models.normalized import Normalized
 from ..ops import prepare
-from .frozen_copy import FrozenCopy, Structure
+from .frozen_copy import FrozenCopy
 from .modes import Model, acts_on_mode, eval_mode, few_or_all, float_dtype, own_output, unwrap
 from .on_cpu import attention
 from .outputs import Output, check_output, select
 from .precision import get_precision
+from .structure import Structure
 
 _CONFIRM_SAMPLES = 4
 _TOO_OFTEN = 3  # rebuilds in a row
@@ -94,9 +95,8 @@ class AttackView:
         model = self._model()
         self._generation += 1
         self.report = ViewReport()
-        self.output_shape: torch.Size | None = (
-            None  # of a sample, known once the first batch has confirmed it
-        )
+        # Of a sample; known once the first batch has confirmed the copy.
+        self.output_shape: torch.Size | None = None
         self._copy: FrozenCopy | None = None
         self._normalized = _is_normalized(model)
         if not isinstance(model, nn.Module):
