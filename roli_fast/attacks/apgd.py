@@ -76,7 +76,7 @@ class APGD(GradientAttack):
     def begin(self, ascent: Ascent, batch: Batch) -> ApgdState:
         assert batch.seed is not None
         clean = ascent.laid_out(batch.clean)
-        adv = self._sizes.start(clean, batch.eps, batch.seed, batch.which)
+        adv = self._sizes.start(clean, batch.eps, batch.seed, batch.sample_index)
         size = torch.zeros(len(adv), dtype=adv.dtype, device=adv.device) + batch.step_size
         state = ApgdState(
             target=batch.target,

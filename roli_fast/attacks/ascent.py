@@ -26,7 +26,8 @@ class Batch(NamedTuple):
 
     target: what the loss compares the output with; labels: what decides whether a sample is fooled.
     sparsity: of L1 steps.
-    seed: (2,) int64 of the random start; None for none. which: (N,) int64, the samples' indices.
+    seed: (2,) int64 of the random start; None for a start from the clean images.
+    sample_index: (N,) int64, each sample's place in the data set (a tuple has a method called index).
     """
 
     clean: Tensor
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
     step_size: float | Tensor
     sparsity: float | Tensor
     seed: Tensor | None
-    which: Tensor
+    sample_index: Tensor
 
 
 class Perturbed(NamedTuple):
@@ -236,7 +237,7 @@ class GradientAttack(Attack):
             step_size=trial.size_of(self.step_size, rows),
             sparsity=trial.size_of(self.sparsity, rows),
             seed=trial.seed(run),
-            which=trial.index[rows],
+            sample_index=trial.index[rows],
         )
 
 

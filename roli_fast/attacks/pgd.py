@@ -124,19 +124,21 @@ class PGD(GradientAttack):
         return NORMS[self.norm].start(clean, eps, seed, *self.bounds, index=index)
 
     def begin(self, ascent: Ascent, batch: Batch) -> MomentumState:
-        clean, target, labels, eps, step_size, sparsity, seed, which = batch
-        clean = ascent.laid_out(clean)
-        adv = to_state(clean) if seed is None else self.start(clean, eps, seed, which)
+        clean = ascent.laid_out(batch.clean)
+        if batch.seed is None:
+            adv = to_state(clean)
+        else:
+            adv = self.start(clean, batch.eps, batch.seed, batch.sample_index)
         return MomentumState(
-            target=target,
-            labels=labels,
+            target=batch.target,
+            labels=batch.labels,
             clean=clean,
             adv=adv,
             x=ascent.view.prepare(adv),
             gradient=None,
-            eps=eps,
-            step_size=step_size,
-            sparsity=sparsity,
+            eps=batch.eps,
+            step_size=batch.step_size,
+            sparsity=batch.sparsity,
             best=Best.none_yet(adv) if self.keeps_best else None,
             momentum=None if self.decay is None else torch.zeros_like(adv),
         )

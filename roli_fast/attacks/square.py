@@ -31,14 +31,14 @@ _TOGETHER = 64
 class SquareState(Samples):
     """clean, best: (N, C, H, W), float32 or float64. loss: at the best, (N,).
 
-    which: (N,) int64, the samples' indices. draws: uniform in (0, 1), for the start (N, ...), then for the
-    next queries (N, _TOGETHER, ...).
+    index: (N,) int64, each sample's place in the data set.
+    draws: uniform in (0, 1): first (N, ...) for the start, then (N, _TOGETHER, ...) for the next queries.
     """
 
     clean: Tensor
     labels: Tensor
     eps: float | Tensor
-    which: Tensor
+    index: Tensor
     best: Tensor
     loss: Tensor
     draws: Tensor
@@ -118,26 +118,26 @@ class Square(Attack):
         trial.judge(rows, state.best)
 
     def _begin_run(self, trial: Trial, rows: Tensor, run: int) -> SquareState:
-        labels, which = trial.labels_of(rows), trial.index[rows]
+        labels, index = trial.labels_of(rows), trial.index[rows]
         assert labels is not None
         clean = trial.oracle.laid_out(to_state(trial.images_of(rows)))
         eps = trial.size_of(self.eps, rows)
-        draws = self._drawn(trial, clean, which, run, 0, self._moves.start_draws(clean.shape))
+        draws = self._drawn(trial, clean, index, run, 0, self._moves.start_draws(clean.shape))
         best = self._moves.start(clean, eps, draws)
-        return SquareState(clean, labels, eps, which, best, lowest(clean, len(clean)), draws)
+        return SquareState(clean, labels, eps, index, best, lowest(clean, len(clean)), draws)
 
     def _draws(self, trial: Trial, state: SquareState, run: int, part: int) -> Tensor:
         """For the next queries."""
         each = self._moves.draws(state.clean.shape)
-        draws = self._drawn(trial, state.clean, state.which, run, part, _TOGETHER * each)
+        draws = self._drawn(trial, state.clean, state.index, run, part, _TOGETHER * each)
         return draws.reshape(len(draws), _TOGETHER, each)
 
-    def _drawn(self, trial: Trial, clean: Tensor, which: Tensor, run: int, part: int, count: int) -> Tensor:
+    def _drawn(self, trial: Trial, clean: Tensor, index: Tensor, run: int, part: int, count: int) -> Tensor:
         """(N, count), uniform in (0, 1)."""
         seed = trial.seed(run, part)
         assert seed is not None
         like = torch.empty(len(clean), count, dtype=clean.dtype, device=clean.device)
-        return uniform_draws(like, seed, which).add_(1).div_(2)
+        return uniform_draws(like, seed, index).add_(1).div_(2)
 
     def _proposal(self, state: SquareState, query: int) -> Tensor:
         """query: from 0."""

@@ -227,8 +227,8 @@ class _Probing:
             images, labels = to_device(images, labels, self.device, self.recipe.channels_last)
             if attack is not None:
                 with watch("attack"):
-                    which = index.to(self.device, non_blocking=True)
-                    images, forwards, gradients = attack(images, labels, which, key)
+                    on_device = index.to(self.device, non_blocking=True)
+                    images, forwards, gradients = attack(images, labels, on_device, key)
                 spent += torch.tensor([forwards, gradients, 0])
             with watch("training"), get_precision(self.precision).arithmetic():
                 found.append(keep(self.features(to_state(images)).float()))
