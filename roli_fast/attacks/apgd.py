@@ -21,7 +21,7 @@ from .trial import Trial
 
 @dataclasses.dataclass
 class ApgdState(State):
-    """best_gradient: at the best places. history: by which the steps' sizes adapt."""
+    """best_gradient: (N, ...), the gradient at each best point. history: what the step sizes adapt by."""
 
     step_size: Tensor
     sparsity: Tensor
@@ -31,20 +31,22 @@ class ApgdState(State):
 
 
 class APGD(GradientAttack):
-    """Auto-PGD: steps with momentum from a random start. Where the loss no longer rises, they go on from the
-    best point with half the size. Kept of each sample is a point that fools the model, else the highest loss.
+    """Auto-PGD: PGD with momentum, which chooses its step sizes itself. It starts at a random point with a
+    large step; a sample whose loss has stopped rising goes back to its best point and on from there with half
+    the step. The result is each sample's best point: one that fools the model, else the highest loss.
 
     norm, eps, restarts, targeted, bounds, early_stop, precision, generator, eot, fold, output: as in
         :class:`PGD`.
-    steps: gradient steps of a run, at least 1.
+    steps: number of gradient steps in a run, at least 1.
     loss: "ce", "dlr", "margin", or a callable, as in :class:`PGD`.
-    rho: a step's size halves where the loss rose in no more than this share of the steps since it was last
-        looked at.
+    rho: a sample's step is halved if its loss rose in no more than this share of the steps since the last
+        check.
 
-    In L1 a run goes through balls of 3, 2 and 1 eps without momentum, and the sparsity of its steps adapts.
+    In L1, as Croce and Hein (2021) have it, a run goes through balls of radius 3 eps, 2 eps and eps, without
+    momentum, and what adapts is also the share of elements that a step moves.
     """
 
-    sparsity = 1.0  # in L1, that of the best point so far
+    sparsity = 1.0  # where a run starts; in L1 it then adapts
 
     def __init__(
         self,
@@ -113,10 +115,13 @@ class APGD(GradientAttack):
 
 
 class APGDT(TowardsTargets, APGD):
-    """Auto-PGD towards one class after another, the likeliest first, by the targeted DLR loss.
+    """Auto-PGD with the targeted DLR loss: a run towards each of the likeliest wrong classes in turn, the
+    likeliest first.
 
-    targets: how many classes, fewer where the model has fewer others. restarts: of each.
-    The rest as in :class:`APGD`, without loss and targeted. The model needs at least 4 classes.
+    targets: how many classes to aim at; fewer if the model has fewer wrong ones.
+    restarts: number of runs for each target.
+
+    Other arguments as in :class:`APGD`, without loss and targeted. The model needs at least 4 classes.
     """
 
     def __init__(
@@ -147,6 +152,6 @@ class APGDT(TowardsTargets, APGD):
         return self.pairs(trial, run)
 
     def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
-        """The margin, which has all targets in it."""
+        """The margin: unlike the targeted loss, it can be compared between targets."""
         assert trial.labels is not None
         return margin(widened(output), trial.labels[rows])

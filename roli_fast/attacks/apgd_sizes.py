@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class LossHistory(Samples):
-    """previous: (N, ...), the places before the last step; the rest (N,).
+    """What :class:`HalvingSizes` remembers of each sample.
 
-    last_loss: before the last step. rises: in how many steps since the last look the loss rose.
-    seen: the best loss at the last look. reduced: whose sizes the last look reduced.
+    previous: (N, ...), the point before the last step.
+    last_loss: (N,), the loss before the last step.
+    rises: (N,), in how many steps since the last check the loss rose.
+    seen: (N,), the best loss at the last check.
+    reduced: (N,) bool, whether the last check halved the step.
     """
 
     previous: Tensor
@@ -33,9 +36,10 @@ class LossHistory(Samples):
 
 
 class HalvingSizes:
-    """In Linf and L2 (Croce and Hein 2020, algorithm 1): looked at after 22 % of the steps, and then after
-    ever fewer. A sample's size halves, and it goes on from its best point, where the loss rose in no more
-    than a share rho of the steps since the last look, or neither size nor best loss has changed since.
+    """The step sizes in Linf and L2 (Croce and Hein 2020, algorithm 1). The loss is checked after 22 % of the
+    steps, and then at ever shorter intervals. A check halves a sample's step and sends it back to its best
+    point in two cases: the loss rose in no more than a share rho of the steps since the last check, or
+    neither step nor best loss has changed since then.
     """
 
     first = 2.0  # times eps
@@ -43,12 +47,13 @@ class HalvingSizes:
     def __init__(self, norm: str, steps: int, rho: float, bounds: tuple[float, float]):
         self._norm, self._rho, self._bounds = NORMS[norm], rho, bounds
         period, least, less = (max(1, int(share * steps)) for share in (0.22, 0.06, 0.03))
-        self._periods: dict[int, int] = {}  # how many steps were made since the last look, by the look's step
-        look = period
-        while look <= steps:
-            self._periods[look] = period
+        # By the step before which the loss is checked: how many steps there are since the last check.
+        self._periods: dict[int, int] = {}
+        check = period
+        while check <= steps:
+            self._periods[check] = period
             period = max(period - less, least)
-            look += period
+            check += period
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
         return self._norm.start(clean, eps, seed, *self._bounds, index=index)
@@ -65,7 +70,7 @@ class HalvingSizes:
         return True
 
     def adapt(self, state: "ApgdState", step: int, loss: Tensor) -> None:
-        """Before a step, with the loss where the samples are."""
+        """Called before each step, with the loss (N,) at the points where the samples are."""
         history, best = state.history, state.best
         assert isinstance(history, LossHistory)
         history.rises = history.rises + (loss > history.last_loss)
@@ -103,17 +108,23 @@ class HalvingSizes:
 
 @dataclasses.dataclass
 class Support(Samples):
-    """seen: (N,), how many elements the best point had changed at the last look."""
+    """What :class:`SparseSteps` remembers of each sample.
+
+    seen: (N,), in how many elements the best point differed from the clean image at the last check.
+    """
 
     seen: Tensor
 
 
 class SparseSteps:
-    """In L1 (Croce and Hein 2021, section 3.3 and algorithm 1, as the authors run them): balls of 3, 2 and
-    1 eps, for 30, 30 and 40 % of the steps, of which the last leads from the best point into the next ball.
-    Looked at after every 4 % of a ball's steps: a step moves as many elements as the best point has changed,
-    over 1.5. Where these have become fewer than 95 % of what they were, the size is the ball's radius again
-    and the sample goes on from its best point; elsewhere it shrinks by 1.5, down to a tenth of the radius.
+    """The step sizes in L1 (Croce and Hein 2021, section 3.3 and algorithm 1, as in the authors' code). A run
+    goes through balls of radius 3 eps, 2 eps and eps, with 30, 30 and 40 % of the steps; the last step in a
+    ball is the projection of the best point onto the next.
+
+    After every 4 % of a ball's steps, sparsity and size are chosen anew. From then on a step moves as many
+    elements as differ between the sample's best point and the clean image, divided by 1.5. If that number has
+    fallen below 95 % of what it was, the size becomes the ball's radius and the sample goes back to its best
+    point; if not, the size is divided by 1.5, but stays at least a tenth of the radius.
     """
 
     first = 3.0  # times eps
@@ -135,7 +146,7 @@ class SparseSteps:
         return Support(lowest(adv, len(adv)))
 
     def begin(self, state: "ApgdState", step: int = 0) -> None:
-        """Of a ball, in which the samples are."""
+        """Begins a ball, in which the samples are already."""
         assert isinstance(state.history, Support)
         state.history.seen = self._support(state, state.adv)
         state.sparsity = self._sparsity(state, state.history.seen)
@@ -143,7 +154,7 @@ class SparseSteps:
         state.best = Best.none_yet(state.adv)
 
     def counts(self, step: int) -> bool:
-        """Whether the ball is the one that samples must be in."""
+        """Whether the points of this step lie in the ball of radius eps, so that they may be a result."""
         return step >= self._begins[2]
 
     def adapt(self, state: "ApgdState", step: int, loss: Tensor) -> None:

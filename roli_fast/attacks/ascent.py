@@ -22,10 +22,10 @@ from .trial import Trial
 
 
 class Batch(NamedTuple):
-    """What a run starts from.
+    """What a run starts from. A tuple of tensors and numbers, since that is what a CUDA graph takes.
 
-    target: what the loss compares the output with; labels: what decides whether a sample is fooled.
-    sparsity: of L1 steps.
+    target: (N, ...), what the loss compares the output with. labels: what decides whether a sample succeeds.
+    eps, step_size, sparsity: the attack's own, for these samples.
     seed: (2,) int64 of the random start; None for a start from the clean images.
     sample_index: (N,) int64, each sample's place in the data set (a tuple has a method called index).
     """
@@ -41,8 +41,9 @@ class Batch(NamedTuple):
 
 
 class Perturbed(NamedTuple):
-    """Adversarial images (N, ...) in the images' dtype and layout (float32 for uint8 images), and how many
-    samples went through the model, and back."""
+    """What :meth:`GradientAttack.perturb` returns: adversarial images (N, ...), in the images' dtype and
+    memory layout (float32 where they are uint8), and how many samples went through the model forward and
+    backward."""
 
     adversarial: Tensor
     forwards: int
@@ -51,10 +52,11 @@ class Perturbed(NamedTuple):
 
 @dataclasses.dataclass
 class State(Samples):
-    """Where the samples of a run are, in float32 or float64.
+    """The samples of a run in the midst of it; images are in float32 or float64.
 
-    x: adv as the view eats it. gradient: there, once it is known.
-    best: of the places so far; None where only the last counts.
+    x: adv as the model's input, prepared by the view.
+    gradient: of the loss with respect to x; None before it is computed.
+    best: the best points so far; None where only the last one counts.
     """
 
     target: Tensor
@@ -73,7 +75,8 @@ class State(Samples):
 
 
 class Ascent(Oracle):
-    """An attack's loop on a view of a model, as one function of tensors that a graph can capture."""
+    """The loop of a :class:`GradientAttack` on one model, as a function of tensors that a CUDA graph can
+    capture as a whole."""
 
     def __init__(self, attack: "GradientAttack", view: AttackView):
         super().__init__(attack, view)
@@ -81,8 +84,8 @@ class Ascent(Oracle):
         self._run = weakly(self._whole)
 
     def whole(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where a loop ends in which every sample takes part to the end, and which samples had a direction
-        to go in (N,)."""
+        """Runs the loop with all samples to its end: adversarial images (N, ...), and which samples had a
+        gradient to follow, (N,) bool."""
         adv, directed = self.captured(self._run, WHOLE)(*batch)
         return adv, directed
 
@@ -102,18 +105,21 @@ class Ascent(Oracle):
 
 
 class GradientAttack(Attack):
-    """Follows the gradient of a loss for some steps. Further arguments as in :class:`Attack`.
+    """An attack that follows the gradient of a loss for a number of steps. A subclass says how a run begins
+    (:meth:`begin`), what it makes of loss and output before each step (:meth:`look`), and how it steps
+    (:meth:`move`).
 
-    steps: gradient steps, at least 1.
-    loss: "ce", "margin", "dlr" (Croce and Hein 2020), or a callable of float logits (N, classes) and labels
-        (N,) that returns (N,); decreased where labels are targets.
-    step_size: at first, in pixel units, measured in the norm: a number, or a tensor () or (N,).
-    sparsity: share of a sample's elements that an L1 step moves at first, above 0 and up to 1.
+    steps: number of gradient steps, at least 1.
+    loss: as in :class:`PGD`.
+    step_size: of the first step, in pixel units, measured in the norm: a number, or a tensor () or (N,).
+    sparsity: the share of a sample's elements that the first L1 step moves, above 0 and up to 1.
+
+    Other arguments as in :class:`Attack`.
     """
 
     step_size: float | Tensor
     sparsity: float | Tensor
-    keeps_best = True  # the last places are looked at too
+    keeps_best = True  # whether the best point of a run is its result, for which the last is looked at too
 
     def __init__(
         self,
@@ -131,21 +137,21 @@ class GradientAttack(Attack):
         super().__init__(norm, eps, restarts=restarts, targeted=targeted, **options)
 
     def begin(self, ascent: Ascent, batch: Batch) -> State:
-        """The starting points of the samples."""
+        """The samples at their starting points."""
         raise NotImplementedError
 
     def look(self, state: State, step: int, loss: Tensor, output: Tensor) -> Tensor:
-        """Takes notice of loss and output where the samples are before this step, or after the last: (N,)
-        bool, which are fooled there."""
+        """Takes note of loss (N,) and output before each step, and once more after the last. Returns (N,)
+        bool: which samples fool the model where they are."""
         raise NotImplementedError
 
     def move(self, ascent: Ascent, state: State, step: int) -> None:
-        """Moves the samples along state.gradient."""
+        """Makes a step along state.gradient."""
         raise NotImplementedError
 
     @property
     def is_single(self) -> bool:
-        """Whether a call is one run whose end is its result."""
+        """Whether a call is a single run, so that nothing has to be chosen between runs."""
         return self.restarts == 1
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
@@ -173,12 +179,13 @@ class GradientAttack(Attack):
         key: Tensor | None = None,
         checked: bool = False,
     ) -> "Perturbed":
-        """Where one run ends, which nobody judges: what training needs. Arguments as in :meth:`run`.
+        """The adversarial images of a single run, without asking the model whether they succeed: what
+        training needs. Arguments as in :meth:`run`.
 
-        checked: the caller answers for the values of images and labels; then nothing waits for the device,
-            but for the first batch.
+        checked: whether the caller answers for the values of images and labels. They are then not checked,
+            and after the first batch nothing waits for the device.
 
-        Raises ValueError for an attack with restarts or early_stop, which have to be judged.
+        Raises ValueError for an attack with restarts or early_stop: these ask the model.
         """
         if not self.is_single or self.early_stop:
             refuse("attack", f"{self!r}", "one run without early_stop: who chooses has to judge")
@@ -206,7 +213,7 @@ class GradientAttack(Attack):
         return found
 
     def _run_stopping(self, trial: Trial, rows: Tensor, run: int) -> None:
-        """A run that samples leave once the model itself is fooled; the rest are judged in the end."""
+        """A run that a sample leaves once it fools the model itself. The others are judged at the end."""
         ascent = trial.oracle
         assert isinstance(ascent, Ascent)
         state = self.begin(ascent, self._batch(trial, rows, run))

@@ -34,8 +34,8 @@ from .verify import is_fooled
 
 
 class Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
-    """Copies by their models. Where a model holds itself, as by a hook that is its own method, what its copy
-    has to compare holds it, too, and it lives as long as this."""
+    """The copies that attacks have made of models, by model: an entry goes when its model does. The exception
+    is a model that refers to itself, such as by a hook that is its own method: it lives as long as this."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,29 +43,31 @@ class Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
 
 
 class Attack:
-    """An attack on images within bounds, in a ball of a norm.
+    """What all attacks share: they look for adversarial images in a ball around the clean ones, within the
+    bounds of valid pixels.
 
-    ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
-    :class:`AttackResult`. Every draw is a function of key, sample index, run, iteration and element: with
-    key and index given to ``run``, a result does not depend on batch size or order where the model's own
-    outputs do not. Settings are fixed; a size that changes from call to call is a tensor whose value changes.
+    ``attack(model, images, labels)`` returns the adversarial images; ``attack.run(...)`` returns an
+    :class:`AttackResult`. A sample's random numbers are a function of a key, its index, the run, the
+    iteration and the element: if ``run`` is given key and index, the result does not depend on batch size or
+    order (as far as the model's own outputs do not). Settings are fixed once the attack is made.
 
     norm: "linf", "l2" or "l1".
     eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor () or (N,).
-    restarts: runs with different draws; per sample the best is kept: fooled first, then the highest loss.
-    targeted: labels are targets.
+    restarts: number of runs with different random numbers. Of each sample the best result is kept: one that
+        fools the model before one that does not, then the one with the higher loss.
+    targeted: whether labels are the classes to reach.
     bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`.
     """
 
     _views: Views
     _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
-    # What some do otherwise.
-    compares_with_clean = False  # the loss compares with the output for the clean images, not with labels
-    label_free = False  # the output has no classes
+    # What a kind of attack may set otherwise.
+    compares_with_clean = False  # whether the loss compares with the output for the clean images, not labels
+    label_free = False  # whether the output has no classes
     follows_gradients = True
-    draws = True  # makes random draws
-    takes_outside = False  # brings in images that lie outside of the bounds, where others refuse them
+    draws = True  # whether it needs random numbers
+    takes_outside = False  # whether images outside of the bounds are brought inside, rather than refused
 
     def __init__(
         self,
@@ -93,28 +95,24 @@ class Attack:
         check_bounds(bounds)
         check_output(output)
         self.norm, self.eps, self.restarts, self.targeted = norm, eps, restarts, targeted
-        self.bounds, self.early_stop, self.precision, self.generator = (
-            bounds,
-            early_stop,
-            precision,
-            generator,
-        )
-        self.eot, self.fold, self.output = eot, fold, output
+        # In the order in which repr and label show them.
+        self.bounds, self.early_stop, self.precision = bounds, early_stop, precision
+        self.generator, self.eot, self.fold, self.output = generator, eot, fold, output
         self._begin_caches()
         self._fixed = True
 
     # --- what an attack is ---------------------------------------------------------------------------------
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
-        """What the attack increases, (N,), by the output and what :meth:`loss_target` gives."""
+        """What the attack increases, (N,): a function of the output and of what :meth:`loss_target` gives."""
         raise NotImplementedError
 
     def search(self, trial: Trial, rows: Tensor, run: int) -> None:
-        """One run from new draws against these samples; has the model judge what it finds."""
+        """One run, with its own random numbers, against these samples. Has the model judge what it finds."""
         raise NotImplementedError
 
     def runs(self, trial: Trial) -> int:
-        """How many there are."""
+        """How many runs there are."""
         return self.restarts
 
     def sizes(self) -> dict[str, float | Tensor]:
@@ -122,7 +120,7 @@ class Attack:
         return {"eps": self.eps}
 
     def prepare(self, trial: Trial) -> None:
-        """What has to be known before the first run; a model that cannot be asked says so here."""
+        """Computes what has to be known before the first run. A model that fails, fails here."""
         if "clean_output" not in vars(trial):
             few_or_all(trial.adversarial, 1, trial.ask)
 
@@ -132,12 +130,12 @@ class Attack:
         return trial.labels
 
     def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
-        """By what the best of a sample's adversarial images is chosen, (n,): the model's own loss there."""
+        """By what the best of a sample's adversarial images is chosen, (n,): the loss of the model itself."""
         assert trial.labels is not None
         return self.objective(widened(output), trial.labels[rows])
 
     def fooled(self, output: Tensor, labels: Tensor | None) -> Tensor:
-        """(N,) bool."""
+        """(N,) bool: which outputs are a success; none where there are no labels."""
         if labels is None:
             return torch.zeros(len(output), dtype=torch.bool, device=output.device)
         return is_fooled(output, labels, self.targeted)
@@ -148,12 +146,13 @@ class Attack:
     # --- what it does --------------------------------------------------------------------------------------
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Adversarial images for a batch, in the images' dtype and layout (float32 for uint8 images).
+        """Returns the adversarial images of a batch: (N, ...), in the images' dtype and memory layout
+        (float32 where the images are uint8).
 
-        model: maps images (N, ...) to logits (N, classes); it is attacked in eval mode and left as it was. A
-            callable that is no module, which has no modes, is called as it is.
-        images: (N, ...) within bounds: any float dtype, or uint8 for v / 255.
-        labels: (N,) int64 on images' device; TPGD and FeaturePGD need none.
+        model: maps images (N, ...) to logits (N, classes). It is attacked in eval mode and left unchanged;
+            a callable that is no module has no modes, and is called as it is.
+        images: (N, ...) within bounds, in any float dtype; uint8 images stand for their values / 255.
+        labels: (N,) int64 on the images' device. TPGD and FeaturePGD need none.
 
         Raises ValueError or TypeError for inputs that do not fit, before anything is attacked.
         """
@@ -169,13 +168,13 @@ class Attack:
         key: Tensor | None = None,
         strict: bool = True,
     ) -> AttackResult:
-        """As a call, with all that an evaluation needs.
+        """As calling the attack, but returns all that an evaluation needs.
 
-        index: (N,) int64, which sample of the data set each one is: the same index draws the same
-            random numbers in any batch. Default 0 .. N - 1.
-        key: (1,) int64 of all draws, on images' device; default one from the generator. With the same key,
-            the batches of a data set are attacked as one.
-        strict: whether it is an error that no sample at all had a gradient to follow; otherwise the result
+        index: (N,) int64, the place of each sample in the data set. A sample gets the same random numbers in
+            whatever batch it comes. Default: 0 .. N - 1.
+        key: (1,) int64 on the images' device, from which all random numbers of the call derive; give all
+            batches of a data set the same one. Default: drawn from the attack's generator.
+        strict: whether to raise ValueError if no sample at all had a gradient to follow; if not, the result
             says how many had none.
         """
         with self._alone():
@@ -183,8 +182,8 @@ class Attack:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """A call's surroundings: no gradients are recorded, and other threads wait, since all that share a
-        copy of the model compute in it."""
+        """Around a call: autograd records nothing, and other threads that share the copy of the model wait,
+        since it serves one call at a time."""
         with self._views.lock, torch.inference_mode(False), torch.no_grad():
             yield
 
@@ -193,8 +192,8 @@ class Attack:
         return self._oracle(model).view
 
     def _judged(self, trial: Trial, rows: Tensor | None = None, *, strict: bool = True) -> AttackResult:
-        """All runs, judged by the model. rows: against these samples alone. strict: whether a model without
-        any gradient is an error."""
+        """Makes all runs, and has the model judge their results. rows: the samples to attack; default all.
+        strict: as in :meth:`run`."""
         rows = trial.rows if rows is None else rows
         if len(rows) > 0:
             self.prepare(trial)
@@ -221,11 +220,12 @@ class Attack:
         )
 
     def check_directed(self, directed: int, by_stage: Mapping[str, tuple[int, int]], images: int) -> None:
-        """Raises ValueError where no sample had a gradient to follow in any stage, and some withstood all:
-        that is no robust accuracy. A loss that compares with the clean image has none there, as for an eps
-        of 0.
+        """Raises ValueError where no sample had a gradient to follow in any stage and some withstood all:
+        what was measured is then no robustness. Not for a loss that compares with the clean image: at an eps
+        of 0, say, it rightly has no gradient.
 
-        directed, by_stage: as in :class:`AttackResult`; images: that were attacked.
+        directed, by_stage: as directed and undirected_by_stage of :class:`AttackResult`. images: how many
+            were attacked.
         """
         stuck = min((stuck for stuck, _ in by_stage.values()), default=0)
         if stuck > directed == 0 and not self.compares_with_clean:
@@ -275,7 +275,7 @@ class Attack:
 
     @property
     def _accepted(self) -> tuple[float, float]:
-        """Between what the images' pixels may lie."""
+        """The lowest and the highest value that images may have."""
         return (-math.inf, math.inf) if self.takes_outside else self.bounds
 
     def _oracle(self, model: Model) -> Oracle:
@@ -301,12 +301,13 @@ class Attack:
         return view
 
     def share_views(self, views: Views) -> None:
-        """From now on the copies of models are these: of attacks of the same precision, fold and output."""
+        """Makes this attack use, and add to, these copies of models. For attacks of the same precision, fold
+        and output alone: copies depend on these."""
         vars(self)["_views"] = views
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What makes images wrong: nothing but their own class, and what attacks them."""
+        """What an image may be misclassified by, in order: as it is ("clean"), or under an attack."""
         return ("clean", type(self).__name__)
 
     # --- settings ------------------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ class Attack:
 
     @property
     def label(self) -> str:
-        """What a result was reached with: our name and version, and all settings but the generator."""
+        """What a result was reached with: this package's version and all settings but the generator."""
         from .. import __version__
 
         return f"roli_fast {__version__} {self._described(without=('generator',))}"
@@ -351,8 +352,8 @@ class Attack:
 
 
 def undirected_notes(by_stage: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
-    """What is to be said of images that withstood without a gradient: of each stage how many, and of how many
-    that it attacked."""
+    """A sentence for each stage that some images withstood without a gradient to follow. by_stage: of each
+    stage, how many of these there were, and how many images it attacked."""
     return tuple(
         f"{stage}{': ' * bool(stage)}{stuck} of {images} images withstood without a gradient to follow"
         for stage, (stuck, images) in by_stage.items()
@@ -361,7 +362,7 @@ def undirected_notes(by_stage: Mapping[str, tuple[int, int]]) -> tuple[str, ...]
 
 
 def readable(value: Any) -> str:
-    """The same in every process, and another for another setting."""
+    """A setting as text that is the same in every process, and differs where the setting does."""
     if isinstance(value, Tensor):
         return f"{value.tolist()} ({str(value.dtype).removeprefix('torch.')})"
     if isinstance(value, functools.partial):

@@ -28,7 +28,7 @@ VERSIONS = {
 }
 NAMES = VERSIONS["plus"]
 
-# How many calls the gradients of a random model are averaged over.
+# For a model whose output is random: over how many calls gradients and answers are averaged.
 _EOT = 20
 
 # How many classes a loss is defined for.
@@ -37,11 +37,13 @@ _LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 @dataclasses.dataclass(frozen=True)
 class AutoAttackResult(AttackResult):
-    """As :class:`AttackResult`; ``loss`` is the margin, ``adversarial`` the clean image of what withstood.
+    """As :class:`AttackResult`. Where a sample withstood all attacks, ``adversarial`` is its clean image.
+    ``loss`` is the margin: the largest wrong logit minus the label's.
 
-    label: what was run, with our name and version; notes say what of it was left out.
-    stages: "clean", and the attacks in their order.
-    broken_by: (N,) int64, the stage that found a sample's adversarial image; -1 where it withstood all.
+    label: what was run, with all settings and this package's version. ``notes`` say what was left out.
+    stages: "clean", and the names of the attacks in their order.
+    broken_by: (N,) int64, of each sample the number of the stage that broke it: 0 where the clean image is
+        misclassified, -1 where it withstood all.
     """
 
     label: str = ""
@@ -50,21 +52,24 @@ class AutoAttackResult(AttackResult):
 
 
 class AutoAttack(Attack):
-    """The ensemble that robust models are compared by: APGD on cross-entropy, targeted APGD on DLR, targeted
-    FAB and Square, each against what has withstood the ones before. A sample leaves as soon as it is fooled,
-    inside an attack as well.
+    """The ensemble by which robust models are usually compared: APGD on cross-entropy, APGD on the targeted
+    DLR loss, targeted FAB, and Square. Each attacks the samples that have withstood the ones
+    before. A sample leaves as soon as it fools the model, even in the midst of an attack.
 
-    norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`. With a half precision the
-        attacks compute in it, and a success still counts only where the model itself confirms it.
-    version: "standard"; "plus", with DLR, untargeted FAB and five restarts; or "rand", for models whose
-        output is random, which is asked 20 times for each gradient and each answer.
-    attacks: names of those to run, in their order, instead of the version's own: "apgd-ce", "apgd-dlr",
+    norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`.
+    version: "standard"; "plus", which adds APGD on DLR, untargeted FAB and five restarts; or "rand", for a
+        model whose output is random: it averages 20 calls for each gradient and each answer.
+    attacks: names of the attacks to run, in order, instead of the version's own: "apgd-ce", "apgd-dlr",
         "apgd-t", "fab", "fab-t", "square".
-    steps, queries: of each run; the official ones are 100 and 5,000.
+    steps: number of gradient steps in each run of APGD and FAB; the official number is 100.
+    queries: number of queries in each run of Square; the official number is 5,000.
 
-    Targets are the 9 likeliest other classes (5 for APGD in L1), fewer where there are fewer. What a model
-    cannot be attacked with is left out, and the result's notes say so: DLR with fewer than 3 classes,
-    targeted DLR with fewer than 4, Square on what is no (N, C, H, W).
+    Targeted attacks aim at the 9 likeliest wrong classes (APGD in L1, unless in version "plus", at 5), or at
+    all of them where there are fewer. An attack that does not apply to a model is left out, and the result's
+    notes say so: DLR needs 3 classes, targeted DLR 4, and Square images (N, C, H, W).
+
+    Raises ValueError or TypeError for settings that are not accepted, and ValueError from a call where no
+    attack applies to the model.
     """
 
     def __init__(
@@ -111,7 +116,7 @@ class AutoAttack(Attack):
 
     @property
     def parts(self) -> Mapping[str, Attack]:
-        """What is run, by its name."""
+        """The attacks of the ensemble, by name."""
         return MappingProxyType(self._stages)
 
     def run(
@@ -140,7 +145,7 @@ class AutoAttack(Attack):
         self._share_views()
 
     def _share_views(self) -> None:
-        """One copy of a model serves all attacks."""
+        """Lets all attacks compute in one copy of a model."""
         for stage in self._stages.values():
             stage.share_views(self._views)
 

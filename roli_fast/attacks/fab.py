@@ -21,9 +21,9 @@ from .trial import Trial
 
 @dataclasses.dataclass
 class FabState(Samples):
-    """clean, adv: (N, ...), float32 or float64. pairs: (N, 2) int64, label and target class; None without.
-
-    within: (N,) float64, a distance below which an image that fools the model is the best so far.
+    """clean, adv: (N, ...), float32 or float64.
+    pairs: (N, 2) int64, label and target class; None for FAB without targets.
+    within: (N,) float64, the distance that an image has to stay below to be the sample's best so far.
     """
 
     clean: Tensor
@@ -34,18 +34,25 @@ class FabState(Samples):
 
 
 class FAB(Attack):
-    """Looks for the adversarial image nearest to the clean one: steps to the linearised boundary of the
-    nearest class, held back towards the clean image, and back again where the model is fooled. Kept is the
-    nearest image that fools the model within eps.
+    """The fast adaptive boundary attack, which looks for the adversarial image nearest to the clean one. Each
+    step goes to the linearised decision boundary of the nearest class, with a pull towards the clean image;
+    a sample that fools the model goes part of the way back to the clean image. The result is the nearest
+    image within eps that fools the model.
 
-    norm, eps, bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`. An eps of
-        infinity looks at any distance; with early_stop a sample leaves at its first image within eps.
-    steps: of a run, at least 1. restarts: runs, of which all but the first start at random.
-    alpha_max: how strongly a step is held back, from 0 to 1. eta: how far it goes beyond the boundary, at
-        least 1. beta: how much of the way remains after going back, above 0 and up to 1.
+    norm, bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`. With early_stop, a
+        sample leaves at its first adversarial image within eps.
+    eps: as in :class:`PGD`; infinity accepts an image at any distance.
+    steps: number of steps in a run, at least 1.
+    restarts: number of runs, of which the first starts at the clean image and the others at random.
+    alpha_max: the greatest weight of the pull towards the clean image, from 0 to 1.
+    eta: the factor by which a step overshoots the boundary, at least 1.
+    beta: the share of its distance to the clean image that a sample keeps when it goes back, above 0 and up
+        to 1.
 
-    In a result, ``loss`` is minus the distance; minus infinity where nothing was found. Each step needs the
-    gradients of all classes: with many of them, :class:`FABT` is the one to take.
+    In a result, ``loss`` is minus the distance from the clean image, and minus infinity where no adversarial
+    image was found. A step needs the gradients of all classes; where these are many, use :class:`FABT`.
+
+    Raises ValueError for precision="fp16", whose loss scaling changes the gradient's length.
     """
 
     def __init__(
@@ -74,17 +81,17 @@ class FAB(Attack):
         return self.restarts > 1
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
-        """How far the target's logit is above the label's; target: (N, 2), label and target class."""
+        """The target's logit minus the label's, (N,). target: (N, 2) int64, label and target class."""
         label, other = (output.gather(1, classes[:, None])[:, 0] for classes in target.unbind(dim=1))
         return other - label
 
     def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
-        """Nearer is better, and nothing else is."""
+        """Minus the distance: of the images that fool the model, the nearest is the best."""
         far = distance(self.norm, to_state(images) - to_state(trial.images[rows]))
         return torch.where(self.fooled(output, trial.labels_of(rows)), -far, -torch.inf)
 
     def prepare(self, trial: Trial) -> None:
-        """What is misclassified needs no change."""
+        """Images that are misclassified as they are need no change."""
         trial.offer(trial.rows, trial.adversarial.clone(), trial.clean_output)
 
     def search(self, trial: Trial, rows: Tensor, run: int) -> None:
@@ -129,14 +136,14 @@ class FAB(Attack):
         return None
 
     def _random_start(self, clean: Tensor, reach: Tensor, seed: Tensor, index: Tensor) -> Tensor:
-        """At this distance (N,) from the clean images."""
+        """Random points at the distance ``reach`` (N,) from the clean images."""
         draws = uniform_draws if self.norm == "linf" else normal_draws
         way = draws(clean, seed, index)
         return clean + way * per_sample((reach / distance(self.norm, way)).to(clean.dtype), clean)
 
     def _nearest_boundary(self, trial: Trial, state: FabState) -> tuple[Tensor, Tensor]:
-        """How far the logit of the class whose boundary is the nearest is below the label's, (N,), and the
-        gradient of that difference with respect to pixels (N, ...)."""
+        """Of the class whose linearised boundary is nearest: how far its logit is below the label's (N,), and
+        the gradient (N, ...) of its logit minus the label's with respect to pixels."""
         nearest = torch.full_like(state.within, torch.inf)
         gap = torch.zeros_like(nearest)
         found = torch.zeros_like(state.adv)
@@ -157,8 +164,9 @@ class FAB(Attack):
         return gap, found
 
     def _stepped(self, state: FabState, gap: Tensor, gradient: Tensor) -> Tensor:
-        """Beyond the linearised boundary from where the samples are and from the clean image, and between
-        these two points the nearer to the second the shorter its way is (algorithm 1)."""
+        """The samples after a step (algorithm 1): a weighted mean of two points beyond the linearised
+        boundary, one reached from where the sample is and one from the clean image. The second weighs more
+        the shorter the way to it is, up to alpha_max."""
         lo, hi = self.bounds
         clean, adv, w = (t.flatten(1) for t in (state.clean, state.adv, gradient.to(state.adv.dtype)))
         gap = gap.to(adv.dtype)
@@ -172,13 +180,14 @@ class FAB(Attack):
         return found.clamp_(lo, hi).reshape(state.adv.shape)
 
     def _crossed(self, trial: Trial, state: FabState) -> Tensor:
-        """(N,) bool, where the view is fooled."""
+        """(N,) bool: which samples fool the attack's copy of the model."""
         output = trial.oracle.output(trial.oracle.view.prepare(state.adv))
         trial.spend(len(output), forwards=1)
         return self.fooled(output, state.labels)
 
     def _judge(self, trial: Trial, rows: Tensor, state: FabState, crossed: Tensor) -> Tensor:
-        """Has the model judge what seems nearer than all before: (N,) bool, where it agrees."""
+        """Has the model judge the images that seem adversarial and nearer than all before. Returns (N,) bool:
+        which of them fool it."""
         far = distance(self.norm, state.adv - state.clean)
         found = crossed & (far < state.within)
         if found.any():
@@ -188,11 +197,13 @@ class FAB(Attack):
 
 
 class FABT(TowardsTargets, FAB):
-    """The fast adaptive boundary attack towards the boundary of one class after another, the likeliest
-    first: one gradient a step.
+    """The fast adaptive boundary attack towards each of the likeliest wrong classes in turn, the likeliest
+    first. A step needs one gradient, however many classes there are.
 
-    targets: how many classes, fewer where the model has fewer others. restarts: of each.
-    The rest as in :class:`FAB`.
+    targets: how many classes to aim at; fewer if the model has fewer wrong ones.
+    restarts: number of runs for each target.
+
+    Other arguments as in :class:`FAB`.
     """
 
     def __init__(

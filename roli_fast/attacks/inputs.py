@@ -1,4 +1,4 @@
-"""What an attack is given and gives back: checks before anything runs, conversions that stay in the ball."""
+"""An attack's arguments and results: checks before anything runs, and conversions that stay in the ball."""
 
 import math
 import numbers
@@ -38,7 +38,7 @@ def check_share(argument: str, value: object) -> None:
 
 
 def check_lengths(precision: object) -> None:
-    """Of an attack that needs the gradient's length, and not its direction alone."""
+    """Refuses fp16 for an attack that needs the length of the gradient, not only its direction."""
     if precision == "fp16":
         accepted = "fp32, tf32, bf16: loss scaling changes a gradient's length, which FAB needs"
         refuse("precision", repr(precision), accepted)
@@ -74,7 +74,7 @@ def check_key(key: Tensor | None, device: torch.device) -> None:
 def check_inputs(
     images: Tensor, labels: Tensor | None, index: Tensor | None, **sizes: float | Tensor
 ) -> None:
-    """Metadata of one call. ``sizes`` are its eps, step size and sparsity."""
+    """Checks shapes, dtypes and devices of a call's arguments. sizes: eps, step_size and sparsity."""
     if not isinstance(images, Tensor):
         refuse("images", f"a {type(images).__name__}", "a tensor", TypeError)
     if images.dtype not in IMAGE_DTYPES:
@@ -98,7 +98,7 @@ def check_inputs(
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Values of labels, with one synchronisation."""
+    """Checks that labels are classes. Waits for the device once."""
     if len(labels) > 0:
         smallest, largest = torch.stack(labels.aminmax()).tolist()
         _check_label_range(smallest, largest, classes)
@@ -119,8 +119,9 @@ def refuse_one_class() -> NoReturn:
 
 
 class Values:
-    """The extremes of one call's images, labels, and tensor sizes. On a GPU they are on their way to
-    the host from now on: a check waits for them, and not for what the stream was given after them."""
+    """The smallest and largest values of a call's images, labels and sizes, to be checked later. On a GPU,
+    their transfer to the host begins here, so that :meth:`check` waits for them alone, and not for work that
+    was queued after them."""
 
     def __init__(self, images: Tensor, labels: Tensor | None, sizes: Mapping[str, float | Tensor]):
         self._dtype, self._state = images.dtype, state_dtype(images)

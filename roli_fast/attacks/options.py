@@ -24,7 +24,7 @@ class AttackOptions(TypedDict, total=False):
 
 
 class PGDOptions(AttackOptions, total=False):
-    """Options of the relatives of :class:`PGD` besides."""
+    """Further options that variants of :class:`PGD` take, by keyword; :class:`PGD` says what they are."""
 
     restarts: int
     loss: str | Loss
@@ -36,8 +36,8 @@ class PGDOptions(AttackOptions, total=False):
 def check_options(
     attack: object, options: AttackOptions, accepted: type[AttackOptions] = AttackOptions
 ) -> None:
-    """Raises TypeError, which names the class that was called, for what is none of the accepted options:
-    unknown, or set by the attack itself."""
+    """Raises TypeError for options that are unknown or that the attack sets itself. The message names the
+    class that was called."""
     others = [f"{name}={value!r}" for name, value in options.items() if name not in accepted.__annotations__]
     if others:
         called = type(attack)

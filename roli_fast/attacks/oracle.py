@@ -1,4 +1,4 @@
-"""The model as an attack computes with it."""
+"""What an attack asks a model: its output, a loss, and gradients."""
 
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["Oracle", "widened"]
 
 
-# Which call of a batch size becomes a graph: of single passes, and of what is called once a batch. To record
-# a pass through the model takes two more, and waits for the device; where samples leave the batch, most sizes
-# last a step or two.
+# At which call with inputs of the same shape a CUDA graph is recorded: PASS for a single pass, WHOLE for what
+# runs once per batch. Recording costs two more passes and a wait for the device, which does not pay for a
+# batch size that lasts a step or two, as most do while samples leave the batch.
 PASS, WHOLE = 4, 2
 
 
 class Oracle:
-    """An attack's objective, the output, and their gradients with respect to the input, by a view of the
-    model; on a GPU captured as CUDA graphs once calls of a kind repeat."""
+    """Computes output, objective and gradient with respect to the input, on a view of the model. On a GPU,
+    calls that repeat are captured as CUDA graphs."""
 
     def __init__(self, attack: "Attack", view: AttackView):
         self.view, self.eot = view, attack.eot
@@ -40,8 +40,8 @@ class Oracle:
         return tuple(note for note in found if note)
 
     def captured(self, function: Function, at: int = PASS) -> Function:
-        """The function as a graph from this call of a kind on, where that can be: a copy can be captured, a
-        callable may do anything between its kernels."""
+        """The function, run as a CUDA graph from its ``at``-th call with the same shapes on. Unchanged where
+        the view is no copy: a callable of the user's may do anything between its kernels."""
         if self._generation != self.view.generation:
             self.forget_graphs()
             self._generation = self.view.generation
@@ -52,7 +52,7 @@ class Oracle:
         return self._runners[function]
 
     def forget_graphs(self) -> None:
-        """Each keeps the memory of a whole pass."""
+        """Frees the graphs' memory: each has that of a whole pass."""
         for runner in self._runners.values():
             runner.clear()
 
@@ -67,7 +67,7 @@ class Oracle:
         return loss, output
 
     def output(self, x: Tensor, at: int = PASS) -> Tensor:
-        """What the view makes of prepared inputs. at: as in :meth:`captured`; the first call's counts."""
+        """The view's output for prepared inputs. at: as in :meth:`captured`; the first call decides."""
         (output,) = self.captured(self._ask, at)(x)
         return output
 
@@ -75,7 +75,7 @@ class Oracle:
         return (self.eager.output(x),)
 
     def laid_out(self, images: Tensor) -> Tensor:
-        """The images in the layout that the view wants."""
+        """The images in the memory layout that the view prefers."""
         layout = self.view.memory_format(images)
         return images if layout == torch.preserve_format else images.contiguous(memory_format=layout)
 

@@ -25,40 +25,53 @@ class MomentumState(State):
 
 
 class PGD(GradientAttack):
-    """Projected gradient descent with a random start.
+    """Projected gradient descent: steps along the gradient of a loss, each projected back onto the ball of
+    radius eps around the clean image and onto the box of valid pixels.
 
-    norm: "linf", "l2" or "l1": of the ball and of the steps, which go in the direction of steepest ascent.
-    eps, step_size: in pixel units, measured in the norm: numbers, or tensors () or (N,).
-    steps: gradient steps, at least 1.
-    random_start: uniform in the ball; otherwise the clean image.
-    restarts: runs from different starts; per sample the best is kept: fooled first, then the highest loss.
-    loss: "ce", "margin", "dlr" (Croce and Hein 2020), or a callable of float logits (N, classes) and labels
-        (N,) that returns (N,). What else it reads, such as a batch's soft labels, is on a GPU best one tensor
-        into which each batch's are copied: the graph then serves again.
-    targeted: labels are targets, and the loss is decreased.
-    bounds: the box that pixels lie in.
-    iterate: "last"; or "best": misclassified first, then the highest loss, per sample, the last included.
-    early_stop: a fooled sample leaves the batch (evaluation; needs iterate="best"). Success stays the
-        same; images and losses of fooled samples may differ.
-    precision: of the copy that the attack computes with, "fp32", "tf32", "bf16" or "fp16"; success is decided
-        by the model itself, at its own.
-    generator: source of the random key; default torch's own, so that ``torch.manual_seed`` repeats a run.
-    eot: calls that are averaged wherever the copy or the model is asked, for a model whose output is random.
-    sparsity: share of a sample's elements that an L1 step moves, above 0 and up to 1.
-    fold: whether the copy has its BatchNorms folded where that is exact up to rounding.
-    output: where in what the model returns the logits are; default, that is the logits. See
+    ``attack(model, images, labels)`` returns the adversarial images; ``attack.run(...)`` returns an
+    :class:`AttackResult`, with success and loss of each sample. Neither changes the model.
+
+    norm: "linf", "l2" or "l1". It measures the ball and the steps; each step takes the direction of steepest
+        ascent in this norm.
+    eps, step_size: the ball's radius and a step's length, in pixel units: numbers, or tensors () or (N,).
+    steps: number of gradient steps, at least 1.
+    random_start: whether to start at a uniformly random point of the ball rather than at the clean image.
+    restarts: number of runs from different random starts. Of each sample the best result is kept: one that
+        fools the model before one that does not, then the one with the higher loss.
+    loss: the loss to increase: "ce" (cross-entropy), "margin", "dlr" (Croce and Hein 2020), or a callable
+        that takes float logits (N, classes) and labels (N,) and returns (N,). On a GPU, other tensors
+            that it reads, such as a batch's soft labels, are best copied into one: the CUDA graph is used again.
+    targeted: whether labels are the classes to reach; the loss is then decreased.
+    bounds: the lowest and the highest value that a pixel may have.
+    iterate: which point of a run is its result: the "last", or the "best" of all including the last, chosen
+        sample by sample as with restarts.
+    early_stop: whether a sample leaves the batch as soon as it fools the model, which makes evaluation faster
+        and needs iterate="best". Which samples succeed stays the same; their images and losses may differ.
+    precision: "fp32", "tf32", "bf16" or "fp16": what gradients are computed in, on a copy of the model.
+        Success is always decided by the model itself, at its own precision.
+    generator: where random numbers come from; by default torch's global generator, so that
+        ``torch.manual_seed`` makes a run repeatable.
+    eot: number of calls of the model whose outputs or gradients are averaged (expectation over
+        transformation), for a model whose output is random.
+    sparsity: the share of a sample's elements that an L1 step moves, above 0 and up to 1.
+    fold: whether the copy of the model may fold BatchNorm into the layers before it, which is exact up to
+        rounding.
+    output: where the logits are in what the model returns; by default, it returns them. See
         :func:`roli_fast.engine.select`.
 
-    ``attack(model, images, labels)`` returns adversarial images, ``attack.run(...)`` an
-    :class:`AttackResult`. Every draw is a function of key, sample index, restart and pixel: with key and
-    index given to ``run``, a result does not depend on batch size or order where the model's own gradients do
-    not (by default the index is the place in the batch, and a key is drawn for each call). Settings are
-    fixed; a size that changes from call to call is a tensor whose value changes. On a GPU the whole run is a
-    CUDA graph from the second batch of a shape on.
+    Settings are fixed once the attack is made. To vary eps or step_size between calls, pass a tensor and
+    change its value.
+
+    A sample's random numbers are a function of a key, its index, the restart and the pixel. So if ``run`` is
+    given key and index, the result does not depend on batch size or order (as far as the model's own
+    gradients do not). By default a new key is drawn for each call, and the index is the place in the batch.
+
+    On a GPU, a whole run is captured as a CUDA graph when a batch of the same shape comes the second time.
+
+    Raises ValueError or TypeError for settings that are not accepted or exclude each other.
     """
 
-    # What relatives do otherwise.
-    decay: float | None = None
+    decay: float | None = None  # of the momentum, in attacks that have one
 
     def __init__(
         self,
@@ -120,7 +133,8 @@ class PGD(GradientAttack):
         return self.iterate == "best"
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
-        """Random starting points (N, ...), in float32 or float64; seed: (2,) int64, index: (N,) int64."""
+        """Random starting points (N, ...), in float32 or float64. seed: (2,) int64. index: (N,) int64, each
+        sample's place in the data set."""
         return NORMS[self.norm].start(clean, eps, seed, *self.bounds, index=index)
 
     def begin(self, ascent: Ascent, batch: Batch) -> MomentumState:
@@ -157,14 +171,14 @@ class PGD(GradientAttack):
             self._step(state, state.gradient, out=state.x, mean=mean, std=std)
             return
         gradient = state.gradient
-        if std is not None:  # the mean of the gradient with respect to pixels counts
+        if std is not None:  # momentum is scaled by the gradient with respect to pixels
             gradient = ascent.in_pixels(gradient)
         ops.momentum_(state.momentum, gradient, self.decay)
         self._step(state, state.momentum)
         state.x = ascent.view.prepare(state.adv)
 
     def _step(self, state: State, gradient: Tensor, **following: Tensor | None) -> None:
-        """following: where the next input goes, and how it is normalised."""
+        """following: the op's arguments out, mean and std, by which it writes the model's next input too."""
         share = {}
         if self.norm == "l1":
             share["sparsity"] = state.sparsity
@@ -174,9 +188,11 @@ class PGD(GradientAttack):
 
 
 class FGSM(PGD):
-    """The fast gradient sign method (Goodfellow et al. 2015): one step to the edge of the ball, from the
-    clean image. In L2 and L1 it goes in their direction of steepest ascent. Arguments as in :class:`PGD`,
-    without step_size, steps and random_start."""
+    """The fast gradient sign method (Goodfellow et al. 2015): a single step of length eps from the clean
+    image. In L2 and L1, the step takes the direction of steepest ascent in that norm.
+
+    Arguments as in :class:`PGD`, without step_size, steps and random_start.
+    """
 
     def __init__(self, norm: str = "linf", eps: float | Tensor = 8 / 255, **options: Unpack[PGDOptions]):
         check_options(self, options, PGDOptions)
@@ -184,12 +200,15 @@ class FGSM(PGD):
 
 
 class NFGSM(PGD):
-    """FGSM from noise, for training (de Jorge et al. 2022): one step of eps from a uniform point of a larger
-    ball, which nothing pulls back into the ball of eps. So ``attack.eps`` is (noise + 1) eps, the radius of
-    the ball in which its images are; of a tensor, a new one. Arguments as in :class:`PGD`, without step_size,
-    steps and random_start.
+    """N-FGSM, for training (de Jorge et al. 2022): a single step of length eps from a random start in a
+    larger ball, without a projection back into the ball of eps.
 
-    noise: the radius of the start, in multiples of eps; above 0.
+    Its images therefore lie in a ball of radius (noise + 1) eps, and that is what ``attack.eps`` says; for an
+    eps that is a tensor, ``attack.eps`` is a new tensor.
+
+    noise: the radius of the ball in which the start is uniformly random, in multiples of eps; above 0.
+
+    Other arguments as in :class:`PGD`, without step_size, steps and random_start.
     """
 
     def __init__(
@@ -209,10 +228,12 @@ class NFGSM(PGD):
 
 
 class MIFGSM(PGD):
-    """The momentum iterative fast gradient sign method (Dong et al. 2018): steps in the direction of
-    m <- decay m + g / mean|g|, from the clean image. Arguments as in :class:`PGD`.
+    """The momentum iterative fast gradient sign method (Dong et al. 2018): from the clean image, steps along
+    the momentum m, which accumulates gradients g: m <- decay m + g / mean|g|.
 
-    decay: how much of the last direction is kept, at least 0.
+    decay: the factor by which momentum is multiplied in each step, at least 0.
+
+    Other arguments as in :class:`PGD`.
     """
 
     def __init__(
@@ -233,8 +254,8 @@ class MIFGSM(PGD):
 
 
 class _AwayFromClean(PGD):
-    """Increases the distance of the output from that for the clean image: without a gradient there, and
-    without labels."""
+    """Moves the output away from the output for the clean image, which needs no labels. At the clean image
+    the distance has no gradient, so that the start is always random."""
 
     compares_with_clean = True
     distance: Loss
@@ -271,7 +292,7 @@ class _AwayFromClean(PGD):
         )
 
     def target(self, clean_output: Tensor) -> Tensor:
-        """What the distance is measured from."""
+        """What the distance is measured from, given the output for the clean images."""
         return clean_output
 
     def prepare(self, trial: Trial) -> None:
@@ -285,18 +306,20 @@ class _AwayFromClean(PGD):
         return self.objective(widened(output), self.target(trial.clean_output[rows]))
 
     def _name_classes(self, trial: Trial, clean_output: Tensor) -> None:
-        """Where no labels do."""
+        """Takes the model's own classes of the clean images for labels, where none were given."""
         if trial.labels is None and not self.label_free:
             trial.labels = clean_output.argmax(dim=1)
 
 
 class TPGD(_AwayFromClean):
-    """The attack of TRADES (Zhang et al. 2019, section 4): increases the divergence of the model's
-    probabilities from those for the clean image, from Gaussian noise of a thousandth of the pixels' range.
+    """The attack that TRADES trains with (Zhang et al. 2019, section 4): PGD that increases the KL divergence
+    between the model's probabilities for the clean and for the adversarial image.
 
-    At the clean image that divergence has no gradient: a random start is needed. Labels are not; without
-    them, success is another class than the clean image's. Arguments as in :class:`PGD`, without random_start,
-    loss and targeted.
+    It starts from Gaussian noise around the clean image, with a standard deviation of a thousandth of the
+    pixels' range, since the divergence has no gradient at the clean image itself. Labels are optional:
+    without them, an image succeeds if its class differs from the clean image's.
+
+    Arguments as in :class:`PGD`, without random_start, loss and targeted.
     """
 
     distance = staticmethod(kl_divergence)
@@ -312,11 +335,13 @@ class TPGD(_AwayFromClean):
 
 
 class FeaturePGD(_AwayFromClean):
-    """Moves what the model returns for an image as far as it can, without labels: increases the squared
-    Euclidean distance of features (N, ...) from those for the clean image. The model returns features, or
-    ``output`` finds them.
+    """PGD on features, without labels: increases the squared Euclidean distance between the features
+    (N, ...) of the adversarial and of the clean image. The model returns features, or ``output`` says where
+    they are in what it returns.
 
-    At the clean image that distance has no gradient: a random start is needed. A result has no success.
+    The start is random, since the distance has no gradient at the clean image itself. A result's ``success``
+    is None: features have no class that could be fooled.
+
     Arguments as in :class:`PGD`, without random_start, loss and targeted.
     """
 

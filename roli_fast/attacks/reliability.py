@@ -1,5 +1,5 @@
-"""What makes an evaluation by gradients and confidence say little: looked for as the official AutoAttack does
-(Croce and Hein 2020; its documentation of flags)."""
+"""Signs that an evaluation overestimates a model's robustness, as the official AutoAttack looks for them
+(Croce and Hein 2020; "flags" in its documentation)."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# How far outputs of two calls may be apart, each divided by its length, by rounding alone.
+# By rounding alone, two calls' outputs, each divided by its length, may be this far apart.
 _SAME = 1e-4
 _SUMS_TO_ONE = 1e-5
 
 # The share of all images that Square may break after the others.
 _MOST_BY_SQUARE = 0.002
 
-# How often the model is asked besides, to find randomness.
+# How many further calls of the model look for randomness.
 _CALLS = 2
 
 # Code that runs when something is differentiated inside a forward pass.
@@ -30,10 +30,10 @@ _AUTOGRAD = {
 def doubts(
     ask: Callable[[Tensor], Tensor], images: Tensor, logits: Tensor, *, random: bool
 ) -> tuple[str, ...]:
-    """What speaks against an evaluation of this model.
+    """Reasons to distrust an evaluation of this model, a sentence each.
 
-    ask: the model's own logits for images. logits: (N, classes), what it has said of them.
-    random: whether randomness is expected, and its gradients averaged.
+    ask: maps images to the model's own logits. logits: (N, classes), its answer for ``images``.
+    random: whether its output is known to be random, so that the attacks average over calls.
     """
     found = []
     if _are_probabilities(logits):
@@ -53,7 +53,8 @@ def doubts(
 
 
 def square_finds_more(stages: Sequence[str], broken_by: Tensor) -> tuple[str, ...]:
-    """What is to be said where random search broke images that withstood the attacks by gradients."""
+    """A sentence if Square, which needs no gradients, broke images that had withstood the attacks that follow
+    gradients: a sign that these are masked."""
     if "square" not in stages or len(stages) < 3 or len(broken_by) == 0:
         return ()
     share = (broken_by == list(stages).index("square")).double().mean().item()

@@ -1,4 +1,4 @@
-"""What a run knows of each of its samples, and the best that it has seen of them."""
+"""Values that a run keeps for each of its samples, and the best point that it has seen of each."""
 
 import dataclasses
 from typing import Any, TypeVar
@@ -12,17 +12,18 @@ Some = TypeVar("Some", bound="Samples")
 
 
 class Samples:
-    """Of a dataclass whose tensors have one row per sample; numbers, () and None stand for all of them."""
+    """Base of dataclasses whose tensors have one row for each sample. A number, a tensor () or None stands
+    for all samples."""
 
     def take(self: Some, stays: Tensor) -> Some:
-        """Those of the samples that stay: (N,) bool."""
+        """The same for those samples only that stay. stays: (N,) bool."""
         fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self)  # type: ignore[arg-type]
         kept = {field.name: taken(getattr(self, field.name), stays) for field in fields}
         return type(self)(**kept)
 
 
 def taken(value: Any, rows: Tensor) -> Any:
-    """value[rows], laid out as images are; what is no value per sample stays as it is."""
+    """value[rows], in value's memory layout. A value that stands for all samples is returned as it is."""
     if isinstance(value, Samples):
         return value.take(rows)
     if not isinstance(value, Tensor) or value.dim() == 0:
@@ -33,18 +34,18 @@ def taken(value: Any, rows: Tensor) -> Any:
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """values (N,), to be broadcast over like (N, ...)."""
+    """values (N,), reshaped so that they broadcast over like (N, ...)."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def beats(fooled: Tensor, loss: Tensor, best_fooled: Tensor, best_loss: Tensor) -> Tensor:
-    """Fooled first, then the higher loss: (N,) bool."""
+    """(N,) bool, where the first is better than the best so far: it fools the model and the best does not, or
+    they are alike in that and its loss is higher."""
     return (fooled & ~best_fooled) | ((fooled == best_fooled) & (loss > best_loss))
 
 
 def keep(kept: Tensor, better: Tensor, new: Tensor) -> None:
-    """Puts the samples (N, ...) that are better, (N,) bool, in place of the kept ones, and moves these
-    alone."""
+    """Overwrites kept (N, ...) with new (N, ...) where better (N,) is True; other samples are not touched."""
     wins = better.to(new.dtype)
     ops.keep_best_(kept, torch.zeros_like(wins), new, wins)
 
@@ -56,7 +57,7 @@ def lowest(state: Tensor, samples: int) -> Tensor:
 
 @dataclasses.dataclass
 class Best(Samples):
-    """The best iterate of each sample, by what the view says of it."""
+    """The best point of each sample so far, as the attack's copy of the model sees it."""
 
     adv: Tensor
     fooled: Tensor
@@ -68,7 +69,7 @@ class Best(Samples):
         return cls(adv.clone(), fooled, lowest(adv, len(adv)))
 
     def offer(self, adv: Tensor, fooled: Tensor, loss: Tensor) -> Tensor:
-        """Keeps what is better, and says which samples that is of: (N,) bool."""
+        """Keeps the points that are better than the best so far. Returns (N,) bool: which are."""
         better = beats(fooled, loss, self.fooled, self.loss)
         keep(self.adv, better, adv)
         self.fooled = torch.where(better, fooled, self.fooled)

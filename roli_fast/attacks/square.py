@@ -29,8 +29,7 @@ _TOGETHER = 64
 
 @dataclasses.dataclass
 class SquareState(Samples):
-    """clean, best: (N, C, H, W), float32 or float64. loss: at the best, (N,).
-
+    """clean, best: (N, C, H, W), float32 or float64. loss: (N,), at the best.
     index: (N,) int64, each sample's place in the data set.
     draws: uniform in (0, 1): first (N, ...) for the start, then (N, _TOGETHER, ...) for the next queries.
     """
@@ -45,17 +44,21 @@ class SquareState(Samples):
 
 
 class Square(Attack):
-    """Random search, without gradients: changes a random square of the image at a time, to the ball's
-    surface, and keeps what raises the loss. A sample that fools the model leaves.
+    """The Square Attack: random search, without gradients. Each query changes a random square of the image,
+    by as much as the ball allows, and the change is kept if it raises the loss. A sample that fools the model
+    leaves.
 
-    norm, eps, restarts, targeted, bounds, precision, generator, eot, fold, output: as in :class:`PGD`.
-    queries: of a run for each sample, besides the starting point's.
-    p_init: the share of the pixels in the first squares, above 0 and up to 1; it halves as queries are made.
+    norm, eps, restarts, targeted, bounds, precision, generator, eot, fold, output: as in :class:`PGD`. eps
+        has to be finite.
+    queries: number of queries for each sample in a run; the one for the starting point is not counted.
     loss: as in :class:`PGD`.
-    rescale_schedule: whether the halvings, which the authors give for 10,000 queries, are spread over as many
-        as there are; otherwise fewer queries see the first halvings alone, as in AutoAttack.
+    p_init: the first squares' share of the image's pixels, above 0 and up to 1. It is halved several times
+        during a run.
+    rescale_schedule: when to halve it. The authors' schedule is for 10,000 queries: if True, it is scaled to
+        ``queries``; if False, it is followed as it is, so that fewer queries see only its beginning
+        (AutoAttack does so).
 
-    Images are (N, C, H, W).
+    Images are (N, C, H, W). early_stop is always True.
     """
 
     follows_gradients = False
@@ -127,20 +130,20 @@ class Square(Attack):
         return SquareState(clean, labels, eps, index, best, lowest(clean, len(clean)), draws)
 
     def _draws(self, trial: Trial, state: SquareState, run: int, part: int) -> Tensor:
-        """For the next queries."""
+        """Random numbers for the next queries, (N, _TOGETHER, draws of a query)."""
         each = self._moves.draws(state.clean.shape)
         draws = self._drawn(trial, state.clean, state.index, run, part, _TOGETHER * each)
         return draws.reshape(len(draws), _TOGETHER, each)
 
     def _drawn(self, trial: Trial, clean: Tensor, index: Tensor, run: int, part: int, count: int) -> Tensor:
-        """(N, count), uniform in (0, 1)."""
+        """Random numbers (N, count), uniform in (0, 1)."""
         seed = trial.seed(run, part)
         assert seed is not None
         like = torch.empty(len(clean), count, dtype=clean.dtype, device=clean.device)
         return uniform_draws(like, seed, index).add_(1).div_(2)
 
     def _proposal(self, state: SquareState, query: int) -> Tensor:
-        """query: from 0."""
+        """What to try next (N, C, H, W). query: its number, from 0."""
         of_10_000 = query * 10_000 // self.queries if self.rescale_schedule else query
         share = self.p_init / 2 ** bisect.bisect_left(_HALVED_AFTER, of_10_000)
         side = self._moves.side(share, *state.clean.shape[2:])

@@ -1,5 +1,8 @@
-"""Where the Square Attack starts, and what it tries next: by draws (N, ...), uniform in (0, 1), that say what
-is random. Everything is per sample; squares lie anywhere in the image, its edges included."""
+"""Where the Square Attack starts, and what it tries next.
+
+All randomness comes from outside, as draws (N, ...) that are uniform in (0, 1). Each sample has its own
+squares, which may lie anywhere in the image, its edges included.
+"""
 
 import functools
 from typing import Any
@@ -19,7 +22,8 @@ def signs(draws: Tensor) -> Tensor:
 
 
 class Stripes:
-    """In Linf: vertical stripes, then squares of one colour, on the ball's surface."""
+    """In Linf: starts with vertical stripes; a move paints a square in one colour. Every element that was
+    changed is as far from the clean image as the ball allows."""
 
     def __init__(self, bounds: tuple[float, float]):
         self._bounds = bounds
@@ -30,12 +34,12 @@ class Stripes:
 
     @staticmethod
     def draws(shape: torch.Size) -> int:
-        """Of a move: where the square is, and its colour."""
+        """How many draws a move needs: for the square's place, and for its colour."""
         return 2 + shape[1]
 
     @staticmethod
     def side(share: float, height: int, width: int) -> int:
-        """Of the square with this share of the pixels."""
+        """The side of a square with this share of the pixels."""
         return min(max(round((share * height * width) ** 0.5), 1), height, width)
 
     def start(self, clean: Tensor, eps: float | Tensor, draws: Tensor) -> Tensor:
@@ -53,25 +57,26 @@ class Stripes:
 
 
 class Mass:
-    """In L2 and L1: a change that is concentrated in squares of a fixed pattern; a move takes the mass of one
-    square, and what the ball leaves, into another."""
+    """In L2 and L1: starts with tiles of a fixed pattern. A move empties one square and adds the pattern to
+    another, which gets the norm ("mass") of what both had, and what the ball still allows."""
 
     def __init__(self, norm: str, bounds: tuple[float, float]):
         self._norm, self._order, self._bounds = norm, ORDERS[norm], bounds
 
     @staticmethod
     def start_draws(shape: torch.Size) -> int:
-        """Of each tile, the colour and which way the pattern lies."""
+        """How many draws the start needs: for each tile, its colour and the pattern's orientation."""
         return len(_tiles(shape)) * (shape[1] + 1)
 
     @staticmethod
     def draws(shape: torch.Size) -> int:
-        """Of a move: where two squares are, which way the pattern lies, and its colour."""
+        """How many draws a move needs: for two squares' places, the pattern's orientation, and its colour."""
         return 5 + shape[1]
 
     @staticmethod
     def side(share: float, height: int, width: int) -> int:
-        """Odd, and at least 3, where the image is not smaller."""
+        """The side of a square with this share of the pixels: odd and at least 3, unless the image is smaller
+        than that."""
         return min(max(round((share * height * width) ** 0.5), 3) | 1, height, width)
 
     def start(self, clean: Tensor, eps: float | Tensor, draws: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ class Mass:
         return self._on_the_ball(change, clean, eps)
 
     def _budget(self, eps: float | Tensor, clean: Tensor, change: Tensor) -> Tensor:
-        """How much of the ball the change leaves, in the power of the norm that adds up."""
+        """How much of the ball the change leaves, in squares (L2) or absolute values (L1), which add up."""
         spent = self._power(change).sum(dim=(1, 2, 3), keepdim=True)
         return (_radius(eps, clean) ** self._order - spent).clamp(min=0)
 
@@ -108,11 +113,11 @@ class Mass:
         return power.sqrt() if self._order == 2 else power
 
     def _mass(self, change: Tensor) -> Tensor:
-        """Of each channel."""
+        """The norm of each channel, (N, C, 1, 1)."""
         return self._root(self._power(change).sum(dim=(2, 3), keepdim=True))
 
     def _pattern(self, draws: Tensor, side: int, clean: Tensor) -> Tensor:
-        """draws: which way it lies, and its colour: (N, 1 + C). Returns (N, C, side, side)."""
+        """The pattern (N, C, side, side). draws: (N, 1 + C), its orientation and its colour."""
         upright = pattern(self._order, side, clean.dtype, clean.device)
         lying = per_sample(draws[:, :1].flatten() > 0.5, clean)
         return torch.where(lying, upright.mT, upright) * signs(draws[:, 1:])[:, :, None, None]
@@ -133,7 +138,8 @@ def pattern(
     dtype: torch.dtype = torch.float64,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Tensor:
-    """(side, side), of mass 1: two halves of opposite sign, each the sharper the lower the order."""
+    """The pattern of a square, (side, side), of norm 1: two halves of opposite sign, each with a peak in its
+    middle, which is sharper in L1 than in L2."""
     half = side // 2
     found = torch.cat([_peak(order, half, side), -_peak(order, side - half, side)])
     return (found / (found.abs() ** order).sum() ** (1 / order)).to(device, dtype)

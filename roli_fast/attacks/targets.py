@@ -9,10 +9,10 @@ from .trial import Trial
 
 
 class TowardsTargets(Attack):
-    """Of an attack whose runs go towards the likeliest of the other classes, by the model's own output for
-    the clean images, ``restarts`` times each.
+    """Makes an attack run towards each of the likeliest wrong classes in turn, ``restarts`` times each. Which
+    these are, the model's own output for the clean images says.
 
-    targets: how many classes, fewer where the model has fewer others.
+    targets: how many classes to aim at; fewer if the model has fewer wrong ones.
     """
 
     targets: int

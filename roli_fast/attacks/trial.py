@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
-    """What an attack reached and what it spent.
+    """What an attack found and what it cost.
 
-    adversarial: (N, ...) in the images' dtype and layout (float32 for uint8 images).
-    success: (N,) bool, by the caller's own model on ``adversarial``; None for an attack on features, which
-        have no class.
-    loss: (N,) float, the caller's model's loss there, as it was increased (targeted: minus the loss).
-    forwards, gradients: how many samples went forward, and backward, all calls of the model counted.
+    adversarial: (N, ...), in the images' dtype and memory layout (float32 where the images are uint8).
+    success: (N,) bool, which adversarial images fool the caller's own model. None for an attack on features,
+        which have no class.
+    loss: (N,) float, the caller's model's loss on the adversarial images; minus the loss where the attack is
+        targeted, so that higher is always better for the attack.
+    forwards, gradients: how many samples went through the model forward and backward. A sample counts as
+        often as it did.
     notes: what else a user should know, such as why no CUDA graph was used.
-    directed: how many samples had a gradient to follow, or were attacked without one.
-    undirected_by_stage: of each attack of an ensemble, or of this one, "": how many samples withstood it
-        without a gradient to follow, and how many it attacked.
+    directed: how many samples had a gradient to follow; all, for an attack that follows none.
+    undirected_by_stage: two numbers for each attack of an ensemble (for a single attack, under the name ""):
+        how many samples withstood it without having had a gradient to follow, and how many it attacked.
     """
 
     adversarial: Tensor
@@ -44,19 +46,21 @@ class AttackResult:
 
     @property
     def undirected(self) -> int:
-        """How many samples withstood without a gradient to follow in any attack, at most."""
+        """An upper limit for how many samples withstood every attack without a gradient to follow."""
         return min((stuck for stuck, _ in self.undirected_by_stage.values()), default=0)
 
 
 class Trial:
-    """What an attack works on, what it has found so far, and what it has spent.
+    """One call of an attack on one batch: what it works on, what it has found so far, and what it has cost.
 
-    images (N, ...), labels (N,) or None; index: (N,) int64, which sample of the data set each one is.
-    key: (1,) int64 of all random draws; None for an attack without any.
-    rows: (N,) int64, 0 .. N - 1. Where a method takes rows, it is about these samples.
-    adversarial, fooled, loss: the best images of each sample that the model has judged.
-    directed: (N,) bool, which samples had a gradient to follow; all of an attack that follows none.
-    forwards, gradients: how many samples went through the model, and back.
+    images, labels: (N, ...), and (N,) int64 or None.
+    index: (N,) int64, the place of each sample in the data set.
+    key: (1,) int64, from which all random numbers derive; None for an attack that needs none.
+    rows: (N,) int64, 0 .. N - 1. A method's argument ``rows`` says which samples of the batch it is about.
+    adversarial, fooled, loss: of each sample the best image that the model has judged, (N, ...), whether it
+        fools the model, and its loss, both (N,).
+    directed: (N,) bool, which samples had a gradient to follow; all, for an attack that follows none.
+    forwards, gradients: how many samples went through the model forward and backward.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Trial:
         self.key = key
         self.forwards = self.gradients = 0
 
-    # Of what is judged: training, where nobody judges, does without.
+    # What follows is computed when it is first needed: training, which judges nothing, needs none of it.
 
     @cached_property
     def adversarial(self) -> Tensor:
@@ -102,25 +106,28 @@ class Trial:
 
     @cached_property
     def clean_view_output(self) -> Tensor:
-        """The same as the view sees it."""
+        """The output of the attack's copy of the model for the clean images."""
         self.spend(len(self.images), forwards=1)
         return self.oracle.output(self.oracle.view.prepare(to_state(self.images)), WHOLE)
 
     def ask(self, images: Tensor) -> Tensor:
-        """The model's own output; of a random one the mean over the attack's ``eot`` calls."""
+        """The output of the model itself, averaged over the attack's ``eot`` calls."""
         attack = self._attack
         self.forwards += len(images) * attack.eot
         ask = own_output if attack.label_free else predict
         return mean_of(attack.eot, lambda: ask(self._model, images, attack.output))
 
     def judge(self, rows: Tensor, adv: Tensor) -> Tensor:
-        """Asks the model about these states of these samples, and keeps what is better than what there was:
-        (n,) bool, which fool it."""
+        """Asks the model about adversarial images of these samples, and keeps those that are better than the
+        samples' best so far. Returns (n,) bool: which fool the model.
+
+        adv: (n, ...) as the attack's state, float32 or float64.
+        """
         images = to_images(adv, self.images[rows])
         return self.offer(rows, images, self.ask(images))
 
     def offer(self, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
-        """As :meth:`judge`, where the model has been asked."""
+        """As :meth:`judge`, for images of which the model's output is known already."""
         loss = self._attack.merit(self, rows, images, output)
         fooled = self._attack.fooled(output, self.labels_of(rows))
         better = beats(fooled, loss, self.fooled[rows], self.loss[rows])
@@ -130,7 +137,7 @@ class Trial:
         return fooled
 
     def spend(self, samples: int, *, forwards: int = 0, gradients: int = 0) -> None:
-        """Counts what the view did with so many samples."""
+        """Counts passes of so many samples through the attack's copy of the model."""
         self.forwards += samples * forwards * self._attack.eot
         self.gradients += samples * gradients * self._attack.eot
 
@@ -150,7 +157,7 @@ class Trial:
         return taken(size.to(self.images.device, dtype, non_blocking=at_once), rows)
 
     def seed(self, run: int, iteration: int = 0) -> Tensor | None:
-        """(2,) int64 for the draws of a run, or of one of its iterations; None without draws."""
+        """(2,) int64, the seed of a run, or of an iteration in it; None for an attack without randomness."""
         if self.key is None:
             return None
         return torch.cat([self.key, torch.full_like(self.key, iteration << 32 | run)])

@@ -15,11 +15,13 @@ from .norms import NORMS
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where adversarial images lie; per sample, all (N,).
+    """Where adversarial images lie. All fields are (N,), one value for each sample.
 
-    finite, in_box, in_ball: whether the adversarial image is without NaN and infinity, within the
-        bounds, and within eps of the clean one (to one unit in the last place of either).
-    distance: to the clean image, float64.
+    finite: bool, whether the image is without NaN and infinity.
+    in_box: bool, whether all its pixels are within the bounds.
+    in_ball: bool, whether it is within eps of the clean image, up to rounding: one unit in the last place of
+        either image.
+    distance: float64, to the clean image, in the norm.
     """
 
     finite: Tensor
@@ -35,10 +37,10 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Verification(Place):
-    """As :class:`Place`, and what the model makes of them.
+    """As :class:`Place`, and what the model says of the images; all (N,).
 
-    prediction: the model's class.
-    success: finite, in_box, in_ball, and the model is fooled.
+    prediction: int64, the model's class.
+    success: bool, whether the image is finite, in the box and in the ball, and fools the model.
     """
 
     prediction: Tensor
@@ -46,11 +48,12 @@ class Verification(Place):
 
 
 def predict(model: Model, images: Tensor, output: Output = None) -> Tensor:
-    """The model's logits (N, classes) for these images, in eval mode; the model is left as it was.
+    """The model's logits (N, classes) for images (N, ...), in eval mode. The model is left unchanged.
 
-    output: where they are in what the model returns, see :func:`roli_fast.engine.select`.
+    output: where the logits are in what the model returns; see :func:`roli_fast.engine.select`.
 
-    Raises ValueError where they are not (N, classes), and where one is NaN: no class can be read off.
+    Raises ValueError where the output is not (N, classes), and where a logit is NaN, since there is then no
+    prediction.
     """
     logits = class_logits(model, images, output)
     broken = logits.isnan().any(dim=1)
@@ -60,7 +63,7 @@ def predict(model: Model, images: Tensor, output: Output = None) -> Tensor:
 
 
 def mean_of(eot: int, call: Callable[[], Tensor]) -> Tensor:
-    """Over so many calls: of a random model, one in many is wrong by chance."""
+    """The mean over ``eot`` calls: a random model's single answer may be wrong by chance."""
     return call() if eot == 1 else torch.stack([call() for _ in range(eot)]).mean(dim=0)
 
 
@@ -83,19 +86,21 @@ def verify(
     output: Output = None,
     eot: int = 1,
 ) -> Verification:
-    """Checks adversarial images, whoever made them.
+    """Checks adversarial images, whoever made them: whether they are valid, and whether they fool the model.
+    Uses plain torch and the model itself, never an attack's copy of it.
 
-    model: maps images (N, ...) to logits (N, classes); asked as it is, in eval mode.
-    clean: (N, ...) any float dtype, or uint8 for v / 255.
-    adv: (N, ...) any float dtype; what the model is asked about.
-    labels: (N,) int64; with ``targeted``, the targets.
+    model: maps images (N, ...) to logits (N, classes); called in eval mode and left unchanged.
+    clean: the clean images (N, ...), in any float dtype; uint8 images stand for their values / 255.
+    adv: the adversarial images (N, ...), in any float dtype, as the model is given them.
+    labels: (N,) int64, the true classes; with ``targeted``, the classes to reach.
     norm: "linf", "l2" or "l1".
-    eps: a number, or (N,); in pixel units, measured in the norm.
-    bounds: the box.
-    output: where the logits are in what the model returns, see :func:`roli_fast.engine.select`.
-    eot: calls of the model that are averaged, for one whose output is random.
+    eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor (N,).
+    bounds: the lowest and the highest value that a pixel may have.
+    output: where the logits are in what the model returns; see :func:`roli_fast.engine.select`.
+    eot: number of calls of the model that are averaged, for a model whose output is random.
 
-    Raises ValueError or TypeError for arguments that do not fit together, and for labels that are no class.
+    Raises ValueError or TypeError for arguments that do not fit together, and ValueError for labels outside
+    of the model's classes.
     """
     check_count("eot", eot)
     if labels is None:
@@ -114,7 +119,7 @@ def verify(
 def locate(
     clean: Tensor, adv: Tensor, norm: str, eps: float | Tensor, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Place:
-    """Where adversarial images lie, which no model is asked about. Arguments as in :func:`verify`."""
+    """Where adversarial images lie, without asking a model. Arguments as in :func:`verify`."""
     check_choice("norm", norm, tuple(NORMS))
     check_size("eps", eps)
     check_bounds(bounds)
