@@ -12,20 +12,21 @@ _RESAMPLES = 9999
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Which images are classified right.
+    """An accuracy, with what it was for each image.
 
-    right: (N,) bool, on the CPU, in the order of the data set; N is at least 1.
+    right: (N,) bool on the CPU, whether each image is classified right, in the order of the data set. N is at
+        least 1.
     """
 
     right: Tensor
 
     @property
     def value(self) -> float:
-        """Between 0 and 1."""
+        """The share of images that are right, between 0 and 1."""
         return self.right.double().mean().item()
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval for the value."""
+        """The value's confidence interval (Wilson), both ends between 0 and 1."""
         test = binomtest(int(self.right.sum()), len(self.right))
         low, high = test.proportion_ci(confidence, method="wilson")
         return float(low), float(high)
@@ -42,7 +43,7 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How much more accurate one is than another, with the interval [low, high]."""
+    """A difference between two accuracies, with its confidence interval [low, high]."""
 
     value: float
     low: float
@@ -50,18 +51,22 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
+        """Whether the interval contains 0."""
         return self.low <= 0 <= self.high
 
 
 def difference(a: Accuracy, b: Accuracy, confidence: float = 0.95) -> Difference:
-    """a minus b on the same images, with a paired bootstrap's percentile interval; with that of
-    :func:`unanimous` where all images show the same."""
+    """a minus b, of accuracies on the same images, with the percentile interval of a paired bootstrap over
+    images. Where all images show the same difference, the interval is that of :func:`unanimous`.
+
+    Raises ValueError for different numbers of images.
+    """
     if len(a.right) != len(b.right):
         raise ValueError(f"a, b: got {len(a.right)} and {len(b.right)} images, accepted: the same images")
     gaps = a.right.numpy().astype(int) - b.right.numpy().astype(int)
     if (gaps == gaps[0]).all():
         return unanimous(float(gaps[0]), len(gaps), confidence)
-    # To draw images is to draw how many there are of each kind.
+    # To resample images is to draw how many of them are worse, equal and better.
     shares = numpy.bincount(gaps + 1, minlength=3) / len(gaps)
     worse, _, better = numpy.random.default_rng(0).multinomial(len(gaps), shares, size=_RESAMPLES).T
     beyond = (1 - confidence) / 2
@@ -70,8 +75,9 @@ def difference(a: Accuracy, b: Accuracy, confidence: float = 0.95) -> Difference
 
 
 def unanimous(gap: float, images: int, confidence: float = 0.95) -> Difference:
-    """A difference that each of so many images shows, which a bootstrap would take for certain. Of all images
-    a share shows it, which Wilson's interval bounds from below; at the others it may be anything in [-1, 1].
+    """The difference and its interval where every image shows the same gap, which a bootstrap would take for
+    certain. Wilson's interval bounds the share of all images that show it from below; for the others the gap
+    may be anything in [-1, 1].
     """
     share = float(binomtest(images, images).proportion_ci(confidence, method="wilson").low)
     return Difference(gap, share * (gap + 1) - 1, share * (gap - 1) + 1)

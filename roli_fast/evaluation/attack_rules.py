@@ -1,4 +1,4 @@
-"""What an evaluation asks of an attack, before and after."""
+"""What an evaluation demands of an attack: settings before it runs, valid images and gradients afterwards."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from ..engine.modes import Model
 
 
 def check_one_size_for_all(argument: str, attack: Attack) -> None:
-    """Raises ValueError for sizes per sample, whose batch an evaluation does not have."""
+    """Raises ValueError for an attack with sizes per sample: these fit one batch, and not all others."""
     if any(isinstance(size, Tensor) and size.dim() for size in attack.sizes().values()):
         accepted = "one for all"
         raise ValueError(
@@ -21,14 +21,14 @@ def check_one_size_for_all(argument: str, attack: Attack) -> None:
 
 
 def key_of(attack: Attack) -> Tensor:
-    """Of all draws, so that batches are attacked as one: (1,) int64."""
+    """A random key (1,) int64 from the attack's generator, for all batches of an evaluation."""
     device = attack.generator.device if attack.generator else torch.device("cpu")
     return draw_key(attack.generator, device)
 
 
 def verified(model: Model, attack: Attack, images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
-    """(N,) bool: which adversarial images fool the model, as :func:`roli_fast.attacks.verify` has it. Raises
-    as :func:`check_places`."""
+    """(N,) bool: which adversarial images fool the model, by :func:`roli_fast.attacks.verify`. Raises as
+    :func:`check_places`."""
     found = verify(
         model, images, adversarial, labels, attack.norm, attack.eps, attack.bounds,
         output=attack.output, eot=attack.eot,
@@ -38,8 +38,8 @@ def verified(model: Model, attack: Attack, images: Tensor, adversarial: Tensor, 
 
 
 def check_places(attack: Attack, place: Place) -> None:
-    """Raises RuntimeError where an adversarial image is outside the ball or the box: nothing could be said of
-    the model then."""
+    """Raises RuntimeError where an adversarial image is outside the ball or the box: it would say nothing
+    about the model."""
     if not place.allowed.all():
         raise RuntimeError(f"{attack!r} returned images outside its ball or box")
 
@@ -51,11 +51,12 @@ def pooled_notes(
     undirected: Sequence[Mapping[str, Sequence[int]]],
     strict: bool = True,
 ) -> tuple[str, ...]:
-    """What is to be said of images that withstood without a gradient to follow, over all batches.
+    """A sentence for each stage that some images withstood without a gradient to follow, over all batches.
 
-    images: that were attacked. directed, undirected: as AttackResult has them, of each batch.
+    images: how many were attacked. directed, undirected: of each batch, directed and undirected_by_stage of
+        its AttackResult.
 
-    Raises ValueError where strict and the attack had no gradient for any image.
+    Raises ValueError if ``strict`` and the attack had no gradient for any image.
     """
     stages = dict.fromkeys(stage for batch in undirected for stage in batch)
     counts = {stage: [batch[stage] for batch in undirected if stage in batch] for stage in stages}

@@ -30,14 +30,17 @@ from .records import Record, Records
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(Accuracy):
-    """Which images are classified right, and stay so under the attack.
+    """The result of :func:`evaluate`: the robust accuracy, or without an attack the clean one. ``right`` says
+    which images are right and stay right under the attack.
 
-    clean: without the attack.
-    stages: "clean", and the attacks that ran. broken_by: (N,) int64, the stage that made each image wrong;
-        -1 for none.
-    label: what was run.
-    notes: what else a user should know.
-    forwards, gradients: how many samples went through the model, and back. seconds: of all processes.
+    clean: the accuracy without the attack.
+    stages: "clean", and the names of the attacks that ran, in order.
+    broken_by: (N,) int64, for each image the number of the stage that made it wrong (0: wrong as it is), or
+        -1.
+    label: what was run, with all settings and this package's version.
+    notes: what else a user should know, such as reasons to distrust the result.
+    forwards, gradients: how many samples went through the model forward and backward.
+    seconds: time spent, added up over processes.
     """
 
     stages: tuple[str, ...]
@@ -53,7 +56,7 @@ class Evaluation(Accuracy):
         return self.after("clean")
 
     def after(self, stage: str) -> Accuracy:
-        """After this stage and those before it."""
+        """The accuracy after this stage and those before it. Raises ValueError for one that did not run."""
         if stage not in self.stages:
             raise ValueError(f"stage: got {stage!r}, accepted: {', '.join(self.stages)}")
         return Accuracy((self.broken_by < 0) | (self.broken_by > self.stages.index(stage)))
@@ -69,28 +72,31 @@ def evaluate(
     progress: bool = False,
     strict: bool = True,
 ) -> Evaluation:
-    """The model's accuracy in eval mode; under an attack, the images that are right and stay so.
+    """Measures a model's accuracy in eval mode, clean or under an attack.
 
-    Under torchrun, with a process group, the processes share the batches, and all return the same as one
-    process would.
+    Under an attack, an image counts as right if the model classifies it right both as it is and after the
+    attack, as :func:`roli_fast.attacks.verify` decides. Images that are wrong as they are are not attacked.
 
-    model: maps images (N, ...) to logits (N, classes); left as it was.
-    batches: (images, labels) in a fixed order, which gives each sample its index; all processes get all (a
-        :class:`roli_fast.data.Loader` with rank=0 and world_size=1). They go to the model's device.
-    attack: None for clean accuracy. Its key is drawn once: results do not depend on the batches' size where
-        the model's own outputs do not.
-    output: where the logits are in what the model returns; an attack brings its own.
-    folder: where finished batches are saved, with their adversarial images (:func:`saved`) and a log. A run
-        that was interrupted goes on there, and ends with the same result. Bound to its model, output,
-        data and attack.
-    progress: whether to show a bar with the robust accuracy so far and the time left.
-    strict: whether it is an error that the attack had no gradient to follow for any image, since what it then
-        measures is no robust accuracy; otherwise a note says so.
+    model: maps images (N, ...) to logits (N, classes); left unchanged.
+    batches: tuples that begin with images (N, ...) and labels (N,) int64, in a fixed order. They are moved to
+        the model's device. Under torchrun each process is given all batches and evaluates its share of them;
+        a :class:`roli_fast.data.Loader` then needs rank=0 and world_size=1. All processes return the same
+        result.
+    attack: None for clean accuracy. All batches are attacked with one random key, so that the result does not
+        depend on the batch size (as far as the model's own outputs do not).
+    output: where the logits are in what the model returns; an attack has its own ``output``, and this is then
+        left out. See :func:`roli_fast.engine.select`.
+    folder: where each finished batch is saved, with its adversarial images (read them by :func:`saved`), and
+        a log. Calling evaluate again with the same model, data and attack goes on after an interruption, to
+        the same result. None saves nothing.
+    progress: whether to show a bar on stderr.
+    strict: whether to raise ValueError if the attack had no gradient to follow for any image, since what it
+        measured is then no robustness; if not, a note says so.
 
-    Raises ValueError for an attack that is targeted or on features, or whose sizes are per sample; for
-    another output than the attack's; for a Loader of a process' share; for a folder of another model, data
-    set or attack; and RuntimeError where an attack left the ball or the box: nothing could then be said of
-    the model.
+    Raises ValueError for an attack that is targeted, on features, or with an eps or step size per sample; for
+    an output that is not the attack's; for a Loader that gives a process its share alone; for a folder of
+    another model, data set or attack; and for no images. Raises RuntimeError if the attack left its ball or
+    box.
     """
     _check_attack(attack)
     if attack is not None and output not in (None, attack.output):
@@ -124,7 +130,7 @@ def _check_attack(attack: Attack | None) -> None:
 
 
 def _check_batches(batches: Iterable[object]) -> None:
-    """Raises ValueError where each process would be given a share of its share."""
+    """Raises ValueError for a Loader of a process' share, of which it would evaluate only a share."""
     shares = getattr(batches, "world_size", 1)  # of a Loader
     if shares > 1 and world_size() > 1:
         got = f"a Loader of this process' share of {shares}"
@@ -138,7 +144,7 @@ class _Run:
         self._model, self._attack, self._output = model, attack, output
         self.name = "clean" if attack is None else type(attack).__name__
         self._label = "clean" if attack is None else attack.label
-        # Where the logits are is part of an attack's label.
+        # What the folder is bound to. An attack's label says where the logits are; without one, this does.
         self._bound = self._label if attack is not None or output is None else f"clean, {readable(output)}"
         self._stages = ("clean",) if attack is None else attack.stages
         self._records = None if folder is None else Records(Path(folder))
@@ -148,7 +154,8 @@ class _Run:
         self._key = self._common_key()
 
     def record(self, number: int, first: int, images: Tensor, labels: Tensor) -> Record:
-        """Of this batch, from the folder where it is finished there; first: the index of its first sample."""
+        """The record of a batch: from the folder if it is finished there, else measured. first: the index of
+        its first sample."""
         record = None if self._records is None else self._records.load(number, images, labels)
         if record is None:
             record = self._measured(first, images, labels)
@@ -157,7 +164,7 @@ class _Run:
         return dataclasses.replace(record, adversarial=None)  # a data set's images are more than memory holds
 
     def gathered(self, found: dict[int, Record]) -> dict[int, Record]:
-        """Of all processes."""
+        """The records of all processes."""
         if world_size() == 1:
             return found
         everyone: list[dict[int, Record]] = [{} for _ in range(world_size())]
@@ -202,8 +209,7 @@ class _Run:
         return record
 
     def _under(self, attack: Attack, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
-        """Adds what the attack does. What is wrong already needs none, and stays wrong whatever it would
-        make of it."""
+        """Attacks the images that are right as they are, and adds what came of it to the record."""
         adversarial = as_floats(images)
         rows = (record.broken_by < 0).nonzero().flatten()
         if len(rows) > 0:
@@ -223,7 +229,7 @@ class _Run:
         record.adversarial = adversarial.cpu()
 
     def _common_key(self) -> Tensor:
-        """Of all draws, the same in all processes; the folder's where an evaluation goes on."""
+        """The random key of all batches, the same in all processes; the folder's if an evaluation goes on."""
         agreed: list[int | Exception] = [0]
         if rank() == 0:
             try:
@@ -240,7 +246,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _bar(batches: Iterable[object], name: str, shown: bool) -> Iterator[Callable[[dict[int, Record]], None]]:
-    """A function that moves the bar on by a batch, and says how many images are still right."""
+    """A progress bar: yields a function that moves it on by a batch, given the records so far."""
     if not shown:
         yield lambda found: None
         return

@@ -18,12 +18,13 @@ from ..files import PARTIAL, read_json, write, write_json
 
 @dataclasses.dataclass
 class Record:
-    """Of a batch, on the CPU.
+    """What an evaluation found for one batch. Tensors are on the CPU.
 
-    broken_by: (N,) int64, the stage that made each image wrong; -1 for none.
-    adversarial: (N, ...), the clean image where the attack found nothing; None without one, and once saved.
-    forwards, gradients: how many samples went through the model, and back.
-    directed, undirected: as AttackResult's directed and undirected_by_stage.
+    broken_by: (N,) int64, for each image the number of the stage that made it wrong, or -1.
+    adversarial: (N, ...), the clean image where the attack found nothing; None without an attack, and once
+        the record is saved.
+    forwards, gradients: how many samples went through the model forward and backward.
+    directed, undirected: directed and undirected_by_stage of the batch's AttackResult.
     """
 
     broken_by: Tensor
@@ -38,7 +39,12 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class SavedBatch:
-    """Adversarial images (N, ...) of the samples index (N,), with their labels (N,) int64."""
+    """A batch of adversarial images that an evaluation has saved.
+
+    index: (N,) int64, the samples' places in the data set.
+    adversarial: (N, ...); the clean image where the attack found no adversarial one.
+    labels: (N,) int64.
+    """
 
     index: Tensor
     adversarial: Tensor
@@ -46,16 +52,16 @@ class SavedBatch:
 
 
 class Records:
-    """A folder of an evaluation: what it is bound to in ``evaluation.json``, a file per finished batch, and a
-    line in ``log.txt`` for each."""
+    """The folder of an evaluation: ``evaluation.json`` says of what model and attack it is; each finished
+    batch has a file, and a line in ``log.txt``."""
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def open(self, attack: str, model: Model, key: int) -> int:
-        """The key of the evaluation that goes on here, or the given one, with which one begins.
+        """Begins an evaluation with this random key, or finds one to go on with: returns the key to use.
 
-        Raises ValueError where another attack or another model was evaluated here.
+        Raises ValueError if the folder has an evaluation of another attack or model, or other files.
         """
         bound = {"attack": attack, "model": fingerprint(model)}
         path = self._folder / "evaluation.json"
@@ -78,7 +84,7 @@ class Records:
         return int(there["key"])
 
     def save(self, number: int, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
-        """Whole or not at all. first: the index of the batch's first sample."""
+        """Saves a batch, whole or not at all. first: the index of its first sample."""
         kept = {"broken_by": record.broken_by, "labels": labels.cpu().contiguous()}
         if record.adversarial is not None:
             kept["adversarial"] = record.adversarial.contiguous()
@@ -95,7 +101,7 @@ class Records:
             log.write(f"batch {number}: {right} of {len(labels)} right, {cost}\n")
 
     def load(self, number: int, images: Tensor, labels: Tensor) -> Record | None:
-        """None where the batch is not finished. Raises ValueError where it was of other data."""
+        """The saved record of a batch; None if it is not finished. Raises ValueError if it has other data."""
         path = self._path(number)
         if not path.exists():
             return None
@@ -117,14 +123,14 @@ class Records:
         write_json(path, read_json(path) | {"batches": count})
 
     def _forget_count(self) -> None:
-        """Of an evaluation that was finished, and that this one adds to."""
+        """Undoes :meth:`finish`, for a finished evaluation to which this one adds batches."""
         path = self._folder / "evaluation.json"
         there = read_json(path)
         if there.pop("batches", None) is not None:
             write_json(path, there)
 
     def batches(self) -> Iterator[SavedBatch]:
-        """Of an evaluation that was interrupted, those there are."""
+        """The saved batches, in order; of an evaluation that was interrupted, those that there are."""
         count = read_json(self._folder / "evaluation.json").get("batches")
         for path in sorted(self._folder.glob("batch-*.safetensors"))[:count]:
             tensors, metadata = _opened(path)
@@ -137,10 +143,10 @@ class Records:
 
 
 def saved(folder: str | Path) -> Iterator[SavedBatch]:
-    """The adversarial images that :func:`evaluate` has saved in this folder, batch by batch: clean where the
-    attack found none. With the clean images, :func:`roli_fast.attacks.verify` says what they do to a model.
+    """Reads the adversarial images that ``evaluate(folder=...)`` has saved, batch by batch. Together with the
+    clean images, :func:`roli_fast.attacks.verify` checks them against any model.
 
-    Raises ValueError where no evaluation is, and where a file cannot be read.
+    Raises ValueError for a folder without an evaluation, and for a file that cannot be read.
     """
     path = Path(folder)
     if not (path / "evaluation.json").exists():

@@ -1,5 +1,5 @@
-"""How far an attack moves what a backbone makes of an image (Nern et al., On Transfer of Adversarial
-Robustness from Pretraining to Downstream Tasks, NeurIPS 2023)."""
+"""Sensitivity: how far an attack can move a backbone's features of an image (Nern et al., On Transfer of
+Adversarial Robustness from Pretraining to Downstream Tasks, NeurIPS 2023)."""
 
 import dataclasses
 import math
@@ -23,19 +23,22 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def sensitivity_attack(
     eps: float = 8 / 255, steps: int = 20, generator: torch.Generator | None = None
 ) -> FeaturePGD:
-    """The attack that sensitivity is measured with: Linf, steps of 0.7 eps from a random start, as in the
-    paper's code; of the places on its way, the farthest counts."""
+    """The attack that measures sensitivity: FeaturePGD in Linf, with steps of 0.7 eps from a random start, as
+    in the paper's code. Of the points on its way, the one with the farthest features counts.
+
+    eps: in pixel units, with pixels in [0, 1].
+    """
     return FeaturePGD(eps=eps, step_size=0.7 * eps, steps=steps, iterate="best", generator=generator)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """How far a representation f moves within the ball. Estimated: an attack bounds the largest distance from
-    below.
+    """How far the features f(x) of each image x move within the ball. An estimate from below: the attack need
+    not find the point x' with the farthest features.
 
     distance: (N,) float64 on the CPU, ||f(x') - f(x)||_2.
-    length: (N,) float64, ||f(x)||_2.
-    label: the attack that found x'.
+    length: (N,) float64 on the CPU, ||f(x)||_2.
+    label: the attack that found x', with all settings.
     """
 
     distance: Tensor
@@ -44,11 +47,11 @@ class Sensitivity:
 
     @property
     def relative(self) -> Tensor:
-        """(N,) float64, distance by length: infinite where features of length 0 move, 0 where they stay."""
+        """(N,) float64, distance / length. Where length is 0: infinite if the features moved, else 0."""
         return torch.where(self.distance > 0, self.distance / self.length, 0.0)
 
     def summary(self) -> dict[str, Any]:
-        """What of it goes into JSON: see :func:`figures`."""
+        """Mean and quantiles over the images, fit for JSON."""
         return {
             "attack": self.label,
             "images": len(self.distance),
@@ -64,17 +67,16 @@ def sensitivity(
     *,
     progress: bool = False,
 ) -> Sensitivity:
-    """The sensitivity of a representation, which needs neither head nor labels.
+    """Measures the sensitivity of a representation. Needs neither a head nor labels.
 
-    features: maps images (N, ...) to features (N, ...), such as the first of :func:`roli_fast.models.split`;
-        asked in eval mode, left as it was.
-    batches: tuples that begin with the images, in a fixed order, which gives each sample its index. They go
-        to the features' device.
+    features: maps images (N, ...) to features (N, ...), such as the first result of
+        :func:`roli_fast.models.split`; called in eval mode and left unchanged.
+    batches: tuples that begin with the images, in a fixed order. They are moved to the features' device.
     attack: default :func:`sensitivity_attack`.
-    progress: whether to show a bar.
+    progress: whether to show a bar on stderr.
 
-    Raises ValueError for no image and for features that are not finite, TypeError for another attack, and
-    RuntimeError where the attack left the ball or the box.
+    Raises ValueError for no images and for features that are not finite, TypeError for an attack that is no
+    FeaturePGD, and RuntimeError if the attack left its ball or box.
     """
     attack = sensitivity_attack() if attack is None else attack
     check_feature_attack(attack)
@@ -92,7 +94,7 @@ def sensitivity(
 
 
 def figures(values: Tensor) -> dict[str, Any]:
-    """Mean and quantiles of values (N,), N at least 1, fit for JSON: None for what is not finite."""
+    """Mean and quantiles of values (N,), N at least 1, fit for JSON: None instead of infinity and NaN."""
     quantiles = {f"{q:g}": finite(quantile(values, q)) for q in QUANTILES}
     return {"mean": finite(values.mean().item()), "quantiles": quantiles}
 

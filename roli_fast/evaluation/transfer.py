@@ -33,22 +33,25 @@ def transfer(
     *,
     progress: bool = False,
 ) -> Transfer:
-    """The theory's quantities for a classifier with a linear head: sensitivity, the loss bound and the
-    criterion for each image, and what attacks say of them. Without a trained head, :func:`sensitivity`.
+    """Estimates how much of a representation's robustness a linear head keeps. For each image: its
+    sensitivity, the bound on its loss, and the criterion for keeping its class (:class:`Sensitivity`,
+    :class:`LossBound`, :class:`Criterion`), next to what attacks measure. For a backbone without a trained
+    head, use :func:`sensitivity`.
 
-    model: what :func:`roli_fast.models.split` takes; asked in eval mode, left as it was.
-    batches: tuples that begin with images and labels (N,) int64, in a fixed order, which gives each sample
-        its index. They go to the model's device.
-    feature_attack: such as :func:`sensitivity_attack`.
-    attacks: on the classes, of different kinds, in the same ball and box: such as PGD and AutoAttack.
-    progress: whether to show a bar.
+    model: a classifier that :func:`roli_fast.models.split` accepts; called in eval mode and left unchanged.
+    batches: tuples that begin with images (N, ...) and labels (N,) int64, in a fixed order. They are moved to
+        the model's device.
+    feature_attack: the attack on features, such as :func:`sensitivity_attack` makes.
+    attacks: attacks on the classes, such as PGD and AutoAttack, no two of the same kind, with the norm, eps
+        and bounds of feature_attack.
+    progress: whether to show a bar on stderr.
 
-    Everything that is estimated errs to a known side: the distance is bounded from below, so that the
-    criterion may be met where it is not; measured robust accuracy is bounded from above.
+    All results are estimates that err to a known side. Distances are too small rather than too large, so that
+    the criterion may seem to be met where it is not; robust accuracies are too high rather than too low.
 
-    Raises ValueError for attacks that do not fit together and for no image, TypeError for a model without a
-    head that can be told apart, and RuntimeError where an attack left the ball, and where a theorem did not
-    hold: that would be a bug.
+    Raises ValueError for attacks that do not fit together and for no images, TypeError for a model without a
+    linear head, and RuntimeError if an attack left its ball or box or if a theorem was violated, which would
+    be a bug.
     """
     _check_attacks(feature_attack, attacks)
     run = _Run(model, feature_attack, attacks)
@@ -80,7 +83,7 @@ def _ball(attack: Attack) -> tuple[str, float, tuple[float, ...]]:
 
 
 class _Run:
-    """What becomes known batch by batch."""
+    """Collects the results of one call, batch by batch."""
 
     def __init__(self, model: nn.Module, feature_attack: FeaturePGD, attacks: Sequence[Attack]):
         self._model, self._feature_attack, self._attacks = model, feature_attack, attacks

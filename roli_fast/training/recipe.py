@@ -1,4 +1,4 @@
-"""How a stage trains: what is fixed before it begins."""
+"""The settings of a training stage, and those of RoLI's public code."""
 
 import dataclasses
 from typing import Any
@@ -19,38 +19,45 @@ SCHEDULES = ("cosine", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The settings of one stage. Names are timm's where it has them.
+    """The settings of one training stage. Where timm has a setting, its name is used.
 
-    epochs: passes over the training images.
-    lr: the peak learning rate, for the global batch.
-    batch_size: of all processes together.
-    opt, momentum, weight_decay: of ``timm.optim.create_optimizer_v2``; "momentum" is SGD without Nesterov's
-        term, as in RoLI's probing. Biases and norms do not decay.
-    sched: "cosine", from the peak to min_lr over the epochs that are left after warmup_epochs, in which it
-        grows with every batch; or "none", constant after the warm-up.
-    clip_grad: largest norm of all gradients together; None for any.
-    attack: in training: "pgd"; "nfgsm" (one step from noise of 2 eps); "none" for normal training.
-    loss: "ce", cross-entropy on adversarial images; "trades" (Zhang et al. 2019): on clean images, plus
-        trades_beta times the divergence of the adversarial images' probabilities, which its attack increases.
-    norm, eps: of the ball, in pixels of [0, 1]. In another norm than linf, eps has to be given.
-    step_size, steps: of "pgd"; the default size is eps / 4.
-    eps_warmup_epochs: over which eps and step size grow from 0.
-    attack_mode: in which mode the model is attacked in training: "eval"; "train" uses the batch's BatchNorm
-        statistics and dropout, leaves the running statistics alone, and attacks the model itself, not a copy.
-    precision: of the attacks' copies: "fp32", "tf32", "bf16", "fp16"; "auto" for the fastest on the device of
-        fp32, tf32 and bf16, measured once.
-    amp_dtype: of autocast in the training step: "float32" for none, "bfloat16", "float16" (with loss
-        scaling); "auto" for bfloat16 where the attack runs in a half precision.
-    channels_last: whether images and the model are laid out so.
-    ema_decay: of an average of the weights, which then is what is validated and kept; None for none. At
-        most 1 - (1 + step)^(-2/3), as timm's warm-up has it: 0.998 is reached after 11,000 steps.
-    val_steps: of the PGD on validation images.
-    patience: training ends when validation has not been better than its best for so many epochs, since
-        robust overfitting (Rice et al. 2020) makes what follows worse; None for all epochs.
-    seed: of order, augmentation, attacks, dropout. In one process on the CPU, a run repeats bit for bit
-        where precision is given, and not what a measurement finds.
+    epochs: number of passes over the training images.
+    lr: the peak learning rate, for batches of batch_size.
+    batch_size: images in a step, of all processes together.
+    opt, momentum, weight_decay: as in ``timm.optim.create_optimizer_v2``; "momentum" is SGD with momentum but
+        without Nesterov's, as in RoLI's probing. Biases and normalisation layers get no weight decay.
+    sched: how the learning rate goes on after the warm-up: "cosine" falls from lr to min_lr; "none" stays
+        at lr.
+    warmup_epochs: over these, the learning rate grows to lr, step by step.
+    min_lr: the learning rate at the end of "cosine".
+    clip_grad: the norm to which a step's gradients are clipped, all together; None for no clipping.
+    attack: what training images are attacked with: "pgd", "nfgsm" (one step from noise of 2 eps), or "none".
+    loss: "ce", cross-entropy on adversarial images; or "trades" (Zhang et al. 2019), cross-entropy on clean
+        images plus trades_beta times the KL divergence between the probabilities for clean and adversarial
+        images. With "trades", the attack increases that divergence.
+    norm, eps: the ball that attacks stay in; eps is in pixel units, with pixels in [0, 1]. In l2 and l1, eps
+        has to be given.
+    step_size, steps: of "pgd"; the default step size is eps / 4.
+    eps_warmup_epochs: over these, eps and step size grow from 0.
+    attack_mode: the mode of the model while it is attacked in training. "eval"; or "train", where BatchNorm
+        uses the batch's statistics and dropout is active, running statistics do not change, and the attack
+        computes in the model itself instead of a copy.
+    precision: what attacks compute in: "fp32", "tf32", "bf16", "fp16"; or "auto", which measures once which
+        of fp32, tf32 and bf16 is the fastest on the device.
+    amp_dtype: what autocast computes in, in the training step: "float32" (no autocast), "bfloat16",
+        "float16" (with loss scaling); or "auto", bfloat16 if the attack runs in a half precision, else
+        float32.
+    channels_last: whether images and weights are in channels-last memory layout.
+    ema_decay: decay of an exponential moving average of the weights, which is then validated and kept instead
+        of the weights themselves; None for no average. During timm's warm-up the decay is no more than
+        1 - (1 + step)^(-2/3), which reaches 0.998 after 11,000 steps.
+    val_steps: number of steps of the PGD on validation and test images.
+    patience: training ends when this many epochs have not improved on the best validation result: once robust
+        overfitting sets in (Rice et al. 2020), further epochs make it worse. None trains for all epochs.
+    seed: from which order, augmentation, attacks and dropout derive. On the CPU, with one process and a
+        precision other than "auto", a run repeats bit for bit.
 
-    Raises ValueError or TypeError for what does not fit.
+    Raises ValueError or TypeError for settings that are not accepted or exclude each other.
     """
 
     epochs: int
@@ -151,11 +158,17 @@ PAPER_SETS = tuple(_EPOCHS)
 
 
 def paper_settings(dataset: str, method: str, *, probed: bool) -> dict[str, Any]:
-    """RoLI's settings for one of its data sets and a finetuning method ("linear" for its probing), as
-    arguments of :class:`Recipe`: epochs, warm-up, optimiser, and the learning rate for a batch of 64.
+    """RoLI's settings, as keyword arguments of :class:`Recipe`: epochs, warm-up, optimiser, batch size and
+    learning rate.
 
-    probed: whether finetuning begins from a probed head. Source: the configurations of the public code (Hua
-    et al. 2024), whose weight decay is not in effect there.
+    dataset: one of the paper's: "cifar10", "cifar100", "caltech256", "cub200", "stanford_dogs".
+    method: of finetuning; "linear" for the probing.
+    probed: whether finetuning begins from a probed head.
+
+    Source: the configurations in the paper's public code (Hua et al. 2024). Their weight decay is left out,
+    since that code does not apply it.
+
+    Raises ValueError for another dataset or method.
     """
     check_choice("dataset", dataset, PAPER_SETS)
     check_choice("method", method, tuple(_BASE_LR[dataset]))
@@ -169,9 +182,9 @@ def paper_settings(dataset: str, method: str, *, probed: bool) -> dict[str, Any]
 
 
 def paper_options(dataset: str, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """RoLI's settings for one of its data sets and a finetuning method: those of a Swin, as arguments of
-    :func:`roli_fast.models.create_model`, and of the method, where they differ from the default, as arguments
-    of :func:`roli_fast.models.finetune`. Source: as for :func:`paper_settings`."""
+    """RoLI's settings of the network and of the finetuning method, as far as they differ from the defaults:
+    keyword arguments of :func:`roli_fast.models.create_model` (for a Swin), and of
+    :func:`roli_fast.models.finetune`. Arguments and source as in :func:`paper_settings`."""
     check_choice("dataset", dataset, PAPER_SETS)
     return (
         {"drop_path_rate": 0.5} if method == "full" else {},

@@ -9,9 +9,10 @@ from .cost import Cost
 
 
 class DivergedError(RuntimeError):
-    """A loss or a weight is NaN or infinite.
+    """Training has diverged: a loss, a feature or a weight is NaN or infinite.
 
-    epoch, step: where, from 0. index: (N,) int64, the batch's images in their set; None for a weight.
+    epoch, step: where that was found, both from 0.
+    index: (N,) int64, the places in the data set of the batch's images; None where a weight is not finite.
     """
 
     def __init__(self, epoch: int, step: int, index: Tensor | None, kept: str):
@@ -31,12 +32,17 @@ class DivergedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished stage, whose model has the weights of the best epoch.
+    """The result of a training stage.
 
-    history: a row per epoch: epoch (from 1), lr, train_loss and train_accuracy (on what was trained on),
-        val_clean, val_robust (None without an attack), images_per_second, and the epoch's :class:`Cost`.
-    best: the number of the best epoch in history, by validation robustness, then clean accuracy.
-    cost: of all epochs. warnings: of overfitting. precision: in which the attacks ran.
+    model: in eval mode, with the weights of the best epoch.
+    history: a dict for each epoch: epoch (from 1), lr, train_loss and train_accuracy (on the images trained
+        on, so adversarial ones where there is an attack), val_clean, val_robust (None without an attack),
+        images_per_second, and cost (the fields of :class:`Cost`).
+    best: index into history of the best epoch: the one with the highest robust accuracy on validation images,
+        and among equals the highest clean accuracy.
+    cost: of all epochs together.
+    warnings: of overfitting, a sentence each.
+    precision: what the attacks computed in.
     """
 
     model: nn.Module
@@ -48,6 +54,6 @@ class Trained:
 
 
 def merit(row: dict[str, Any]) -> tuple[float, float]:
-    """By which validation chooses among the rows of a history: the larger, the better."""
+    """What validation ranks the rows of a history by, higher being better: robust accuracy, then clean."""
     robust = row["val_robust"]
     return (row["val_clean"] if robust is None else robust, row["val_clean"])

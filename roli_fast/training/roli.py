@@ -29,11 +29,11 @@ from .surroundings import for_evaluation, own_randomness
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A finished run.
+    """The result of :func:`roli`.
 
-    stages: "probe", where there was one, and "finetune".
-    test: of the finetuned model on the test images, which nothing else has seen: under PGD with the recipe's
-        val_steps, or clean accuracy alone where nothing attacked.
+    stages: the stages' results by name: "probe", if there was one, and "finetune".
+    test: accuracy of the final model on the test images, which are used for nothing else: clean and under
+        PGD with the recipe's val_steps; clean alone where training had no attack.
     """
 
     stages: dict[str, Trained]
@@ -41,7 +41,7 @@ class Outcome:
 
     @property
     def cost(self) -> Cost:
-        """Of all stages; not of the test."""
+        """Of all stages together, without the evaluation on test images."""
         return sum((stage.cost for stage in self.stages.values()), Cost())
 
 
@@ -59,21 +59,27 @@ def roli(
     sync_bn: bool = False,
     progress: bool = False,
 ) -> Outcome:
-    """Adversarial transfer learning: trains a linear head on the frozen backbone, then finetunes from it.
+    """Adversarial transfer learning with robust linear initialisation: trains a linear head on the frozen
+    backbone adversarially, then finetunes the model from that head, and tests it.
 
-    model: of :func:`roli_fast.models.create_model`, with a robust backbone
-        (:func:`roli_fast.models.load_backbone`) and any head, on the device where it trains. It ends with the
-        best weights of the last stage.
-    probing: the first stage: Rounds (:func:`probe`), in finetuning's ball, or a recipe for SGD, which begins
-        with the head as it is; None for finetuning alone, which with a random head is what the paper calls
-        RanLI.
-    method, method_options: of :func:`roli_fast.models.finetune`, for the second stage. With "linear", which
-        is adversarial linear probing, there is no other; Rounds() then take the place of SGD.
-    folder: where the stages have their folders, ``probe`` and ``finetune`` (:func:`train`), and
-        ``result.json`` lies in the end.
+    model: from :func:`roli_fast.models.create_model`, with a robust backbone
+        (:func:`roli_fast.models.load_backbone`) and any head, on the device where it is to train. Trained in
+        place: it ends with the best weights of the last stage.
+    splits: training, validation and test images, from :func:`roli_fast.data.load`.
+    finetuning: the settings of the second stage.
+    probing: how the head is trained in the first stage: by :class:`Rounds` of attacks and convex fits
+        (:func:`probe`), with finetuning's norm and eps; or by SGD with a :class:`Recipe` of its own, from the
+        head as it is. None leaves the first stage out; with a random head, that is the paper's RanLI.
+    method, method_options: which parameters finetuning trains; see :func:`roli_fast.models.finetune`. With
+        "linear" there is one stage, linear probing: by ``probing`` if that is Rounds, else by SGD with
+        ``finetuning``.
+    folder: where results are saved: a folder for each stage, ``probe`` and ``finetune`` (see :func:`train`),
+        and ``result.json``. None saves nothing.
 
-    Other arguments as in :func:`train`. Raises ValueError for what does not fit together, before any stage
-    begins.
+    Other arguments as in :func:`train`.
+
+    Raises ValueError for arguments that do not fit together, before any stage begins; in a stage, as
+    :func:`train`.
     """
     if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
@@ -120,7 +126,8 @@ def _check_there(folder: Path, plan: Mapping[str, object], finetuning: dict[str,
 
 
 def _check_images(splits: Splits) -> None:
-    """By the first images, and all headers of the test images, which are decoded after hours of training."""
+    """Refuses images that would fail only after hours of training: splits of different sizes, by the first
+    image of each, and test images with broken headers."""
     if isinstance(splits.test, Pictures):
         splits.test.check_headers()
     shapes = {
@@ -141,7 +148,7 @@ def _tested(
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON has it."""
+    """An outcome as it is saved in JSON."""
     test = outcome.test
     found = {"clean": test.clean, **({} if test.label == "clean" else {"robust": test})}
     return {

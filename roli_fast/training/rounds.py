@@ -31,24 +31,29 @@ _USED = (  # of a recipe
     *("norm", "eps", "attack", "loss", "steps", "step_size", "attack_mode", "precision"),
     *("batch_size", "channels_last", "val_steps", "seed"),
 )
-_FAR = 10  # times eps: a step after which the start no longer matters (in L2 the angle is below 6 degrees)
+# Step size of a single-step attack, in multiples of eps: after it, the random start hardly matters (in L2 the
+# direction is off by less than 6 degrees).
+_FAR = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
     """Settings of :func:`probe`.
 
-    rounds: attacks on the whole set, at most; mostly two to five are enough.
-    weight_decay: half of it times the variance that the head gives each logit is added to the loss (features
-        taken as equally scaled and uncorrelated). Above 0: the fit has no end without.
-    other_weight_decays: tried in the end on the features found, each for a fit and an attack on validation.
-    tolerance: no further round where the loss under a fresh attack is above the loss that was fitted by no
-        more than this share of it.
-    steps: of each attack, from a random start. A single one goes to the edge of the ball: the worst there is
-        for a linear model, and on a robust backbone it gives heads about as robust as seven steps do
-        (docs/price.md); several are together as long as the ball is wide.
+    rounds: number of rounds, at most. In each, all training images are attacked once; two to five are
+        usually enough.
+    weight_decay: strength of the L2 regularisation: the loss gets weight_decay / 2 times the squared norm of
+        the weights, as they act on features scaled to a mean variance of 1. Above 0, without which the fit
+        would not converge.
+    other_weight_decays: further values, tried at the end on the features that were found. Each costs a fit
+        and an attack on the validation images.
+    tolerance: the rounds end when the loss under a fresh attack exceeds the fitted loss by no more than this
+        share of it.
+    steps: number of steps of each attack, from a random start. A single step goes all the way to the edge of
+        the ball, which is the worst case for a linear model; on a robust backbone it gives heads about as
+        robust as seven steps (docs/price.md). Several steps have size 2 eps / steps.
 
-    Raises ValueError or TypeError for what does not fit.
+    Raises ValueError or TypeError for settings that are not accepted.
     """
 
     rounds: int = 8
@@ -83,28 +88,32 @@ def probe(
     progress: bool = False,
     title: str = "probe",
 ) -> Trained:
-    """Adversarial linear probing (stage 1 of Hua et al. 2024) without an epoch of SGD.
+    """Adversarial linear probing (stage 1 of Hua et al. 2024) by a few rounds of attack and convex fit, where
+    the paper has epochs of SGD.
 
-    The worst loss of an image, over the adversarial features that were found for it, is convex in the head.
-    So the head is fitted by L-BFGS to the mean of these; each round attacks every training image, augmented,
-    with the head as it is, and adds the features to those found before. Attacks through the backbone are what
-    probing costs, and a handful of them does what twenty epochs do.
+    Each round attacks every training image, augmented, with the current head, and adds the adversarial
+    features to those of earlier rounds. Then L-BFGS fits the head to the mean over images of the worst loss
+    among an image's features, which is convex in the head. Attacks through the backbone are nearly all of
+    the cost: a handful of rounds replaces twenty epochs.
 
-    Memory, on the model's device: an image's features in half precision for each round, and once more while
-    a round's are put together; at first those of the clean images in single precision besides.
+    Memory, on the model's device: the features of all training images in half precision, for every round and
+    once more while a round's are put together; at the beginning, those of the clean images in single precision.
 
-    model: of :func:`roli_fast.models.create_model`, on its device; its head is replaced, and nothing else.
-    recipe: norm, eps, precision, layout, batch size, seed, validation, and whether anything attacks; what
-        else it has is not looked at, and may be another where a finished stage is read.
-    rounds: how many attacks, and how strongly the head is regularised.
+    model: from :func:`roli_fast.models.create_model`, on its device. Only its head is changed.
+    splits: from :func:`roli_fast.data.load`. Its test images are not used.
+    recipe: norm, eps, attack ("none", or any other for PGD), precision, channels_last, batch_size, val_steps
+        and seed are used; the rest is ignored.
+    rounds: how many rounds, and how strongly the head is regularised.
+    folder, resume, workers, progress, title: as in :func:`train`. A run that was interrupted begins anew; the
+        result of a finished one is read.
 
-    Returns as :func:`train`; history has a row for each fit: epoch (its number), attacks (so far),
-    weight_decay, train_loss and train_accuracy under the last attack, pool_loss (what was fitted), and
-    val_clean, val_robust, images_per_second and cost as there. The head with the best validation remains.
-    With several processes, each has its share of the images. A stage that was interrupted begins anew; a
-    finished one is read.
+    Returns as :func:`train` does, with a row of history for each fit: epoch (the fit's number), attacks (how
+    many rounds there were by then), weight_decay, train_loss and train_accuracy (under the last attack),
+    pool_loss (the loss that was fitted), and val_clean, val_robust, images_per_second and cost as there. The
+    head that is kept is the best on validation images. Under torchrun, the processes share the images.
 
-    Raises as :func:`train`, and ValueError for a streamed set, which has no order to come back to.
+    Raises as :func:`train` does, and ValueError for a streamed data set, which cannot be read twice in the
+    same order.
     """
     recipe = dataclasses.replace(
         recipe,
@@ -185,7 +194,7 @@ class _Probing:
             self._try(fit, weight_decay, self.history.rows[-1]["attacks"])
 
     def _rounds(self, fit: HeadFit) -> None:
-        """Fits to the adversarial features of all rounds."""
+        """Attacks and fits in turn, until a fresh attack finds little that the fit did not know."""
         attack = TrainingAttack(self.model, self.recipe, self.precision)
         fit.pool.clear()
         for number in range(self.rounds.rounds):
@@ -200,7 +209,8 @@ class _Probing:
     def _try(
         self, fit: HeadFit, weight_decay: float, attacks: int, seen: tuple[float, float] | None = None
     ) -> None:
-        """Fits the head, and adds its row. seen: loss and accuracy in training; None for those of the fit."""
+        """Fits the head, validates it, and adds its row to history. seen: loss and accuracy on the last
+        features before the fit; None to take those after it."""
         with self.history.watch("training"):
             fit.fit(weight_decay)
         loss, accuracy = seen or fit.on_the_last()
@@ -214,8 +224,8 @@ class _Probing:
     def _pass(
         self, number: int, attack: TrainingAttack | None, keep: Callable[[Tensor], Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """What keep makes of each batch's features, and the labels, of this process' images, augmented, and
-        attacked where there is an attack."""
+        """Passes this process' images, augmented, through the backbone once, attacked if there is an attack.
+        Returns what keep makes of each batch's features, and all labels (n,)."""
         cost, watch = self.history.cost, self.history.watch
         key = torch.tensor([derived_seed(self.recipe.seed, number)], device=self.device)
         found, labels_seen, seen = [], [], []

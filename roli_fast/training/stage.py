@@ -25,13 +25,13 @@ from .result import DivergedError, Trained
 from .stage_checks import bound_settings, check_stage
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
-_LOOK = 20  # steps between two looks at what the device has found
+_LOOK = 20  # steps between two waits for the device, to look at losses
 _SAVE_EVERY = 600.0  # seconds, within an epoch
 
-# Of a stage, as its last checkpoint has it.
+# What the last checkpoint of a stage holds.
 _KEPT = ("epoch", "step", "learner", "sums", "cost", "history", "warnings", "best", "best_weights")
 
-# Is given the model as it was validated, in eval mode, and the epoch's row of history.
+# Called with the model as it was validated, in eval mode, and the epoch's row of history.
 OnEpochEnd = Callable[[nn.Module, dict[str, Any]], object]
 
 
@@ -48,27 +48,30 @@ def train(
     progress: bool = False,
     title: str = "train",
 ) -> Trained:
-    """Trains what of a model requires a gradient, and ends with the weights that validation chose.
+    """Trains a model by a recipe. It ends with the weights of the epoch that was best on validation images.
 
-    The attack acts on a copy of the bare model; with a process group (torchrun), gradients are averaged over
-    the processes by DistributedDataParallel, and what is counted and measured is that of all.
+    Trains the parameters that require a gradient, in place. The attack computes in a copy of the model. Under
+    torchrun, with a process group, DistributedDataParallel averages gradients over the processes, and counts
+    and measurements are of all processes together.
 
-    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), on the device where it trains.
-    splits: of :func:`roli_fast.data.load`; the test images are not looked at.
-    folder: where ``last.pt`` (all that a run needs to go on), ``best.safetensors`` (for
-        :func:`roli_fast.models.load_model`), ``metrics.csv``, ``recipe.json`` and TensorBoard files go; the
-        model is then one of :func:`roli_fast.models.create_model`. None for none.
-    resume: go on where the run in the folder was interrupted; begin where there is none.
-    workers: processes that decode images; see :class:`roli_fast.data.Loader`.
-    sync_bn: whether BatchNorm's statistics are those of the batches of all processes.
-    on_epoch_end: called with the model as it was validated (in eval mode; to be looked at, not changed) and
-        the epoch's row of history, when the epoch has been saved, and not again by a run that goes on; in
-        each process.
-    progress: whether to show a bar.
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), on the device where it is to train.
+    splits: from :func:`roli_fast.data.load`. Its test images are not used.
+    folder: where the run is saved; None saves nothing. It gets ``last.pt`` (all that is needed to resume),
+        ``best.safetensors`` (for :func:`roli_fast.models.load_model`), ``metrics.csv``, ``recipe.json``, and
+        TensorBoard files where TensorBoard is installed. A model with a folder has to come from
+        :func:`roli_fast.models.create_model`.
+    resume: whether to go on where a run in the folder was interrupted; if there is none, it begins.
+    workers: number of processes that decode images; see :class:`roli_fast.data.Loader`.
+    sync_bn: whether BatchNorm takes its statistics over the batches of all processes.
+    on_epoch_end: a function that is called in each process after an epoch has been saved, with the model as
+        it was validated (in eval mode; not to be changed) and the epoch's row of history. A resumed run does
+        not repeat calls.
+    progress: whether to show a progress bar on stderr.
+    title: what the bar calls the stage.
 
-    Raises ValueError for what does not fit together, and for a folder of another run or one that is not to be
-    resumed, before anything is trained; :class:`DivergedError` for a loss that is not finite; OSError where
-    nothing can be saved, with what was saved before as it was.
+    Raises ValueError, before training begins, for arguments that do not fit together, and for a folder that
+    has another run or one that is not to be resumed; :class:`DivergedError` for a loss or weight that is not
+    finite; OSError where a file cannot be written, which leaves the files saved before intact.
     """
     with surroundings(model, recipe, folder, resume) as records:
         stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn, on_epoch_end)
@@ -132,7 +135,7 @@ class _Stage:
         return self.history.finish(self.model, self.records, self.warnings)
 
     def _is_done(self) -> bool:
-        """Validation says the same in all processes."""
+        """The same in all processes, since they share the validation results."""
         patience, best = self.recipe.patience, self.history.best
         if patience is not None and best is not None and self.epoch - 1 - best >= patience:
             return True
@@ -163,7 +166,7 @@ class _Stage:
                 self._save()
 
     def _is_time_to_save(self) -> bool:
-        """All processes at once; several ask each other now and then."""
+        """Agreed between processes, which all save at the same step."""
         if self.records is None or self.step == len(self.loader):
             return False
         if world_size() > 1 and self.step % _LOOK:
@@ -176,9 +179,9 @@ class _Stage:
         return torch.randint(-(2**63), 2**63 - 1, (len(self.loader),), generator=random).to(self.device)
 
     def _train_step(self, images: Tensor, labels: Tensor, index: Tensor, key: Tensor) -> Tensor:
-        """The loss of a batch, as it was before the step."""
+        """Attacks a batch and trains on it. Returns its loss before the step, ()."""
         count, number = len(images), self.epoch * len(self.loader) + self.step
-        # What dropout and stochastic depth draw belongs to the step, whatever ran before it.
+        # Dropout and stochastic depth draw the same in this step, whatever ran before it.
         torch.manual_seed(derived_seed(self.recipe.seed, self.epoch, self.step, rank()))
         adversarial = images
         if self.attack is not None:
