@@ -1,4 +1,4 @@
-"""The model as the inner loop of an attack needs it."""
+"""A copy of a model that computes the gradient with respect to its input cheaply."""
 
 import contextlib
 import dataclasses
@@ -25,20 +25,20 @@ from .structure import Structure
 _CONFIRM_SAMPLES = 4
 _TOO_OFTEN = 3  # rebuilds in a row
 
-# How far the first batch's logits may move in the view, relative to the largest, by the model's dtype:
+# How far a copy's output may be from the model's, relative to its largest element, by the model's dtype:
 # rounding in float32 stays below 1e-5, a wrong fold is of the order of 1.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 
 @dataclasses.dataclass
 class ViewReport:
-    """What the view made of the model.
+    """What a view did to its copy of the model.
 
-    folded: the BatchNorms that were folded, each with the layer that took it up.
-    left: those that were not, each with the reason.
-    moved: how far the first batch's output moved, relative to its largest element, by all that was done;
-        None before there was one.
-    note: what else a user should know; None if there is nothing.
+    folded: names of the BatchNorms that were folded, each with the layer that it was folded into.
+    left: names of the BatchNorms that were not folded, each with the reason.
+    moved: how far the copy's output is from the model's on the first batch: the largest difference, relative
+        to the output's largest element. None before the first batch.
+    note: what else a user should know, such as why there is no copy; None if there is nothing.
     """
 
     folded: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -48,23 +48,28 @@ class ViewReport:
 
 
 class AttackView:
-    """A frozen copy of a model in eval mode, at the precision and layout in which its gradient with
-    respect to the input is cheap. The model itself is never changed.
+    """A frozen copy of a model in eval mode, whose gradient with respect to the input is cheap to compute.
+    The model itself is never changed.
 
-    Parameters need no gradient, BatchNorm is folded into the layer before it, parametrizations (and so LoRA
-    written as one) are materialised, weights are cast once and laid out channels-last. A
-    :class:`roli_fast.models.Normalized` model hands its mean and std to :meth:`prepare`, which normalises at
-    the state's precision before it casts. The first batch confirms the copy against the model; :attr:`report`
-    says what was done. What cannot be copied, and a callable that is no module, runs as it is.
+    In the copy, parameters require no gradient, weights are cast to the precision once and laid out
+    channels-last, BatchNorm is folded into the layer before it, and parametrizations (such as LoRA written as
+    one) are replaced by their values. Where the model is a :class:`roli_fast.models.Normalized`,
+    :meth:`prepare` normalises instead of the copy, before it casts, so that no precision is lost.
+
+    Before the first use the copy's output is compared with the model's; :attr:`report` says what was done. A
+    model that cannot be copied faithfully, or is no module, is used as it is.
+
+    Call ``view(view.prepare(images))`` for the output, and :meth:`refresh` after the model's weights have
+    changed.
 
     model: maps inputs (N, ...) to logits (N, classes), or to something in which ``output`` finds a tensor
-        (N, ...). Wrappers of DistributedDataParallel, DataParallel and torch.compile are taken off.
-    precision: "fp32" (float64 where the model is float64), "tf32", "bf16" or "fp16".
-    fold: whether BatchNorm is folded where that is proven to be exact.
-    output: see :func:`roli_fast.engine.select`.
+        (N, ...). The wrappers DistributedDataParallel, DataParallel and torch.compile's are taken off.
+    precision: "fp32" (float64 if the model is float64), "tf32", "bf16" or "fp16".
+    fold: whether BatchNorm may be folded, where tracing proves that this is exact up to rounding.
+    output: where the tensor is in what the model returns; see :func:`roli_fast.engine.select`.
 
-    Raises ValueError for an unknown precision, for a half precision where there is no copy to cast, and for
-    a model that FSDP has sharded.
+    Raises ValueError for an unknown precision, for a half precision if the model cannot be copied, and for a
+    model that is sharded by FSDP.
     """
 
     def __init__(self, model: Model, *, precision: str = "fp32", fold: bool = True, output: Output = None):
@@ -78,16 +83,16 @@ class AttackView:
 
     @property
     def is_copy(self) -> bool:
-        """Whether a copy computes, and not the model itself."""
+        """Whether there is a copy; if not, the model itself computes."""
         return self._copy is not None
 
     @property
     def generation(self) -> int:
-        """Grows when the view is made anew, in other memory."""
+        """A number that grows when the copy is made anew, so that its memory is another."""
         return self._generation
 
     def hold_weakly(self) -> None:
-        """No longer keeps the model alive: for a cache that is keyed by it."""
+        """From now on refers to the model weakly, for a cache whose entry goes when the model does."""
         if isinstance(self._held, nn.Module):
             self._model, self._held = weakref.ref(self._held), None
 
@@ -131,18 +136,18 @@ class AttackView:
             )
 
     def _inner(self, model: nn.Module) -> nn.Module:
-        """What is copied: a normalisation is done by the kernels."""
+        """The module to copy: of a Normalized the one inside, since :meth:`prepare` normalises."""
         if not (self._normalized and isinstance(model, Normalized)):
             return model
         return cast(nn.Module, unwrap(model.model))
 
     @property
     def classes(self) -> int | None:
-        """How many classes the output has; None before the first batch, and where it is no logits."""
+        """How many classes the output has; None before the first batch, and where it is not (N, classes)."""
         return self.output_shape[0] if self.output_shape is not None and len(self.output_shape) == 1 else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Output of prepared inputs (N, ...)."""
+        """The output for prepared inputs (N, ...)."""
         if self._copy is not None:
             with attention(x):
                 return select(self._copy.run(x), self._output)
@@ -152,13 +157,14 @@ class AttackView:
             return select(model(x), self._output)
 
     def asked(self) -> AbstractContextManager[None]:
-        """Around calls and their gradients: a model that runs as it is may compute in a backward pass what
-        depends on its mode, too, as checkpoints do."""
+        """A context for calls and their backward passes. Keeps a model that is used as it is in eval mode for
+        both: with activation checkpointing, a backward pass runs the forward again."""
         model = self._model()
         return contextlib.nullcontext() if self.is_copy or model is None else eval_mode(model)
 
     def prepare(self, adv: Tensor) -> Tensor:
-        """The input for a state adv (N, ...): normalised, cast, and laid out."""
+        """The model's input for images adv (N, ...) in float32 or float64: normalised, cast to the precision,
+        and in the copy's memory layout. The first call compares copy and model (:meth:`confirm`)."""
         if self.output_shape is None:
             self.confirm(adv)
         return self._input(adv)
@@ -170,22 +176,22 @@ class AttackView:
         return prepare(adv, mean, std, dtype=dtype or adv.dtype, memory_format=layout)
 
     def normalization(self, adv: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """mean and std (C,) that :meth:`prepare` applies, in adv's dtype; None where there are none."""
+        """The mean and std (C,) by which :meth:`prepare` normalises, in adv's dtype; None if it does not."""
         model = self._model()
         if self._copy is None or not (self._normalized and isinstance(model, Normalized)):
             return None, None
         return model.mean.to(adv), model.std.to(adv)
 
     def memory_format(self, images: Tensor) -> torch.memory_format:
-        """The layout that the view wants for such images."""
+        """The memory layout in which the copy takes these images."""
         channels_last = self._copy is not None and self._copy.channels_last and images.dim() == 4
         return torch.channels_last if channels_last else torch.preserve_format
 
     def refresh(self) -> None:
-        """Takes over the model's parameters and buffers as they are now.
+        """Copies the model's parameters and buffers as they are now.
 
-        Nothing is reallocated, unless the model got other modules, devices or dtypes: then the view is
-        made anew.
+        Memory is reused, so that captured CUDA graphs stay valid, unless the model's modules, devices or
+        dtypes have changed: then the copy is made anew.
         """
         model = self._model()
         if self._copy is None or not isinstance(model, nn.Module):
@@ -205,11 +211,12 @@ class AttackView:
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:
-        """Compares the view's output for the first few images with the model's, gives up what makes them
-        differ, and casts to the precision. The first :meth:`prepare` does so.
+        """Compares the copy's output with the model's for the first few of these images, then casts the copy
+        to the precision. If they differ, folding is given up; if they still do, so is the copy. The first
+        :meth:`prepare` calls this.
 
-        Raises ValueError where the model's output is not (N, ...), where nothing but the model itself gives
-        its output but a half precision is asked for, and where that precision's range does not hold it.
+        Raises ValueError where the model's output is not (N, ...), and for a half precision if the model
+        cannot be copied or leaves that precision's range.
         """
         model = self._model()
         assert model is not None
@@ -217,7 +224,7 @@ class AttackView:
         def ask(images: Tensor) -> Tensor:
             return own_output(model, images.to(float_dtype(model) or images.dtype), self._output)
 
-        # Exactly: cuDNN's own choice, TF32, moves two networks that are the same apart.
+        # Without TF32, cuDNN's own choice, which would make equal networks differ.
         with get_precision("fp32").arithmetic():
             with eval_mode(model):
                 adv, expected = few_or_all(adv, _CONFIRM_SAMPLES, ask)
@@ -253,7 +260,7 @@ class AttackView:
         return any(map(acts_on_mode, model.modules())) and not self._structure.is_that_of(model)
 
     def _make_faithful(self, adv: Tensor, expected: Tensor, largest: float) -> None:
-        """Leaves a copy that gives the expected output, or none."""
+        """Keeps a copy that gives the expected output: with its folds, else without them, else none."""
         assert self._copy is not None
         tolerance = _TOLERANCE[expected.dtype] * largest
         moved, failure = self._moved_or_failed(adv, expected)

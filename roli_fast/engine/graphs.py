@@ -1,4 +1,4 @@
-"""A function of tensors, captured as a CUDA graph when it is called again."""
+"""Functions of tensors, captured as CUDA graphs when they are called repeatedly."""
 
 import collections
 import contextlib
@@ -16,19 +16,19 @@ from .identity import places
 
 Function = Callable[..., tuple[Tensor, ...]]
 
-# How many kinds of calls are remembered that are not recorded yet.
+# For how many kinds of calls it is counted how often they came, before they are recorded.
 _REMEMBERED = 256
 
-# Held by a capture, and by who would disturb one: of a process, one may be under way at a time, and meanwhile
-# nobody may draw from torch's own generator of a GPU.
+# Held during a capture. A process can have one capture at a time, and during it no other thread may draw from
+# torch's global generator of a GPU.
 no_other_capture = threading.RLock()
 
 
 class Recording:
-    """A function with inputs and outputs that stay where they are in memory. This one runs it anew each time;
-    :class:`CudaRecording` replays what its kernels did.
+    """A function whose inputs and outputs have fixed places in memory. This class calls the function in each
+    replay; :class:`CudaRecording` replays its kernels instead.
 
-    Constants among the inputs stay as they were.
+    Inputs that are not tensors are constants: they stay as they were when it was recorded.
     """
 
     def __init__(self, function: Function, inputs: Sequence[Any]):
@@ -85,8 +85,8 @@ class CudaRecording(Recording):
 
 @contextlib.contextmanager
 def _in_turn(device: int) -> Iterator[None]:
-    """What is put into the device's current stream inside begins there after what was put so into another:
-    recordings share the workspace of cuBLAS that their stream has, and those of a copy its weights."""
+    """Makes GPU work that is queued inside wait for all work queued so before, in whatever stream: recordings
+    share their stream's cuBLAS workspace, and a copy's recordings share its weights."""
     lock, done = _turns(device)
     with lock:  # of the host, and for as long as launching takes
         stream = torch.cuda.current_stream(device)
@@ -104,31 +104,32 @@ def _turns(device: int) -> tuple[threading.RLock, torch.cuda.Event]:
 
 @functools.cache
 def _side_stream(device: int) -> torch.cuda.Stream:
-    """One for all recordings: cuBLAS keeps a workspace of some dozen MB for each stream that it has seen."""
+    """The one stream for all recordings of a device: cuBLAS keeps a workspace of dozens of MB per stream."""
     return torch.cuda.Stream(device)
 
 
 def _end_failed_capture(stream: torch.cuda.Stream) -> None:
-    """A capture that fails leaves torch's random generator (2.11) as in the midst of it, where nothing can be
-    drawn any more; one that succeeds sets it right."""
+    """After a failed capture, torch's random generator (2.11) still believes that it is being captured, and
+    refuses to draw. A capture that succeeds, such as this one, puts that right."""
     with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
         torch.zeros(1, device=stream.device)
 
 
 class GraphRunner:
-    """Calls a function of tensors and constants; from some call of a kind on, as a CUDA graph.
+    """Calls a function, and replays a CUDA graph of it once calls of the same kind repeat.
 
-    Calls are of a kind where tensors agree in shape, strides, dtype and device, and constants in value.
-    The first of a kind run eagerly; the last of these is recorded, and confirms the recording. Where
-    recording fails, :attr:`note` says why, a warning says so once, and calls go on eagerly.
+    Two calls are of the same kind if their tensors agree in shape, strides, dtype and device, and their other
+    arguments in value. The first calls of a kind run eagerly. The ``at``-th is also recorded, and its result
+    confirms the recording; later calls replay it. If recording fails, all calls run eagerly from then on:
+    :attr:`note` says why, and a warning says so once.
 
-    function: takes tensors, numbers and other hashable constants, returns a tuple of tensors. What it reads
-        besides stays where it is in memory; what it writes besides is nobody's business.
-    reads: callables that it calls, which may read something else from call to call, such as a loss that has
-        enclosed a batch's own tensors. Calls are of a kind where these read from the same places, too.
+    function: takes tensors, numbers and other hashable values, and returns a tuple of tensors. Other memory
+        that it reads or writes must not move between calls.
+    reads: callables that the function calls and that may read other memory from call to call, such as a loss
+        that refers to the batch's soft labels. Calls are of the same kind only if these read the same memory.
     limit: how many recordings are kept; the least recently used is dropped.
-    at: which call of a kind is recorded, from 2. A recording takes as long as some calls.
-    recording: what records; default CUDA graphs on CUDA tensors, and nothing elsewhere.
+    at: which call of a kind is recorded, at least 2. Recording takes as long as a few calls.
+    recording: the kind of recording; by default CUDA graphs for CUDA tensors, and none for others.
     """
 
     def __init__(
@@ -217,7 +218,7 @@ _NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bf
 
 
 def _difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
-    """How a recording's outputs differ from those that they should be; None where they do not."""
+    """Says how a recording's outputs differ from the eager ones; None if they do not."""
     for got, expected in zip(replayed, outputs, strict=True):
         if got.shape != expected.shape or got.dtype != expected.dtype:
             return "a replay's output has another shape or dtype"

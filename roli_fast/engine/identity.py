@@ -1,4 +1,5 @@
-"""What tells models and functions apart."""
+"""Digests of models, functions and batches, to compare a saved result with what a later run has, and what a
+function reads, to compare a recorded graph with what a later call has."""
 
 import functools
 import hashlib
@@ -16,23 +17,24 @@ _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch
 
 
 def identity(function: Any) -> str:
-    """The name of a callable, and a digest of what it computes with: its code, what that code has enclosed,
-    the modules, tensors and own functions that it names, and what an object holds. The same in every process.
-    """
+    """The name of a callable and a digest of all it computes with: its code, the variables in its closure,
+    the modules, tensors and functions of its own module that it names, and an object's attributes.
+    The same in every process."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     content = _content(function, _by_value, ())
     return f"{name} {hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
 
 
 def places(function: Any) -> str:
-    """What a callable computes with, of tensors where they lie and not what is in them: where nothing of this
-    has changed, a graph that was recorded of the callable reads what the callable would."""
+    """All that a callable computes with, as in :func:`identity`, but with the addresses of tensors in place
+    of their values. As long as it stays the same, a recorded graph reads what the callable would read."""
     return repr(_content(function, _by_place, ()))
 
 
 def fingerprint(model: Any) -> str:
-    """Of a module, its class, structure as it is printed, weights, buffers, and what simple attributes say
-    (integers may count calls, and are left out); of another callable its :func:`identity`."""
+    """The class of a module and a digest of its printed structure, weights, buffers, and attributes that are
+    strings, floats or bools (not integers, which may count calls). Of another callable, its
+    :func:`identity`."""
     model = unwrap(model)
     if not isinstance(model, nn.Module):
         return identity(model)
@@ -43,7 +45,7 @@ def fingerprint(model: Any) -> str:
 
 
 def digest_of(images: Tensor, labels: Tensor) -> str:
-    """Of a batch: what is the same for the same images and labels alone."""
+    """A digest of a batch, which is the same only for the same images and labels."""
     digest = hashlib.sha256(f"{tuple(images.shape)} {images.dtype}".encode())
     digest.update(_bytes(images))
     digest.update(_bytes(labels))

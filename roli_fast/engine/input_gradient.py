@@ -18,17 +18,18 @@ _LARGEST_SLOPE = 128.0
 
 
 class InputGradient:
-    """Loss per sample and its gradient with respect to prepared inputs.
+    """Computes a loss for each sample, and its gradient with respect to the model's input; no gradient with
+    respect to weights.
 
-    No other gradient is computed or written. Works for callers under no_grad, inference_mode and
-    autocast, whose settings it leaves alone; float32 products are exact ("fp32") or TF32 ("tf32") inside.
+    Works inside the caller's no_grad, inference_mode and autocast, and leaves these settings as they are.
+    Inside, float32 products are exact ("fp32") or in TF32 ("tf32").
 
-    view: maps prepared inputs (N, ...) to an output (N, ...), an :class:`AttackView` as a rule.
-    loss: maps the output, in float32 or float64, and the target to (N,); the direction is that of its
-        increase.
-    precision: of the view.
-    eot: how many calls of the view are averaged, for outputs that are random (Athalye et al. 2018,
-        Synthesizing Robust Adversarial Examples, expectation over transformation).
+    view: maps prepared inputs (N, ...) to an output (N, ...); usually an :class:`AttackView`.
+    loss: maps the output, in float32 or float64, and the target to (N,).
+    precision: the view's.
+    eot: number of calls of the view whose gradients, losses and outputs are averaged, for an output that is
+        random (expectation over transformation; Athalye et al. 2018, Synthesizing Robust Adversarial
+        Examples).
     """
 
     def __init__(
@@ -39,10 +40,14 @@ class InputGradient:
         self._precision = get_precision(precision)
 
     def __call__(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """gradient (N, ...) in x's dtype, loss (N,) and output (N, ...), all detached.
+        """Returns gradient (N, ...) in x's dtype, loss (N,) and output (N, ...), all detached.
 
-        In fp16 the gradient of each sample is multiplied by a positive number that keeps it in float16's
-        range: its direction is what an attack needs.
+        x: prepared inputs (N, ...). target: what the loss takes.
+
+        In fp16, each sample's gradient is scaled by a positive number to stay in float16's range: its
+        direction is right, its length is not.
+
+        Raises ValueError for a loss that is not (N,), and where output or loss has no gradient.
         """
         with gradients(), self._precision.arithmetic(), self._asked():
             x, target = _usable(x).detach().requires_grad_(), _usable(target)
@@ -51,22 +56,23 @@ class InputGradient:
         return _mean(every_gradient), _mean(losses), _mean(outputs)
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """loss (N,) and output (N, ...), without the gradient."""
+        """Returns loss (N,) and output (N, ...), without a gradient."""
         with gradients(), torch.no_grad(), self._precision.arithmetic():
             outputs = [widened(self._view(x)) for _ in range(self._eot)]
             losses = [self._per_sample(output, target) for output in outputs]
         return _mean(losses), _mean(outputs)
 
     def output(self, x: Tensor) -> Tensor:
-        """The output (N, ...) alone."""
+        """Returns the output (N, ...) alone."""
         with gradients(), torch.no_grad(), self._precision.arithmetic():
             return _mean([widened(self._view(x)) for _ in range(self._eot)])
 
     def of_each_class(
         self, x: Tensor, labels: Tensor, visit: Callable[[int, Tensor, Tensor], None]
     ) -> Tensor:
-        """The output (N, classes); calls ``visit`` with each class, how far its logit is above the label's
-        (N,), and the gradient (N, ...) of that difference: one after the other, so that one is kept."""
+        """Returns the output (N, classes). For each class in turn, calls ``visit`` with the class, its logit
+        minus the label's (N,), and the gradient (N, ...) of that difference: all gradients at once would need
+        too much memory."""
         with gradients(), self._precision.arithmetic(), self._asked():
             x = _usable(x).detach().requires_grad_()
             output = _mean([widened(self._view(x)) for _ in range(self._eot)])
@@ -108,7 +114,7 @@ class InputGradient:
 
 
 def _usable(tensor: Tensor) -> Tensor:
-    """Autograd cannot save an inference tensor, nor differentiate with respect to one."""
+    """A copy of an inference tensor, which autograd can neither save nor differentiate by."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -117,7 +123,7 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def widened(output: Tensor) -> Tensor:
-    """In float32, where it is in half precision."""
+    """The output in float32 if it is in half precision, else as it is."""
     return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
 
 

@@ -1,4 +1,4 @@
-"""How a model is asked without being changed."""
+"""Calling a model without changing it."""
 
 import contextlib
 import functools
@@ -48,13 +48,13 @@ def _refuse_shards(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
-    """The model in eval mode, where no process waits for others; afterwards every module is in the mode in
-    which it was."""
+    """Puts the model into eval mode, and afterwards every module back into its own. Inside,
+    DistributedDataParallel does not synchronise, so that no process waits for others."""
     owner = getattr(model, "__self__", model)  # of a bound method
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     training = [m for m in modules if m.training]
     acting = [m for m in training if acts_on_mode(m)]
-    # Processes ask their models at different times, and DistributedDataParallel would spread its buffers.
+    # DistributedDataParallel would broadcast its buffers, but processes call their models at different times.
     spreading = [
         m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel) and m.broadcast_buffers
     ]
@@ -94,7 +94,7 @@ def _takes_mode(train: Callable[..., Any]) -> bool:
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Autograd on, also for callers under no_grad or inference_mode, and no autocast of the caller's."""
+    """Switches autograd on, even under no_grad or inference_mode, and the caller's autocast off."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

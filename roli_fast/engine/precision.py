@@ -1,4 +1,4 @@
-"""What "fp32", "tf32", "bf16" and "fp16" mean for a gradient."""
+"""What gradients are computed in: "fp32", "tf32", "bf16" or "fp16"."""
 
 import contextlib
 import dataclasses
@@ -13,10 +13,12 @@ from .shared_setting import SharedSetting
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """dtype: of weights and inputs; float32 stands for float64 where the model is float64.
-    products: how float32 products are computed inside the call: "ieee" exactly, "tf32" on tensor cores that
-        keep ten bits; None leaves the caller's setting, which does not concern these dtypes.
-    scales_loss: whether gradients leave the dtype's range without a loss scale.
+    """One of the precisions.
+
+    dtype: of weights and inputs; float32 stands for float64 too, if the model is float64.
+    products: how float32 matrix products and convolutions are computed: "ieee" in full precision, "tf32" with
+        ten bits of mantissa; None for half precisions, which this setting does not concern.
+    scales_loss: whether the loss has to be scaled for gradients to stay in the dtype's range.
     """
 
     name: str
@@ -30,7 +32,7 @@ class Precision:
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Torch's settings for this precision, and the caller's again afterwards."""
+        """Sets torch's global switches to this precision, and back to the caller's afterwards."""
         with contextlib.nullcontext() if self.products is None else _SHARED.set_to(self.products):
             yield
 

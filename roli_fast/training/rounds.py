@@ -97,7 +97,7 @@ def probe(
     the cost: a handful of rounds replaces twenty epochs.
 
     Memory, on the model's device: the features of all training images in half precision, for every round and
-    once more while a round's are put together; at the beginning, those of the clean images in single precision.
+    once more while a round's are put together; at first, those of the clean images in single precision, too.
 
     model: from :func:`roli_fast.models.create_model`, on its device. Only its head is changed.
     splits: from :func:`roli_fast.data.load`. Its test images are not used.
