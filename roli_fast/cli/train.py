@@ -1,10 +1,13 @@
 """``roli-fast train``: adversarial transfer learning in two stages, or either, on any timm model."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -157,7 +160,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
         model = _model(arguments, splits, console).to(device)
         by_the_first(lambda: _open(arguments, finetuning, probing))
         _say(console, arguments, splits, model)
-        try:
+        with _run_errors(arguments.output):
             outcome = roli(
                 model,
                 splits,
@@ -171,26 +174,51 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
                 sync_bn=arguments.sync_bn,
                 progress=True,
             )
-        except DivergedError as error:
-            raise RunError(str(error)) from error
-        except OSError as error:
-            a_mistake = "accepted: " in str(error) and not _has_begun(arguments.output)
-            if a_mistake or isinstance(error, (FileNotFoundError, PermissionError)):
-                raise
-            raise RunError(str(error)) from error
-        finally:
-            _forget_what_never_began(arguments.output)
     console.print(_table(outcome))
     console.print(_test(outcome, finetuning), highlight=False, soft_wrap=True)
     best = arguments.output / "finetune" / "best.safetensors"
     console.print(f"Model: {best}", soft_wrap=True, markup=False)
 
 
+@contextlib.contextmanager
+def _run_errors(folder: Path) -> Iterator[None]:
+    """Raises RunError for what ends a run that has begun; a user's mistake stays what it is."""
+    try:
+        yield
+    except DivergedError as error:
+        raise RunError(str(error)) from error
+    except OSError as error:
+        a_mistake = "accepted: " in str(error) and not _has_begun(folder)
+        if a_mistake or isinstance(error, (FileNotFoundError, PermissionError)):
+            raise
+        raise RunError(str(error)) from error
+    finally:
+        _forget_what_never_began(folder)
+
+
 def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> Normalized:
+    """The model with its weights, and the head that --init asks for."""
     torch.manual_seed(arguments.seed)
+    model = _created(arguments, splits)
+    trained_for = getattr(timm.models.get_pretrained_cfg(arguments.model), "num_classes", None)
+    has_head = arguments.pretrained and trained_for == len(splits.classes)
+    arguments.backbone_sha256 = None
+    if arguments.initial_checkpoint is not None:
+        has_head = _load(arguments, model, console)
+    if arguments.init == "pretrained" and not has_head:
+        accepted = "roli, small, random: there is no head for these classes"
+        raise UserError(f"--init: got pretrained, accepted: {accepted}")
+    if arguments.init != "pretrained":
+        find_classifier(model).reset_head(len(splits.classes))
+    if arguments.init == "small":
+        find_classifier(model).head.reset_parameters()
+    return model
+
+
+def _created(arguments: argparse.Namespace, splits: Splits) -> Normalized:
     image, _ = next(iter(splits.val))
     try:
-        model = create_model(
+        return create_model(
             arguments.model,
             len(splits.classes),
             in_chans=len(image),
@@ -202,29 +230,20 @@ def _model(arguments: argparse.Namespace, splits: Splits, console: Console) -> N
     except (TypeError, AssertionError, AttributeError, RuntimeError) as error:  # as networks and timm say it
         said = " ".join(str(error).split())
         raise UserError(f"--model, --model-kwargs: {arguments.model} cannot be built ({said})") from error
-    trained_for = getattr(timm.models.get_pretrained_cfg(arguments.model), "num_classes", None)
-    head = arguments.pretrained and trained_for == len(splits.classes)
-    arguments.backbone_sha256 = None
-    if arguments.initial_checkpoint is not None:
-        loaded = load_backbone(model, arguments.initial_checkpoint)
-        head = loaded.head
-        arguments.backbone_sha256 = loaded.sha256
-        said = f"{arguments.initial_checkpoint}: sha256 {loaded.sha256}"
-        console.print(said, soft_wrap=True, markup=False)
-        for name, what in loaded.left_out.items():
-            console.print(f"  left out: {name} ({what})", markup=False)
-    if arguments.init == "pretrained" and not head:
-        accepted = "roli, small, random: there is no head for these classes"
-        raise UserError(f"--init: got pretrained, accepted: {accepted}")
-    if arguments.init != "pretrained":
-        find_classifier(model).reset_head(len(splits.classes))
-    if arguments.init == "small":
-        find_classifier(model).head.reset_parameters()
-    return model
+
+
+def _load(arguments: argparse.Namespace, model: Normalized, console: Console) -> bool:
+    """Loads --initial-checkpoint, and says what it is; whether it has a head for these classes."""
+    loaded = load_backbone(model, arguments.initial_checkpoint)
+    arguments.backbone_sha256 = loaded.sha256
+    console.print(f"{arguments.initial_checkpoint}: sha256 {loaded.sha256}", soft_wrap=True, markup=False)
+    for name, what in loaded.left_out.items():
+        console.print(f"  left out: {name} ({what})", markup=False)
+    return loaded.head
 
 
 def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | Rounds | None) -> None:
-    """Writes what the run is, or compares with what is there."""
+    """Writes args.json, or, where a run is resumed, compares the arguments with those in it."""
     folder = new_folder("--output", arguments.output)
     given = {n: str(v) if isinstance(v, Path) else v for n, v in vars(arguments).items() if n not in _FREE}
     path = folder / "args.json"
@@ -241,8 +260,18 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
         raise UserError(
             f"--output: got {folder}, which has a run of roli() in Python, accepted: a new folder"
         )
-    about = {
-        "arguments": given,
+    about = {"arguments": given} | _about(arguments, finetuning, probing)
+    try:
+        write_json(path, about)
+    except OSError as error:
+        raise UserError(f"--output: {error}") from error
+
+
+def _about(
+    arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | Rounds | None
+) -> dict[str, Any]:
+    """What the arguments come to, and what the run was made with."""
+    return {
         "dataset": arguments.dataset or "digits",
         "model_options": model_options(arguments),
         "method_options": method_options(arguments),
@@ -254,10 +283,6 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
         "commit": machine.commit(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-    try:
-        write_json(path, about)
-    except OSError as error:
-        raise UserError(f"--output: {error}") from error
 
 
 def _forget_what_never_began(folder: Path) -> None:

@@ -87,21 +87,16 @@ def roli(
     _check_images(splits)
     options = dict(method_options or {})
     folder = None if folder is None else Path(folder)
-    plan: dict[str, Recipe | Rounds] = {"finetune": finetuning}
-    if probing is not None:
-        plan = {"finetune": probing} if method == "linear" else {"probe": probing, "finetune": finetuning}
-    finetuned = copy.deepcopy(model)  # what is refused is refused now, and not after hours of probing
-    finetune(finetuned, method, **options)
-    if "probe" in plan:
-        check_stage(finetuned, splits, finetuning, sync_bn)
-    del finetuned  # or its weights would stay on the device
+    plan = _plan(finetuning, probing, method)
+    _check_method(model, splits, finetuning if "probe" in plan else None, method, options, sync_bn)
     if folder is not None:
-        by_the_first(partial(_check_there, folder, plan, bound_settings(finetuning, splits), resume))
+        by_the_first(partial(_check_folder, folder, plan, bound_settings(finetuning, splits), resume))
     stages = {}
     for name, settings in plan.items():
+        trained, its_options = ("linear", {}) if name == "probe" else (method, options)
         seed = settings.seed if isinstance(settings, Recipe) else finetuning.seed
         with own_randomness(seed, model.mean.device):
-            finetune(model, "linear" if name == "probe" else method, **({} if name == "probe" else options))
+            finetune(model, trained, **its_options)
         shared: dict[str, Any] = {"resume": resume, "workers": workers, "progress": progress, "title": name}
         shared["folder"] = None if folder is None else folder / name
         if isinstance(settings, Rounds):
@@ -114,9 +109,36 @@ def roli(
     return outcome
 
 
-def _check_there(folder: Path, plan: Mapping[str, object], finetuning: dict[str, Any], resume: bool) -> None:
-    """What a run has left, before hours of probing. Without a look at its stages, weights that were finetuned
-    from one head would go on as if from another."""
+def _plan(finetuning: Recipe, probing: Recipe | Rounds | None, method: str) -> dict[str, Recipe | Rounds]:
+    """The stages in their order, by name, with their settings."""
+    if probing is None:
+        return {"finetune": finetuning}
+    if method == "linear":  # finetuning is the probing
+        return {"finetune": probing}
+    return {"probe": probing, "finetune": finetuning}
+
+
+def _check_method(
+    model: Normalized,
+    splits: Splits,
+    second: Recipe | None,
+    method: str,
+    options: Mapping[str, Any],
+    sync_bn: bool,
+) -> None:
+    """Refuses now what finetuning would refuse after hours of probing; tries the method on a copy.
+
+    second: finetuning's recipe, where it is the second stage; None where it is the only one.
+    """
+    finetuned = copy.deepcopy(model)
+    finetune(finetuned, method, **options)
+    if second is not None:
+        check_stage(finetuned, splits, second, sync_bn)
+
+
+def _check_folder(folder: Path, plan: Mapping[str, object], finetuning: dict[str, Any], resume: bool) -> None:
+    """Refuses now a folder that finetuning would refuse after hours of probing, and one of a run with other
+    stages: weights finetuned from one head would go on as if from another."""
     if "probe" in plan:
         check_folder(folder / "finetune", finetuning, resume)
     there = [name for name in ("probe", "finetune") if (folder / name / "recipe.json").exists()]
