@@ -12,10 +12,13 @@ from ..ops.checks import state_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """start: a random point of the ball. step_: one step of steepest ascent and the projection, in place.
-    project_: the projection alone. apgd_step_: one with momentum, where there is such.
+    """The ops of a norm, from :mod:`roli_fast.ops`, and its distance.
 
-    distance: of a change (N, elements) in float64, (N,).
+    start: a random point of the ball.
+    step_: a step of steepest ascent and the projection, in place.
+    project_: the projection alone.
+    distance: maps changes (N, elements) in float64 to their norms (N,).
+    apgd_step_: a step with momentum; None where there is none.
     """
 
     start: Callable[..., Tensor]
@@ -46,7 +49,7 @@ DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # in which gradients are measur
 
 
 def distance(norm: str, change: Tensor) -> Tensor:
-    """Of a change (N, ...), in float64: (N,)."""
+    """The norm of each change (N, ...), in float64: (N,)."""
     flat = change.reshape(len(change), -1).double()
     return NORMS[norm].distance(flat) if flat.shape[1] > 0 else flat.sum(dim=1)
 

@@ -1,4 +1,4 @@
-"""Probe or finetune: how much of accuracy and robustness linear probing keeps, and what is to be expected."""
+"""Advice on whether to probe or to finetune a backbone, and the measures that it is based on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ _RESAMPLES = 2000
 def transferred(
     probed: Sequence[Accuracy], finetuned: Sequence[Accuracy], confidence: float = 0.95
 ) -> Difference:
-    """Transferred accuracy, or, of robust accuracies, transferred robustness: the normalised gap between
-    linear probing and full finetuning of the same backbone, (probed - finetuned) / finetuned. Above 0,
-    probing is better; -1 means that nothing transfers.
+    """Transferred accuracy, or with robust accuracies transferred robustness: the gap between linear probing
+    and full finetuning of the same backbone, (probed - finetuned) / finetuned. Above 0, probing is better; at
+    -1, nothing transfers.
 
     RoLI (Hua et al. 2024) describes it in words, "the normalised performance gap between linear probing and
     full finetuning"; the formula is our reading of them.
 
-    probed, finetuned: of one or several runs each, such as seeds, on the same images. Accuracies are their
-        means; the interval is a bootstrap's over images, which are paired, and runs, and not narrower than
-        :func:`roli_fast.evaluation.difference` has it where all images agree. Its upper end is infinite where
-        resamples leave finetuning nothing right.
+    probed, finetuned: the accuracies of one or several runs each, such as seeds, all on the same images. The
+        value is the gap between their means. Its interval is a bootstrap's over images (paired) and runs;
+        where all images agree it is at least as wide as that of :func:`difference`. The upper end is infinite
+        if resamples leave finetuning nothing right.
 
-    Raises ValueError without a run of each, for other images, and where finetuning has nothing right: the gap
-    is measured in its accuracy.
+    Raises ValueError without a run of each kind, for runs on different numbers of images, and if finetuning
+    has nothing right, since the gap is a share of its accuracy.
     """
     groups = _groups(probed, finetuned)
     means = _means(groups)
@@ -87,10 +87,11 @@ def _numbers(right: Tensor) -> numpy.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What to do with a backbone, and why. Estimated, never certified.
+    """What to do with a backbone, and why. Based on estimates, never certified.
 
-    method: "probe" or "finetune"; "none" where nothing speaks for either.
-    reason: in a sentence. expectation: what robust accuracy is to be expected, in a sentence.
+    method: "probe" or "finetune"; "none" if neither is any good.
+    reason: why, in a sentence.
+    expectation: the robust accuracy to expect, in a sentence.
     """
 
     method: str
@@ -103,7 +104,7 @@ class Advice:
 
 
 def advise_without_head(found: Sensitivity) -> Advice:
-    """Before a head is trained."""
+    """Advice on a backbone for which no head has been trained."""
     relative = quantile(found.relative, 0.5)
     reason = (
         "no head has been trained for these classes, and without one the theory predicts no robust accuracy; "
@@ -117,13 +118,16 @@ def advise_without_head(found: Sensitivity) -> Advice:
 
 
 def advise(found: Transfer) -> Advice:
-    """By a model with a head on the representation in question.
+    """Advice from one model with a head on the backbone in question.
 
-    The theory tells what a head on this representation keeps, not what finetuning would make of it. So the
-    rule, which is ours: where attacks leave more than half of the right images right, most of what is missing
-    is not robustness, and probing keeps what is there; where they leave less, it is the representation
-    that gives way, which only finetuning changes. Where the interval of that share contains one half, too few
-    images were looked at to tell, and the cheaper one is advised. A model that guesses has nothing to keep.
+    The theory says what a head on this representation keeps, not what finetuning would make of it. The rule
+    here is therefore our own, and goes by the share of rightly classified images that attacks leave right:
+
+    - more than half: the representation is robust for these classes, and probing keeps that;
+    - less than half: the representation gives way, which only finetuning changes;
+    - if the 95 % interval of the share contains one half, there are too few images to tell, and the advice is
+      probing, which costs less;
+    - a model that may be guessing has no robustness to keep: finetune.
     """
     right, stayed = int(found.clean.right.sum()), int(found.robust.right.sum())
     if _guesses(found):
@@ -147,11 +151,12 @@ def advise(found: Transfer) -> Advice:
 
 
 def advise_between(probed: Sequence[Transfer], finetuned: Sequence[Transfer]) -> Advice:
-    """By probed and finetuned runs of one backbone under the same attacks: whichever is more robust, and
-    probing where the interval of the difference contains 0, as it costs less. A run that guesses counts as
-    robust nowhere; where no run is, there is no advice.
+    """Advice from probed and finetuned runs of one backbone under the same attacks: whichever is more robust;
+    or probing, which costs less, if the interval of the difference contains 0. A run that may be guessing
+    counts as robust on no image. If no run is robust on any, the method is "none".
 
-    Raises ValueError for runs under different attacks, and as :func:`transferred`.
+    Raises ValueError for runs under different attacks, without a run of each kind, and for runs on different
+    numbers of images.
     """
     every = {tuple(outcome.label for outcome in run.outcomes) for run in (*probed, *finetuned)}
     if len(every) > 1:

@@ -1,7 +1,7 @@
-"""What a linear head makes of features that move: a bound on the loss, and a criterion for the class.
+"""What moving features do to a linear head's output: a bound on the loss, a criterion for keeping the class.
 
-Both are statements about two feature vectors, whatever made them, and hold exactly. Features come from the
-model at its own precision; from there on all is float64, so that rounding stays far below what is compared.
+Both are theorems about any two feature vectors. The model computes features at its own precision; all that
+follows is in float64, so that rounding stays far below what is compared.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .accuracy import Accuracy
 from .sensitivity import finite
 
-# Of the lengths that are multiplied: a float64 dot product of 2,048 terms is off by at most 2.3e-13 of them.
+# Relative to the product of two vectors' lengths: their float64 dot product of 2,048 terms is off by at most
+# 2.3e-13 of it.
 _ROUNDING = 1e-12
 
 
@@ -135,12 +136,12 @@ class LossBound:
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """Which images keep their class, by how far their own features can move: a right one does for every x'
-    with
+    """Which images keep their class, judged by how far their features can move. An image that is classified
+    right stays so for every x' with
 
         ||f(x') - f(x)||_2 < min over j != y of (z_y - z_j) / ||W_y - W_j||_2.
 
-    It is sufficient, not necessary; and estimated, as an attack bounds the distance from below.
+    This is sufficient, not necessary. It is an estimate, since an attack bounds the distance from below only.
 
     right: (N,) bool, whether the model is right without an attack.
     radius: (N,) float64, the right side.

@@ -12,14 +12,15 @@ from .sensitivity import Sensitivity, finite
 
 @dataclasses.dataclass(frozen=True)
 class Contradictions:
-    """Images that meet the criterion, and that an attack fools all the same.
+    """Images that meet the criterion although an attack fools the model with them.
 
-    That is no violation of the theorem: the criterion is estimated with the distance that the attack on
-    features found, and the largest may be larger.
+    This does not violate the theorem: the criterion uses the distance that the attack on features found, and
+    features may be able to move farther.
 
-    found: (N,) bool. farther: (N,) bool, those of them whose features the attack moved by the criterion's
-        radius or more, as the theorem says it must have. The others' features, which the model was asked for
-        once more, would keep the class: either logits are equal up to rounding, or the model is random.
+    found: (N,) bool, which images these are.
+    farther: (N,) bool, those among them whose features this attack moved by the criterion's radius or more,
+        as the theorem says it must have. Where it did not, logits are equal up to rounding, or the model's
+        output is random and changed when features were computed once more.
     """
 
     found: Tensor
@@ -50,11 +51,12 @@ class Contradictions:
 
 @dataclasses.dataclass(frozen=True)
 class AttackOutcome:
-    """What an attack on the classes did.
+    """What an attack on the classes reached.
 
-    name, label: of the attack; the label has all its settings. notes: what else a user should know.
-    robust: which images were right and stayed so, by the model itself.
-    bound: the loss bound where the attack arrived.
+    name: of the attack. label: name and all settings. notes: what else a user should know.
+    robust: the accuracy under the attack, as the model itself decides.
+    bound: the loss bound at the adversarial images.
+    contradictions: images that it fools although they meet the criterion.
     """
 
     name: str
@@ -76,13 +78,16 @@ class AttackOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """What :func:`transfer` found; per-sample tensors in the order of the data, on the CPU.
+    """What :func:`transfer` found. Per-sample tensors are on the CPU, in the order of the data.
 
-    classes: how many the head knows.
-    feature_bound: the loss bound where the attack on features arrived.
-    outcomes: of the attacks on classes, in their order.
-    robust: which images withstand all of them; who knows of more attacks replaces it
-        (:func:`dataclasses.replace`), and so what is expected and advised.
+    sensitivity: how far the attack on features moved them.
+    clean: the accuracy without an attack.
+    classes: how many classes the head has.
+    criterion: which images should keep their class.
+    feature_bound: the loss bound at the images that the attack on features found.
+    outcomes: what the attacks on classes reached, in their order.
+    robust: the accuracy under all of them together. If you know of further attacks, replace it by
+        :func:`dataclasses.replace`: ``expected`` and advice then follow it.
     """
 
     sensitivity: Sensitivity
@@ -95,16 +100,16 @@ class Transfer:
 
     @property
     def expected(self) -> tuple[float, float]:
-        """Between which robust accuracies that of this representation and head is estimated to lie: the
-        criterion's, which is sufficient only, and the measured one, which attacks bound from above."""
+        """Between which values the true robust accuracy is estimated to lie: what the criterion predicts (it
+        is sufficient, not necessary), and what attacks measure (a stronger one might find less)."""
         predicted, measured = self.criterion.predicted.value, self.robust.value
         return min(predicted, measured), measured
 
     def paper_form(self) -> dict[str, float | None]:
-        """The spectral-norm form as the paper has it: its sides come from different attacks, the mean rise of
-        the loss under the strongest of them and the mean distance under the attack on features. As that is
-        estimated from below, the left side may come out larger; it does not for the attack's own points
-        (:class:`LossBound`)."""
+        """Both sides of the spectral-norm bound as the paper computes them, from different attacks: the mean
+        rise of the loss under the strongest attack on classes, and the mean distance under the attack on
+        features. Since that distance is an estimate from below, the left side may exceed the right one; at
+        one attack's own points it cannot (:class:`LossBound`)."""
         rises = [outcome.bound.spectral_rise.mean().item() for outcome in self.outcomes]
         limit = self.feature_bound.spectral_limit.mean().item()
         return {"mean_spectral_rise": finite(max(rises)), "mean_spectral_limit": finite(limit)}

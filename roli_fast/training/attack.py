@@ -19,8 +19,8 @@ _ROUNDS = 3  # of timing
 
 
 class TrainingAttack:
-    """Makes a recipe's adversarial images for batches of a model in training, without a judge and without
-    waiting for the device.
+    """Makes a recipe's adversarial images while a model trains, without asking whether they succeed and
+    without waiting for the device.
 
     precision: the recipe's, or what :func:`fastest_precision` found.
     """
@@ -28,7 +28,7 @@ class TrainingAttack:
     def __init__(self, model: nn.Module, recipe: Recipe, precision: str):
         self._model, self._recipe = model, recipe
         self._live = _Live(model)
-        # Tensors, where they grow: a graph then follows their values.
+        # Sizes that grow during warm-up are tensors, so that a captured CUDA graph follows their values.
         grow = recipe.eps_warmup_epochs > 0
         device = device_of(model)
         self._attack = _attack(recipe, precision, torch.zeros((), device=device) if grow else None)
@@ -36,7 +36,7 @@ class TrainingAttack:
         self._growing = [(t, full[n]) for n, t in self._attack.sizes().items() if isinstance(t, Tensor)]
 
     def grow(self, epoch: float) -> None:
-        """Sets eps and step size for this point of the training, in epochs since its beginning."""
+        """Sets eps and step size for this point of training. epoch: how many epochs it has lasted."""
         for size, full in self._growing:
             size.fill_(full * min(1.0, epoch / self._recipe.eps_warmup_epochs))
 
@@ -50,7 +50,8 @@ class TrainingAttack:
 
 
 class _Live(nn.Module):
-    """The model in the mode in which it is: what is not registered is neither copied nor put into another."""
+    """The model itself, in its current mode: since it is not registered here, an attack neither copies it nor
+    changes its mode."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -61,7 +62,7 @@ class _Live(nn.Module):
 
 
 def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:
-    """growing: a tensor to make sizes of, each its own; None for numbers."""
+    """growing: a tensor to which sizes are added, so that each is a tensor of its own; None for numbers."""
 
     def size(value: float) -> Any:
         return value if growing is None else growing + value
@@ -75,7 +76,7 @@ def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:
 
 
 def validation_attack(recipe: Recipe, precision: str, generator: torch.Generator) -> PGD | None:
-    """The PGD of validation and test; None where nothing attacks in training."""
+    """The PGD of validation and test; None if training has no attack."""
     if recipe.attack == "none":
         return None
     return PGD(
@@ -92,7 +93,7 @@ def validation_attack(recipe: Recipe, precision: str, generator: torch.Generator
 
 @contextlib.contextmanager
 def _in_train_mode(model: nn.Module) -> Iterator[None]:
-    """The model normalises by the batch and drops out, but leaves its running statistics alone."""
+    """Attacks the model as it trains, but without updates of BatchNorm's running statistics."""
     tracking = [m for m in model.modules() if getattr(m, "track_running_stats", False) and m.training]
     for module in tracking:
         module.track_running_stats = False  # type: ignore[assignment]
@@ -104,8 +105,8 @@ def _in_train_mode(model: nn.Module) -> Iterator[None]:
 
 
 def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:
-    """In which of fp32, tf32 and bf16 one gradient of the attack takes the least time on this device: the
-    median of a few, in turns. images: a batch in [0, 1]."""
+    """Which of fp32, tf32 and bf16 is the fastest for a gradient of the attack on this device, by the median
+    of a few interleaved measurements. images: a batch in [0, 1]."""
     names = ("fp32", "bf16") if images.device.type == "cpu" else ("fp32", "tf32", "bf16")
     step = {n: PGD(recipe.norm, recipe.eps, recipe.attack_step, steps=1, precision=n) for n in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""A convex fit of a linear head to the features that attacks have found."""
+"""A convex fit of a linear head to adversarial features."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,13 @@ _CHUNK = 1 << 16  # features at once
 
 
 class HeadFit:
-    """Fits a head to each image's worst loss over the features in the pool.
+    """Fits a head to the mean over images of the worst loss among an image's features in a pool.
 
-    features: batches (b, F) of this process' images, clean, which say how all are centred and scaled.
-    labels: (n,), of all of them.
-    pool: features (n, F) that were kept; an image is in the same row of each. loss: what the last fit has
-        reached.
+    features: the clean features of this process' images, in batches (b, F); their mean and spread scale all
+        others. labels: (n,) int64, of all batches.
+
+    pool: the features that were added, a tensor (n, F) each, with an image in the same row of all.
+    loss: the loss that the last fit has reached.
     """
 
     def __init__(self, head: nn.Linear, features: Sequence[Tensor], labels: Tensor):
@@ -31,16 +32,18 @@ class HeadFit:
         self._images = summed(sums)[0].item()  # of all processes
         mean, square = sums[1:].div(self._images).chunk(2)
         self._mean = mean.to(head.weight.dtype)
-        # Over images, and then over features.
+        # The root of the variance over images, averaged over features.
         self._spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
         self.pool: list[Tensor] = []
         self.loss = math.inf
 
     def compact(self, features: Tensor) -> Tensor:
-        """As the pool has them: centred and scaled, so that half precision keeps what tells images apart."""
+        """Features (b, F) as the pool holds them: centred and scaled, so that half precision keeps what tells
+        images apart."""
         return ((features - self._mean) / self._spread).half()
 
     def add(self, compact: Sequence[Tensor]) -> None:
+        """Adds all images' features to the pool, in batches that :meth:`compact` has made."""
         self.pool.append(torch.cat(list(compact)))
 
     def fit(self, weight_decay: float) -> None:
@@ -62,7 +65,7 @@ class HeadFit:
 
     @torch.no_grad()
     def on_the_last(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the head on the features that were added last."""
+        """The head's mean loss and accuracy on the features that were added last, over all processes."""
         logits = F.linear(self.pool[-1].float(), *self._scaled_head())
         loss = F.cross_entropy(logits, self._labels, reduction="sum").double()
         hits = (logits.argmax(1) == self._labels).sum().double()
@@ -70,12 +73,13 @@ class HeadFit:
         return loss_sum / self._images, hit_sum / self._images
 
     def _scaled_head(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias, as they act on the pool."""
+        """The head's weight and bias as they act on centred and scaled features."""
         weight, bias = self._head.weight.detach(), self._head.bias.detach()
         return weight * self._spread, bias + weight @ self._mean
 
     def _worst(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The mean over all images of the worst loss over the pool, and its gradients."""
+        """The mean over the images of all processes of the worst loss in the pool, and its gradients with
+        respect to weight and bias."""
         sums = torch.zeros(1 + weight.numel() + bias.numel(), dtype=torch.float64, device=weight.device)
         rows = max(1, _CHUNK // len(self.pool))
         for labels, *features in zip(*(t.split(rows) for t in (self._labels, *self.pool)), strict=True):

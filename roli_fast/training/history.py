@@ -1,4 +1,4 @@
-"""The rows of a stage's history, and the weights of the one that validation likes best."""
+"""A stage's history: a row for each epoch or fit, and the weights of the best one."""
 
 import dataclasses
 from typing import Any
@@ -16,8 +16,12 @@ from .result import Trained, merit
 
 
 class History:
-    """rows: an epoch's each, or a fit's. best: the number of the best one; None before the first.
-    best_weights: on the CPU, as they were then. cost, watch: of the row to come.
+    """Validates a model after each epoch or fit, keeps the results, and remembers the best weights.
+
+    rows: a dict for each epoch or fit; see :class:`Trained`.
+    best: index into rows of the best one; None before the first.
+    best_weights: the weights of the best one, on the CPU.
+    cost, watch: what the row to come has cost so far, and what measures its seconds.
     """
 
     def __init__(self, recipe: Recipe, validation: Loader, precision: str, device: torch.device):
@@ -30,14 +34,16 @@ class History:
         self.cost, self.watch = Cost(), Stopwatch(device)
 
     def add(self, facts: dict[str, Any], images: float, model: nn.Module, kept: nn.Module) -> bool:
-        """Validates a model and adds its row; whether it is the best so far, and its weights are remembered.
+        """Validates a model and adds its row. Returns whether it is the best so far; its weights are then
+        remembered.
 
-        facts: what else the row has. images: trained on since the last row; without any, its rate remains.
-        kept: whose weights are remembered.
+        facts: further entries of the row.
+        images: how many images were trained on since the last row; for 0, its images_per_second is repeated.
+        kept: the module whose weights are remembered.
         """
         self._generator.manual_seed(self._seed)  # all rows are held to the same starts
         with self.watch("evaluation"):
-            # A model that has gone astray may have no gradient for a while, and still come back.
+            # Not strict: in training, a model may have no gradient for a while and still recover.
             found = evaluate(model, self._validation, self._attack, strict=False)
         self.cost.forwards += found.forwards
         self.cost.input_gradients += found.gradients
@@ -60,7 +66,7 @@ class History:
         return is_best
 
     def finish(self, model: nn.Module, records: Records | None, warnings: list[str]) -> Trained:
-        """What a stage ends with. model: with the best weights."""
+        """The result of the stage. model: already with the best weights."""
         assert self.best is not None
         if records is not None:
             records.write_history(self.rows)

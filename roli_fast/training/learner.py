@@ -1,4 +1,4 @@
-"""What changes the weights: optimiser, schedule, autocast, and the average of the weights."""
+"""The training step: optimiser, learning rate schedule, autocast, and the moving average of the weights."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ from .recipe import AUTO, Recipe
 
 
 class Learner:
-    """Trains what of a model requires a gradient, step by step.
+    """Trains the parameters of a model that require a gradient, step by step.
 
-    precision: of the attacks, in whose arithmetic the training step multiplies, too.
-    steps: of an epoch.
+    precision: of the attacks; the training step too computes float32 products in it.
+    steps: number of steps in an epoch.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, precision: str, steps: int):
@@ -52,7 +52,7 @@ class Learner:
 
     @property
     def result(self) -> nn.Module:
-        """What is validated and kept: the average of the weights, where there is one."""
+        """The model that is validated and kept: with averaged weights, if the recipe has ema_decay."""
         return self._model if self._ema is None else self._ema.module
 
     @property
@@ -60,13 +60,14 @@ class Learner:
         return self._optimizer.param_groups[0]["lr"]
 
     def train(self) -> None:
-        """The mode for the steps that follow."""
+        """Puts the model into train mode."""
         self._net.train()
 
     def step(self, number: int, images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser: the loss (), and which adversarial images were right (N,).
+        """One step of the optimiser. Returns the loss (), and (N,) bool, which adversarial images were
+        classified right.
 
-        number: of the step, from the training's beginning.
+        number: the step's, counted from the beginning of training.
         """
         self._schedule.step_update(number)
         half = self.amp_dtype != torch.float32
@@ -94,14 +95,14 @@ class Learner:
         if self._recipe.loss == "ce":
             return F.cross_entropy(logits, labels), logits
         clean = self._net(to_state(images)).float()
-        # In logarithms, or the gradient of a probability that underflows would be NaN.
+        # From log probabilities: where a probability underflows, its gradient would be NaN.
         log_clean, log_adversarial = (F.log_softmax(x.float(), dim=1) for x in (clean, logits))
         divergence = F.kl_div(log_adversarial, log_clean, reduction="batchmean", log_target=True)
         return F.cross_entropy(clean, labels) + self._recipe.trades_beta * divergence, logits
 
     @property
     def forwards(self) -> int:
-        """How often each image goes through the model in a step."""
+        """How many forward passes a step makes for each image."""
         return 2 if self._recipe.loss == "trades" else 1
 
     def state(self) -> dict[str, Any]:
@@ -121,9 +122,9 @@ class Learner:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Raises ValueError for one that cannot be made here."""
+    """The recipe's optimiser. Raises ValueError if a package or device that it needs is missing."""
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
-    # One pass over weights and moments, where torch's default makes one for each operation.
+    # fused: one pass over weights and moments, where torch's default makes one for each operation.
     fused: dict[str, Any] = {"fused": True} if recipe.opt.lower() in ("adam", "adamw") else {}
     try:
         return create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, **fused)
@@ -141,8 +142,8 @@ def _moves_backbone(model: nn.Module) -> bool:
 
 
 def _undecayed(model: nn.Module) -> set[str]:
-    """What the networks inside say should not decay, such as position embeddings; biases and norms do not
-    anyway."""
+    """Names of the parameters that the networks inside exempt from weight decay, such as position embeddings.
+    Biases and normalisation layers are exempt anyway."""
     names = set()
     for prefix, module in model.named_modules():
         if hasattr(module, "no_weight_decay"):

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them."""
+"""Training in several processes, which torchrun starts."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ..engine.modes import device_of
 
 
 def join(device: str | None) -> torch.device | None:
-    """Under torchrun, makes this process one of its group, and says which device is its own; else None."""
+    """Under torchrun, joins the process group and returns this process' own device; otherwise None."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -39,14 +39,14 @@ def leave() -> None:
 
 
 def summed(values: Tensor) -> Tensor:
-    """Over all processes."""
+    """The sum over all processes; values is overwritten by it."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def agree(decision: Any) -> Any:
-    """What the first process says."""
+    """The first process' decision, in all processes."""
     if world_size() == 1:
         return decision
     said = [decision]
@@ -55,7 +55,7 @@ def agree(decision: Any) -> Any:
 
 
 def by_the_first(action: Callable[[], object]) -> None:
-    """Done by the first process alone; what it raises, all raise."""
+    """Runs the action in the first process alone. If it raises, all processes do."""
     failure = None
     if rank() == 0:
         try:
@@ -68,7 +68,7 @@ def by_the_first(action: Callable[[], object]) -> None:
 
 
 def share_statistics(model: nn.Module) -> None:
-    """BatchNorms' running statistics become their mean over the processes."""
+    """Replaces BatchNorms' running statistics by their mean over the processes."""
     if world_size() == 1:
         return
     for name, buffer in model.named_buffers():
@@ -93,8 +93,8 @@ def synchronize_norms(model: nn.Module) -> nn.Module:
 
 
 def with_torchs_norms(model: nn.Module) -> nn.Module:
-    """As timm converts BatchNorms, once: of what an earlier stage has converted, it would drop the
-    activations."""
+    """The model with timm's conversion to SyncBatchNorm. A second conversion would drop activations, so a
+    model that an earlier stage has converted is left as it is."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
         return model
@@ -102,7 +102,7 @@ def with_torchs_norms(model: nn.Module) -> nn.Module:
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over all processes, whose losses it all goes into."""
+    """The sum over all processes. Its gradient is summed too, since every process' loss depends on it."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

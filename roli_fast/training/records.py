@@ -1,4 +1,4 @@
-"""The folder of a stage: what it has saved, and how it goes on from there."""
+"""The folder of a training stage: what is saved in it, and read from it to resume."""
 
 import csv
 import importlib.util
@@ -22,7 +22,7 @@ from .processes import agree, by_the_first
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Raises ValueError for a folder with a run that is not to go on, or had other settings."""
+    """Raises ValueError for a folder with a run that is not to be resumed, or that had other settings."""
     path = folder / "recipe.json"
     if not path.exists():
         return
@@ -45,11 +45,13 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 class Records:
-    """Files of one stage; only the first process writes, and no other run as long as these are open.
+    """The files of one stage. Only the first process writes, and no other run can while they are open.
 
-    ``recipe.json`` binds the folder to its settings, and notes the precision that was measured; ``last.pt``
-    holds all that a run needs to go on; ``best.safetensors`` is the model of the best epoch; ``metrics.csv``
-    has a row per epoch; ``lock`` is held by the run that writes.
+    ``recipe.json``: the settings, to which the folder is bound, and the precision that was measured.
+    ``last.pt``: all that is needed to resume.
+    ``best.safetensors``: the model of the best epoch.
+    ``metrics.csv``: a row for each epoch.
+    ``lock``: held by the run that writes.
     """
 
     def __init__(self, folder: Path, model: nn.Module):
@@ -77,10 +79,10 @@ class Records:
         return self.last.exists()
 
     def open(self, settings: dict[str, Any], resume: bool, kept: Sequence[str]) -> dict[str, Any] | None:
-        """What a run in this folder has left; None where one begins. kept: the names of what it has.
+        """The last checkpoint of the run to resume; None if a run begins. kept: what a checkpoint must hold.
 
-        Raises ValueError where there is one that is not to go on, had other settings, or still runs, and for
-        a checkpoint that cannot be read, or that not all processes see.
+        Raises ValueError if the folder has a run that is not to be resumed, had other settings, or still
+        runs; and for a checkpoint that cannot be read or that not all processes see.
         """
         by_the_first(lambda: self._bind(settings, resume))
         saved = self._read_last(kept)
@@ -119,7 +121,7 @@ class Records:
 
     @property
     def precision(self) -> str | None:
-        """Of the attacks of the run that has begun here; None where it is not known yet."""
+        """The precision of this run's attacks, if it was measured already; else None."""
         return _settings(self._recipe).get("measured_precision") if rank() == 0 else None
 
     def note_precision(self, precision: str) -> None:
@@ -127,12 +129,12 @@ class Records:
             self._write_settings(_settings(self._recipe) | {"measured_precision": precision})
 
     def forget_what_never_began(self) -> None:
-        """Of a run that began here and has saved nothing, the folder is free again."""
+        """Frees the folder again, if the run began here and has saved nothing."""
         if self._began_here and not self.has_last and not self._best.exists():
             self._recipe.unlink(missing_ok=True)
 
     def _check_space(self) -> None:
-        """Of the checkpoints, the best and the last, each beside the one that it replaces."""
+        """Refuses a disk without room for best and last checkpoint, each beside the one that it replaces."""
         free = shutil.disk_usage(self._folder).free
         if free < self._needed:
             accepted = f"{self._needed / 2**20:.0f} MiB for checkpoints"
@@ -164,8 +166,8 @@ class Records:
             self._saving(self._best, lambda: save_model(model, self._best, facts))
 
     def restore_best(self, model: Any, row: dict[str, Any]) -> None:
-        """Writes the model where the file is not that of the row's epoch: a run may have been killed between
-        the best and the last checkpoint."""
+        """Writes the best model again if the file is not of this epoch: a run may have been killed after it
+        wrote one checkpoint and before it wrote the other."""
         try:
             there = read_metadata(self._best).get("epoch")
         except (OSError, ValueError):
@@ -174,7 +176,7 @@ class Records:
             self.write_best(model, row)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """metrics.csv, and in TensorBoard what is new."""
+        """Writes metrics.csv, and new rows to TensorBoard."""
         if rank() != 0 or not history:
             return
         rows = [{**{k: v for k, v in row.items() if k != "cost"}, **row["cost"]} for row in history]
@@ -187,7 +189,7 @@ class Records:
         self._show(rows)
 
     def _show(self, rows: list[dict[str, Any]]) -> None:
-        """In TensorBoard, where it is installed."""
+        """Writes rows to TensorBoard, if it is installed."""
         if not self.has_tensorboard:
             return
         if self._writer is None:

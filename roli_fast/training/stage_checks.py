@@ -63,5 +63,5 @@ def _normalizes_batches(model: nn.Module) -> bool:
 
 
 def bound_settings(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """What may not change where a run goes on."""
+    """The settings that have to be the same when a run is resumed."""
     return dataclasses.asdict(recipe) | {"data": splits.fingerprint()}

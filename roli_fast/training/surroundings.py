@@ -1,4 +1,4 @@
-"""What all stages of training begin with: a folder, randomness, batches, a precision."""
+"""What every stage of training needs around it: a folder, randomness, batches, a precision."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,8 +22,9 @@ from .stage_checks import check_resume
 def surroundings(
     model: nn.Module, recipe: Recipe, folder: str | Path | None, resume: bool
 ) -> Iterator[Records | None]:
-    """Of a stage: inside, what is drawn comes from the recipe's seed, and no other run has the folder. What
-    fails before anything is saved leaves the folder to the next."""
+    """Around a stage: random numbers come from the recipe's seed, and no other run can use the folder. Yields
+    the folder's records, or None without a folder. If the stage fails before it has saved anything, the
+    folder is free again."""
     check_resume(folder, resume)
     with own_randomness(recipe.seed, device_of(model)):
         records = None if folder is None else Records(Path(folder), model)
@@ -38,15 +39,15 @@ def surroundings(
 
 @contextlib.contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """What is drawn inside comes from the seed, and leaves the caller's random state alone."""
+    """Inside, torch's random numbers come from the seed; afterwards the caller's random state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records: Records | None) -> str:
-    """Of attacks: what the recipe or an interrupted run says, else what the first batch shows to be fastest.
-    The same in all processes, and noted at once, so that a run goes on as it began."""
+    """The precision of the attacks: that of the run that is resumed, or the recipe's, or the fastest for the
+    first batch. It is the same in all processes, and recorded at once for when the run is resumed."""
     noted = None if records is None else agree(records.precision)
     if noted is not None:
         return noted
@@ -59,7 +60,8 @@ def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records:
 
 
 def for_evaluation(images: ImageSet | ImageStream, recipe: Recipe, workers: int | None) -> Loader:
-    """In batches as large as a process trains on; all processes get all, which evaluate() shares out."""
+    """A loader with the batch size that a process trains with. Every process gets all batches, and evaluate()
+    shares them out."""
     batch_size = max(1, recipe.batch_size // world_size())
     return Loader(images, batch_size, workers=workers, rank=0, world_size=1)
 
@@ -67,12 +69,12 @@ def for_evaluation(images: ImageSet | ImageStream, recipe: Recipe, workers: int 
 def to_device(
     images: Tensor, labels: Tensor, device: torch.device, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
-    """To the device, without waiting for it."""
+    """Moves a batch to the device, without waiting for it."""
     layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
     images = images.to(device, non_blocking=True, memory_format=layout)
     return images, labels.to(device, non_blocking=True)
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed that an int64 holds; neighbouring parts have nothing in common."""
+    """A seed, not negative, that mixes the parts: similar parts give unrelated seeds."""
     return generator(*parts).initial_seed() >> 1
