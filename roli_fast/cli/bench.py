@@ -24,7 +24,7 @@ from ..speed.peers import PEERS, Settings, find
 from ..speed.report import draw, table
 from ..speed.subjects import labelled, random_images, settle, timm_model
 from .errors import UserError
-from .options import check_names, device_of, new_folder, number
+from .options import check_names, chosen_device, new_folder, number
 from .options import count as option_count
 
 # eps in [0, 1] pixels, as the field has them for images of some dozens of pixels; a step is a quarter.
@@ -59,23 +59,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option(name, metavar, about, type=option_count(name, least), **how)
 
     option("--models", "MODEL", "timm's names, or NAME:NxCxHxW with batch size and image", nargs="+")
-    count("--size", "PIXELS", "pixels a side", nargs="+")
+    count("--size", "PIXELS", "image size", nargs="+")
     count("--batch-size", "N", "images per call", least=2)
-    count("--batches", "N", "different batches, all of which count for robust accuracy")
-    count("--num-classes", "N", "of the models (default: 10)", least=2, default=10)
-    option("--checkpoint", "FILE", "weights of the one model (default: random)", type=Path)
-    option("--norms", "NORM", "linf, l2, l1 (default: linf)", nargs="+", default=["linf"])
-    eps = "one per norm, in pixels of [0, 1] (default: 8/255 in linf, 0.5 in l2, 12 in l1)"
+    count("--batches", "N", "number of different batches, over all of which robust accuracy is measured")
+    count("--num-classes", "N", "number of classes of the models (default: 10)", least=2, default=10)
+    option("--checkpoint", "FILE", "weights, for one model (default: random)", type=Path)
+    option("--norms", "NORM", "norms, of linf, l2, l1 (default: linf)", nargs="+", default=["linf"])
+    eps = "radius for each norm, for pixels in [0, 1] (default: 8/255 in linf, 0.5 in l2, 12 in l1)"
     option("--eps", "EPS", eps, nargs="+", type=number("--eps"))
-    option("--step-size", "SIZE", "one per norm (default: eps / 4)", nargs="+", type=number("--step-size"))
-    count("--steps", "N", "of gradient", nargs="+")
-    precisions = f"of {', '.join(PRECISIONS)} (default: fp32 bf16)"
+    option(
+        "--step-size",
+        "SIZE",
+        "step size for each norm (default: eps / 4)",
+        nargs="+",
+        type=number("--step-size"),
+    )
+    count("--steps", "N", "number of gradient steps", nargs="+")
+    precisions = f"precisions, of {', '.join(PRECISIONS)} (default: fp32 bf16)"
     option("--precisions", "PRECISION", precisions, nargs="+", default=["fp32", "bf16"])
-    option("--peers", "PEER", f"of {', '.join(PEERS)} (default: all)", nargs="*", default=list(PEERS))
-    count("--rounds", "N", "in each of which everything is timed once", least=2)
+    option("--peers", "PEER", f"peers, of {', '.join(PEERS)} (default: all)", nargs="*", default=list(PEERS))
+    count("--rounds", "N", "number of rounds, in each of which everything is timed once", least=2)
     option("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    count("--seed", "N", "of weights, images and attacks (default: 0)", least=0, default=0)
-    quick = "small and few by default: whether it runs, in under a minute"
+    count("--seed", "N", "seed of weights, images and attacks (default: 0)", least=0, default=0)
+    quick = "small defaults, to see in under a minute whether it runs"
     parser.add_argument("--quick", action="store_true", help=quick)
     out = "folder for picture and numbers (default: bench-results)"
     option("--output", "FOLDER", out, type=Path, default=Path("bench-results"))
@@ -88,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_names("--norms", arguments.norms, _EPS)
     check_names("--precisions", arguments.precisions, PRECISIONS)
     check_names("--peers", arguments.peers, PEERS)
-    device = device_of(arguments.device)
+    device = chosen_device(arguments.device)
     subjects, attacks = _subjects(arguments), _attacks(arguments)
     folder = new_folder("--output", arguments.output)
 

@@ -40,9 +40,9 @@ _COLORS = {"Linear": "#0072b2", "RanLI Full-FT": "#e69f00", "RoLI Full-FT": "#00
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = Options(parser, "demo")
-    option.count("--epochs", "N", "of each finetuning", default=8)
-    option.count("--seed", "N", "of weights, batches and attacks", least=0, default=0)
-    option.text("--output", "FOLDER", "for picture and results", type=Path, default=Path("runs/demo"))
+    option.count("--epochs", "N", "epochs of each finetuning", default=8)
+    option.count("--seed", "N", "seed of weights, batches and attacks", least=0, default=0)
+    option.text("--output", "FOLDER", "folder for picture and results", type=Path, default=Path("runs/demo"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from .options import (
     check_names,
     load_data,
     new_folder,
-    read_run,
+    read_arguments,
     refuse_without_effect,
     sampled,
     users_mistakes,
@@ -44,20 +44,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=about, type=Path)
     add_data_arguments(parser)
     option = Options(parser, "evaluation")
-    option.choice("--split", "whose images", ("test", "val", "train"), default="test")
-    option.count("--images", "N", "at most, evenly spaced in the split (default: all)")
-    option.text("--attacks", "ATTACK", f"of {', '.join(ATTACKS)}; none for clean", nargs="*", default=["pgd"])
-    option.choice("--norm", "of the ball (default: the run's, or linf)", tuple(NORMS))
-    option.number("--eps", "EPS", "in [0, 1] pixels (default: the run's in its norm, or 8/255 in linf)")
-    option.number("--step-size", "SIZE", "of PGD (default: eps / 4)")
-    option.count("--steps", "N", "of PGD (default: 10)")
-    option.count("--restarts", "N", "of PGD (default: 1)")
-    option.choice("--version", "of AutoAttack (default: standard)", ("standard", "plus", "rand"))
-    option.choice("--precision", "of the search; the model itself judges", tuple(PRECISIONS), default="fp32")
-    option.count("--batch-size", "N", "images at once", default=100)
-    option.count("--seed", "N", "of the attacks", least=0, default=0)
+    option.choice("--split", "split whose images are used", ("test", "val", "train"), default="test")
+    option.count("--images", "N", "number of images, evenly spaced in the split (default: all)")
+    option.text(
+        "--attacks",
+        "ATTACK",
+        f"attacks, of {', '.join(ATTACKS)}; none for clean accuracy alone",
+        nargs="*",
+        default=["pgd"],
+    )
+    option.choice("--norm", "norm of the ball (default: the run's, or linf)", tuple(NORMS))
+    option.number(
+        "--eps", "EPS", "radius, for pixels in [0, 1] (default: the run's in its norm, or 8/255 in linf)"
+    )
+    option.number("--step-size", "SIZE", "step size of PGD (default: eps / 4)")
+    option.count("--steps", "N", "number of steps of PGD (default: 10)")
+    option.count("--restarts", "N", "number of random starts of PGD (default: 1)")
+    option.choice("--version", "version of AutoAttack (default: standard)", ("standard", "plus", "rand"))
+    option.choice(
+        "--precision",
+        "precision of the search; success is decided by the model itself",
+        tuple(PRECISIONS),
+        default="fp32",
+    )
+    option.count("--batch-size", "N", "number of images in a batch", default=100)
+    option.count("--seed", "N", "seed of the attacks", least=0, default=0)
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    option.text("--output", "FOLDER", "for the numbers", type=Path, default=Path("runs/eval"))
+    option.text("--output", "FOLDER", "folder for the results", type=Path, default=Path("runs/eval"))
     option.flag(
         "--save-adversarial", "keep the adversarial images in --output, where an interrupted run goes on"
     )
@@ -140,7 +153,7 @@ def _model_file(arguments: argparse.Namespace) -> Path:
         settled = given / "args.json"
         if not settled.exists():
             raise UserError(f"MODEL: got {given}, which holds no run of train, accepted: a run, or a file")
-        there, recipe = read_run(settled)
+        there, recipe = read_arguments(settled)
         there |= {name: recipe.get(name) for name in ("norm", "eps")}
         given = given / "finetune" / "best.safetensors"
     same_data = arguments.dataset in (None, there.get("dataset") or "digits")

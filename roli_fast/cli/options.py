@@ -1,4 +1,4 @@
-"""Options that several subcommands have, and what becomes of them. Names are timm's where it has them."""
+"""Options that several subcommands share, and their evaluation. Names are timm's where it has them."""
 
 import argparse
 import ast
@@ -17,7 +17,8 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def users_mistakes() -> Iterator[None]:
-    """What the library refuses, as one line for the user. What it did not mean to raise stays as it is."""
+    """Raises UserError, with one line for the user, for what the library refuses. Other errors, which would
+    be bugs, pass through."""
     try:
         yield
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -32,7 +33,7 @@ Effects = list[tuple[tuple[str, ...], bool, str]]
 
 
 def size_effect(arguments: argparse.Namespace) -> tuple[tuple[str, ...], bool, str]:
-    """--img-size, beside --model and --resize."""
+    """Whether --img-size has an effect, given --model and --resize."""
     from ..models.create import is_built_for_one_size  # timm takes seconds
 
     used = arguments.resize or is_built_for_one_size(arguments.model)
@@ -40,8 +41,10 @@ def size_effect(arguments: argparse.Namespace) -> tuple[tuple[str, ...], bool, s
 
 
 def refuse_without_effect(arguments: argparse.Namespace, effects: Effects) -> None:
-    """effects: options, None where they are not given; whether they have an effect beside the others; and
-    what they need for it."""
+    """Raises UserError for an option that was given but has no effect beside the others.
+
+    effects: for each group of options, their names, whether they have an effect, and what they need for it.
+    """
     for options, has_effect, accepted in effects:
         for option in options:
             value = getattr(arguments, option)
@@ -51,7 +54,8 @@ def refuse_without_effect(arguments: argparse.Namespace, effects: Effects) -> No
 
 
 def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Callable[[str], float]:
-    """Reads a number or a fraction such as 8/255: above ``least``, or from it on."""
+    """A parser of numbers and fractions such as 8/255. They have to be above ``least``, or, with open_below
+    False, may equal it."""
 
     def read(text: str) -> float:
         try:
@@ -120,20 +124,25 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "torch/..., hfds/..., wds/..., tfds/..."
     )
     option.text("--dataset", "NAME", names)
-    option.text("--data-dir", "FOLDER", "where it lies, or is downloaded to")
-    option.flag("--dataset-download", "fetch it, where a library can")
+    option.text("--data-dir", "FOLDER", "where the data set is, or is downloaded to")
+    option.flag("--dataset-download", "download the data set, if its library can")
     for split in ("train", "val", "test"):
-        option.text(f"--{split}-split", "NAME", f"of the {split} images, in a folder or a set of timm's")
-    option.count("--input-size", "PIXELS", "a side (default: the set's)")
-    option.number("--crop-pct", "SHARE", "of the resized image, that is cropped (default: 0.875)")
+        option.text(
+            f"--{split}-split", "NAME", f"name of the {split} split, in a folder or a data set of timm's"
+        )
+    option.count("--input-size", "PIXELS", "image size (default: the data set's)")
+    option.number("--crop-pct", "SHARE", "share of the resized image's side that is kept (default: 0.875)")
     mirrored = "probability of mirroring (default: 0.5 where images are cropped, else 0)"
     option.number("--hflip", "SHARE", mirrored, open_below=False)
     option.text("--input-img-mode", "MODE", "RGB (default), or L for one channel of grey")
-    option.count("--num-classes", "N", "for a set that does not tell", least=2)
+    option.count("--num-classes", "N", "number of classes, for a data set that does not say", least=2)
     option.count(
-        "--split-seed", "N", "chooses which images are cut off to validate or test (default: 0)", least=0
+        "--split-seed",
+        "N",
+        "seed that chooses images for validation or test, if they have no split (default: 0)",
+        least=0,
     )
-    option.count("--workers", "N", "that decode images (default: one per core, 4 at most)", least=0)
+    option.count("--workers", "N", "processes that decode images (default: one per core, at most 4)", least=0)
 
 
 # What makes a data set, by the options' names; load()'s own defaults stand for what is not given.
@@ -167,7 +176,7 @@ def load_data(arguments: argparse.Namespace) -> Splits:
 
 
 def sampled(splits: Splits, arguments: argparse.Namespace, device: torch.device) -> Sample:
-    """What --split, --images, --batch-size and --workers ask for."""
+    """The images that --split, --images, --batch-size and --workers ask for."""
     images = getattr(splits, arguments.split)
     return Sample(images, arguments.images, arguments.batch_size, workers=arguments.workers, device=device)
 
@@ -186,8 +195,8 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def device_of(name: str | None) -> torch.device:
-    """Of --device; by default CUDA where there is one."""
+def chosen_device(name: str | None) -> torch.device:
+    """The device of --device; by default CUDA if there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -212,8 +221,8 @@ def new_folder(option: str, path: Path) -> Path:
     return path
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of a run's args.json, the arguments that were given, and the recipe of finetuning."""
+def read_arguments(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments that a run was given and its recipe of finetuning, from its args.json."""
     about = read_json(path)
     try:
         return dict(about["arguments"]), dict(about["finetuning"])

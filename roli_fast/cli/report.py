@@ -9,23 +9,23 @@ from rich.console import Console
 from ..report import IMAGES, Run, read_run, write_report
 from ..report.pictures import check_matplotlib
 from .errors import UserError
-from .options import DATA_OPTIONS, Options, device_of, load_data, users_mistakes
+from .options import DATA_OPTIONS, Options, chosen_device, load_data, users_mistakes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     folders = "folders of roli-fast train; several, of the same data, norm and eps, are compared"
     parser.add_argument("runs", metavar="RUN", help=folders, nargs="+", type=Path)
     option = Options(parser, "evaluation")
-    option.count("--images", "N", "test images that are attacked, at most", default=IMAGES)
-    option.text("--data-dir", "FOLDER", "where the data lie now (default: where they lay in training)")
+    option.count("--images", "N", "number of test images that are attacked, at most", default=IMAGES)
+    option.text("--data-dir", "FOLDER", "where the data set is now (default: where it was in training)")
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    out = "for page, numbers and pictures (default: report in RUN, of several runs/report)"
+    out = "folder for page, numbers and pictures (default: RUN/report; for several runs, runs/report)"
     option.text("--output", "FOLDER", out, type=Path)
 
 
 def run(arguments: argparse.Namespace) -> None:
     check_matplotlib()
-    device = device_of(arguments.device)
+    device = chosen_device(arguments.device)
     with users_mistakes():
         runs = [read_run(f, n) for f, n in zip(arguments.runs, _names(arguments.runs), strict=True)]
     data = _data(runs, arguments.data_dir)

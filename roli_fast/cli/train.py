@@ -33,7 +33,7 @@ from .options import (
     load_data,
     new_folder,
     number,
-    read_run,
+    read_arguments,
     users_mistakes,
 )
 from .train_recipes import method_options, model_options, recipes, settle
@@ -54,90 +54,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_attack_arguments(Options(parser, "attack in training, and in validation"))
     add_data_arguments(parser)
     option = Options(parser, "run")
-    option.text("--output", "FOLDER", "of the run", type=Path, default=Path("runs/train"))
+    option.text("--output", "FOLDER", "folder of the run", type=Path, default=Path("runs/train"))
     option.flag("--resume", "go on where the run in --output was interrupted; begin where there is none")
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
 
 
 def _add_model_arguments(option: Options) -> None:
     option.text(
-        "--model", "NAME", "timm's, or small_resnet, resnet10_tin, hybrid_vit", default="resnet10_tin"
+        "--model", "NAME", "one of timm's, or small_resnet, resnet10_tin, hybrid_vit", default="resnet10_tin"
     )
-    option.text("--initial-checkpoint", "FILE", "weights of its backbone", type=Path)
-    option.flag("--pretrained", "timm's weights, which it downloads")
-    option.count("--img-size", "PIXELS", "for which the backbone is built")
-    resize = "enlarge images to that size inside the model (default for a Swin or ViT on CIFAR)"
+    option.text("--initial-checkpoint", "FILE", "weights of the backbone", type=Path)
+    option.flag("--pretrained", "use timm's weights, which are downloaded")
+    option.count("--img-size", "PIXELS", "image size for which the backbone is built")
+    resize = "resize images to the backbone's size inside the model (default for a Swin or ViT on CIFAR)"
     option.flag("--resize", resize)
     for name in ("--mean", "--std"):
-        about = "of the pixels, per channel (default: timm's)"
+        about = f"{name[2:]} by which pixels are normalised, one for each channel (default: timm's)"
         read = number(name, open_below=name == "--std")
         option.text(name, "X", about, type=read, nargs="+")
-    drop = "stochastic depth in full finetuning (default: 0; 0.5 for a Swin on the paper's data sets)"
+    drop = "rate of stochastic depth in full finetuning (default: 0; 0.5 for a Swin on the paper's data sets)"
     option.number("--drop-path", "RATE", drop, open_below=False)
-    option.text("--model-kwargs", "NAME=VALUE", "more of the network's options", nargs="+", default=[])
+    option.text("--model-kwargs", "NAME=VALUE", "further options of the network", nargs="+", default=[])
 
 
 def _add_stage_arguments(option: Options) -> None:
     about = (
-        "the head that finetuning begins with: probed first (default, where the backbone has weights), small "
-        "(torch's random one, else the default), random (the paper's, of large logits), or the file's own"
+        "the head that finetuning begins with: roli, probed first (default if the backbone has weights); "
+        "small, torch's random one (default otherwise); random, the paper's, with large logits; or "
+        "pretrained, the checkpoint's own"
     )
     option.choice("--init", about, INITS)
-    option.choice("--method", "of finetuning; linear is probing alone", METHODS, default="full")
-    option.text("--method-kwargs", "NAME=VALUE", "its options, such as rank=8", nargs="+", default=[])
+    option.choice("--method", "what finetuning trains; linear is probing alone", METHODS, default="full")
+    option.text(
+        "--method-kwargs", "NAME=VALUE", "options of the method, such as rank=8", nargs="+", default=[]
+    )
     probe = (
         "how the head is probed: rounds (default) of attacks and convex fits, or the paper's epochs of SGD"
     )
     option.choice("--probe", probe, PROBES)
-    option.count("--probe-rounds", "N", f"rounds at most (default: {Rounds.rounds})")
-    option.count("--probe-steps", "N", f"of the attack in each round (default: {Rounds.steps})")
-    option.count("--probe-epochs", "N", "of SGD (default: the paper's)")
-    option.number("--probe-lr", "LR", "of SGD (default: the paper's)")
-    option.text("--probe-opt", "NAME", "its optimiser (default: momentum, SGD)")
-    option.number("--probe-weight-decay", "W", "of SGD (default: 1e-4)", open_below=False)
+    option.count("--probe-rounds", "N", f"number of rounds, at most (default: {Rounds.rounds})")
+    option.count(
+        "--probe-steps", "N", f"number of steps of the attack in each round (default: {Rounds.steps})"
+    )
+    option.count("--probe-epochs", "N", "epochs of probing by SGD (default: the paper's)")
+    option.number("--probe-lr", "LR", "learning rate of probing by SGD (default: the paper's)")
+    option.text("--probe-opt", "NAME", "optimiser of probing by SGD (default: momentum, which is SGD)")
+    option.number(
+        "--probe-weight-decay", "W", "weight decay of probing by SGD (default: 1e-4)", open_below=False
+    )
 
 
 def _add_training_arguments(option: Options) -> None:
     """What is not given is the recipe's default."""
     paper = "(default: the paper's for the data set)"
-    option.count("--epochs", "N", f"of finetuning {paper}")
-    option.count("--patience", "N", "stop when so many epochs have not improved on the best (default: never)")
-    option.count("--batch-size", "N", "images, of all processes together (default: 64)")
+    option.count("--epochs", "N", f"epochs of finetuning {paper}")
+    option.count("--patience", "N", "stop after this many epochs without a new best (default: never)")
+    option.count("--batch-size", "N", "images in a step, of all processes together (default: 64)")
     option.number("--lr", "LR", "peak learning rate")
-    option.number("--lr-base", "LR", f"the same for a batch of 256 {paper}")
-    option.text("--opt", "NAME", "timm's name of the optimiser (default: adamw, and momentum for linear)")
-    option.number("--momentum", "M", _standing("of SGD", "momentum"), open_below=False)
-    decay = "of weights, not of biases and norms (default: 0.05, and 1e-4 for linear)"
+    option.number(
+        "--lr-base", "LR", f"peak learning rate for a batch of 256, scaled to the batch size {paper}"
+    )
+    option.text("--opt", "NAME", "optimiser, by timm's name (default: adamw; momentum for linear)")
+    option.number("--momentum", "M", _standing("momentum of SGD", "momentum"), open_below=False)
+    decay = "weight decay, but for biases and normalisation layers (default: 0.05; 1e-4 for linear)"
     option.number("--weight-decay", "W", decay, open_below=False)
-    option.choice("--sched", _standing("of the learning rate, after the warm-up", "sched"), SCHEDULES)
-    option.count("--warmup-epochs", "N", paper, least=0)
-    option.number("--min-lr", "LR", _standing("at the end", "min_lr"), open_below=False)
-    option.number("--clip-grad", "NORM", "largest norm of a step's gradients")
-    average = "average the weights, and keep the average; D is at most 1 - (1 + step)^(-2/3)"
+    option.choice("--sched", _standing("schedule of the learning rate after the warm-up", "sched"), SCHEDULES)
+    option.count("--warmup-epochs", "N", f"epochs in which the learning rate grows {paper}", least=0)
+    option.number("--min-lr", "LR", _standing("learning rate at the end", "min_lr"), open_below=False)
+    option.number("--clip-grad", "NORM", "norm to which gradients are clipped (default: none)")
+    average = (
+        "keep a moving average of the weights with this decay, which is at most 1 - (1 + step)^(-2/3) "
+        "(default: no average)"
+    )
     option.number("--model-ema-decay", "D", average, open_below=False)
-    amp = "of the training step (default: bfloat16 where the attack runs in a half precision)"
+    amp = "autocast's dtype in the training step (default: bfloat16 if the attack is in half precision)"
     option.choice("--amp-dtype", amp, AMP_DTYPES)
-    option.flag("--no-channels-last", "leave images and weights in torch's own layout")
-    option.flag("--sync-bn", "BatchNorm over all processes' batches")
-    option.count("--seed", "N", "of weights, order and attacks", least=0, default=0)
+    option.flag("--no-channels-last", "keep images and weights in torch's default memory layout")
+    option.flag("--sync-bn", "take BatchNorm's statistics over the batches of all processes")
+    option.count("--seed", "N", "seed of weights, order and attacks", least=0, default=0)
 
 
 def _add_attack_arguments(option: Options) -> None:
     """What is not given is the recipe's default."""
-    option.choice("--attack", _standing("one step from noise is nfgsm", "attack"), ATTACKS)
+    option.choice(
+        "--attack", _standing("attack in training; nfgsm is one step from noise", "attack"), ATTACKS
+    )
     option.choice("--loss", _standing("cross-entropy on adversarial images, or TRADES", "loss"), LOSSES)
     option.number("--trades-beta", "BETA", _standing("weight of TRADES' divergence", "trades_beta"))
-    option.choice("--norm", _standing("of the ball", "norm"), tuple(NORMS))
-    option.number("--eps", "EPS", "radius in [0, 1] pixels (default: 8/255 in linf)")
-    option.number("--step-size", "SIZE", "of the training attack (default: eps / 4)")
-    option.count("--steps", "N", _standing("of the training attack", "steps"))
-    warmup = _standing("over which eps grows from 0", "eps_warmup_epochs")
+    option.choice("--norm", _standing("norm of the ball", "norm"), tuple(NORMS))
+    option.number("--eps", "EPS", "radius of the ball, for pixels in [0, 1] (default: 8/255 in linf)")
+    option.number("--step-size", "SIZE", "step size of the training attack (default: eps / 4)")
+    option.count("--steps", "N", _standing("number of steps of the training attack", "steps"))
+    warmup = _standing("epochs in which eps grows from 0", "eps_warmup_epochs")
     option.count("--eps-warmup-epochs", "N", warmup, least=0)
-    mode = _standing("of the model under attack in training", "attack_mode")
+    mode = _standing("mode of the model while it is attacked in training", "attack_mode")
     option.choice("--attack-mode", mode, MODES)
-    fastest = "of attacks (default: the fastest on the device, measured)"
+    fastest = "precision of attacks (default: auto, the fastest on the device by a measurement)"
     option.choice("--attack-precision", fastest, (AUTO, *PRECISIONS))
-    option.count("--val-steps", "N", _standing("of PGD on validation and test images", "val_steps"))
+    option.count(
+        "--val-steps", "N", _standing("number of steps of PGD on validation and test images", "val_steps")
+    )
 
 
 def _standing(about: str, field: str) -> str:
@@ -250,7 +266,7 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
     if path.exists():
         if not arguments.resume:
             raise UserError(f"--output: got {folder}, which has a run, accepted: a new folder, or --resume")
-        there, _ = read_run(path)
+        there, _ = read_arguments(path)
         changed = [n for n in given if n not in _PLACES and there.get(n) != given[n]]
         if changed:
             options = ", ".join(f"--{n.replace('_', '-')} {given[n]} (was {there.get(n)})" for n in changed)

@@ -28,41 +28,51 @@ from ..evaluation import (
 )
 from ..files import write_json
 from ..models import split
-from .options import Options, add_data_arguments, device_of, load_data, new_folder, sampled, users_mistakes
+from .options import (
+    Options,
+    add_data_arguments,
+    chosen_device,
+    load_data,
+    new_folder,
+    sampled,
+    users_mistakes,
+)
 from .transfer_subjects import Subject, check_subjects, load_subjects
 from .transfer_tables import print_bounds, print_robustness, print_sensitivity, print_transferred, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    files = "of save_model; several, such as probed and finetuned ones, are compared"
+    files = "files of save_model; several, such as probed and finetuned models, are compared"
     parser.add_argument("files", metavar="MODEL", help=files, nargs="*", type=Path)
     option = Options(parser, "a backbone, instead of files")
-    option.text("--model", "NAME", "timm's, or small_resnet, resnet10_tin, hybrid_vit")
-    option.text("--checkpoint", "FILE", "its weights; a head that does not fit is left out", type=Path)
-    option.count("--img-size", "PIXELS", "a side that it is built for (default: its own)")
-    option.flag("--resize", "enlarge images to that size inside the model")
-    channels = "of its normalisation, per channel (default: timm's for the name)"
+    option.text("--model", "NAME", "one of timm's, or small_resnet, resnet10_tin, hybrid_vit")
+    option.text(
+        "--checkpoint", "FILE", "weights of the backbone; a head that does not fit is left out", type=Path
+    )
+    option.count("--img-size", "PIXELS", "image size for which the backbone is built (default: its own)")
+    option.flag("--resize", "resize images to the backbone's size inside the model")
+    channels = "by which pixels are normalised, one for each channel (default: timm's for the model)"
     option.number("--mean", "X", channels, open_below=False, nargs="+")
     option.number("--std", "X", channels, nargs="+")
     add_data_arguments(parser)
     option = Options(parser, "evaluation")
-    of = "whose images are looked at: advice is a choice, and test images are for what was chosen"
+    of = "split whose images are used; keep test images for what was chosen by the advice"
     option.choice("--split", of, ("val", "test"), default="val")
-    option.count("--images", "N", "at most, evenly spaced in the split", default=1000)
-    option.count("--batch-size", "N", "images at once", default=100)
-    option.number("--eps", "EPS", "Linf, in [0, 1] pixels (default: 8/255)")
-    option.count("--steps", "N", "of each attack by gradients", default=20)
-    option.flag("--autoattack", "measure with AutoAttack, too, which takes long")
-    option.count("--seed", "N", "of the attacks", least=0, default=0)
+    option.count("--images", "N", "number of images, at most, evenly spaced in the split", default=1000)
+    option.count("--batch-size", "N", "number of images in a batch", default=100)
+    option.number("--eps", "EPS", "Linf radius, for pixels in [0, 1] (default: 8/255)")
+    option.count("--steps", "N", "number of steps of FeaturePGD and PGD", default=20)
+    option.flag("--autoattack", "also attack with AutoAttack, which takes long")
+    option.count("--seed", "N", "seed of the attacks", least=0, default=0)
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    option.text("--output", "FOLDER", "for the numbers", type=Path, default=Path("runs/transfer"))
+    option.text("--output", "FOLDER", "folder for the results", type=Path, default=Path("runs/transfer"))
 
 
 def run(arguments: argparse.Namespace) -> None:
     check_subjects(arguments)
     arguments.dataset = arguments.dataset or "digits"
     arguments.eps = arguments.eps or 8 / 255
-    device = device_of(arguments.device)
+    device = chosen_device(arguments.device)
     splits = load_data(arguments)
     with users_mistakes():
         batches = sampled(splits, arguments, device)
