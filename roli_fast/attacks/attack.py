@@ -33,7 +33,7 @@ from .trial import AttackResult, Trial
 from .verify import is_fooled
 
 
-class Views(weakref.WeakKeyDictionary[nn.Module, AttackView]):
+class ViewCache(weakref.WeakKeyDictionary[nn.Module, AttackView]):
     """The copies that attacks have made of models, by model: an entry goes when its model does. The exception
     is a model that refers to itself, such as by a hook that is its own method: it lives as long as this."""
 
@@ -59,7 +59,7 @@ class Attack:
     bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`.
     """
 
-    _views: Views
+    _views: ViewCache
     _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
     # What a kind of attack may set otherwise.
@@ -300,7 +300,7 @@ class Attack:
             self._views[model] = view
         return view
 
-    def share_views(self, views: Views) -> None:
+    def share_views(self, views: ViewCache) -> None:
         """Makes this attack use, and add to, these copies of models. For attacks of the same precision, fold
         and output alone: copies depend on these."""
         vars(self)["_views"] = views
@@ -329,7 +329,7 @@ class Attack:
 
     def _begin_caches(self) -> None:
         oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
-        vars(self).update(_views=Views(), _oracles=oracles)
+        vars(self).update(_views=ViewCache(), _oracles=oracles)
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from ..checks import check_choice, check_count, refuse
 from ..engine import Output, widened
 from ..engine.modes import Model
 from .apgd import APGD, APGDT
-from .attack import Attack, Views, undirected_notes
+from .attack import Attack, ViewCache, undirected_notes
 from .fab import FAB, FABT
 from .inputs import as_floats, check_lengths
 from .losses import margin
@@ -140,7 +140,7 @@ class AutoAttack(Attack):
 
     run.__doc__ = Attack.run.__doc__
 
-    def share_views(self, views: Views) -> None:
+    def share_views(self, views: ViewCache) -> None:
         super().share_views(views)
         self._share_views()
 
@@ -208,7 +208,7 @@ class _Ensemble:
         assert trial.key is not None
         key = trial.key + NAMES.index(name)
         own = attack._begin(self._model, trial.images, trial.labels, trial.index, key)
-        vars(own)["clean_output"] = trial.clean_output
+        own.clean_output = trial.clean_output  # computed once for all stages
         result = attack._judged(own, rows, strict=False)
         own.oracle.forget_graphs()  # the next stage needs their memory, and the next batch has other sizes
         broken = rows[own.fooled[rows]]

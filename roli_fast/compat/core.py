@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..attacks.attack import Attack, Views, undirected_notes
+from ..attacks.attack import Attack, ViewCache, undirected_notes
 from ..attacks.inputs import OutsideError, check_range, check_size, to_state
 from ..attacks.trial import AttackResult
 from ..checks import check_choice, refuse
@@ -57,10 +57,10 @@ class _Copies(threading.local):
     since many a loop makes its attack anew for each batch. A copy lives as long as its model."""
 
     def __init__(self) -> None:
-        self._by_options: dict[tuple[Any, ...], Views] = {}
+        self._by_options: dict[tuple[Any, ...], ViewCache] = {}
 
     def share(self, attack: Attack) -> None:
-        attack.share_views(self._by_options.setdefault(tuple(chosen().values()), Views()))
+        attack.share_views(self._by_options.setdefault(tuple(chosen().values()), ViewCache()))
 
 
 share_copies = _Copies().share

@@ -150,7 +150,7 @@ class AttackView:
         """The output for prepared inputs (N, ...)."""
         if self._copy is not None:
             with attention(x):
-                return select(self._copy.run(x), self._output)
+                return select(self._copy.module(x), self._output)
         model = self._model()
         assert model is not None
         with eval_mode(model):

@@ -22,7 +22,7 @@ class FrozenCopy:
     parametrizations are materialised, and whose BatchNorms are folded where ``fold`` allows and
     :func:`find_folds` proves it.
 
-    run: the copy.
+    module: the copy.
     dtype: of its input; None where it has no parameters, which takes any.
     channels_last: whether it is laid out so, and wants its input so.
     folded, left: the BatchNorms that were folded, with the layer that took each up, and those that were not,
@@ -34,18 +34,27 @@ class FrozenCopy:
         # Computed in eval mode: spectral normalisation iterates in train mode when it is asked.
         self._while_read = eval_mode if parametrized else contextlib.nullcontext
         with torch.inference_mode(False), torch.no_grad(), self._while_read(model):
-            self.run = _copied(model).eval().requires_grad_(False)
-            for module, tensors in _parametrized(self.run).values():
+            self.module = _copied(model).eval().requires_grad_(False)
+            for module, tensors in _parametrized(self.module).values():
                 _materialize(module, tensors)
             given = float_dtype(model)
             self.dtype = given and (torch.float64 if given == torch.float64 else torch.float32)
-            self.run.requires_grad_(False).to(self.dtype)
-        folds, self.left = find_folds(self.run) if fold else ([], {})
+            self.module.requires_grad_(False).to(self.dtype)
+        self._fold(model, fold)
+        cut_stems(self.module)
+        self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.module.modules())
+        if self.channels_last:
+            self._lay_out(torch.channels_last)
+        self._pair_up(model)
+        self.take_over(model)
+
+    def _fold(self, model: nn.Module, allowed: bool) -> None:
+        folds, self.left = find_folds(self.module) if allowed else ([], {})
         self.folded = {f.norm: f.layer for f in folds}
         self._folds = FoldedLayers(
             [
                 (
-                    cast(Layer, self.run.get_submodule(f.layer)),
+                    cast(Layer, self.module.get_submodule(f.layer)),
                     cast(Layer, model.get_submodule(f.layer)),
                     cast(_BatchNorm, model.get_submodule(f.norm)),
                 )
@@ -53,14 +62,8 @@ class FrozenCopy:
             ]
         )
         for f in folds:
-            layer, norm = self.run.get_submodule(f.layer), self.run.get_submodule(f.norm)
-            self.run.set_submodule(f.norm, without_norm(cast(Layer, layer), norm))
-        cut_stems(self.run)
-        self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.run.modules())
-        if self.channels_last:
-            self._lay_out(torch.channels_last)
-        self._pair_up(model)
-        self.take_over(model)
+            layer, norm = self.module.get_submodule(f.layer), self.module.get_submodule(f.norm)
+            self.module.set_submodule(f.norm, without_norm(cast(Layer, layer), norm))
 
     def give_up_channels_last(self) -> None:
         self.channels_last = False
@@ -69,14 +72,14 @@ class FrozenCopy:
             self._graph.clear()
 
     def _lay_out(self, layout: torch.memory_format) -> None:
-        """As torch's own ``to``, which fails where a model has tensors of five dimensions besides."""
-        self.run._apply(lambda t: t.to(memory_format=layout) if t.dim() == 4 else t)
+        """As torch's own ``to``, which fails if a model also has tensors of five dimensions."""
+        self.module._apply(lambda t: t.to(memory_format=layout) if t.dim() == 4 else t)
 
     def cast_to(self, dtype: torch.dtype, model: nn.Module) -> None:
         """Casts the weights. A BatchNorm that could not be folded stays in float32: its statistics span
         more than half precision holds, and torch normalises half-precision inputs with float32 ones."""
-        norms = [m for m in self.run.modules() if isinstance(m, _BatchNorm)]
-        self.run.to(dtype)
+        norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm)]
+        self.module.to(dtype)
         self.dtype = dtype
         for norm in norms:
             norm.float()
@@ -109,7 +112,7 @@ class FrozenCopy:
         """Notes which of the model's tensors each of its own follows, after a change of either: looking their
         names up takes longer than copying a small model."""
         folded = {id(t) for t in self._folds.parameters()}
-        own = {id(t): (name, t) for name, t in _tensors(self.run).items() if id(t) not in folded}
+        own = {id(t): (name, t) for name, t in _tensors(self.module).items() if id(t) not in folded}
         computed = {
             prefix + name: (module, name)
             for prefix, (module, names) in _parametrized(model).items()

@@ -90,6 +90,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        self._check_numbers()
+        self._check_choices()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
         for name in ("epochs", "batch_size", "steps", "val_steps"):
             check_count(name, getattr(self, name))
         if self.patience is not None:
@@ -107,6 +112,8 @@ class Recipe:
         if self.ema_decay is not None:
             check_number("ema_decay", self.ema_decay, 0, below=1)
         check_flag("channels_last", self.channels_last)
+
+    def _check_choices(self) -> None:
         if self.norm == "linf" and self.eps > 1:
             refuse("eps", self.eps, "at most 1 in linf, the width of the box, such as 8/255")
         if not isinstance(self.opt, str) or self.opt.lower() not in list_optimizers():
@@ -122,6 +129,8 @@ class Recipe:
         check_choice("attack_mode", self.attack_mode, MODES)
         check_choice("precision", self.precision, (AUTO, *PRECISIONS))
         check_choice("amp_dtype", self.amp_dtype, AMP_DTYPES)
+
+    def _check_combinations(self) -> None:
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             refuse("warmup_epochs", self.warmup_epochs, f"fewer than the {self.epochs} epochs")
         if self.eps_warmup_epochs >= self.epochs:

@@ -211,9 +211,9 @@ def test_refresh_gives_what_a_fresh_view_gives(convnet, batch):
 def test_refresh_does_not_reallocate(convnet, batch):
     view = AttackView(convnet, precision="bf16")
     view.prepare(batch[0])
-    before = [t.data_ptr() for t in view._copy.run.parameters()]
+    before = [t.data_ptr() for t in view._copy.module.parameters()]
     view.refresh()
-    assert [t.data_ptr() for t in view._copy.run.parameters()] == before
+    assert [t.data_ptr() for t in view._copy.module.parameters()] == before
 
 
 def test_refresh_notices_other_modules(batch):
@@ -338,8 +338,8 @@ def test_an_unfolded_norm_stays_in_float32():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     view = AttackView(model, precision="bf16")
     view.prepare(torch.rand(2, 3, 8, 8))
-    assert view._copy.run[0].weight.dtype == torch.float32
-    assert view._copy.run[1].weight.dtype == torch.bfloat16
+    assert view._copy.module[0].weight.dtype == torch.float32
+    assert view._copy.module[1].weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Normalized(m, (0.5,) * 3, (0.2,) * 3)])

@@ -147,7 +147,7 @@ def test_it_is_a_graph_that_runs(model):
     attack = PGD(steps=3)
     calls = []
     attack(model, *batch())
-    attack.view(model)._copy.run.register_forward_pre_hook(lambda *_: calls.append(1))
+    attack.view(model)._copy.module.register_forward_pre_hook(lambda *_: calls.append(1))
     attack(model, *batch())
     captured = len(calls)
     assert captured > 0

@@ -49,7 +49,7 @@ def test_the_model_keeps_its_convolution(batch):
     model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(), nn.Linear(16, 5))
     view = AttackView(model)
     torch.testing.assert_close(view(view.prepare(batch[0])), model(batch[0]), rtol=1e-5, atol=1e-5)
-    assert type(view._copy.run[0]) is StemConv2d
+    assert type(view._copy.module[0]) is StemConv2d
     assert type(model[0]) is nn.Conv2d
 
 

@@ -68,7 +68,7 @@ def test_logits_and_folds(parametrized, batch):
     view = AttackView(parametrized)
     assert_same_logits(view, parametrized, batch[0])
     assert view.report.folded == {"1": "0", "4": "3"}
-    assert not any(parametrize.is_parametrized(m) for m in view._copy.run.modules())
+    assert not any(parametrize.is_parametrized(m) for m in view._copy.module.modules())
 
 
 def test_the_model_keeps_its_parametrizations(parametrized, batch):
@@ -104,13 +104,13 @@ def test_attack_step_refresh_attack(parametrized, precision, batch):
     trained = [p for p in parametrized.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.2)
     attack(parametrized, images, labels)
-    memory = [t.data_ptr() for t in attack.view(parametrized)._copy.run.parameters()]
+    memory = [t.data_ptr() for t in attack.view(parametrized)._copy.module.parameters()]
     for _ in range(2):
         F.cross_entropy(parametrized(images), labels).backward()
         optimizer.step()
         adv = attack(parametrized, images, labels)
         assert torch.equal(adv, PGD(**options)(parametrized, images, labels))
-    assert [t.data_ptr() for t in attack.view(parametrized)._copy.run.parameters()] == memory
+    assert [t.data_ptr() for t in attack.view(parametrized)._copy.module.parameters()] == memory
     assert_same_logits(AttackView(parametrized), parametrized, images)
 
 
@@ -133,7 +133,7 @@ def test_ties_are_kept(batch):
     model[3].weight = model[2].weight
     view = AttackView(model)
     assert_same_logits(view, model, batch[0])
-    assert view._copy.run[3].weight is view._copy.run[2].weight
+    assert view._copy.module[3].weight is view._copy.module[2].weight
 
 
 def test_a_parametrization_that_is_removed_is_noticed(batch):

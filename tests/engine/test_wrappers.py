@@ -40,14 +40,14 @@ def test_the_normalisation_around_a_distributed_model(process_group, convnet, ba
     view = AttackView(wrapped)
     assert_same_logits(view, wrapped, batch[0])
     assert view.report.folded == {"1": "0", "4": "3"}
-    assert not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in view._copy.run.modules())
+    assert not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in view._copy.module.modules())
 
 
 def test_a_distributed_part_of_a_model(process_group, convnet, batch):
     model = nn.Sequential(distributed(convnet.model), nn.Linear(5, 4))
     view = AttackView(model)
     assert_same_logits(view, model, batch[0])
-    assert not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in view._copy.run.modules())
+    assert not any(isinstance(m, nn.parallel.DistributedDataParallel) for m in view._copy.module.modules())
     with torch.no_grad():
         convnet.model[0].weight.mul_(2)
     view.refresh()

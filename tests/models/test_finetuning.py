@@ -255,7 +255,7 @@ def test_the_attack_sees_the_model(kind, method):
         trained(model, steps=1)
         view.refresh()
     assert view.is_copy
-    assert not any(parametrize.is_parametrized(m) for m in view._copy.run.modules())
+    assert not any(parametrize.is_parametrized(m) for m in view._copy.module.modules())
 
 
 @pytest.mark.parametrize("method", INSERTING)
