@@ -1,4 +1,4 @@
-"""Models whose input are pixels: backbones and heads, what of them trains, and their checkpoints."""
+"""Models that take pixels: backbones with linear heads, finetuning methods, and checkpoints."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .resized import Resized
     from .resnets import resnet10_tin, small_resnet
 
-# Imported when they are first used: attacks need no more than Normalized, and timm takes seconds.
+# Imported at first use: attacks need only Normalized, and importing timm takes seconds.
 _FROM = {
     "METHODS": "finetuning",
     "Architecture": "architecture",

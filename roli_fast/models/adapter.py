@@ -7,12 +7,14 @@ from .classifier import Inserted
 
 
 class Adapted(Inserted):
-    """``y + up(gelu(down(y)))`` of ``y = mlp(x)``.
+    """``y + up(gelu(down(y)))``, where ``y = mlp(x)``.
 
-    It begins as the identity, with up = 0: then up moves with the first step, and down with the second.
+    At first ``up`` is 0, so that nothing is added. Training therefore changes ``up`` from its first step on,
+    and ``down`` from its second.
 
     mlp: maps (..., dim) to (..., dim).
-    width: of the bottleneck.
+    width: number of units in the bottleneck.
+    like: a parameter whose device and dtype the new layers get.
     """
 
     def __init__(self, mlp: nn.Module, dim: int, width: int, like: nn.Parameter):

@@ -1,4 +1,4 @@
-"""How a model was built, so that its checkpoint can say so."""
+"""How a model was built, as its checkpoint records it."""
 
 import dataclasses
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The arguments of :func:`create_model`, as they turned out: all but where weights came from."""
+    """The arguments of :func:`create_model` that build this model, except where its weights came from."""
 
     name: str
     num_classes: int

@@ -1,6 +1,6 @@
-"""Weights from files: other people's robust backbones, and models of our own.
+"""Checkpoints: loads other people's robust backbones, and saves and loads models of this package.
 
-Nothing in a file is ever executed: it is safetensors, or a torch file of tensors and plain data.
+Code in a file is never executed: files are safetensors, or torch files of tensors and plain data.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from .finetuning import finetune
 from .normalized import Normalized
 from .resized import Resized
 
-# Under which names training scripts keep their weights; averaged ones first, as timm does.
+# Keys under which training scripts save weights; averaged weights come first, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _FORMAT, _VERSION = "roli_fast.model", "1"
-_SHOWN = 5  # names per kind of an error; a wrong file has hundreds
+_SHOWN = 5  # how many names an error lists of each kind; a wrong file has hundreds
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """What :func:`load_backbone` took from a file.
 
-    prefix: what stood before the backbone's names in the file, such as "module.".
-    head: whether the file's head fitted and was taken too; otherwise the model keeps its own.
-    left_out: what else is in the file and not in the model, such as a head of another size or a
-        normalisation, with shapes or a few values.
-    sha256: of the file.
+    prefix: what precedes the backbone's names in the file, such as "module.".
+    head: whether the file's head fitted and was loaded too; if not, the model keeps its own.
+    left_out: the names of the file's other tensors, which were not loaded, such as a head of another size or
+        a normalisation; each with its shape or, if it is small, its values.
+    sha256: the file's checksum, in hexadecimal.
     """
 
     prefix: str
@@ -49,20 +49,19 @@ class Loaded:
 
 
 def load_backbone(model: nn.Module, path: str | Path, *, sha256: str | None = None) -> Loaded:
-    """Gives a model's backbone the weights of a file, and its head those of the file's if there are as many
-    classes.
+    """Loads a backbone's weights from a file, and the head's too if the file has one for as many classes.
 
-    The names may stand behind any prefix ("module.", "model.", "1.", ...), the weights under "state_dict",
-    "model" and the like. timm's own conversion for the architecture is applied, so that files of older
-    versions of timm, and images of another size, fit where timm makes them fit.
+    Names in the file may have any prefix ("module.", "model.", "1.", ...), and the weights may be saved under
+    "state_dict", "model" or a similar key. timm's own conversion for the architecture is applied, so that
+    files of older versions of timm, and weights for another image size, fit if timm can make them fit.
 
-    model: of :func:`create_model` or :func:`separate`, before :func:`finetune` has inserted anything.
-    path: safetensors by its suffix, otherwise a torch file.
-    sha256: what the file's must be, in hexadecimal; default any.
+    model: from :func:`create_model` or :func:`separate`, before :func:`finetune` has inserted anything.
+    path: a safetensors file, if it has the suffix ".safetensors"; otherwise a torch file.
+    sha256: the checksum that the file must have, in hexadecimal; None for any.
 
-    Raises ValueError, with the model as it was, for a file with another checksum, one that holds more than
-    tensors and plain data, and one that does not fit: the error names what is missing, unexpected or of
-    another shape.
+    Raises ValueError, and leaves the model unchanged, for a file with another checksum, one that holds more
+    than tensors and plain data, and one that does not fit: the error then lists what is missing, unexpected
+    or of another shape. Raises FileNotFoundError if there is no such file.
     """
     classifier = find_classifier(model)
     if classifier.inserted:
@@ -84,7 +83,7 @@ def load_backbone(model: nn.Module, path: str | Path, *, sha256: str | None = No
     inside = _as_timm_has_it(inside, backbone, path)
     head_names = {name: f"{classifier.head_name}.{name}" for name in classifier.head.state_dict()}
     head = {name: inside.pop(full) for name, full in head_names.items() if full in inside}
-    if not head:  # a Classifier keeps it beside the backbone
+    if not head:  # a saved Classifier has it beside the backbone
         beside = prefix.rpartition("backbone.")[0] + "head."
         head = {name: outside.pop(beside + name) for name in head_names if beside + name in outside}
     _refuse_what_does_not_fit(inside, backbone, path)
@@ -98,12 +97,13 @@ def load_backbone(model: nn.Module, path: str | Path, *, sha256: str | None = No
 
 
 def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a model of :func:`create_model` to a safetensors file from which :func:`load_model` builds it
-    anew. The file is complete or not there.
+    """Saves a model of :func:`create_model` to a safetensors file, from which :func:`load_model` rebuilds it.
+    The file is written completely or not at all.
 
-    metadata: more strings to keep, by names of the caller's.
+    metadata: further strings for the file's header, under names that the caller chooses.
 
-    Raises ValueError for a model that was not built by name, or with options that are no JSON.
+    Raises ValueError for a model that :func:`create_model` did not build, for options that JSON cannot hold,
+    and for a name in metadata that this function uses itself.
     """
     classifier = find_classifier(model)
     own = {
@@ -121,8 +121,8 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
 
 
 def architecture_json(model: nn.Module) -> str:
-    """From which a model is built anew. Raises as :func:`save_model`, and TypeError where there is no
-    classifier."""
+    """The JSON text from which a model is rebuilt. Raises as :func:`save_model`, and TypeError for a model
+    without a :class:`Classifier`."""
     architecture = find_classifier(model).architecture
     if architecture is None or not isinstance(model, Normalized):
         raise ValueError("model: got one that was not built by name, accepted: one of create_model")
@@ -135,10 +135,10 @@ def architecture_json(model: nn.Module) -> str:
 
 
 def load_model(path: str | Path) -> Normalized:
-    """The model that :func:`save_model` wrote: architecture, normalisation, method and weights; in eval mode,
-    on the CPU.
+    """Loads a model that :func:`save_model` saved: architecture, normalisation, finetuning method, weights.
+    It is in eval mode, on the CPU.
 
-    Raises ValueError for any other file.
+    Raises ValueError for any other file, and FileNotFoundError if there is none.
     """
     metadata = read_metadata(path)
     if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
@@ -158,9 +158,9 @@ def load_model(path: str | Path) -> Normalized:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The strings in a safetensors file's header; the weights are not read.
+    """The strings in a safetensors file's header. The weights are not read.
 
-    Raises ValueError for a file of another format.
+    Raises ValueError for a file of another format, and FileNotFoundError if there is none.
     """
     _check_file(Path(path))
     try:
@@ -185,15 +185,15 @@ def _sha256(path: Path) -> str:
 
 
 def _tensors_in(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file."""
+    """The state dict in a file. Raises ValueError if there is none."""
     try:
         if path.suffix == ".safetensors":
             found: Any = safetensors.torch.load_file(path)
         else:
-            # timm's training script keeps its arguments beside the weights.
+            # timm's training script saves its arguments beside the weights.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what safetensors, zipfile and pickle say of what is not theirs
+    except Exception as error:  # safetensors, zipfile and pickle raise many kinds
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"path: got {path}, accepted: safetensors, or a torch file of tensors and plain data, "
@@ -213,38 +213,38 @@ def _tensors_in(path: Path) -> dict[str, Tensor]:
 
 
 def _prefix(names: Iterable[str], wanted: Set[str]) -> str:
-    """What stands before most of the wanted names."""
+    """The prefix that most of the wanted names have here; "" if none precedes more than half of them."""
     counts: collections.Counter[str] = collections.Counter()
     for name in names:
         starts = [0, *(i + 1 for i, character in enumerate(name) if character == ".")]
         counts.update(name[:i] for i in starts if name[i:] in wanted)
     best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
-    # Names such as "bias" stand behind much; a prefix stands before nearly all.
+    # Names such as "bias" are found behind many prefixes, but only the right one precedes nearly all names.
     return best if 2 * counts[best] > len(wanted) else ""
 
 
 def _as_timm_has_it(state: dict[str, Tensor], backbone: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The state dict after the conversion that timm has for the architecture, if it has one."""
+    """The state dict after timm's conversion for the architecture, if there is one."""
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
     try:
         return convert(state, backbone)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:  # as with names of another network
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:  # from another network's names
         raise ValueError(
             f"path: got {path}, accepted: weights of this {type(backbone).__name__} ({error})"
         ) from error
 
 
 def _differences(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, list[str]]:
-    """What keeps a state dict from fitting, by kind."""
+    """What keeps a state dict from fitting a module: for each kind of difference, the names."""
     own = module.state_dict()
     shapes = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    # A count of batches, which files of old versions of torch do not have, has no part in eval mode.
+    # The count of batches is missing in files of old versions of torch, and has no effect in eval mode.
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     found = {"missing": missing, "unexpected": [n for n in state if n not in own], "of another shape": shapes}
     return {kind: names for kind, names in found.items() if names}
@@ -261,7 +261,7 @@ def _refuse_what_does_not_fit(state: Mapping[str, Tensor], module: nn.Module, pa
 
 
 def _description(tensor: Tensor) -> str:
-    """Values of what is small, such as a mean; the shape of what is not."""
+    """The values of a small tensor, such as a mean; the shape of a larger one."""
     if tensor.numel() <= 4 and tensor.is_floating_point():
         return ", ".join(f"{value:.4g}" for value in tensor.flatten().tolist())
     return f"shape {tuple(tensor.shape)}"

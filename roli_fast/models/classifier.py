@@ -1,4 +1,4 @@
-"""A classifier as two parts that can be told apart: a backbone, which makes features, and a linear head."""
+"""A classifier in two parts: a backbone, which computes features, and a linear head."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .architecture import Architecture
 from .normalized import Normalized
 
-# RetinaNet's prior (Lin et al. 2017): every class begins at a probability of 0.01.
+# The prior of RetinaNet (Lin et al. 2017): every class has a probability of 0.01 at first.
 _HEAD_BIAS = -math.log(0.99 / 0.01)
 
 
@@ -17,12 +17,13 @@ class Classifier(nn.Module):
     """``head(backbone(images))``.
 
     backbone: maps images (N, C, ...) to features (N, F).
-    head: one linear layer; :meth:`reset_head` makes a new one.
-    head_name: what the head was called inside the backbone, and still is in the backbone's checkpoints.
-    method, options: the finetuning method that :func:`finetune` has prepared, and its configuration. With any
-        method but "full", the backbone that was given stays in eval mode in training: BatchNorm statistics,
-        dropout and stochastic depth are those of the network whose robustness is to be kept.
-    architecture: how to build the model anew, where :func:`create_model` built it.
+    head: a linear layer; :meth:`reset_head` replaces it.
+    head_name: the head's name in the model from which it was taken, and in that model's checkpoints.
+    method, options: the finetuning method that :func:`finetune` has prepared, and its options. With any
+        method but "full", the backbone stays in eval mode during training, except for modules that the method
+        has inserted: BatchNorm statistics, dropout and stochastic depth are those of the network whose
+        robustness is to be kept.
+    architecture: how to build the model anew, if :func:`create_model` built it; otherwise None.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, head_name: str):
@@ -39,12 +40,12 @@ class Classifier(nn.Module):
 
     @property
     def inserted(self) -> bool:
-        """Whether a finetuning method has put something into the backbone."""
+        """Whether a finetuning method has inserted modules into the backbone."""
         return any(isinstance(module, Inserted) for module in self.backbone.modules())
 
     def reset_head(self, num_classes: int) -> None:
-        """A new head, initialised as in RoLI: Kaiming's normal weights by fan out, biases that give every
-        class a probability of 0.01 under a sigmoid."""
+        """Replaces the head by a new one, initialised as in RoLI: weights from Kaiming's normal distribution
+        (fan out), and biases that give every class a probability of 0.01 under a sigmoid."""
         weight = self.head.weight
         self.head = nn.Linear(weight.shape[1], num_classes, device=weight.device, dtype=weight.dtype)
         nn.init.kaiming_normal_(self.head.weight, mode="fan_out")
@@ -58,26 +59,27 @@ class Classifier(nn.Module):
             self.backbone.eval()
             for module in self.backbone.modules():
                 if isinstance(module, Inserted):
-                    module.training = True  # and not what it encloses, as train() would have it
+                    module.training = True  # train() would include what it encloses
         return self
 
 
 class Inserted(nn.Module):
-    """What a finetuning method puts into a backbone: in train mode where the backbone is not."""
+    """A module that a finetuning method inserts into a backbone. In training it is in train mode, even if the
+    backbone stays in eval mode."""
 
 
 def separate(model: nn.Module, head_name: str | None = None) -> Classifier:
-    """Takes a model's last linear layer out of it, so that backbone and head are two parts.
+    """Takes the last linear layer out of a model, which separates head and backbone.
 
-    The model becomes the backbone: an identity stands where its last layer was.
+    The model itself becomes the backbone, with an identity in place of its last layer.
 
-    model: a timm model, or any module whose ``head_name`` is an ``nn.Linear`` and is applied last.
-    head_name: its name in the model; default what timm says.
+    model: a timm model, or any module in which ``head_name`` is an ``nn.Linear`` that is applied last.
+    head_name: the layer's name in the model; by default, the one that timm gives.
 
-    Raises ValueError where there is no such layer, or one more beside it.
+    Raises ValueError if there is no such layer, or if the model has a second head.
     """
     timms: Any = model
-    if getattr(model, "aux_head", None) is not None:  # VOLO's, which reset_classifier() drops
+    if getattr(model, "aux_head", None) is not None:  # as in VOLO; reset_classifier() would drop it
         raise ValueError(
             f"model: got a {type(model).__name__}, which has two heads, accepted: one whose logits are its "
             "last linear layer's (use_aux_head=False)"
@@ -105,9 +107,9 @@ def separate(model: nn.Module, head_name: str | None = None) -> Classifier:
 
 
 def find_classifier(model: nn.Module) -> Classifier:
-    """The classifier inside a :class:`Normalized` model, or the model itself.
+    """The :class:`Classifier` inside a :class:`Normalized` model, or the model itself if it is one.
 
-    Raises TypeError where there is none.
+    Raises TypeError if there is none.
     """
     inner = model.model if isinstance(model, Normalized) else model
     if not isinstance(inner, Classifier):
@@ -119,13 +121,16 @@ def find_classifier(model: nn.Module) -> Classifier:
 
 
 def split(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The model as two: ``head(features(images))`` is ``model(images)``. The weights are the model's own.
+    """Splits a model into two, features and head: ``head(features(images))`` is ``model(images)``. Both share
+    the model's weights.
 
-    model: a :class:`Classifier`, or :class:`Normalized` around one; on the device where it is to stay.
+    model: a :class:`Classifier`, or :class:`Normalized` around one, already on the device where it will stay.
+
+    Raises TypeError for other models.
     """
     classifier = find_classifier(model)
     if isinstance(model, Normalized):
         features = Normalized(classifier.backbone, model.mean.tolist(), model.std.tolist())
-        features.mean, features.std = model.mean, model.std  # at the model's own precision, where it is
+        features.mean, features.std = model.mean, model.std  # the model's own, with their dtype and device
         return features, classifier.head
     return classifier.backbone, classifier.head

@@ -1,4 +1,4 @@
-"""A model by name, which takes pixels."""
+"""Builds models that take pixels, by name."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,8 @@ from .resnets import resnet10_tin, small_resnet
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """What a backbone expects of its images: timm's configuration, or ours of the same names."""
+    """What a backbone expects of its images. Fields have the names of timm's configurations, in whose place
+    this stands for our own models and where timm has none."""
 
     input_size: tuple[int, int, int] = (3, 32, 32)
     fixed_input_size: bool = False
@@ -46,23 +47,28 @@ def create_model(
     pretrained: bool = False,
     **options: Any,
 ) -> Normalized:
-    """A model that maps pixels (N, in_chans, H, W) in [0, 1] to logits (N, num_classes).
+    """Builds a model that maps pixels (N, in_chans, H, W) in [0, 1] to logits (N, num_classes).
 
-    It is a :class:`Normalized` around a :class:`Classifier`. Its weights are random; the head is initialised
-    as in RoLI (:meth:`Classifier.reset_head`), unless it comes with pretrained weights.
+    It is a :class:`Normalized` around a :class:`Classifier`. Without ``pretrained`` its weights are random.
+    The head is initialised as in RoLI (:meth:`Classifier.reset_head`), unless the pretrained weights have one
+    for as many classes.
 
-    name: of ``timm.list_models()``, or "small_resnet", "resnet10_tin", "hybrid_vit".
-    img_size: of the images that the backbone is built for, one number or (H, W); default its own. Without
-        ``resize`` it has no effect on a network that takes any size, as convolutional ones do.
-    resize: whether images of smaller sizes are enlarged to that size inside the model (:class:`Resized`), so
-        that an attack acts on the pixels of the data.
-    mean, std: of the normalisation, one number per channel; default those of timm's configuration for the
-        name, and 0.5 for another number of channels. What weights were trained with, counts: see
-        ``docs/robust_checkpoints.md``.
-    pretrained: timm's weights, which it downloads.
-    options: handed to timm, such as ``drop_path_rate=0.5`` for full finetuning.
+    name: a name of ``timm.list_models()``, or "small_resnet", "resnet10_tin" or "hybrid_vit".
+    in_chans: number of the images' channels.
+    img_size: size of the images that the backbone is built for, in pixels: a number or (H, W); by default the
+        backbone's own. Without ``resize`` it has no effect on a network that takes any size, as convolutional
+        ones do.
+    resize: whether smaller images are enlarged to that size inside the model (:class:`Resized`), so that an
+        attack acts on the pixels of the data.
+    mean, std: of the normalisation, one number per channel; by default those of timm's configuration for the
+        name, or 0.5 for another number of channels. They have to be those that the weights were trained
+        with: see ``docs/robust_checkpoints.md``.
+    pretrained: whether to load timm's weights, which it downloads.
+    options: further arguments of the network, passed on to timm, such as ``drop_path_rate=0.5`` for full
+        finetuning.
 
-    Raises ValueError for an unknown name and for a model without one linear layer at its end.
+    Raises ValueError for an unknown name, for a model that does not end with one linear layer, for
+    ``pretrained`` with a model that is not timm's, and for options that say where weights come from.
     """
     if name not in _OWN and not timm.is_model(name):
         raise ValueError(f"model: got {name!r}, accepted: a name of timm.list_models(), or {', '.join(_OWN)}")
@@ -95,8 +101,9 @@ def create_model(
 
 
 def is_built_for_one_size(name: str) -> bool:
-    """Whether ``img_size`` changes the network itself, as in a ViT; if not, images are enlarged to it
-    with ``resize``, or it has no effect. False for an unknown name; ValueError for an unknown tag."""
+    """Whether ``img_size`` changes the network itself, as in a ViT. If not, ``resize`` enlarges images to it,
+    and without ``resize`` it has no effect. False for an unknown name. Raises ValueError for an unknown tag
+    of pretrained weights."""
     return _config(name).fixed_input_size
 
 

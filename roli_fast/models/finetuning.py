@@ -1,4 +1,4 @@
-"""What of a model trains: full finetuning, and the methods that keep most of a robust backbone."""
+"""Finetuning methods: full finetuning, and methods that keep most of a robust backbone."""
 
 import inspect
 import math
@@ -17,27 +17,27 @@ from .prompts import PromptedAttention, PromptedWindowAttention
 
 
 def finetune(model: nn.Module, method: str, **options: Any) -> None:
-    """Prepares a model for a finetuning method: inserts what it needs, and lets nothing else require a
-    gradient. The head always trains; the method's configuration is RoLI's.
+    """Prepares a model for a finetuning method: inserts the modules that it needs, and lets only the
+    parameters that it trains require a gradient. The head is always trained. The defaults are RoLI's.
 
     | method | trains besides the head | options, with defaults |
     |---|---|---|
     | "linear" | nothing | |
-    | "bias" | every bias, relative position biases included | |
+    | "bias" | every bias, including relative position biases | |
     | "vpt" | prompts in every attention | tokens=10, dropout=0.1 |
     | "adapter" | a bottleneck after every MLP | reduction=8 |
-    | "lora" | low-rank parts of all queries and values | rank=16, alpha=16.0, dropout=0.1 |
+    | "lora" | low-rank changes of all query and value projections | rank=16, alpha=16.0, dropout=0.1 |
     | "full" | everything | |
 
-    What is inserted leaves the model's output as it was, prompts excepted. With every method but "full" the
-    backbone stays in eval mode in training, as in the paper's code: BatchNorm keeps its statistics, and with
-    "bias" trains its biases all the same.
+    Inserted modules do not change the model's output at first, except for prompts. With every method but
+    "full" the backbone stays in eval mode during training, as in the paper's code: BatchNorm keeps its
+    statistics, though "bias" does train its biases.
 
     model: a :class:`Classifier`, or :class:`Normalized` around one.
 
-    Raises ValueError or TypeError for an unknown method or option, for a backbone that the method has no
-    place in ("vpt", "adapter" and "lora" take timm's ViT and Swin), and for one in which something was
-    inserted before.
+    Raises ValueError or TypeError for an unknown method or option, for a backbone that the method does not
+    fit ("vpt", "adapter" and "lora" need timm's ViT or Swin), and for one into which a method has inserted
+    modules before.
     """
     classifier = find_classifier(model)
     if method not in METHODS:
@@ -73,7 +73,7 @@ def _biases(backbone: nn.Module) -> list[nn.Parameter]:
 
 
 def _blocks(backbone: nn.Module, method: str) -> list[Any]:
-    """The transformer blocks, of whose every kind we know what is in them."""
+    """The transformer blocks. Raises ValueError if there are none, or if an attention is of unknown kind."""
     blocks = [m for m in backbone.modules() if type(m) in (Block, SwinTransformerBlock)]
     known = all(type(block.attn) in (Attention, WindowAttention) for block in blocks)
     if not (blocks and known):
@@ -110,7 +110,7 @@ def _insert_prompts(backbone: nn.Module, *, tokens: int = 10, dropout: float = 0
     check_number("dropout", dropout, 0, below=1)
     blocks = _blocks(backbone, "vpt")
     patches = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d)).weight
-    bound = math.sqrt(6 / (patches[0].numel() + len(patches)))  # Xavier's of the patch embedding, as in VPT
+    bound = math.sqrt(6 / (patches[0].numel() + len(patches)))  # Xavier's for the patch embedding, as in VPT
     for block in blocks:
         weight = block.attn.qkv.weight
         prompts = nn.init.uniform_(weight.new_empty(tokens, weight.shape[1]), -bound, bound)

@@ -11,7 +11,7 @@ from .resnets import resnet10_tin
 
 
 class _Stages(nn.Module):
-    """What resnet10_tin computes before its last stage, under the same names: (N, C, H, W) to
+    """The layers of resnet10_tin before its last stage, under the same names. Maps (N, C, H, W) to
     (N, 128, H / 8, W / 8)."""
 
     def __init__(self, in_chans: int):
@@ -36,16 +36,18 @@ def hybrid_vit(
     num_heads: int = 3,
     **options: Any,
 ) -> VisionTransformer:
-    """timm's vision transformer, whose patches are what the first three stages of :func:`resnet10_tin` make
-    of 8x8 pixels: a transformer of 3 M parameters that learns from thousands of images, where one on raw
-    patches needs a million (Dosovitskiy et al. 2021, section 4.2, call it a hybrid).
+    """timm's vision transformer on convolutional features: each token is what the first three stages of
+    :func:`resnet10_tin` compute for 8x8 pixels. Dosovitskiy et al. 2021 (section 4.2) call this a hybrid. It
+    has 3 M parameters and learns from thousands of images, where a transformer on raw patches needs a
+    million.
 
-    img_size: a multiple of 8. options: VisionTransformer's own, such as ``drop_path_rate``.
+    img_size: size of the images in pixels, a number or (H, W); multiples of 8.
+    options: further arguments of timm's ``VisionTransformer``, such as ``drop_path_rate``.
     """
     patches = functools.partial(HybridEmbed, backbone=_Stages(in_chans))
     return VisionTransformer(
         img_size=img_size,
-        patch_size=1,  # of the stages' output
+        patch_size=1,  # in the stages' output
         in_chans=in_chans,
         num_classes=num_classes,
         embed_dim=embed_dim,

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): a low-rank change of the query and value projections."""
+"""LoRA (Hu et al. 2021): low-rank changes of the query and value projections."""
 
 import math
 from typing import Any, cast
@@ -12,10 +12,11 @@ from .classifier import Inserted
 
 
 class LowRank(nn.Module):
-    """weight + scale B A on the query and the value rows of a joint projection (3 D, F).
+    """Adds B A times alpha / rank to the query rows and to the value rows of the weight (3 D, F) of a joint
+    projection, each with its own B (D, rank) and A (rank, F).
 
-    It begins as the identity: B is 0, and A what a linear layer's weight begins with. So B moves with the
-    first step, and A with the second.
+    At first B is 0, so that nothing is added, and A is initialised like the weight of a linear layer.
+    Training therefore changes B from its first step on, and A from its second.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float):
@@ -31,7 +32,8 @@ class LowRank(nn.Module):
         return weight + torch.cat((query, torch.zeros_like(query), value))
 
     def apply_with_dropout(self, x: Tensor, dropout: float) -> Tensor:
-        """What B A adds to the projection (..., 3 D) of x (..., F), each with its own dropout on x."""
+        """What the low-rank part adds to the projection (..., 3 D) of x (..., F). Dropout on x is drawn
+        separately for queries and for values."""
         query, value = (
             self.scale * F.linear(F.linear(F.dropout(x, dropout), a), b)
             for a, b in zip(self.a, self.b, strict=True)
@@ -42,8 +44,8 @@ class LowRank(nn.Module):
 class LoraLinear(nn.Linear, Inserted):
     """A linear layer whose weight is parametrized by :class:`LowRank`.
 
-    In eval mode it is the linear layer with the merged weight, so that whatever materialises parametrizations
-    merges it. In train mode x goes through dropout on its way into A, which no weight can express.
+    In eval mode it is a linear layer with the merged weight, so that code which materialises parametrizations
+    merges it. In train mode dropout is applied to the input of A, which no merged weight can express.
     """
 
     def __init__(self, linear: nn.Linear, dropout: float):
@@ -60,7 +62,7 @@ class LoraLinear(nn.Linear, Inserted):
 
 
 def with_lora(linear: nn.Linear, rank: int, alpha: float, dropout: float) -> LoraLinear:
-    """The layer, whose rows are queries, keys and values, with a trainable low-rank part."""
+    """The layer with a trainable low-rank part. Its rows have to be queries, keys and values."""
     layer = LoraLinear(linear, dropout)
     parametrize.register_parametrization(layer, "weight", LowRank(linear.weight, rank, alpha))
     return layer

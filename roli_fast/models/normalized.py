@@ -12,10 +12,10 @@ class Normalized(nn.Module):
     """``model((images - mean) / std)``: takes float pixels (N, C, ...), usually in [0, 1].
 
     model: takes normalised images (N, C, ...).
-    mean, std: one number per channel, or one for all, in pixel units; std > 0.
+    mean, std: one number per channel, or one for all, in pixel units; std has to be above 0.
 
-    Raises ValueError for lengths that differ, for an std that is not positive, for images of another number
-    of channels, and for bytes, whose range nothing tells.
+    Raises ValueError if mean and std differ in length or an std is not positive; and when called, for images
+    with another number of channels and for integer images, whose range is not known.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        if isinstance(images, Tensor):  # while fx traces, there is none
+        if isinstance(images, Tensor):  # fx traces without tensors
             if len(self.mean) > 1 and (images.dim() < 2 or images.shape[1] != len(self.mean)):
                 refuse("images", f"shape {tuple(images.shape)}", f"(N, {len(self.mean)}, ...)")
             if not images.is_floating_point():

@@ -1,9 +1,10 @@
-"""Deep visual prompts (Jia et al. 2022): trained tokens before the image's in every attention.
+"""Deep visual prompts (Jia et al. 2022): trained tokens before the image's tokens in every attention.
 
-A deep prompt is replaced by the next block's, so that nothing remains of it but what the image's tokens have
-attended to. So it stands inside the attention: what comes out in its place is dropped there, and neither
-patch merging nor pooling sees it. (The public code pools what comes out of Swin's last block in the prompts'
-places with the image's features; VPT's text has prompts ignored there.)
+Each block replaces the prompts of the block before it, so that all that remains of a prompt is what the
+image's tokens have taken from it by attention. Prompts are therefore inserted inside the attention: its
+outputs in their places are dropped there, and neither patch merging nor pooling sees them. (In Swin, the
+public code pools the last block's outputs in the prompts' places together with the image's features;
+according to VPT's text, prompts are ignored there.)
 """
 
 from typing import Any
@@ -16,18 +17,18 @@ from .classifier import Inserted
 
 
 class PromptedAttention(Inserted):
-    """An attention of a ViT whose tokens also attend to prompts.
+    """A ViT's attention in which the image's tokens also attend to prompts.
 
-    attn: maps tokens (N, L, D) to (N, L, D), without positions of its own.
-    norm: what the block does to its tokens before the attention, and so to its prompts.
+    attn: the original attention, which maps tokens (N, L, D) to (N, L, D) without regard to positions.
+    norm: the block's normalisation before the attention, which is applied to the prompts as well.
     prompts: (tokens, D), their initial values.
-    dropout: on the prompts in train mode, its own for every row of the batch.
+    dropout: probability of dropout on the prompts in train mode, drawn separately for each row of the batch.
     """
 
     def __init__(self, attn: nn.Module, norm: nn.Module, prompts: Tensor, dropout: float):
         super().__init__()
         self.attn = attn
-        self._norm = (norm,)  # the block's, which registers it
+        self._norm = (norm,)  # hidden in a tuple: the block registers it
         self.prompts = nn.Parameter(prompts)
         self.dropout = dropout
 
@@ -38,7 +39,7 @@ class PromptedAttention(Inserted):
         return self.attn(torch.cat((prompts, x), dim=1))[:, len(self.prompts) :]
 
     def _normed_prompts(self, rows: int) -> Tensor:
-        """(rows, tokens, D), or (1, tokens, D) where they are the same in every row."""
+        """The normalised prompts (rows, tokens, D), or (1, tokens, D) if all rows have the same."""
         prompts = self.prompts[None]
         if self.training and self.dropout:
             prompts = F.dropout(prompts.expand(rows, -1, -1), self.dropout)
@@ -46,10 +47,10 @@ class PromptedAttention(Inserted):
 
 
 class PromptedWindowAttention(PromptedAttention):
-    """An attention of a Swin, in whose every window the tokens also attend to prompts: at no relative
-    position, and never masked. A row is a window here.
+    """A Swin's attention in which the tokens of every window also attend to prompts, which have no relative
+    position and are never masked. A row of the batch is a window here.
 
-    attn: timm's ``WindowAttention``.
+    attn: the original attention, timm's ``WindowAttention``.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]

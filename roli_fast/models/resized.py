@@ -7,11 +7,12 @@ from torch import Tensor, nn
 class Resized(nn.Module):
     """``model(images enlarged to size)``, bilinearly, in the images' dtype.
 
-    It may stand behind a normalisation as well as before it: each new pixel is a weighted mean of old ones.
-    What is larger than ``size`` is sampled without a filter: data are made smaller before they are attacked.
+    It may be placed before or after a normalisation, with the same result, since each new pixel is a weighted
+    mean of old ones. Images larger than ``size`` are made smaller without antialiasing; that is better done
+    to the data, before they are attacked.
 
     model: takes images (N, C, *size).
-    size: (H, W).
+    size: (H, W), in pixels.
     """
 
     def __init__(self, model: nn.Module, size: tuple[int, int]):
@@ -20,5 +21,5 @@ class Resized(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        # Not antialiased: that is the same for enlarging, and torch has it in no half precision on the CPU.
+        # Not antialiased: that only matters for shrinking, and torch lacks it in half precision on CPUs.
         return self.model(F.interpolate(images, self.size, mode="bilinear", align_corners=False))

@@ -1,4 +1,4 @@
-"""Residual networks for images of a few pixels."""
+"""Residual networks for small images."""
 
 from typing import Any, cast
 
@@ -14,12 +14,13 @@ def small_resnet(
     stem_stride: int = 1,
     **options: Any,
 ) -> ResNet:
-    """timm's ResNet with one basic block per stage and a stem that hardly shrinks the image: a 3x3
-    convolution instead of 7x7 with stride 2, and no pooling. For 8 to 64 pixels a side.
+    """timm's ResNet for images of 8 to 64 pixels a side. Each stage has one basic block, and the stem hardly
+    shrinks the image: it is a 3x3 convolution, instead of 7x7 with stride 2, without pooling.
 
-    channels: of the four stages.
-    stem_stride: of the 3x3 convolution.
-    options: ResNet's own, such as ``drop_path_rate``.
+    in_chans: number of the images' channels.
+    channels: numbers of channels of the four stages.
+    stem_stride: stride of the 3x3 convolution.
+    options: further arguments of timm's ``ResNet``, such as ``drop_path_rate``.
     """
     model = ResNet(
         cast(Any, BasicBlock),
@@ -37,6 +38,6 @@ def small_resnet(
 
 
 def resnet10_tin(num_classes: int, **options: Any) -> ResNet:
-    """The :func:`small_resnet` of 1.2 M parameters besides its head that this project has trained on
-    Tiny-ImageNet at 32x32 pixels (``docs/robust_checkpoints.md``)."""
+    """The :func:`small_resnet` that this project has trained on Tiny-ImageNet at 32x32 pixels
+    (``docs/robust_checkpoints.md``). It has 1.2 M parameters besides its head."""
     return small_resnet(num_classes, channels=(32, 64, 128, 256), stem_stride=2, **options)
