@@ -1,4 +1,4 @@
-"""Data sets, their splits, and batches of them."""
+"""Data sets, their splits, and batches of their images."""
 
 from .batch import Batch
 from .digits import digits

@@ -1,17 +1,17 @@
-"""What a loader hands out, and where its randomness comes from."""
+"""The batches of a loader, and its random numbers."""
 
 import hashlib
 
 import torch
 from torch import Tensor
 
-# images (n, C, H, W), uint8 unless the set's are not; labels (n,) int64; index (n,) int64: each image's place
-# in its set, to which an attack's randomness belongs.
+# images (n, C, H, W), uint8 unless the data set's are not; labels (n,) int64; index (n,) int64: each image's
+# place in its data set, on which an attack's random numbers depend.
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def generator(*parts: int) -> torch.Generator:
-    """One on the CPU whose seed mixes the parts: neighbouring parts have nothing in common."""
+    """A generator on the CPU whose seed mixes the parts: similar parts give unrelated seeds."""
     name = "/".join(map(str, parts)).encode()
     seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
     return torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's handwritten digits, real 8x8 images that need no download.
+"""The default data set: scikit-learn's handwritten digits, real 8x8 images that need no download.
 
 Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
 """
@@ -13,9 +13,12 @@ from .view import View
 
 
 def digits(seed: int = 0) -> Splits:
-    """1,797 greyscale 8x8 digits, split 1,077 / 360 / 360 with the classes in proportion.
+    """1,797 greyscale digits of 8x8 pixels: 1,077 for training, 360 for validation and 360 for testing, with
+    the classes in proportion.
 
-    Images are float32 in [0, 1]: they have 17 levels of grey, which bytes do not hold exactly.
+    Images are float32 in [0, 1]: they have 17 levels of grey, which bytes cannot hold exactly.
+
+    seed: chooses which images are in which split.
 
     Needs scikit-learn (``pip install roli-fast[demo]``).
     """

@@ -1,4 +1,4 @@
-"""Images in class folders."""
+"""Loads images from class folders."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,13 +14,13 @@ from .sources import Files
 from .splits import VALIDATION, Splits, cut_share, refuse_same
 from .view import View
 
-# Of all images, where a folder holds nothing but class folders.
+# The share of all images that is for testing, if a folder holds nothing but class folders.
 _TEST = Fraction(1, 5)
 
-# What PIL reads and photographs and drawings come in; timm looks for the first three alone.
+# Formats of photographs and drawings that PIL reads; timm looks only for the first three.
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
-# Names of the folders, in any case; timm's, for what validates.
+# Names of the splits' folders, with or without capitals. Those for validation are timm's.
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "eval", "evaluation")
 _TEST_NAMES = ("test", "testing")
@@ -35,18 +35,21 @@ def load_folder(
     mode: str,
     split_seed: int,
 ) -> Splits:
-    """``train``, ``val`` and ``test`` folders of class folders, or fewer of them.
+    """Loads ``train``, ``val`` and ``test`` folders that hold class folders, some of them, or class folders
+    alone.
 
-    What is missing is cut: test images (a fifth) from a folder of class folders alone, validation images (a
-    tenth) from the training images. With ``train`` and ``val`` alone, ``val`` is what is held out: it tests,
-    unless val_split names it. A folder that is named for one purpose serves no other.
+    Missing splits are cut from others: test images (a fifth) from a folder that holds class folders alone,
+    and validation images (a tenth) from the training images. If there are only ``train`` and ``val``, the
+    images of ``val`` are for testing, unless val_split names it. A folder that an argument names is used for
+    that split only.
 
-    Class folders may lie in folders of superclasses, all of them. Files of other kinds, and folders whose
-    names begin with a dot, are passed over.
+    Class folders may be inside folders of superclasses, if all of them are. Files of other kinds, and folders
+    whose names begin with a dot, are ignored.
 
-    Raises FileNotFoundError for a folder that is not there or without images, ValueError for images outside
-    class folders, for class folders at several depths or of one name, for a class that is not trained, and
-    for a folder that is named twice.
+    Raises FileNotFoundError for a folder that does not exist or has no images. Raises ValueError for images
+    outside class folders, for class folders at different depths or of the same name, for a validation or test
+    class that is no training class, for a folder that is named twice, and for a held-out split without a
+    training split.
     """
     if not data_dir.is_dir():
         raise FileNotFoundError(
@@ -78,7 +81,8 @@ def load_folder(
 def _find(
     data_dir: Path, argument: str, name: str | None, synonyms: Sequence[str], named: Sequence[Path]
 ) -> Path | None:
-    """The split's folder; None where there is none and none was asked for. named: those that were."""
+    """A split's folder: the one called ``name``, or else the first with one of the synonyms as its name; None
+    if there is none. named: folders that arguments name, which are left out of the search."""
     if name is not None:
         if not (data_dir / name).is_dir():
             raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
@@ -89,14 +93,15 @@ def _find(
 
 
 def _is_named(folder: Path, synonym: str) -> bool:
-    """In another case only where it holds class folders: "Train" may be a class, beside "Bus"."""
+    """Whether a folder has this name. With capitals it has to hold class folders: otherwise "Train" may be a
+    class, beside "Bus"."""
     if folder.name == synonym:
         return True
     return folder.name.lower() == synonym and any(inside.is_dir() for inside in folder.iterdir())
 
 
 def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = None) -> Pictures:
-    """The images below root. classes: those that are trained; None for the folders' own, in natural order."""
+    """The images below root. classes: those of the training images; None for root's own, in natural order."""
     found, _ = find_images_and_targets(str(root), types=_SUFFIXES, sort=False)
     below = (Path(path).relative_to(root) for path, _ in found)
     files = sorted((f for f in below if not any(part[0] == "." for part in f.parts)), key=_by_number)
@@ -119,7 +124,7 @@ def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = N
 
 
 def _class_folders(root: Path, files: Sequence[Path]) -> dict[Path, str]:
-    """The name of the class of each folder: its own, below any superclasses."""
+    """For each folder of images the name of its class: its own name, without those of superclasses."""
     stray = next((file for file in files if len(file.parts) == 1), None)
     if stray is not None:
         refuse("data_dir", f"{root / stray}, outside a class folder", "images in class folders")
@@ -139,5 +144,6 @@ def _class_folders(root: Path, files: Sequence[Path]) -> dict[Path, str]:
 
 
 def _by_number(name: str | Path) -> tuple[list[str | int], str]:
-    """timm's natural order, in which 2 comes before 10; it has no order for A and a, or 1 and 01."""
+    """The sort key of timm's natural order, in which 2 comes before 10; and then the name itself, since that
+    order does not tell apart A and a, or 1 and 01."""
     return natural_key(str(name)), str(name)

@@ -1,4 +1,4 @@
-"""Sets of labelled images with random access: in memory, or decoded when they are asked for."""
+"""Data sets of labelled images with random access: in memory, or decoded on demand."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from .view import Draws, View
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Bytes of a split that may be kept decoded: CIFAR-10's training images take 0.15 GB, Tiny-ImageNet's 1.2 GB.
-# What takes more is decoded anew in each epoch.
+# How many bytes a split may take to be kept decoded. CIFAR-10's training images take 0.15 GB, Tiny-ImageNet's
+# 1.2 GB. Larger splits are decoded anew in each epoch.
 MEMORY = 2 * 10**9
 
 
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
-    """Images (C, H, W), uint8 unless said otherwise, with the numbers of their classes.
+    """A data set of images (C, H, W), uint8 unless said otherwise, and labels, the numbers of their classes.
 
-    ``images[i]`` is (image, label) as evaluation sees it; a :class:`Loader` makes batches, augmented in
-    training.
+    ``images[i]`` is (image, label) as evaluation sees it, not augmented; a :class:`Loader` makes batches,
+    augmented in training.
 
     labels: (N,) int64, from 0.
-    classes: their names.
-    keys: what names each image on every machine: its path within the set, or its number.
-    view: what of each picture is shown.
+    classes: the classes' names, in the order of the labels.
+    keys: a name for each image that is the same on every machine: its path within the data set, or its
+        number.
+    view: how pictures are resized, cropped and mirrored.
 
-    Raises ValueError for a label that is no class, and for two classes of one name.
+    Raises ValueError for a label without a class, and for two classes of the same name.
     """
 
     def __init__(self, labels: Tensor, classes: Sequence[str], keys: Sequence[str], view: View):
@@ -57,10 +58,10 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:
-        """Images (n, C, H, W); augmented by draws, one for each, where they are given."""
+        """Images (n, C, H, W) of these rows; augmented if draws are given, with those of each image."""
 
     def select(self, rows: Sequence[int]) -> Self:
-        """These images, in this order."""
+        """A data set of these rows alone, in this order."""
         chosen = copy.copy(self)
         chosen.labels = self.labels[torch.as_tensor(rows, dtype=torch.int64)]
         chosen.keys = [self.keys[row] for row in rows]
@@ -69,7 +70,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def _keep(self, rows: Sequence[int]) -> None:
-        """Keeps these rows of what is neither labels nor keys."""
+        """Keeps these rows of everything other than labels and keys."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,11 +80,13 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
 
 class StoredImages(ImageSet):
-    """Images in memory: a batch costs a copy.
+    """Images in memory, from which a batch is copied.
 
-    images: (N, C, H, W), resized already; uint8, or float32 in [0, 1].
-    classes: their names; default the numbers up to the largest label. keys: default the images' numbers.
-    view: default the whole image, as it is.
+    images: (N, C, H, W), already resized; uint8, or float32 in [0, 1].
+    labels: (N,) int64, from 0.
+    classes: the classes' names; by default, the numbers up to the largest label.
+    keys: by default, the images' numbers.
+    view: by default, the whole image, never mirrored.
 
     Raises ValueError for images and labels that do not fit together.
     """
@@ -118,13 +121,13 @@ class StoredImages(ImageSet):
 
 
 class Pictures(ImageSet):
-    """Images that are decoded when they are asked for.
+    """Images that are decoded on demand.
 
-    source: its pictures, one for each label.
-    mode: PIL's, to which all are converted: "RGB" or "L".
+    source: the pictures, one for each label.
+    mode: PIL's mode to which all pictures are converted, "RGB" or "L".
 
-    Raises OSError with its name for a picture that cannot be decoded, and ValueError where pictures differ in
-    size and the view leaves them so.
+    Raises OSError, with the picture's name, for one that cannot be decoded, and ValueError if pictures differ
+    in size and the view leaves them so.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class Pictures(ImageSet):
     ):
         super().__init__(labels, classes, keys, view)
         self.source = source
-        self.rows = list(range(len(labels)))  # of the source
+        self.rows = list(range(len(labels)))  # the images' rows in the source
         self.mode = mode
         self._stored: ImageSet | None = None
 
@@ -157,9 +160,9 @@ class Pictures(ImageSet):
         self._stored = None
 
     def stored(self) -> ImageSet:
-        """The same images in memory, where they are of one size and take at most MEMORY bytes; else self.
+        """The same images in memory, if all have one size and they take at most MEMORY bytes; otherwise self.
 
-        Decodes them the first time.
+        The first call decodes them.
         """
         if self._stored is None:
             self._stored = self._decoded()
@@ -182,7 +185,8 @@ class Pictures(ImageSet):
         return StoredImages(images, self.labels, self.classes, self.keys, self.view)
 
     def check_headers(self) -> None:
-        """Raises as decoding would, for pictures that cannot be opened, and for sizes that differ."""
+        """Raises as decoding would for pictures that cannot be opened and for different sizes. Of files, only
+        the headers are read."""
         for row in range(len(self)):
             if self._size(row) != self._size(0) and self.view.crop is None:
                 self._refuse_sizes(0, row)
@@ -192,7 +196,7 @@ class Pictures(ImageSet):
             return self.view.resized(_of_bytes(picture).convert(self.mode))
 
     def _size(self, row: int) -> tuple[int, int]:
-        """Width and height before resizing; of a file, only the header is read."""
+        """Width and height before resizing. Of a file, only the header is read."""
         with self._opened(row) as picture:
             return picture.size
 
@@ -213,9 +217,9 @@ class Pictures(ImageSet):
 
 
 def _of_bytes(picture: Image.Image) -> Image.Image:
-    """Grey values of 16 bits scaled to 8, which PIL's conversion cuts off at 255.
+    """The picture with grey values of 16 bits scaled to 8 bits; PIL's conversion would cut them off at 255.
 
-    Raises ValueError for pixels that are no such integers.
+    Raises ValueError for wider grey values that are not integers of 16 bits.
     """
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture

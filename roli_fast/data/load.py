@@ -1,4 +1,4 @@
-"""A data set by its name."""
+"""Loads a data set by its name."""
 
 import dataclasses
 import math
@@ -31,26 +31,29 @@ def load(
     split_seed: int = 0,
     download: bool = False,
 ) -> Splits:
-    """Training, validation and test images. Options have timm's names.
+    """Loads the training, validation and test images of a data set. Options have timm's names.
 
-    name: ``cifar10``, ``cifar100``, ``caltech256``, ``cub200`` or ``stanford_dogs``, of the paper's sizes and
-        augmentation; ``digits``, which needs no data_dir; ``folder`` (or nothing), images in class folders;
-        or one of timm's, by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` or ``tfds/``.
-    data_dir: the folder in which the set lies, or to which it is downloaded; for shards, whatever timm reads.
-    train_split, val_split, test_split: the names of the splits in a folder or a set of timm's. Without one,
-        validation images are cut from the training images, a tenth of each class.
-    input_size: pixels a side that the model sees. None: the paper's for its sets, else the images' own, which
-        have to be the same.
-    crop_pct: of the resized image's shorter side, the part that is cropped to input_size. None: 0.875.
-    hflip: probability of mirroring a training image. None: 0.5 where images are cropped, else 0.
+    name: ``cifar10``, ``cifar100``, ``caltech256``, ``cub200`` or ``stanford_dogs``, with the sizes and the
+        augmentation of the RoLI paper; ``digits``, which needs no data_dir; ``folder`` or "" for images in
+        class folders; or a data set of timm's, with the prefix ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` or
+        ``tfds/``.
+    data_dir: the folder that holds the data set, or to which it is downloaded; for shards, whatever timm
+        reads.
+    train_split, val_split, test_split: names of the splits in a folder or a data set of timm's. Without a
+        validation split, a tenth of each class's training images is cut off for it.
+    input_size: side in pixels of the square that the model sees. None: the paper's for its data sets,
+        otherwise the images' own, which has to be the same for all.
+    crop_pct: share of the resized image's shorter side that is cropped to input_size. None: 0.875.
+    hflip: probability of mirroring a training image. None: 0.5 if images are cropped, otherwise 0.
     input_img_mode: "RGB", or "L" for one channel of grey.
-    num_classes: for a set that does not tell; any other has to agree.
-    split_seed: chooses which images are cut off, and is no other seed's business: the same on every machine.
-    download: fetch the set if it is not there, where torchvision or timm can. Of several processes, let one
-        do so first.
+    num_classes: number of classes, for a data set that does not say; for any other, it has to agree.
+    split_seed: chooses which images are cut off for a missing split. Other seeds have no influence on this,
+        and the choice is the same on every machine.
+    download: whether to download the data set if it is missing and torchvision or timm can. With several
+        processes, let one of them do so first.
 
-    Raises ValueError for an option, FileNotFoundError for a set that is not there (it says where to get it)
-    and ImportError for a package that is missing.
+    Raises ValueError for an option that is not accepted, FileNotFoundError for a data set that is missing
+    (the message says where to get it), and ImportError for a package that is missing.
     """
     if input_img_mode not in MODES:
         refuse("input_img_mode", repr(input_img_mode), " or ".join(MODES))
@@ -59,7 +62,7 @@ def load(
     if name.lower().startswith(PREFIXES):
         splits = load_timm(
             name,
-            None if data_dir is None else str(data_dir),  # for shards, it may be no path
+            None if data_dir is None else str(data_dir),  # for shards, it need not be a path
             train_split or "train",
             val_split,
             test_split or "test",

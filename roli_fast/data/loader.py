@@ -1,4 +1,4 @@
-"""Batches of a set, in an order that seed and epoch fix."""
+"""Batches of a data set, in an order that seed and epoch determine."""
 
 import itertools
 import os
@@ -14,38 +14,41 @@ from .images import ImageSet, Pictures, StoredImages
 from .stream import ImageStream
 from .view import DRAWS
 
-# Rows of a set, and what augments each of them.
+# The rows of a batch, and the random numbers that augment each of them, if any.
 _Request = tuple[list[int], list[list[float]] | None]
 
 
 class Loader:
-    """Batches of a set, on the CPU.
+    """Batches of a data set, on the CPU: tuples of images (n, C, H, W), labels (n,) int64 and index (n,)
+    int64, each image's place in the data set.
 
-    ``loader.epoch(e)`` iterates over epoch e. Order and augmentation depend on seed, epoch and the set alone,
-    and not on workers or on any global random state: ``loader.epoch(e, start=s)`` goes on where a run was
-    interrupted, with the same bits. Of several processes, each has its own share. In training, all have as
-    many batches, and their batches number s hold together what a single process with ``world_size`` times
-    the batch size has in its own. In evaluation each image is in one process, once; processes may differ by
-    a batch.
+    ``loader.epoch(e)`` iterates over epoch e. Order and augmentation depend only on seed, epoch and data set,
+    not on workers or on any global random state: ``loader.epoch(e, start=s)`` goes on where a run was
+    interrupted, with bitwise the same batches.
 
-    images: as :func:`load` gives them.
-    batch_size: per process.
-    train: in random order, augmented, and without an incomplete last batch unless it is the only one.
-        Otherwise in the set's order; then ``iter(loader)`` does.
-    augment: whether images are augmented; None: in training. Out of training, each epoch has another view of
-        the images, all of them, in the set's order.
+    With several processes, each has its own share of the images. In training, all have the same number of
+    batches, and their batches number s together hold the images of batch s of a single process with
+    ``world_size`` times the batch size. In evaluation, each image is in one process, once; the processes'
+    numbers of batches may differ by one.
+
+    images: as :func:`load` returns them.
+    batch_size: images in a batch of one process.
+    train: whether batches are in random order, augmented, and without an incomplete last batch (unless it is
+        the only one). Otherwise they are in the data set's order, and ``iter(loader)`` iterates over them.
+    augment: whether images are augmented; None: only in training. With train=False, each epoch then has all
+        images in the data set's order, augmented differently.
     seed: of order and augmentation.
-    workers: processes that decode; None: one per core, 4 at most. A split of images that are of one size and
-        take at most 2 GB, decoded, is decoded here, once, and needs none.
-    rank, world_size: which process this is, of how many; None: as torch.distributed has it. evaluate() shares
-        the batches itself: for it, rank=0 and world_size=1.
+    workers: number of processes that decode; None: one per core, at most 4. None are needed for a split whose
+        images have one size and take at most 2 GB when decoded: it is decoded once, in this process.
+    rank, world_size: the number of this process, and how many there are; None: as torch.distributed says. For
+        evaluate(), which shares out the batches itself, give rank=0 and world_size=1.
 
-    A stream (:class:`ImageStream`) has timm's order, which also depends on how many workers and processes
-    there are. The index is then a place in that order, ``start`` has to read what it skips, and training
-    begins the shards again where they end before ``len(loader)`` batches.
+    A stream (:class:`ImageStream`) is in timm's order, which also depends on the numbers of workers and
+    processes. The index is then a place in that order, ``start`` has to read what it skips, and training
+    reads the shards again if they end before ``len(loader)`` batches.
 
-    An epoch ends where the next one begins. Raises ValueError for an argument out of range and for images of
-    different sizes, and OSError with its name for one that cannot be decoded.
+    An epoch ends when the next one begins. Raises ValueError for an argument out of range and for images of
+    different sizes, and OSError, with the image's name, for one that cannot be decoded.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Loader:
         self._decoding: DataLoader | None = None
 
     def __len__(self) -> int:
-        """Batches of an epoch in this process."""
+        """The number of batches of an epoch in this process."""
         count, left = divmod(len(self.images), self.world_size)
         if self.train:
             return max(count // self.batch_size, 1)
@@ -99,7 +102,7 @@ class Loader:
         return self.epoch(0)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from number start on."""
+        """The batches of an epoch, beginning with batch number ``start``."""
         if epoch < 0:
             refuse("epoch", epoch, "an integer >= 0")
         if not 0 <= start <= len(self):
@@ -122,7 +125,7 @@ class Loader:
                 num_workers=self._workers,
                 persistent_workers=True,
                 pin_memory=torch.cuda.is_available(),
-                generator=torch.Generator(),  # or it would draw from the global one
+                generator=torch.Generator(),  # by default, the global one would be used
             )
         return map(_decoded, self._decoding)
 
@@ -140,8 +143,8 @@ class Loader:
 
 
 class _Fetched(Dataset[Batch | OSError]):
-    """Requests turned into batches, or into what a file of theirs raises: as a value, since a worker's
-    exceptions come with its stack, in which the file's name is lost."""
+    """Turns requests into batches. An OSError is returned rather than raised, since a worker's exceptions
+    arrive with its stack, in which the file's name is lost."""
 
     def __init__(self, images: ImageSet):
         self._images = images
@@ -167,8 +170,8 @@ def _pinned(fetched: Batch | OSError) -> Batch:
 
 
 class _Requested:
-    """A sampler whose requests change from epoch to epoch, while the workers stay: all that belongs to an
-    epoch comes to them with its requests."""
+    """A sampler whose requests change from epoch to epoch, while the workers stay alive. Everything that
+    differs between epochs reaches the workers through the requests."""
 
     def __init__(self) -> None:
         self.requests: Iterable[_Request] = ()

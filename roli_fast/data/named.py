@@ -1,11 +1,12 @@
-"""The five sets of the RoLI paper (Hua et al., CVPR 2024), in their authors' layouts.
+"""The five data sets of the RoLI paper (Hua et al., CVPR 2024), in their authors' layouts.
 
-The paper's sizes, train / validation / test: CIFAR-10 and CIFAR-100 45,000 / 5,000 / 10,000, Caltech256
-14,649 / 771 / 15,187, CUB-200-2011 5,394 / 600 / 5,794, Stanford Dogs 10,800 / 1,200 / 8,580. Ours are the
-same, and where a set has a test set of its own, it is that. Which training images validate, and which of
-Caltech256's test, is drawn by :func:`~roli_fast.data.splits.cut`. The paper's own draw is taken instead
-where its files ``train.json``, ``val.json`` and ``test.json`` (a path below the image folder: a class number)
-lie in the folder of Caltech256, CUB-200-2011 or Stanford Dogs.
+The paper's numbers of images for training / validation / testing: CIFAR-10 and CIFAR-100
+45,000 / 5,000 / 10,000, Caltech256 14,649 / 771 / 15,187, CUB-200-2011 5,394 / 600 / 5,794, Stanford Dogs
+10,800 / 1,200 / 8,580. They are the same here. Test images are those of the data set, if it has a test set.
+Which training images are for validation, and which images of Caltech256 are for testing, is chosen by
+:func:`~roli_fast.data.splits.cut`. The paper's own choice is used instead if its files ``train.json``,
+``val.json`` and ``test.json`` (which map paths below the image folder to class numbers) are in the folder of
+Caltech256, CUB-200-2011 or Stanford Dogs.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from .splits import Splits, cut, cut_share
 from .view import View
 
 PHOTO_VIEW = View(resize=256, crop=224, hflip=0.5)
-# Images of each class of Caltech256 that train or validate; the others test.
+# How many images of each class of Caltech256 are for training and validation; the others are for testing.
 _CALTECH_TRAINING = 60
 
 Entries = list[tuple[str, int]]  # path below the image folder, number of the class
@@ -34,13 +35,14 @@ Entries = list[tuple[str, int]]  # path below the image folder, number of the cl
 
 @dataclasses.dataclass(frozen=True)
 class _About:
-    """What a message says of a set.
+    """A data set's facts and messages.
 
+    title: its name in messages.
     layout: what ``data_dir`` should hold.
     home: its authors' page.
-    classes: how many it has.
-    validation: the share of its training images that validates.
-    fetch: downloads it into a folder, where a library can.
+    classes: number of classes.
+    validation: share of its training images that is for validation.
+    fetch: downloads it into a folder; None if no library can.
     """
 
     title: str
@@ -72,11 +74,11 @@ class _About:
 
 @dataclasses.dataclass(frozen=True)
 class _Photos:
-    """Photographs in class folders.
+    """A data set of photographs in class folders.
 
-    folder: what its archive unpacks to.
-    images: the folder of class folders in it.
-    read: given the folder, the entries of the parts "train" and, where the set has one, "test".
+    folder: the folder to which its archive unpacks.
+    images: the folder in it that holds the class folders.
+    read: given the folder, returns the entries of "train" and, if the data set has a test set, of "test".
     """
 
     about: _About
@@ -86,7 +88,7 @@ class _Photos:
 
 
 def _read_caltech(folder: Path) -> dict[str, Entries]:
-    # 056.dog/greg and 198.spider/RENAME2 are in the archive, and no images.
+    # The archive also has 056.dog/greg and 198.spider/RENAME2, which are no images.
     paths = sorted((folder / "256_ObjectCategories").glob("*/*.jpg"))
     return {"train": [(f"{p.parent.name}/{p.name}", int(p.parent.name.split(".")[0])) for p in paths]}
 
@@ -171,7 +173,8 @@ NAMES = (*_CIFAR, *PHOTO_NAMES)
 
 
 def load_named(name: str, data_dir: Path, view: View, mode: str, split_seed: int, download: bool) -> Splits:
-    """Raises FileNotFoundError where the set is not there, ValueError for the wrong number of classes."""
+    """Loads one of NAMES. Raises FileNotFoundError if it is missing, and ValueError for a wrong number of
+    classes."""
     read = _load_photos if name in _PHOTOS else _load_cifar
     return read(name, data_dir, view, mode, split_seed, download)
 
@@ -212,7 +215,7 @@ def _load_photos(name: str, data_dir: Path, view: View, mode: str, split_seed: i
         parts = _papers_draw(folder) or photos.read(folder)
     except FileNotFoundError as error:
         raise about.missing(data_dir, error) from error
-    except Exception as error:  # whatever half a list does to its reader
+    except Exception as error:  # whatever an incomplete list makes its reader raise
         raise about.missing(
             data_dir, f"its lists cannot be read ({type(error).__name__}: {error})"
         ) from error
@@ -243,7 +246,7 @@ def _papers_draw(folder: Path) -> dict[str, Entries] | None:
 
 
 def _whole(root: Path, parts: dict[str, Entries], view: View, mode: str) -> Pictures:
-    """All parts, one after the other; a class is called after its folder."""
+    """All parts in one data set, one after the other. Classes are named after their folders."""
     entries = [entry for part in parts.values() for entry in part]
     names = {number: PurePosixPath(path).parent.name for path, number in entries}
     numbers = sorted(names)

@@ -1,4 +1,4 @@
-"""A part of a set, as evaluation looks at it."""
+"""A sample of a data set, for evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ from .stream import ImageStream
 
 
 class Sample:
-    """(images, labels) in batches, the same at each pass: at most so many, evenly spaced in the set.
+    """Batches (images, labels) of some images of a data set, evenly spaced in it, and the same in each pass.
 
-    count: how many; None: all. Of a stream, which is mixed already, its first.
-    device: where the batches are wanted. Of several processes, each has all.
+    count: number of images, at most; None: all. Of a stream, which is mixed already, the first are taken.
+    workers: as in :class:`Loader`.
+    device: the device to which batches are moved.
 
-    Raises ValueError for a set without images.
+    With several processes, each gets all batches. Raises ValueError for a data set without images.
     """
 
     def __init__(
@@ -42,13 +43,13 @@ class Sample:
 
     @property
     def labels(self) -> Tensor:
-        """(images,) int64, on the CPU; of a stream, this takes a pass."""
+        """The labels of all images, (images,) int64, on the CPU. Of a stream, this takes a pass."""
         if self._labels is None:
             self._labels = torch.cat([labels.cpu() for _, labels in self])
         return self._labels
 
     def __len__(self) -> int:
-        """Batches; of a stream, which several workers read, there may be more."""
+        """The number of batches. A stream that several workers read may have more."""
         return math.ceil(self.images / self._loader.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -56,5 +57,5 @@ class Sample:
         for images, labels, _ in self._loader:
             yield images[:left].to(self._device), labels[:left].to(self._device)
             left -= len(images)
-            if left <= 0:  # of a stream, whose workers each end with a batch that is not full
+            if left <= 0:  # in a stream, where each worker ends with a batch that is not full
                 break

@@ -1,4 +1,4 @@
-"""Where pictures come from, in forms that a worker process can be given."""
+"""Sources of pictures, in forms that can be passed to worker processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from PIL import Image
 
 class Source(Protocol):
     def open(self, row: int) -> Image.Image:
-        """The picture, decoded as late as the source can."""
+        """The picture, decoded as late as the source can do it."""
         ...
 
     def name(self, row: int) -> str:
-        """What an error calls it."""
+        """The picture's name in error messages."""
         ...
 
 
 class Files:
     """Image files.
 
-    paths: their places below root.
+    paths: the files' paths below root.
     """
 
     def __init__(self, root: Path, paths: Sequence[str]):
@@ -35,7 +35,7 @@ class Files:
 
 
 class TorchvisionPictures:
-    """A torchvision data set of (PIL image, label)."""
+    """The pictures of a torchvision data set of (PIL image, label)."""
 
     def __init__(self, dataset: Any):
         self._dataset = dataset
@@ -49,10 +49,10 @@ class TorchvisionPictures:
 
 
 class ReaderPictures:
-    """timm's random-access reader, without timm's data set around it: that puts the next image in the place
-    of one that cannot be decoded.
+    """The pictures of timm's random-access reader. timm's data set around it is not used, since it replaces
+    an image that cannot be decoded by the next one.
 
-    title: of set and split.
+    title: the name of the data set and split.
     """
 
     def __init__(self, reader: Any, title: str):

@@ -1,4 +1,4 @@
-"""Training, validation and test images, and how a split is cut from another."""
+"""Training, validation and test images, and how one split is cut from another."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from .stream import ImageStream
 
 Images = TypeVar("Images", bound=ImageSet)
 
-# Of the training images, where a set says nothing else.
+# The share of training images that is for validation, unless a data set has its own.
 VALIDATION = Fraction(1, 10)
 
 
 class Splits(NamedTuple):
-    """Data sets of (image, label): what trains, what chooses between results, what is looked at once."""
+    """Data sets of (image, label): to train on, to choose between results, and to test the final one once."""
 
     train: ImageSet | ImageStream
     val: ImageSet | ImageStream
@@ -26,12 +26,12 @@ class Splits(NamedTuple):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names, in the order of the labels."""
+        """The classes' names, in the order of the labels."""
         return self.train.classes
 
     def fingerprint(self) -> dict[str, str]:
-        """Of what trains and validates: how many images, and a digest of what is shown of them, and of the
-        names and labels of those with random access."""
+        """What identifies the images of "train" and of "val": how many there are, and a digest of their
+        classes and view; with random access, also of their keys and labels."""
         return {name: _fingerprint(part) for name, part in (("train", self.train), ("val", self.val))}
 
 
@@ -43,7 +43,7 @@ def _fingerprint(images: ImageSet | ImageStream) -> str:
 
 
 def refuse_same(*splits: str | None) -> None:
-    """Raises ValueError where two of the splits that are named are one."""
+    """Raises ValueError if two of the splits that are named are the same."""
     named = [split for split in splits if split is not None]
     twice = next((split for split in named if named.count(split) > 1), None)
     if twice is not None:
@@ -52,10 +52,11 @@ def refuse_same(*splits: str | None) -> None:
 
 
 def cut(images: Images, counts: Sequence[int], seed: int) -> tuple[Images, Images]:
-    """(rest, cut): ``counts[c]`` images of each class c are cut off, both parts in the set's own order.
+    """Cuts off ``counts[c]`` images of each class c. Returns (rest, cut), both in the data set's order.
 
-    Which ones depends on the seed and the images' keys alone: an image goes by the hash of its key, so that
-    the cut is the same on every machine, with every version of every library, whatever is drawn elsewhere.
+    Which images are cut off depends on the seed and on their keys alone, by a hash of both. The cut is
+    therefore the same on every machine and with every version of every library, whatever random numbers are
+    drawn elsewhere.
     """
     hashes = [hashlib.blake2b(f"{seed}:{key}".encode()).digest() for key in images.keys]
     left = list(counts)
@@ -70,9 +71,10 @@ def cut(images: Images, counts: Sequence[int], seed: int) -> tuple[Images, Image
 
 
 def cut_share(images: Images, share: Fraction, seed: int) -> tuple[Images, Images]:
-    """The same for a share of the whole, which each class gives in proportion, by largest remainders.
+    """As :func:`cut`, for a share of all images, to which each class contributes in proportion (by largest
+    remainders).
 
-    Raises ValueError where nothing would be cut or a class would be left without images.
+    Raises ValueError if nothing would be cut off, or if a class would be left without images.
     """
     sizes = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
     exact = [share * size for size in sizes]

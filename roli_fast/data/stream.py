@@ -1,4 +1,4 @@
-"""Images that are read one after the other from shards, for sets that are too large for anything else."""
+"""Images that are read from shards in sequence, for data sets that are too large for anything else."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +14,17 @@ from .view import DRAWS, View
 
 
 class ImageStream(IterableDataset[tuple[Tensor, int]]):
-    """Images (C, H, W), uint8, in the order in which timm's reader takes them from their shards.
+    """A data set of images (C, H, W), uint8, in the order in which timm's reader takes them from shards.
 
-    Iterates over (image, label) as evaluation sees it; a :class:`Loader` makes batches, augmented in
-    training.
+    Iterates over (image, label) as evaluation sees it, not augmented; a :class:`Loader` makes batches,
+    augmented in training.
 
-    make: timm's IterableImageDataset, of (PIL image, label), given ``is_training`` (in random order),
-        ``seed`` and ``batch_size``.
-    length: how many images there are.
-    classes: their names.
-    padded: in several processes, evaluation sees some images twice.
+    make: makes timm's IterableImageDataset of (PIL image, label); takes ``is_training`` (whether in random
+        order), ``seed`` and ``batch_size``.
+    length: number of images.
+    classes: the classes' names, in the order of the labels.
+    view: how pictures are resized, cropped and mirrored.
+    padded: whether evaluation in several processes would see some images twice.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     def batches(
         self, batch_size: int, train: bool, seed: int, epoch: int, workers: int, rank: int, world_size: int
     ) -> Iterator[Batch]:
-        """One pass; in training without end, in full batches."""
+        """The batches of one pass; in training, full batches without end."""
         random = generator(seed, epoch)
-        # The readers add small numbers to their seed, and hand it to libraries that take 32 bits.
+        # Readers add small numbers to their seed, and pass it on to libraries that take 32 bits.
         reader_seed = int(torch.randint(2**31 - 2**16, (), generator=random))
         dataset = self.make(is_training=train, seed=reader_seed, batch_size=batch_size)
-        # Else as torch.distributed has it; but in evaluation each process may read all images.
+        # By default, readers ask torch.distributed; but in evaluation each process may read all images.
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world_size
         dataset.set_loader_cfg(num_workers=workers)
         return iter(
@@ -63,13 +64,14 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                 num_workers=workers,
                 collate_fn=_collated,
                 pin_memory=torch.cuda.is_available(),
-                generator=random,  # readers shuffle by their worker's seed, which comes from here
+                generator=random,  # draws the workers' seeds, by which readers shuffle
             )
         )
 
 
 class _Samples(IterableDataset[tuple[Tensor, int, int]]):
-    """(image, label, index) of this worker's images. seeds: None: not augmented, one pass."""
+    """(image, label, index) of this worker's images. seeds: of the augmentation, in passes without end; None
+    for one pass without augmentation."""
 
     def __init__(self, dataset: Any, view: View, seeds: tuple[int, int] | None, rank: int, world_size: int):
         self._dataset = dataset

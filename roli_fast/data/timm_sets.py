@@ -1,4 +1,4 @@
-"""What timm's dataset factory knows by ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` and ``tfds/``."""
+"""The data sets of timm's dataset factory: ``torch/``, ``hfds/``, ``hfids/``, ``wds/`` and ``tfds/``."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -40,11 +40,13 @@ def load_timm(
     split_seed: int,
     download: bool,
 ) -> Splits:
-    """Splits by the names that the set gives them; without one, validation images are cut from the others.
+    """Loads splits by the names that the data set has for them. Without a validation split, one is cut from
+    the training images.
 
-    Raises ImportError for a package that is missing, FileNotFoundError for a set or split that is not
-    there, and ValueError for a name that timm does not know, a split that is named twice, a streamed set
-    without a validation split, and classes that neither the set nor num_classes tells.
+    Raises ImportError for a package that is missing, and FileNotFoundError for a data set or split that is
+    missing. Raises ValueError for a name that timm does not know, a split that is named twice, a streamed
+    data set without a validation split, and a number of classes that neither the data set nor num_classes
+    tells.
     """
     prefix = name.partition("/")[0].lower()
     for package in _PACKAGES[prefix]:
@@ -77,8 +79,8 @@ def load_timm(
 
 
 def check_parts(parts: dict[str, Any], train_split: str, name: str, data_dir: str | None) -> None:
-    """timm gives a torchvision set's test images for every name that it does not know, and a whole folder
-    where a split's is not there."""
+    """Raises an error for parts that are not what their names say: timm returns a torchvision data set's test
+    images for every name that it does not know, and a whole folder if the split's own is missing."""
     if getattr(parts[train_split], "train", True) is False:
         refuse("train_split", f"{train_split}, which is the test images of {name}", "train")
     are: dict[tuple[str, ...], str] = {}
@@ -96,12 +98,12 @@ def check_parts(parts: dict[str, Any], train_split: str, name: str, data_dir: st
 
 
 def _create(name: str, *, root: str | None, split: str, **options: Any) -> Any:
-    """timm's create_dataset, with its errors in our words."""
+    """Calls timm's create_dataset, and words its errors as this package does."""
     try:
         return create_dataset(name, root=root, split=split, **options)
     except AssertionError as error:
         refuse("name", f"{name} ({error})", "a set that timm's create_dataset knows")
-    except ValueError as error:  # torchvision's
+    except ValueError as error:  # from torchvision
         refuse("train_split, val_split, test_split", f"{split} ({error})", f"one that {name} has")
     except RuntimeError as error:
         raise FileNotFoundError(
@@ -127,7 +129,7 @@ def _pictures(dataset: Any, title: str, view: View, mode: str, num_classes: int 
 
 
 def class_names(given: Sequence[Any]) -> list[str]:
-    """With their numbers, where several classes have one name, as ImageNet's two cranes."""
+    """The classes' names, with their numbers if several have the same one, as ImageNet's two cranes."""
     names = [", ".join(c) if isinstance(c, tuple) else str(c) for c in given]
     return [f"{name} ({c})" if names.count(name) > 1 else name for c, name in enumerate(names)]
 

@@ -1,4 +1,4 @@
-"""From a picture of any size to the pixels that a model is given."""
+"""How a picture of any size becomes the pixels that a model is given."""
 
 import dataclasses
 import math
@@ -12,22 +12,23 @@ from torchvision.transforms.v2 import functional as F
 
 from ..checks import refuse
 
-# What augments an image, uniform in [0, 1): where the crop is, down and across, and whether it is mirrored.
+# Random numbers in [0, 1) that augment an image: the crop's place, down and across, and whether to mirror it.
 Draws = Sequence[float]
 DRAWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What of a picture is shown: a square of it, resized, in training at a random place and mirrored.
+    """What is shown of a picture: it is resized, and a square is cropped from it. In training, the square is
+    at a random place and may be mirrored.
 
     Pixels are never normalised: an attack acts on them, and the model normalises.
 
-    resize: the shorter side in pixels, bilinear and antialiased as PIL does it; None: as it is.
-    crop: the side of the square, at the centre outside training; None: everything.
-    hflip: probability, in training, of mirroring left and right.
+    resize: length of the shorter side in pixels, bilinear and antialiased as PIL does it; None: not resized.
+    crop: side of the square in pixels, which outside training is at the centre; None: not cropped.
+    hflip: probability of mirroring left and right in training.
 
-    Raises ValueError for a crop larger than what it is cut from, and for an hflip outside [0, 1].
+    Raises ValueError for a crop larger than ``resize`` or without it, and for an hflip outside [0, 1].
     """
 
     resize: int | None = None
@@ -44,18 +45,18 @@ class View:
         return picture if self.resize is None else F.resize(picture, [self.resize])
 
     def centre(self, resized: Any) -> Any:
-        """Of a resized picture, or of resized images (..., H, W)."""
+        """The square at the centre of a resized picture, or of resized images (..., H, W)."""
         return resized if self.crop is None else F.center_crop(resized, [self.crop, self.crop])
 
     def random(self, resized: Image.Image, draws: Draws) -> Image.Image:
-        """The same in training."""
+        """What training sees of a resized picture, by these draws."""
         top, left, mirrored = self._place(resized.height, resized.width, draws)
         if self.crop is not None:
             resized = F.crop(resized, top, left, self.crop, self.crop)
         return F.hflip(resized) if mirrored else resized
 
     def random_batch(self, resized: Tensor, draws: Sequence[Draws]) -> Tensor:
-        """The same for resized images (n, C, H, W), with draws for each."""
+        """As :meth:`random`, for resized images (n, C, H, W) with draws for each."""
         height, width = resized.shape[-2:]
         places = [self._place(height, width, d) for d in draws]
         if self.crop is not None:
