@@ -1,8 +1,8 @@
-"""The names and signatures of other libraries on this package's attacks: the import is all that changes.
+"""This package's attacks under other libraries' names and signatures: only the import has to change.
 
-``import roli_fast.compat.torchattacks as torchattacks``; ``roli_fast.compat.foolbox``, ``autoattack``,
-``art`` and ``cleverhans`` likewise. None of these libraries has to be installed. :func:`accelerate` does the
-same for an object that is there already. What changes with the switch: ``docs/switching.md``.
+For example, ``import roli_fast.compat.torchattacks as torchattacks``; likewise ``roli_fast.compat.foolbox``,
+``autoattack``, ``art`` and ``cleverhans``. None of these libraries has to be installed. :func:`accelerate`
+converts an object of theirs that exists already. ``docs/switching.md`` says what differs from the originals.
 """
 
 import importlib

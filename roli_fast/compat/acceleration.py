@@ -1,4 +1,4 @@
-"""The objects of other libraries on this package's attacks."""
+"""Converts objects of other libraries to this package's attacks."""
 
 import importlib
 import inspect
@@ -10,12 +10,12 @@ LIBRARIES = ("torchattacks", "foolbox", "autoattack", "art", "cleverhans")
 
 
 def accelerate(attack: Any) -> Any:
-    """The same attack, with the same settings, mode and way to be called, on this package's core.
+    """Returns the same attack, with the same settings, mode and way to call it, computed by this package.
 
-    attack: an attack of torchattacks, foolbox, autoattack or ART, or an attack function of cleverhans. It
-        stays as it is.
+    attack: an attack of torchattacks, foolbox, autoattack or ART, or an attack function of cleverhans. It is
+        left unchanged.
 
-    Raises ValueError for everything else: other attacks, subclasses of these and settings that would mean
+    Raises ValueError for everything else: other attacks, subclasses of these, and settings that would mean
     something else here.
     """
     if isinstance(attack, type):

@@ -1,6 +1,7 @@
-"""ART's evasion attacks of the PGD family (1.20): from numpy to numpy, against a PyTorchClassifier.
+"""ART's evasion attacks of the PGD family (1.20), from numpy to numpy, computed by this package's attacks.
 
-``from roli_fast.compat.art import ProjectedGradientDescentPyTorch``; the estimator is ART's own.
+For example, ``from roli_fast.compat.art import ProjectedGradientDescentPyTorch``. The estimator is ART's own
+PyTorchClassifier.
 """
 
 import math
@@ -37,7 +38,8 @@ _NORMS = {"inf": "linf", math.inf: "linf", 1: "l1", 2: "l2"}
 
 
 class _ArtStep(OwnStep):
-    """In L1, a step of the largest element alone, and the way back along the line to the image.
+    """ART's step. In L1 it moves the largest element alone, and goes back into the ball along the line to the
+    image.
 
     allowed: (N, ...) bool, where a sample may change; None for everywhere.
     """
@@ -60,10 +62,9 @@ class _ArtStep(OwnStep):
 
 
 class _Masked(nn.Module):
-    """A model that sees the clean image where no change is allowed, and so has no gradient there.
+    """A model that sees the clean image where no change is allowed, and therefore has no gradient there.
 
-    clean, allowed: (N, ...), for as many samples as a batch may have; those of a batch come with
-        :meth:`cover`.
+    clean, allowed: (N, ...), for as many samples as a batch may have. :meth:`cover` sets those of a batch.
     """
 
     clean: Tensor
@@ -80,15 +81,23 @@ class _Masked(nn.Module):
         self.allowed[: len(clean)] = allowed
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = slice(len(x))  # a view is confirmed with the first images
+        rows = slice(len(x))  # a copy is compared with the model on the first images alone
         return self.model(torch.where(self.allowed[rows], x, self.clean[rows].to(x.dtype)))
 
 
 class _Attack(Closed):
-    """Arguments of all.
+    """The base of all attacks here.
 
-    estimator: a PyTorchClassifier with cross-entropy, and no preprocessing but mean and standard deviation.
-    norm: inf, "inf", 1 or 2. eps, eps_step: numbers, or arrays of one per sample, (N, 1, ..., 1).
+    estimator: a PyTorchClassifier with cross-entropy, and with no preprocessing other than mean and standard
+        deviation.
+    norm: inf, "inf", 1 or 2.
+    eps, eps_step: the ball's radius and a step's length: numbers, or arrays (N, 1, ..., 1) with one per
+        sample.
+    targeted: whether y are the classes to reach.
+    num_random_init: number of random starts; 0 for a start at x.
+    batch_size: samples that are attacked at once.
+
+    Raises ValueError or TypeError for settings and estimators that are not accepted.
     """
 
     attack_params: Sequence[str] = ("norm", "eps", "eps_step", "targeted", "num_random_init", "batch_size")
@@ -140,12 +149,14 @@ class _Attack(Closed):
             check_number("decay", self.decay, 0)
 
     def generate(self, x: numpy.ndarray, y: numpy.ndarray | None = None, **kwargs: Any) -> numpy.ndarray:
-        """Adversarial samples (N, ...) float32.
+        """Returns adversarial samples (N, ...) float32.
 
         x: (N, ...) within the estimator's clip_values.
-        y: labels, or targets if targeted: (N,) integers, or one-hot (N, classes); default the classes that
-            the model sees in x.
+        y: labels, or targets if targeted: integers (N,), or one-hot (N, classes); by default, the classes
+            that the model predicts for x.
         mask: broadcastable to x; where it is 0, nothing changes.
+
+        Raises ValueError for x outside of clip_values, and for arguments that are not accepted.
         """
         mask = kwargs.pop("mask", None)
         if kwargs:
@@ -170,11 +181,11 @@ class _Attack(Closed):
         return found
 
     def _unmasked(self, images: Tensor, labels: Tensor, rows: slice) -> Tensor:
-        """Adversarial images for a batch, of these rows of all."""
+        """Adversarial images for a batch. rows: its place among all images."""
         return attacked(self._make(_ArtStep, **self._settings(images, rows)), self._model, images, labels)
 
     def _masked(self, images: Tensor, mask: numpy.ndarray) -> Callable[[Tensor, Tensor, slice], Tensor]:
-        """As :meth:`_unmasked`, for these images alone: one model and one attack serve all their batches."""
+        """A function as :meth:`_unmasked`, for batches of these images, which share one model and attack."""
         allowed = torch.from_numpy(numpy.broadcast_to(mask != 0, tuple(images.shape)).copy())
         largest = slice(self.batch_size)
         model = _Masked(self._model, images[largest], allowed[largest]).to(self.estimator.device)
@@ -219,7 +230,7 @@ _ESTIMATOR = "art.estimators.classification.pytorch.PyTorchClassifier"
 
 
 def _pixel_model(estimator: Any) -> nn.Module:
-    """The module inside the estimator, behind its normalisation.
+    """The module inside the estimator, with the estimator's normalisation in front.
 
     Raises ValueError for an estimator that does more than that.
     """
@@ -275,7 +286,7 @@ def _size(name: str, size: Size, images: Tensor, rows: slice) -> float | Tensor:
 
 
 def _classes(y: numpy.ndarray, samples: int) -> Tensor:
-    """(N,) int64."""
+    """The classes (N,) int64, from integers or one-hot rows."""
     if y.ndim == 2 and y.shape[1] > 1:
         if not ((y == 0) | (y == 1)).all() or not (y.sum(axis=1) == 1).all():
             refuse("y", "rows that are not one-hot", "integers (N,), or one-hot (N, classes)")
@@ -292,8 +303,14 @@ def _refuse_extras(**extras: Any) -> None:
 
 
 class ProjectedGradientDescent(_Attack):
-    """decay: of the momentum; None for none. num_random_init: random starts, of which a success is kept; 0
-    for a start at x. verbose: shows a progress bar over the batches."""
+    """Projected gradient descent, and with ``decay`` the momentum iterative method.
+
+    estimator, norm, eps, eps_step, targeted, batch_size: as in all attacks here.
+    decay: weight of the momentum; None for no momentum.
+    max_iter: number of steps.
+    num_random_init: number of random starts, of which a success is kept; 0 for a start at x.
+    verbose: whether to show a progress bar over the batches.
+    """
 
     attack_params = (
         *_Attack.attack_params,
@@ -365,7 +382,9 @@ class MomentumIterativeMethod(ProjectedGradientDescent):
 
 
 class FastGradientMethod(_Attack):
-    """One step of length eps. Of several random starts, the best is kept of each sample, not of each call."""
+    """One step of length eps. Of several random starts, the best one is kept for each sample, where ART keeps
+    the best one for all samples together. eps_step has no effect; other arguments are as in
+    :class:`ProjectedGradientDescent`."""
 
     attack_params = (*_Attack.attack_params, "minimal", "summary_writer")
     max_iter = 1
@@ -408,8 +427,8 @@ def __getattr__(name: str) -> NoReturn:
 
 
 def accelerated(original: Any) -> Any:
-    """The library's own attack as one of these."""
-    # The settings are all in the attack of the framework, which the general ones hold.
+    """ART's own attack as one of this module. Raises ValueError for an attack that cannot be converted."""
+    # General attacks hold the attack of the framework, which has all settings.
     settings = getattr(original, "_attack", original)
     face = read(original, __name__, __all__, settings.estimator, settings=settings)
     face._check_params()

@@ -1,5 +1,5 @@
-"""The official AutoAttack's class on this package's attacks: ``from roli_fast.compat.autoattack import
-AutoAttack``."""
+"""The official AutoAttack's class, computed by this package's attacks: ``from roli_fast.compat.autoattack
+import AutoAttack``."""
 
 import json
 import time
@@ -40,12 +40,20 @@ _WAY_OUT = (
 
 
 class AutoAttack:
-    """model: maps images in [0, 1] to logits. norm: "Linf", "L2" or "L1".
+    """AutoAttack (Croce and Hein, ICML 2020), as :class:`roli_fast.attacks.AutoAttack`, with the official
+    class' interface.
 
-    seed: of all draws; None for torch's own generator. version: "standard", "plus", "rand", or "custom" for
-    attacks_to_run, of "apgd-ce", "apgd-dlr", "fab", "square", "apgd-t" and "fab-t".
-    device: where batches are attacked. log_path: a file that gets what is printed; after each batch how far
-        the evaluation is.
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes).
+    norm: "Linf", "L2" or "L1".
+    eps: the ball's radius, for pixels in [0, 1].
+    seed: of all random numbers; None for torch's own generator.
+    verbose: whether to print results, and after each batch how far the evaluation is.
+    attacks_to_run: for version "custom", of "apgd-ce", "apgd-dlr", "fab", "square", "apgd-t" and "fab-t".
+    version: "standard", "plus", "rand" or "custom".
+    device: the device on which batches are attacked.
+    log_path: a file to which the same lines are appended, whether or not they are printed.
+
+    Raises ValueError for settings that are not accepted.
     """
 
     def __init__(
@@ -83,7 +91,7 @@ class AutoAttack:
         raise AttributeError(f"AutoAttack has no attribute {name!r}{hint}")
 
     def set_version(self, version: str = "standard") -> None:
-        """The attacks and their settings of a version: "standard", "plus" or "rand"."""
+        """Selects the attacks and settings of a version: "standard", "plus" or "rand"."""
         if version not in _VERSIONS:
             refuse("version", repr(version), ", ".join(_VERSIONS))
         self._set, self.attacks_to_run = version, list(ours.autoattack.VERSIONS[version])
@@ -104,27 +112,30 @@ class AutoAttack:
         return_labels: bool = False,
         state_path: str | Path | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Adversarial images (N, C, H, W), the image itself where none was found; with return_labels, and the
-        model's classes for them.
+        """Attacks all images. Returns adversarial images (N, C, H, W), or the image itself where none was
+        found; with return_labels, also the model's classes for them (N,).
 
-        bs: images in a batch; of no influence on the result.
-        state_path: a file that notes which batches are done. An evaluation that was interrupted goes on from
-            there, and returns images of its own batches alone.
+        x_orig, y_orig: images (N, C, H, W) in [0, 1] and labels (N,).
+        bs: images in a batch; it has no influence on the result.
+        state_path: a file that records which batches are done. An evaluation that was interrupted goes on
+            from there, and returns adversarial images only of the batches that it attacks itself.
+
+        Raises ValueError for images outside of [0, 1], and for the state of another evaluation.
         """
         return self._evaluated(self.attacks_to_run, x_orig, y_orig, bs, return_labels, state_path)
 
     def run_standard_evaluation_individual(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
     ) -> dict[str, Any]:
-        """Each attack alone against all images that are right: by its name, what
-        :meth:`run_standard_evaluation` returns."""
+        """Runs each attack alone on all images that are classified right. Returns a dict: for each attack's
+        name, what :meth:`run_standard_evaluation` returns."""
         return {
             name: self._evaluated([name], x_orig, y_orig, bs, return_labels, None)
             for name in self.attacks_to_run
         }
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
-        """Between 0 and 1."""
+        """The share of images that are classified right, between 0 and 1."""
         right = [
             (predict(self.model, as_pixels(x.to(self.device))).argmax(dim=1) == y.to(self.device)).cpu()
             for x, y in zip(x_orig.split(int(bs)), y_orig.split(int(bs)), strict=True)
@@ -143,10 +154,10 @@ class AutoAttack:
         state_path: str | Path | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_count("bs", bs)
-        bs = int(bs)  # torch splits by no numpy integer
+        bs = int(bs)  # torch cannot split by numpy's integers
         warn_of_surroundings(self.model, torch.device(self.device))
         images, labels = as_pixels(images.detach()), as_classes(labels)
-        for part in images.split(bs):  # before hours are spent on the others
+        for part in images.split(bs):  # all of them, before hours are spent on attacks
             check_images(inside(part, (0, 1)), (0, 1), _WAY_OUT)
         attack = self._made(names)
         state = _State.found(state_path, attack, self._key(), self.model, images, labels)
@@ -175,7 +186,7 @@ class AutoAttack:
         return (adversarial, classes) if return_labels else adversarial
 
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
-        # A custom selection has five restarts, as the version "plus".
+        # A custom selection has five restarts, as in version "plus".
         version = self._set or ("plus" if self.version == "custom" else self.version)
         attack = ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
         share_copies(attack)
@@ -187,7 +198,8 @@ class AutoAttack:
         return int(draw_key(None, torch.device("cpu")).item())
 
     def _report(self, stages: Sequence[str], broken_by: Tensor, adversarial: Tensor, largest: float) -> None:
-        """How much was left after each attack, and what the images are like. largest: perturbation."""
+        """Logs the accuracy after each attack, and what the images are like. largest: the largest
+        perturbation."""
         for note in square_finds_more(stages, broken_by):
             self._log(note)
         for stage, name in enumerate(stages):
@@ -212,9 +224,12 @@ class AutoAttack:
 
 
 class _State:
-    """Which samples of an evaluation are done, in a file.
+    """Which samples of an evaluation are done, saved in a file.
 
-    broken_by: of the samples that are done, as :class:`roli_fast.attacks.AutoAttackResult` has it.
+    path: the file; None to save nothing.
+    about: what is evaluated, to which the file is bound.
+    key: the random key of the evaluation.
+    broken_by: of the samples that are done, as in :class:`roli_fast.attacks.AutoAttackResult`.
     """
 
     def __init__(self, path: Path | None, about: str, key: int, broken_by: list[int]):
@@ -230,7 +245,8 @@ class _State:
         images: Tensor,
         labels: Tensor,
     ) -> "_State":
-        """What the file says, or the beginning; ValueError for a file of another evaluation."""
+        """The state in the file, or a new one if there is no file. Raises ValueError for a file of another
+        evaluation."""
         if path is None:
             return cls(None, "", key, [])
         data = digest_of(images, labels)[:16]
@@ -269,7 +285,8 @@ def __getattr__(name: str) -> NoReturn:
     no_such("autoattack", name, __all__)
 
 
-# Where the official object has the settings of its attacks, and what they are called here.
+# What the official attacks call their settings, and what these are called here. In _PARTS, for each attack:
+# where the official object holds it, where that holds the model, and these names.
 _SEARCH = {"n_iter": "steps", "eps": "eps"}
 _APGD = {**_SEARCH, "n_restarts": "restarts", "eot_iter": "eot", "thr_decr": "rho"}
 _FAB = {**_SEARCH, "alpha_max": "alpha_max", "eta": "eta", "beta": "beta"}
@@ -292,7 +309,7 @@ _PARTS = {
 
 
 def accelerated(original: Any) -> AutoAttack:
-    """The official object as this one, with the attacks that it would run."""
+    """The official object as an :class:`AutoAttack` of this module, with the attacks that it would run."""
     if original.is_tf_model:
         refuse("attack.is_tf_model", True, "False: models are torch's")
     log_path = getattr(original.logger, "log_path", None)
@@ -304,7 +321,7 @@ def accelerated(original: Any) -> AutoAttack:
 
 
 def _check_part(original: Any, name: str, attack: ours.Attack) -> None:
-    """Raises ValueError where the official object would run this attack with other settings."""
+    """Raises ValueError if the official object would run this attack with other settings."""
     place, model, settings = _PARTS[name]
     part = vars(original).get(place)
     if part is None:

@@ -1,4 +1,4 @@
-"""cleverhans' functions (4.0, torch) on this package's attacks."""
+"""cleverhans' attack functions (4.0, for torch), computed by this package's attacks."""
 
 import functools
 import math
@@ -20,10 +20,10 @@ _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}
 
 
 class _OwnStart(OwnStep):
-    """Starts uniformly in a cube, brought into the ball.
+    """Starts at a uniformly random point of a cube, projected onto the ball.
 
-    reach: half the cube's side; None for eps, 0 for a start at the image, brought into the box.
-    takes_outside: whether images may lie outside of the box.
+    reach: half the cube's side; None for eps, 0 for a start at the image, clipped to the box.
+    takes_outside: whether images may be outside of the box.
     """
 
     def __init__(self, *arguments: Any, reach: float | None, takes_outside: bool, **options: Any):
@@ -37,14 +37,14 @@ class _OwnStart(OwnStep):
         return adv
 
     def step_(self, state: State, direction: Tensor) -> None:
-        if self.norm == "l1":  # the largest element alone
+        if self.norm == "l1":  # moves the largest element alone
             sizes = state.step_size, state.eps, *self.bounds
             NORMS["l1"].step_(state.adv, direction, state.clean, *sizes, sparsity=0.0)
         else:
             super().step_(state, direction)
 
 
-# By what is no size: of settings that are used in turn.
+# A maker for each combination of settings other than sizes, of those that calls use in turn.
 _maker = functools.lru_cache(maxsize=4)(lambda **settings: Maker())
 
 
@@ -59,18 +59,23 @@ def fast_gradient_method(
     targeted: bool = False,
     sanity_checks: bool = False,
 ) -> Tensor:
-    """One step of length eps from x (N, ...).
+    """One step of length eps from x (N, ...). Returns the adversarial samples (N, ...).
 
-    model_fn: a module, or another callable, to logits (N, classes).
-    norm: inf, 1 or 2. clip_min, clip_max: the box, both or none.
-    y: (N,) int64, labels, or targets if targeted; default the classes that the model sees in x.
+    model_fn: a module or another callable that returns logits (N, classes).
+    norm: inf, 1 or 2.
+    clip_min, clip_max: the box to which results are clipped; both or neither.
+    y: (N,) int64, the labels, or targets if targeted; by default, the classes that the model predicts for x.
+    sanity_checks: whether x outside of the box is an error; otherwise it causes a warning.
+
+    Raises ValueError for another norm, negative eps, and one bound of the box alone; AssertionError for x
+    outside of the box.
     """
     _check(norm, (math.inf, 2, 1), eps=eps)
     box = _box(x, clip_min, clip_max, sanity_checks)
     if eps == 0:
         return x
     settings = {"norm": _NORMS[norm], "targeted": bool(targeted), "random_start": False, **box}
-    # Only the step is clipped: around an image from outside of the box, a ball would hold that back, too.
+    # The result is only clipped: a ball around an image outside of the box would hold the clipping back.
     ball = math.inf if box["takes_outside"] else eps
     return _attack(model_fn, x, y, eps=ball, step_size=eps, steps=1, reach=None, **settings)
 
@@ -90,11 +95,15 @@ def projected_gradient_descent(
     rand_minmax: float | None = None,
     sanity_checks: bool = True,
 ) -> Tensor:
-    """nb_iter steps of eps_iter in the ball of eps around x (N, ...).
+    """nb_iter steps of length eps_iter in the ball of radius eps around x (N, ...). Returns the adversarial
+    samples (N, ...).
 
     norm: inf or 2.
-    rand_init: starts uniformly in the cube of half side rand_minmax (default eps), brought into the ball.
-    The rest as in :func:`fast_gradient_method`.
+    rand_init: whether to start at a uniformly random point of the cube with half side rand_minmax (default
+        eps), projected onto the ball.
+
+    Other arguments and errors are as in :func:`fast_gradient_method`. Also raises AssertionError for an
+    eps_iter larger than eps, and NotImplementedError for norm 1.
     """
     if norm == 1:
         refuse("norm", 1, "inf, 2; for L1, roli_fast.attacks.PGD('l1')", NotImplementedError)
@@ -120,8 +129,8 @@ def _attack(
 
 
 def _as_taken(x: Tensor, model: Model) -> Tensor:
-    """Images in float32, as cleverhans has them, integers by their value, too; half precision stays, and
-    float64 for a model that computes in it."""
+    """Images in float32, as in cleverhans, including integers, by their value. Half precision is kept, and so
+    is float64 for a model that computes in it."""
     if not x.is_floating_point():
         return x.float()
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
@@ -164,7 +173,7 @@ def __getattr__(name: str) -> NoReturn:
 
 
 def accelerated(original: Any) -> Any:
-    """The function of the same name."""
+    """This module's function of the same name."""
     name = original.__name__
     if ".torch." not in original.__module__ or name not in __all__:
         refuse("attack", f"{original.__module__}.{name}", f"{', '.join(__all__)} of cleverhans.torch")

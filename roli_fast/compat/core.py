@@ -1,4 +1,5 @@
-"""What all faces share: how they make their attacks, and how these compute."""
+"""What all faces share: how they make attacks, and how these compute. A face is a class, function or module
+that has the name and the signature of another library's."""
 
 import contextlib
 import contextvars
@@ -25,16 +26,18 @@ _OPTIONS = contextvars.ContextVar[dict[str, Any]]("options")
 
 _PACKAGE = f"{__name__.partition('.')[0]}."
 
-# A box for libraries that need none: every finite float32.
+# The box for libraries that need none: all finite float32 numbers.
 UNBOUNDED = (torch.finfo(torch.float32).min, torch.finfo(torch.float32).max)
 
 
 @contextlib.contextmanager
 def options(*, precision: str | None = None, fold: bool | None = None) -> Iterator[None]:
-    """How the faces compute inside ``with``, for which the originals have no argument.
+    """Sets how the faces compute inside ``with``, where the originals have no argument for it.
 
-    precision, fold: as in :class:`roli_fast.attacks.PGD`; default as outside of this ``with``, which without
-        another around it is "fp32", as the originals, and True.
+    precision, fold: as in :class:`roli_fast.attacks.PGD`. None keeps what holds outside of this ``with``:
+        without another one around it, "fp32", as in the originals, and True.
+
+    Raises ValueError for an unknown precision.
     """
     wanted = {"precision": precision, "fold": fold}
     if precision is not None:
@@ -48,13 +51,13 @@ def options(*, precision: str | None = None, fold: bool | None = None) -> Iterat
 
 
 def chosen() -> dict[str, Any]:
-    """The options of this ``with``, as arguments of an attack."""
+    """The options that hold here, as arguments of an attack."""
     return {"precision": "fp32", "fold": True, **_OPTIONS.get({})}
 
 
 class _Copies(threading.local):
-    """What the attacks of all faces share in a thread: one copy of a model, however many attacks see it,
-    since many a loop makes its attack anew for each batch. A copy lives as long as its model."""
+    """Makes all faces' attacks in a thread share one copy of each model, since many loops make a new attack
+    for each batch. A copy lives as long as its model."""
 
     def __init__(self) -> None:
         self._by_options: dict[tuple[Any, ...], ViewCache] = {}
@@ -67,9 +70,9 @@ share_copies = _Copies().share
 
 
 class _Wrappers:
-    """One :class:`Normalized` for all who normalise a model alike, so that they share its copy. It holds the
-    model: it lives as long as one of them does, and the last as long as no other is asked for, since many a
-    loop makes its attack anew for each batch."""
+    """Gives the same :class:`Normalized` to all faces that normalise a model in the same way, so that they
+    share its copy. A wrapper keeps its model alive. It lives as long as a face that uses it; the last one
+    also lives until another is asked for, since many loops make a new attack for each batch."""
 
     def __init__(self) -> None:
         self._living: weakref.WeakValueDictionary[tuple[Any, ...], Normalized] = weakref.WeakValueDictionary()
@@ -78,9 +81,9 @@ class _Wrappers:
     def normalized(
         self, model: nn.Module, mean: Sequence[float], std: Sequence[float], device: torch.device | None
     ) -> Normalized:
-        """``Normalized(model, mean, std)`` on the device; None where nobody knows of one."""
+        """``Normalized(model, mean, std)``. device: the model's, to which it is moved; None if not known."""
         if device is not None and device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())  # which is the same
+            device = torch.device("cuda", torch.cuda.current_device())  # which "cuda" means
         key = id(model), tuple(mean), tuple(std), device
         wrapper = self._living.get(key)
         if wrapper is None:
@@ -93,23 +96,23 @@ normalized = _Wrappers().normalized
 
 
 class Maker(threading.local):
-    """Makes the attack that a call asks for, and keeps it for the next that asks for the same. Each thread
-    has its own: the originals may be called from several at once.
+    """Makes the attack that a call asks for, and keeps it for further calls that ask for the same. Each
+    thread has an attack of its own, since the originals may be called from several threads at once.
 
-    Objects of other libraries may be changed between calls, and some take a list of sizes: eps and step size
-    are tensors whose values change, which keeps the copy of the model and its CUDA graphs. Where anything
-    else is another, so is the attack.
+    Objects of other libraries may be changed between calls, and some take a list of sizes. Therefore eps and
+    step size are tensors whose values change, and the copy of the model and its CUDA graphs are kept. If
+    anything else changes, a new attack is made.
     """
 
     def __init__(self) -> None:
         self._settings: dict[str, Any] | None = None
 
     def __reduce__(self) -> tuple[type["Maker"], tuple[()]]:
-        """A copy, or one that was pickled, begins anew."""
+        """Copies, and makers that were pickled, begin without an attack."""
         return (Maker, ())
 
     def __call__(self, kind: Callable[..., Attack], **settings: Any) -> Attack:
-        """kind(**settings); eps and step_size are numbers or tensors (N,)."""
+        """The attack ``kind(**settings)``. eps and step_size are numbers or tensors (N,)."""
         sizes = {name: settings.pop(name) for name in ("eps", "step_size") if name in settings}
         for name, size in sizes.items():
             check_size(name, size)
@@ -129,7 +132,7 @@ class Maker(threading.local):
 def attacked(
     attack: Attack, model: Model, images: Tensor, labels: Tensor | None, way_out: str | None = None
 ) -> Tensor:
-    """As a call of the attack. way_out: as in :func:`check_images`, for images that it refuses."""
+    """Calls the attack. way_out: as in :func:`check_images`, for images that the attack refuses."""
     with _with_way_out(way_out):
         found = attack(model, images, labels)
     warn_of_surroundings(model, images.device)
@@ -144,8 +147,8 @@ def run(
     way_out: str,
     key: Tensor | None = None,
 ) -> AttackResult:
-    """As ``attack.run``, where a batch without any gradient is no error but a warning: it may be the one
-    image that a user's loop has left, and the originals return it as it was. way_out: as in
+    """Calls ``attack.run``, with a warning instead of an error for a batch without any gradient: it may be
+    the one image that is left in a user's loop, and the originals return it unchanged. way_out: as in
     :func:`attacked`."""
     with _with_way_out(way_out):
         result = attack.run(model, images, labels, key=key, strict=False)
@@ -156,8 +159,9 @@ def run(
 
 
 def warn_of_surroundings(model: Model, device: torch.device) -> None:
-    """Where the caller has asked torch for something that the originals get, and an attack here does not."""
-    # Of these two alone an attack switches it off.
+    """Warns if the caller has asked torch for autocast or several GPUs, which work for the originals, and not
+    for attacks here."""
+    # An attack switches autocast off on these two kinds of device alone.
     autocast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
     if autocast and "precision" not in _OPTIONS.get({}):
         warn(
@@ -173,25 +177,25 @@ def warn_of_surroundings(model: Model, device: torch.device) -> None:
             )
 
 
-# Models that were looked through.
+# Models that were searched for DataParallel.
 _SEEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def warn(text: str) -> None:
-    """At the line of the user's that called a face: once for each, as Python has it."""
+    """Warns at the user's line that called a face. Python shows the warning once for each line."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-# How far from the box an image may be by rounding, as by normalising it and back in float32.
+# How far rounding may move an image out of the box, such as by normalising it and back in float32.
 _ROUNDING = 1e-6
 
 
 def inside(images: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """The images, with what is outside of the box by rounding alone brought in; the rest is for the attack to
-    refuse."""
+    """The images, with values clipped that are outside of the box by rounding alone. Values further outside
+    are left, for the attack to refuse."""
     if not images.is_floating_point():
         return images
     clipped = images.clamp(*bounds)
@@ -199,8 +203,10 @@ def inside(images: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def check_images(images: Tensor, bounds: tuple[float, float], way_out: str) -> None:
-    """Raises OutsideError for images outside of the box; what else is wrong is for the attack to say.
-    way_out: what the library itself has for images that are normalised."""
+    """Raises OutsideError for images outside of the box. Other errors are left to the attack.
+
+    way_out: what the error advises if images are normalised: the original library's own way to say so.
+    """
     if not images.is_floating_point() or images.numel() == 0:
         return
     smallest, largest = torch.stack(images.aminmax()).tolist()
@@ -210,7 +216,7 @@ def check_images(images: Tensor, bounds: tuple[float, float], way_out: str) -> N
 
 @contextlib.contextmanager
 def _with_way_out(way_out: str | None) -> Iterator[None]:
-    """Where images are refused inside ``with``, for lying outside of the box."""
+    """Puts this advice, if any, into errors inside ``with`` for images outside of the box."""
     try:
         yield
     except OutsideError as error:
@@ -220,23 +226,24 @@ def _with_way_out(way_out: str | None) -> Iterator[None]:
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Images of integers from 0 to 255 in [0, 1]."""
+    """The images, with uint8 values from 0 to 255 scaled to [0, 1]."""
     return to_state(images) if images.dtype == torch.uint8 else images
 
 
 def as_classes(labels: Tensor) -> Tensor:
-    """Labels in int64, where the originals take them in another type, too."""
+    """The labels, in int64 if they are uint8 or int32, which the originals accept too."""
     is_short = isinstance(labels, Tensor) and labels.dtype in (torch.uint8, torch.int32)
     return labels.long() if is_short else labels
 
 
 class Closed:
-    """Refuses methods of a user's own where the original would call them, and nothing here does.
+    """Refuses a user's own versions of methods that the original calls and that nothing here calls.
 
-    Raises ValueError for a subclass that has one, and for an instance that is given one.
+    Raises ValueError for a subclass that defines such a method, and when one is assigned to an instance.
 
-    _never_called: their names.
-    _caller: what calls them in the original. Where that is a user's own, they may be, too.
+    _never_called: the methods' names.
+    _caller: the name of the method that calls them in the original. If a user's subclass defines it, it may
+        define them too.
     """
 
     _never_called: Sequence[str] = ()
@@ -253,7 +260,7 @@ class Closed:
         super().__setattr__(name, value)
 
     def _check_methods(self) -> None:
-        """Raises ValueError where a user's own caller has left the work to ours, and its methods with it."""
+        """Raises ValueError if a user's own caller calls ours, which ignores the user's other methods."""
         if self._has_own_caller():
             self._refuse([*self._own_methods(), *(name for name in self._never_called if name in vars(self))])
 
@@ -290,14 +297,15 @@ def check_methods(original: Any, argument: str = "attack") -> None:
 def read(
     original: Any, face: str, covered: Sequence[str], *constructor: Any, settings: Any = None, **options: Any
 ) -> Any:
-    """The class of the same name in the module ``face``, with the settings of an instance of the original as
-    they are now: what both have as a public attribute.
+    """An instance of the class of the same name in the module ``face``, with the present settings of an
+    instance of the original: all public attributes that both have.
 
-    constructor, options: what the class is made with.
-    settings: whose attributes the settings are; default the original's own.
+    covered: names of the classes that the module has.
+    constructor, options: arguments with which the instance is made.
+    settings: the object whose attributes are the settings; None for the original itself.
 
     Raises ValueError for a class that is not covered, for an instance whose methods were replaced, and for a
-    setting that the face lacks though the class of the original has it.
+    setting that the face lacks although the class of the original has it.
     """
     kind = type(original)
     settings = original if settings is None else settings
@@ -316,7 +324,7 @@ def read(
 
 
 def no_such(library: str, name: str, covered: Sequence[str]) -> NoReturn:
-    """For the ``__getattr__`` of a face."""
+    """Raises AttributeError, for the ``__getattr__`` of a face."""
     raise AttributeError(
         f"roli_fast.compat.{library}: got {name!r}, accepted: {', '.join(covered)}; the rest is in {library}"
     )

@@ -1,4 +1,4 @@
-"""PGD as other libraries step, where that is not the same function."""
+"""PGD with other libraries' steps, where these are different functions."""
 
 import math
 from typing import Any
@@ -14,11 +14,11 @@ from ..attacks.pgd import MomentumState
 
 
 class OwnStep(PGD):
-    """PGD whose step is a library's own. Here it is clamped to the box and then projected onto the ball, as
-    ART and cleverhans do; in L2 that is another point than the projection clamped.
+    """PGD with the step of another library. Here the step is clamped to the box and then projected onto the
+    ball, as in ART and cleverhans; in L2, clamping after the projection gives another point.
 
-    decay: how much of the last direction is kept, as in :class:`roli_fast.attacks.MIFGSM`; None for a step
-        along the gradient alone.
+    decay: weight of the previous direction, as in :class:`roli_fast.attacks.MIFGSM`; None for steps along the
+        gradient alone.
     """
 
     def __init__(self, *arguments: Any, decay: float | None = None, **options: Any):
@@ -26,12 +26,12 @@ class OwnStep(PGD):
         super().__init__(*arguments, **options)
 
     def move(self, ascent: Ascent, state: State, step: int) -> None:
-        if self.norm == "linf" and self.decay is None:  # one clamp after another, in any order
+        if self.norm == "linf" and self.decay is None:  # two clamps, in any order
             super().move(ascent, state, step)
             return
         assert isinstance(state, MomentumState)
         assert state.gradient is not None
-        gradient = ascent.in_pixels(state.gradient).to(state.adv.dtype)  # whose length counts
+        gradient = ascent.in_pixels(state.gradient).to(state.adv.dtype)  # its length matters
         if state.momentum is not None:
             self.accumulate_(state.momentum, gradient)
             gradient = state.momentum
@@ -49,7 +49,7 @@ class OwnStep(PGD):
 
 
 def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
-    """Brings adv (N, ...) into the L1 ball along the line to clean, in place."""
+    """Moves adv (N, ...) into the L1 ball of radius eps along the line to clean, in place."""
     change = adv - clean
     length = change.abs().flatten(1).sum(dim=1)
     factor = torch.where(length > eps, eps / length, 1.0)
@@ -57,7 +57,7 @@ def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
 
 
 def unit(gradient: Tensor, order: float) -> Tensor:
-    """Each sample's gradient (N, ...) divided by its norm; a zero one stays zero."""
+    """Each sample's gradient (N, ...) divided by its norm of this order; a zero gradient stays zero."""
     length = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1, dtype=torch.float64)
     length = torch.where(length > 0, length, 1.0).to(gradient.dtype)
     return gradient / length.reshape(-1, *[1] * (gradient.dim() - 1))

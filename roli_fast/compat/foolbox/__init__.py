@@ -1,7 +1,7 @@
-"""foolbox's names (3.3.4) on this package's attacks: ``import roli_fast.compat.foolbox as foolbox``.
+"""foolbox's names (3.3.4) for this package's attacks: ``import roli_fast.compat.foolbox as foolbox``.
 
-Models and criteria of foolbox itself are taken as well as the ones here, and eagerpy tensors as well as
-torch's.
+Attacks accept foolbox's own models and criteria as well as those of this module, and eagerpy's tensors as
+well as torch's.
 """
 
 from typing import NoReturn

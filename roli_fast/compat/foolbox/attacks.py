@@ -18,8 +18,8 @@ from .models import pixel_model
 
 
 class _FoolboxStep(OwnStep):
-    """In L1, a step along the gradient itself, and the way back along the line to the image. With momentum,
-    a sum of gradients of length 1, in Linf of their signs."""
+    """foolbox's step. In L1 it goes along the gradient itself, and back into the ball along the line to the
+    image. Momentum is a sum of gradients scaled to length 1, or in Linf of their signs."""
 
     def accumulate_(self, momentum: Tensor, gradient: Tensor) -> None:
         assert self.decay is not None
@@ -37,8 +37,15 @@ class _FoolboxStep(OwnStep):
 
 
 class _GradientDescent(Closed):
-    """Arguments of all: rel_stepsize in multiples of epsilon, or abs_stepsize in pixel units instead; steps;
-    random_start, uniform in the ball. The defaults are PGD's; other attacks have others."""
+    """The base of all attacks here. The defaults are PGD's; other attacks have others.
+
+    rel_stepsize: a step's length, in multiples of epsilon.
+    abs_stepsize: a step's length in pixel units, which replaces rel_stepsize; None to use the latter.
+    steps: number of steps.
+    random_start: whether to start at a uniformly random point of the ball rather than at the clean image.
+
+    Raises ValueError or TypeError for sizes that are not accepted.
+    """
 
     _never_called = (
         "get_loss_fn",
@@ -73,18 +80,23 @@ class _GradientDescent(Closed):
     def __call__(
         self, model: Any, inputs: Any, criterion: Any, *, epsilons: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """Adversarial images as they were found, the same within epsilon, and which are adversarial (N,).
+        """Returns the adversarial images (N, ...) as they were found, the same clipped to the ball, and
+        (N,) bool, which of them are adversarial.
 
-        model: a PyTorchModel. inputs: (N, ...) within its bounds.
+        model: a PyTorchModel.
+        inputs: (N, ...) within the model's bounds.
         criterion: labels (N,), Misclassification or TargetedMisclassification.
-        epsilons: a number; or some, for which the result is two lists and a tensor (K, N).
+        epsilons: a number; or K of them, for which the result is two lists of K and a tensor (K, N).
+
+        Raises ValueError for inputs outside of the bounds, and for other models and criteria;
+        NotImplementedError for an epsilon of None.
         """
         several = isinstance(epsilons, Iterable)
         found, clipped, fooled = [], [], []
         for epsilon in epsilons if several else [epsilons]:
             images, success = self._found(model, inputs, criterion, epsilon, **kwargs)
             found.append(_like(inputs, images))
-            clipped.append(_like(inputs, images.clone()))  # these never leave the ball
+            clipped.append(_like(inputs, images.clone()))  # the images never leave the ball
             fooled.append(success)
         if several:
             return found, clipped, _like(inputs, torch.stack(fooled))
@@ -97,7 +109,7 @@ class _GradientDescent(Closed):
     def _found(
         self, model: Any, inputs: Any, criterion: Any, epsilon: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """With which of them are adversarial, by the model in eval mode."""
+        """The adversarial images, and (N,) bool, which of them are adversarial, by the model in eval mode."""
         if kwargs:
             raise TypeError(f"attack got an unexpected keyword argument {next(iter(kwargs))!r}")
         if epsilon is None:
@@ -132,10 +144,10 @@ class _GradientDescent(Closed):
         return self.norm != "l1" and self.momentum is None
 
     def _check(self, targeted: bool) -> None:
-        """Whether the attack takes such a criterion."""
+        """Raises ValueError if the attack does not accept such a criterion."""
 
     def repeat(self, times: int) -> "_Repeated":
-        """The same attack several times: the first success of a sample is kept."""
+        """An attack that runs this one several times, and keeps the first success for each sample."""
         return _Repeated(self, times)
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -176,7 +188,7 @@ class _Repeated:
 
 
 def _like(inputs: Any, tensor: Tensor) -> Any:
-    """An eagerpy tensor, where inputs are such."""
+    """The tensor, as an eagerpy tensor if inputs are one."""
     return tensor if isinstance(inputs, Tensor) else type(inputs)(tensor)
 
 
@@ -227,7 +239,7 @@ class LinfBasicIterativeAttack(_Bim):
 
 
 class _Momentum(_GradientDescent):
-    """momentum: how much of the last direction is kept."""
+    """momentum: weight of the previous direction."""
 
     def __init__(
         self,
@@ -255,7 +267,7 @@ class LinfMomentumIterativeFastGradientMethod(_Momentum):
 
 
 class _FastGradient(_GradientDescent):
-    """One step to the edge of the ball; knows no targets."""
+    """One step to the edge of the ball. It does not accept targets."""
 
     def __init__(self, *, random_start: bool = False):
         self._set(1.0, None, 1, random_start)
@@ -313,7 +325,7 @@ def __getattr__(name: str) -> NoReturn:
 
 
 def accelerated(original: Any) -> Any:
-    """The library's own attack as one of these."""
+    """foolbox's own attack as one of this module. Raises ValueError for one that cannot be converted."""
     if type(original).__name__ == "Repeated":
         check_methods(original)
         return accelerated(original.attack).repeat(original.times)

@@ -1,4 +1,4 @@
-"""What counts as adversarial."""
+"""Criteria, which say what counts as adversarial."""
 
 from typing import Any, NamedTuple, NoReturn
 
@@ -9,12 +9,12 @@ from ..core import as_classes, no_such
 
 
 def raw(tensor: Any) -> Any:
-    """What an eagerpy tensor holds; other things are returned as they are."""
+    """The tensor inside an eagerpy tensor; anything else is returned unchanged."""
     return getattr(tensor, "raw", tensor)
 
 
 class Misclassification:
-    """Another class than the label; labels: (N,) int64."""
+    """Any class other than the label is adversarial. labels: (N,) int64."""
 
     def __init__(self, labels: Any):
         self.labels = labels
@@ -27,7 +27,7 @@ class Misclassification:
 
 
 class TargetedMisclassification:
-    """The target class; target_classes: (N,) int64."""
+    """Only the target class is adversarial. target_classes: (N,) int64."""
 
     def __init__(self, target_classes: Any):
         self.target_classes = target_classes
@@ -40,16 +40,16 @@ class TargetedMisclassification:
 
 
 class Goal(NamedTuple):
-    """classes: (N,) int64, labels or, if targeted, targets."""
+    """What an attack is to reach or leave. classes: (N,) int64, labels or, if targeted, targets."""
 
     classes: Tensor
     targeted: bool
 
 
 def goal(criterion: Any) -> Goal:
-    """By a criterion of foolbox or of this module, or by labels.
+    """The goal that a criterion of foolbox or of this module stands for. Labels stand for misclassification.
 
-    Raises ValueError for other criteria, and for subclasses, which may judge otherwise.
+    Raises ValueError for other criteria, and for subclasses, which may judge differently.
     """
     kind = type(criterion)
     if kind in (Misclassification, TargetedMisclassification) or kind.__module__ == "foolbox.criteria":

@@ -1,4 +1,4 @@
-"""The model as foolbox wraps it."""
+"""foolbox's wrapper around a model."""
 
 import copy
 import importlib
@@ -21,12 +21,14 @@ class Bounds(NamedTuple):
 
 
 class PyTorchModel:
-    """A model, what is done to its inputs first, and the bounds of these.
+    """A model with the preprocessing and the bounds of its inputs.
 
-    model: maps preprocessed images to logits (N, classes); moved to the device.
-    bounds: of images as attacks see them.
-    device: default the first GPU, or the CPU without one.
+    model: a module that maps preprocessed images to logits (N, classes). It is moved to the device.
+    bounds: the lowest and the highest value that a pixel may have, before preprocessing.
+    device: by default, the first GPU, or the CPU if there is none.
     preprocessing: ``{"mean": ..., "std": ..., "axis": -3, "flip_axis": ...}``, each of which may be missing.
+
+    Raises ValueError for arguments that are not accepted.
     """
 
     data_format = "channels_first"
@@ -57,7 +59,7 @@ class PyTorchModel:
 
     @property
     def dummy(self) -> Any:
-        """An eagerpy tensor, like which foolbox.samples makes its own; None where there is no eagerpy."""
+        """An eagerpy tensor of the kind that foolbox.samples is to make; None if eagerpy is not installed."""
         try:
             eagerpy = importlib.import_module("eagerpy")
         except ImportError:
@@ -65,7 +67,7 @@ class PyTorchModel:
         return eagerpy.astensor(torch.zeros(0, device=self.device))
 
     def __call__(self, inputs: Any) -> Any:
-        """Logits, in the mode in which the model is."""
+        """The logits (N, classes), in the model's present mode."""
         images = raw(inputs)
         with torch.set_grad_enabled(images.requires_grad):
             logits = self.pixel_model(images if images.is_floating_point() else images.float())
@@ -74,9 +76,12 @@ class PyTorchModel:
     def transform_bounds(
         self, bounds: tuple[float, float], inplace: bool = False, wrapper: bool = False
     ) -> "PyTorchModel":
-        """The same model for images that lie in other bounds.
+        """The same model for images with other bounds.
 
-        inplace: this object itself. wrapper: what foolbox wraps is the same function, and so is this.
+        inplace: whether to change this object itself.
+        wrapper: makes no difference here; the wrapper that foolbox returns for it is the same function.
+
+        Raises ValueError for both, and for bounds that are not accepted.
         """
         if inplace and wrapper:
             raise ValueError("inplace and wrapper cannot both be True")
@@ -92,7 +97,7 @@ class PyTorchModel:
 
 
 class _Preprocessed(nn.Module):
-    """``model((x - mean) / std)`` of flipped x, for means that are not one per channel."""
+    """``model((x - mean) / std)``, where x may be flipped and the mean need not be one number per channel."""
 
     mean: Tensor
     std: Tensor
@@ -110,7 +115,7 @@ class _Preprocessed(nn.Module):
 
 
 def _shaped(values: Any, axis: int | None, device: torch.device) -> Tensor | None:
-    """A mean or std, to be broadcast over images."""
+    """A mean or std in a shape that broadcasts over images."""
     if values is None:
         return None
     tensor = torch.as_tensor(raw(values), device=device)
@@ -145,8 +150,8 @@ _TAKEN: "weakref.WeakKeyDictionary[Any, _Taken]" = weakref.WeakKeyDictionary()
 
 
 def pixel_model(fmodel: Any) -> nn.Module:
-    """The module inside foolbox's model, or inside ours, behind what is done to its inputs: the same object
-    at every call.
+    """The module inside foolbox's model, or inside ours, with the preprocessing in front: the same object at
+    every call.
 
     Raises ValueError for other models.
     """

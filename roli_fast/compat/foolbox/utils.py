@@ -1,4 +1,4 @@
-"""What foolbox measures of a model."""
+"""foolbox's measure of a model."""
 
 from typing import Any, NoReturn
 
@@ -8,7 +8,7 @@ from .criteria import raw
 
 
 def accuracy(fmodel: Any, inputs: Any, labels: Any) -> float:
-    """Between 0 and 1, of the model in the mode in which it is."""
+    """The share of inputs that the model, in its present mode, classifies as their labels say (0 to 1)."""
     logits = select(raw(fmodel(inputs)), None)
     return (logits.argmax(-1) == raw(labels)).float().mean().item()
 

@@ -1,5 +1,5 @@
-"""torchattacks' classes (3.5.1) on this package's attacks: ``import roli_fast.compat.torchattacks as
-torchattacks``."""
+"""torchattacks' classes (3.5.1), computed by this package's attacks: ``import
+roli_fast.compat.torchattacks as torchattacks``."""
 
 from typing import Any, NoReturn
 
@@ -37,12 +37,13 @@ def __getattr__(name: str) -> NoReturn:
 
 
 def accelerated(original: Any) -> Attack:
-    """The library's own attack as one of these, in its mode and with its normalisation."""
+    """torchattacks' own attack as one of this module, in its mode and with its normalisation. Raises
+    ValueError for one that cannot be converted."""
     name = type(original).__name__
     if name == "MultiAttack":
         parts = [accelerated(attack) for attack in original.attacks]
         face: Attack = read(original, __name__, __all__, parts)
-        vars(face)["attacks"] = parts  # which were the original's own
+        vars(face)["attacks"] = parts  # read() has put the original's own there
     elif name == "AutoAttack":
         face = read(original, __name__, __all__, original.model)
         vars(face)["_autoattack"] = accelerated(original._autoattack)

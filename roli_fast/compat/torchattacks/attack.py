@@ -1,4 +1,4 @@
-"""What torchattacks' attacks have in common."""
+"""The base class of torchattacks' attacks."""
 
 import functools
 import numbers
@@ -23,7 +23,7 @@ TargetMap = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _of_all_parts(setter: Callable[..., None]) -> Callable[..., None]:
-    """A setting of an attack that its parts get, too."""
+    """Makes a setter set the same in all attacks of which this one is made."""
 
     @functools.wraps(setter)
     def set_all(self: "Attack", *args: Any, **kwargs: Any) -> None:
@@ -35,11 +35,12 @@ def _of_all_parts(setter: Callable[..., None]) -> Callable[..., None]:
 
 
 class Attack(Closed):
-    """What the library's attacks have in common. Settings are attributes, and may be changed between calls.
+    """The base class of torchattacks' attacks. Settings are attributes, and may be changed between calls.
 
-    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes); normalised ones after
-        :meth:`set_normalization_used`, or by a RobModel's own mean and std. Attacked in eval mode, and left
-        as it was.
+    name: what ``repr`` calls the attack.
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes); or normalised images, after
+        :meth:`set_normalization_used` or by a RobModel's own mean and std. It is attacked in eval mode, and
+        left unchanged.
     """
 
     _modes: Sequence[str] = ("default",)
@@ -61,12 +62,15 @@ class Attack(Closed):
         self._read_normalization(model)
 
     def _parts(self) -> list["Attack"]:
-        """The attacks that this one is made of: whatever it holds, in lists, too."""
+        """The attacks of which this one is made: all that its attributes hold, also in lists and dicts."""
         return [part for value in vars(self).values() for part in _attacks_in(value)]
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """Adversarial images (N, C, H, W), in the range and normalisation of the inputs."""
-        with eval_mode(self.model):  # which a user's own forward or target function may ask
+        """Returns adversarial images (N, C, H, W), in the range and normalisation of the inputs.
+
+        labels: (N,); in mode "targeted(label)", the targets.
+        """
+        with eval_mode(self.model):  # a user's forward or target function may call it
             if self.normalization_used is None or self._in_pixels:
                 return self.forward(inside(inputs, (0, 1)), labels, *args, **kwargs)
             pixels = inside(self.inverse_normalize(inputs), (0, 1))
@@ -78,7 +82,7 @@ class Attack(Closed):
             return self.normalize(found)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As a call, which has brought normalised inputs to pixels before."""
+        """What a call does after it has converted normalised inputs to pixels."""
         raise NotImplementedError
 
     # --- the model -----------------------------------------------------------------------------------------
@@ -108,7 +112,7 @@ class Attack(Closed):
         }
 
     def _read_normalization(self, model: Any) -> None:
-        """That of a RobModel (of MAIR), which normalises its inputs itself where this is said."""
+        """Uses mean and std of a RobModel (of MAIR), which normalises its inputs itself if it has them."""
         if type(model).__name__ != "RobModel":
             return
         mean, std = (getattr(model, name, None) for name in ("mean", "std"))
@@ -133,12 +137,12 @@ class Attack(Closed):
 
     @_of_all_parts
     def _set_in_pixels(self, in_pixels: bool) -> None:
-        """Whether images are pixels though normalisation is used, as they are inside of a call."""
+        """Sets whether images are pixels although normalisation is used, as they are inside of a call."""
         self._in_pixels = in_pixels
 
     @property
     def _way_out(self) -> str:
-        """For images that are no pixels."""
+        """What an error advises for images that are not pixels."""
         if self.normalization_used is None:
             return (
                 "If they are normalised: attack.set_normalization_used(mean, std), and they stay as they are"
@@ -147,7 +151,7 @@ class Attack(Closed):
 
     @property
     def _attacked(self) -> Model:
-        """The model of images as they are now, inside of a call or outside: the same object at every call."""
+        """The model for images as they are now, inside or outside of a call: the same object each time."""
         if self.normalization_used is None or not self._in_pixels:
             return self.model
         if not isinstance(self.model, nn.Module):
@@ -159,11 +163,12 @@ class Attack(Closed):
         return self._normalized
 
     def get_logits(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        """inputs: as the model takes them; pixels inside of a call, in a target function for one."""
+        """The logits (N, classes). inputs: as the model takes them; inside of a call, such as in a target
+        function, pixels."""
         return self._attacked(inputs)
 
     def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
-        """inputs: as in :meth:`get_logits`."""
+        """The logits (N, classes), in eval mode. inputs: as in :meth:`get_logits`."""
         with eval_mode(self.model):
             return ours.predict(self.get_logits, inputs)
 
@@ -179,18 +184,19 @@ class Attack(Closed):
 
     @_of_all_parts
     def set_mode_targeted_by_function(self, target_map_function: TargetMap, quiet: bool = False) -> None:
-        """target_map_function: images (N, C, H, W) and labels (N,) to targets (N,)."""
+        """target_map_function: maps images (N, C, H, W) and labels (N,) to targets (N,)."""
         self._set_mode_targeted("targeted(custom)", quiet)
         self._target_map_function = target_map_function
 
     @_of_all_parts
     def set_mode_targeted_random(self, quiet: bool = False) -> None:
-        """Any other class than the label, by torch's own generator."""
+        """Targets are random classes other than the labels, from torch's own generator."""
         self._set_mode_targeted("targeted(random)", quiet)
 
     @_of_all_parts
     def set_mode_targeted_least_likely(self, kth_min: int = 1, quiet: bool = False) -> None:
-        """kth_min: 1 for the least likely class but the label, 2 for the second, ..."""
+        """Targets are the kth_min-th least likely classes other than the labels, from 1 for the least likely.
+        Raises ValueError for a kth_min below 1."""
         if not isinstance(kth_min, numbers.Integral) or kth_min < 1:
             refuse("kth_min", repr(kth_min), "an integer >= 1")
         self._set_mode_targeted("targeted(least-likely)", quiet)
@@ -198,7 +204,7 @@ class Attack(Closed):
 
     @_of_all_parts
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
-        """The labels of a call are its targets."""
+        """Targets are the labels that a call is given."""
         self._set_mode_targeted("targeted(label)", quiet)
 
     def _set_mode_targeted(self, mode: str, quiet: bool) -> None:
@@ -209,7 +215,7 @@ class Attack(Closed):
             print(f"Attack mode is changed to '{mode}'.")
 
     def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """inputs: as in :meth:`get_logits`."""
+        """The targets (N,) in the present mode. inputs: as in :meth:`get_logits`."""
         if self.attack_mode == "targeted(label)":
             if labels is None:
                 refuse("labels", None, "targets (N,): the mode is targeted(label)", TypeError)
@@ -224,7 +230,8 @@ class Attack(Closed):
         return targets(inputs, labels)
 
     def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """inputs: as in :meth:`get_logits`."""
+        """The kth_min-th least likely classes (N,) other than the labels; without labels, than the predicted
+        classes. inputs: as in :meth:`get_logits`."""
         logits = self.get_output_with_eval_nograd(inputs)
         if self._kth_min >= logits.shape[1]:
             refuse("kth_min", self._kth_min, f"at most {logits.shape[1] - 1}, the number of other classes")
@@ -233,7 +240,8 @@ class Attack(Closed):
         return others.kthvalue(self._kth_min, dim=1).indices
 
     def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-        """inputs: as in :meth:`get_logits`."""
+        """Random classes (N,) other than the labels; without labels, than the predicted classes. inputs: as
+        in :meth:`get_logits`."""
         logits = self.get_output_with_eval_nograd(inputs)
         labels = logits.argmax(dim=1) if labels is None else labels
         other = torch.randint(logits.shape[1] - 1, labels.shape, device=labels.device)
@@ -251,13 +259,16 @@ class Attack(Closed):
         save_clean_inputs: bool = False,
         save_type: str = "float",
     ) -> tuple[float, float, float] | None:
-        """Attacks all batches, and writes what :meth:`load` reads, in the library's own format; also for the
-        batches up to an interruption.
+        """Attacks all batches, and saves what :meth:`load` reads, in the library's own format. If this is
+        interrupted, the batches so far are saved.
 
+        data_loader: batches of inputs (N, C, H, W) and labels (N,).
+        save_path: the file; None to save nothing.
+        verbose: whether to print progress.
         save_type: "float", or "int" for uint8 pixels.
 
-        With ``return_verbose``, returns robust accuracy in %, the mean L2 distance of what fooled the model,
-        and the seconds of the last batch.
+        With ``return_verbose``, returns robust accuracy in %, the mean L2 distance of the images that fooled
+        the model, and the seconds that the last batch took.
         """
         kept = ["adv_inputs", "labels", *["preds"] * save_predictions, *["clean_inputs"] * save_clean_inputs]
         as_saved = functools.partial(self._as_saved, save_type=save_type)
@@ -277,7 +288,7 @@ class Attack(Closed):
                 line = self._progress(batch, batches, tally, seconds)
                 if verbose:
                     print(line, end="\r")
-        finally:  # who interrupts it has what was done
+        finally:  # an interruption keeps what was done
             if saved is not None:
                 saved.write()
         if tally.images == 0:
@@ -287,13 +298,13 @@ class Attack(Closed):
         return (tally.accuracy, tally.distance, seconds) if return_verbose else None
 
     def _progress(self, batch: int, batches: int, tally: Tally, seconds: float) -> str:
-        """batches: how many there will be; 0 where that is not known."""
+        """The line that shows progress. batches: how many there will be; 0 if that is not known."""
         done = f"{100 * batch / batches:.2f} %" if batches else f"{batch} batches"
         reached = f"Robust accuracy: {tally.accuracy:.2f} %{self._successes()} / L2: {tally.distance:.5f}"
         return f"- Save progress: {done} / {reached} ({seconds:.3f} s/it)"
 
     def _successes(self) -> str:
-        """What else there is to say of the batches so far."""
+        """What a subclass adds to the line that shows progress."""
         return ""
 
     def _as_saved(self, images: Tensor, save_type: str) -> Tensor:
@@ -302,7 +313,7 @@ class Attack(Closed):
 
     @staticmethod
     def to_type(inputs: Tensor, type: str) -> Tensor:
-        """float32 pixels to uint8 ("int"), or back ("float"); what is there already stays."""
+        """Converts float32 pixels to uint8 (type "int"), or back ("float"). Others are returned unchanged."""
         if type not in ("int", "float"):
             refuse("type", repr(type), "int, float")
         if type == "int" and inputs.dtype == torch.float32:
@@ -320,7 +331,10 @@ class Attack(Closed):
         load_predictions: bool = False,
         load_clean_inputs: bool = False,
     ) -> DataLoader:
-        """Batches of what :meth:`save` wrote: adversarial images, labels, and what else is asked for."""
+        """Batches of what :meth:`save` saved: adversarial images, labels, and what else is asked for.
+
+        normalize: "mean" and "std", by which images are normalised; None to leave them in [0, 1].
+        """
         saved = torch.load(load_path, weights_only=True)
         names = ["adv_inputs", "labels", *["preds"] * load_predictions, *["clean_inputs"] * load_clean_inputs]
         for name in ("adv_inputs", *["clean_inputs"] * load_clean_inputs):
@@ -348,13 +362,13 @@ def _attacks_in(value: Any) -> list[Attack]:
 
 
 class Single(Attack):
-    """By one attack of this package."""
+    """An attack that is computed by a single attack of this package."""
 
     _never_called: Sequence[str] = ("get_logits",)
     _caller = "forward"
 
     def _made(self) -> ours.Attack:
-        """The attack by the settings as they are now."""
+        """This package's attack, with the present settings."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -362,7 +376,7 @@ class Single(Attack):
         return attacked(self._made(), self._attacked, images, labels, self._way_out)
 
     def _placed(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Images and labels, in a targeted mode targets, on the attack's device."""
+        """Images and labels (in a targeted mode, targets) on the attack's device."""
         self._check_methods()
         images = as_pixels(inputs.detach().to(self.device))
         labels = None if labels is None else as_classes(labels.to(images.device))

@@ -1,4 +1,4 @@
-"""torchattacks' attacks that are made of others."""
+"""torchattacks' attacks that consist of others."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,11 @@ from .searches import APGD, APGDT, FAB, Square
 
 
 class MultiAttack(Attack):
-    """One attack after another, on the images that still withstand.
+    """Runs attacks one after another, each on the images that have withstood those before.
 
-    attacks: at least two, on the same model.
+    attacks: at least two attacks of this module, on the same model.
+
+    Raises ValueError for others.
     """
 
     attacks: Sequence[Attack] = ()
@@ -26,10 +28,10 @@ class MultiAttack(Attack):
         _check_attacks(attacks)
         super().__init__("MultiAttack", attacks[0].model)
         self.attacks, self.verbose = attacks, verbose
-        self._left: Tensor | None = None  # how many withstood each attack, where this is counted
+        self._left: Tensor | None = None  # how many withstood each attack; None: not counted
 
     def check_validity(self) -> None:
-        """Raises ValueError where these are no attacks to run one after another."""
+        """Raises ValueError if these attacks cannot be run one after another."""
         _check_attacks(self.attacks)
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -55,7 +57,7 @@ class MultiAttack(Attack):
             print(_success_rates(left))
         return found
 
-    def save(  # type: ignore[override]  # the library's own has another last name, and one value more
+    def save(  # type: ignore[override]  # as the library's, with another last argument, and one value more
         self,
         data_loader: Iterable[tuple[Tensor, Tensor]],
         save_path: str | None = None,
@@ -64,8 +66,8 @@ class MultiAttack(Attack):
         save_predictions: bool = False,
         save_clean_images: bool = False,
     ) -> tuple[float, list[float], float, float] | None:
-        """As of a single attack; after the accuracy, the share in % that each attack and those before it
-        fooled, in a list."""
+        """As :meth:`Attack.save`. With ``return_verbose``, the accuracy is followed by a list: for each
+        attack the share in % of images that it or an attack before it has fooled."""
         printed, self.verbose = self.verbose, False
         self._left = left = torch.zeros(len(self.attacks) + 1, dtype=torch.int64)
         try:
@@ -94,7 +96,8 @@ def _check_attacks(attacks: Sequence[Attack]) -> None:
 
 
 def _success(left: Tensor) -> list[float]:
-    """What was fooled after each attack, in %; left: how many withstood, the first before all attacks."""
+    """The share of images fooled after each attack, in %. left: how many images there were, and then how many
+    withstood each attack."""
     return [100 * (1 - count / left[0].item()) for count in left[1:].tolist()]
 
 
@@ -103,8 +106,8 @@ def _success_rates(left: Tensor) -> str:
 
 
 class AutoAttack(Attack):
-    """The library's ensemble, which takes 10 steps where AutoAttack takes 100: that one is
-    :class:`roli_fast.attacks.AutoAttack`. Its attacks are made at construction."""
+    """torchattacks' ensemble, which takes 10 steps where AutoAttack takes 100; the latter is
+    :class:`roli_fast.attacks.AutoAttack`. The attacks are made at construction."""
 
     def __init__(
         self,

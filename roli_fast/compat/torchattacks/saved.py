@@ -1,4 +1,4 @@
-"""What torchattacks' ``save`` keeps of its batches."""
+"""What torchattacks' ``save`` writes of its batches, and what it measures."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,12 +11,13 @@ from ...files import write
 
 
 class Saved:
-    """The library's file of adversarial images, and what else was asked for, batch by batch.
+    """The library's file of adversarial images, and what else was asked for, to which batches are added.
 
-    It is written whenever there is twice as much as in it: after every batch, as by the library, all would be
-    written as often as there are batches. Who is killed has half of them at least.
+    It is written whenever there are twice as many batches as it has; the library rewrites all of them after
+    every batch. If the process is killed, the file has at least half of the batches.
 
-    names: what is kept of a batch. as_saved: what is done to images first.
+    names: what is saved of a batch.
+    as_saved: a function that converts images before they are saved.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Saved:
             self.write()
 
     def write(self) -> None:
-        """What is not in the file yet."""
+        """Writes the file, unless it has all batches already."""
         if self._written == self._batches:
             return
         self._kept = {name: [torch.cat(kept)] for name, kept in self._kept.items()}
@@ -45,25 +46,25 @@ class Saved:
 
 
 class Tally:
-    """How many images there were, how many of them are still right, and how far the others were moved."""
+    """Counts images and how many of them are still right, and measures how far the others were moved."""
 
     def __init__(self) -> None:
         self.images = self._right = 0
         self._moved = 0.0
 
     def add(self, change: Tensor, right: Tensor) -> None:
-        """change: (N, ...), of each image; right: (N,) bool."""
+        """Adds a batch. change: (N, ...), of each image. right: (N,) bool, whether it is still right."""
         self.images += len(right)
         self._right += int(right.sum())
         self._moved += change.flatten(1).norm(dim=1)[~right].double().sum().item()
 
     @property
     def accuracy(self) -> float:
-        """In %."""
+        """The share of images that are still right, in %."""
         return 100 * self._right / self.images
 
     @property
     def distance(self) -> float:
-        """The mean length of the changes of those that are wrong; NaN without any."""
+        """The mean L2 norm of the changes of images that are wrong; NaN if there are none."""
         wrong = self.images - self._right
         return self._moved / wrong if wrong else math.nan

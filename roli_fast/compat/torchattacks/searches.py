@@ -1,4 +1,4 @@
-"""torchattacks' searches: an adversarial image, or the image itself."""
+"""torchattacks' searches, which return an adversarial image or, if they find none, the image itself."""
 
 from typing import Any
 
@@ -15,9 +15,10 @@ _NORMS = {"Linf": "linf", "L2": "l2"}
 
 
 class _Search(Single):
-    """Returns an adversarial image where one is found, and the image itself where not.
+    """Returns an adversarial image where it finds one, and otherwise the image itself.
 
-    norm: "Linf" or "L2". seed: of the draws, the same at every call; None for torch's own generator.
+    norm: "Linf" or "L2".
+    seed: of the random numbers, which are then the same at every call; None for torch's own generator.
     """
 
     _never_called = (*Single._never_called, "attack_single_run", "check_shape", "perturb")
@@ -66,7 +67,7 @@ class APGD(_Search):
 
 
 class APGDT(_Search):
-    """n_classes: one more than there are targets."""
+    """n_classes: number of classes, one more than the number of targets."""
 
     _never_called = (*_Search._never_called, "check_oscillation", "dlr_loss_targeted")
 
@@ -95,8 +96,12 @@ class APGDT(_Search):
 
 
 class FAB(_Search):
-    """eps: None for 0.3 in Linf and 1 in L2. multi_targeted: towards n_classes - 1 targets in turn. Towards
-    one target, the library compares the targets of some images with those of others: not covered."""
+    """eps: None for 0.3 in Linf and 1 in L2.
+    multi_targeted: whether to go towards n_classes - 1 targets in turn.
+
+    FAB towards a single target is not covered: the library compares the targets of some images with those of
+    others.
+    """
 
     _never_called = (
         *_Search._never_called,
@@ -135,7 +140,7 @@ class FAB(_Search):
 
 
 class Square(_Search):
-    """resc_schedule: whether the squares shrink as often in few queries as in 10,000."""
+    """resc_schedule: whether the squares shrink as often in n_queries as in the authors' 10,000 queries."""
 
     _modes = ("default", "targeted")
     _never_called = (

@@ -1,4 +1,4 @@
-"""torchattacks' attacks that follow the gradient for a number of steps, or none."""
+"""torchattacks' attacks that take a number of gradient steps, or none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ class FGSM(Single):
 
 
 class _Steps(Single):
-    """Several steps in the Linf ball."""
+    """Several steps of size alpha in the Linf ball of radius eps, both in pixel units."""
 
     _modes: Sequence[str] = ("default", "targeted")
     _name: str
@@ -59,7 +59,7 @@ class _Steps(Single):
 
 
 class BIM(_Steps):
-    """steps: 0 for as many as its paper takes."""
+    """steps: number of steps; 0 for as many as in its paper."""
 
     _name = "BIM"
 
@@ -112,9 +112,9 @@ class FFGSM(_Steps):
 
 
 class _FromACorner(ours.PGD):
-    """Starts from steps of random sign, which may lead out of the ball: the next one is projected.
+    """Starts with a step of random signs, which may lead out of the ball; the next step is projected onto it.
 
-    reach: their size.
+    reach: the size of that first step.
     """
 
     def __init__(self, *arguments: Any, reach: float, **options: Any):
@@ -167,8 +167,8 @@ class TPGD(_Steps):
 
 
 class _NearTheImage(ours.PGD):
-    """Starts in the L2 ball at a radius that is uniform from 0 to eps: nearer to the image than most of the
-    ball is."""
+    """Starts in the L2 ball at a distance from the image that is uniform from 0 to eps, which is nearer than
+    most of the ball's points are."""
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
         normal = normal_draws(clean, seed, index)
@@ -180,7 +180,7 @@ class _NearTheImage(ours.PGD):
 
 
 class PGDL2(_Steps):
-    """eps_for_division: of no effect, since a gradient of any length gives a full step, and a zero one
+    """eps_for_division: has no effect, since a gradient of any length gives a full step, and a zero gradient
     none."""
 
     _name = "PGDL2"
