@@ -1,8 +1,10 @@
-"""The Linf step and projection on numpy arrays, in place, by the native CPU kernels and without torch.
+"""The Linf step and projection on numpy arrays, in place, computed by the native CPU kernels and without
+torch.
 
-What the functions of the same names in :mod:`roli_fast.ops` do, they do here: the same contract, the same
-bits. Nothing is copied, whatever the strides, negative ones included. They compute on the calling thread and
-release the interpreter's lock meanwhile: to use more cores, step slices of the batch from several threads.
+These functions do the same as those of the same names in :mod:`roli_fast.ops`, with the same rules for
+arguments and the same bits. Nothing is copied, whatever the strides, even negative ones. They compute on the
+calling thread and release the interpreter's lock meanwhile. To use more cores, call them on slices of the
+batch from several threads.
 """
 
 import numpy
@@ -37,16 +39,18 @@ def linf_step_(
     Equivalent to ``adv[...] = (adv + step_size * sign(grad)).clip(clean - eps, clean + eps).clip(lo, hi)``.
 
     adv: (N, ...) float32 or float64, written. Must not overlap itself, grad or clean.
-    grad: (N, ...) float16, float32 or float64, or bfloat16 of ml_dtypes; NaN counts as 0.
-    clean: (N, ...) of these dtypes, or uint8 for v / 255.
-    step_size, eps: in pixel units; numbers, or arrays of shape () or (N,) of adv's dtype, in which a
-        negative or NaN value counts as 0.
-    lo, hi: the box. Where clean lies outside, the box wins.
-    active: (N,) bool; the other samples keep their bits.
-    out: (N, ...) of grad's dtypes, any layout; receives the next model input, for inactive samples too:
-        adv, or (adv - mean) / std where mean and std, (C,) of adv's dtype, are given.
+    grad: (N, ...) float16, float32 or float64, or ml_dtypes' bfloat16; NaN counts as 0.
+    clean: (N, ...) of these dtypes, or uint8, whose values v mean v / 255.
+    step_size, eps: in pixel units: numbers, or arrays of shape () or (N,) of adv's dtype, in which a negative
+        or NaN value counts as 0.
+    lo, hi: the box. If clean lies outside the box, the box wins: the result is inside the box, even where
+        that is outside the ball.
+    active: (N,) bool; all other samples stay as they are, bit for bit.
+    out: (N, ...) of the dtypes that grad may have, in any layout. Receives the next model input, also for
+        samples that are not active: adv, or (adv - mean) / std if mean and std, (C,) of adv's dtype, are
+        given.
 
-    Raises ValueError or TypeError, with nothing written, for arguments that do not fit.
+    Raises ValueError or TypeError for arguments that do not fit. In that case nothing has been written.
     """
     _C.linf_step_(adv, grad, clean, step_size, eps, lo, hi, active, out, mean, std)
 
@@ -58,9 +62,9 @@ def linf_project_(
     lo: float = 0.0,
     hi: float = 1.0,
 ) -> None:
-    """Projects adv onto the Linf ball around clean and onto the box, in place.
+    """Projects adv onto the Linf ball around clean and then onto the box, in place.
 
-    Equivalent to ``adv[...] = adv.clip(clean - eps, clean + eps).clip(lo, hi)``. Arguments as in
+    Equivalent to ``adv[...] = adv.clip(clean - eps, clean + eps).clip(lo, hi)``. The arguments are as in
     :func:`linf_step_`.
     """
     _C.linf_project_(adv, clean, eps, lo, hi)

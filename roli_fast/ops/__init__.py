@@ -1,4 +1,4 @@
-"""The fused ops: as few passes over memory per attack step as there can be."""
+"""The fused ops, which need as few passes over memory per attack step as possible."""
 
 from .choice import backend, backends
 from .keep_best import keep_best_

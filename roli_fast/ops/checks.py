@@ -1,8 +1,9 @@
-"""The contract's checks, one for all backends: metadata and numbers, never a tensor's values.
+"""Checks of the ops' arguments, the same for all backends. They look at metadata and numbers, never at a
+tensor's values.
 
-An error names the op and the argument, what came and what is accepted. The native guard
-(``csrc/torch_tensors.h``) refuses the same calls, and then these functions say why. They take all arguments
-of an op by name, behind the op's own.
+An error names the op and the argument, what was given and what is accepted. The native guard
+(``csrc/torch_tensors.h``) refuses the same calls; these functions then say why. They take the op's name
+first, and all of its arguments by name.
 """
 
 import numbers
@@ -84,7 +85,7 @@ def _number(op: str, argument: str, value: object, accepted: str) -> Any:
 
 
 def _size(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtype) -> None:
-    """A step size or eps: a number, or a tensor of shape () or (N,) of the state's dtype."""
+    """Checks a step size or eps: a number, or a tensor of shape () or (N,) of the state's dtype."""
     accepted = f"a number >= 0, or a {_names((dtype,))} tensor of shape () or (N,)"
     if isinstance(value, Tensor):
         _tensor(op, argument, value, (dtype,))
@@ -96,7 +97,7 @@ def _size(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtyp
 
 
 def _share(op: str, argument: str, value: object, like: Tensor, dtype: torch.dtype) -> None:
-    """A number from 0 to 1, or a tensor as a size may be."""
+    """Checks a share: a number from 0 to 1, or a tensor such as :func:`_size` accepts."""
     if isinstance(value, Tensor):
         _size(op, argument, value, like, dtype)
         return
@@ -142,7 +143,7 @@ def _normalization(op: str, adv: Tensor, mean: Tensor | None, std: Tensor | None
 
 
 def _has_memory(*tensors: Tensor) -> bool:
-    """Whether these are tensors with addresses, and not what a compiler traces with."""
+    """Whether these tensors have addresses, which those that a compiler traces with do not have."""
     return not torch.compiler.is_compiling() and all(
         type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors
     )
@@ -164,7 +165,7 @@ def _not_self_overlapping(op: str, argument: str, value: Tensor) -> None:
 
 
 class _Address:
-    """A tensor's place in memory as numpy understands it; the memory is never touched."""
+    """A tensor's place in memory, as numpy understands it. The memory itself is never touched."""
 
     def __init__(self, tensor: Tensor):
         size = tensor.element_size()
@@ -222,7 +223,7 @@ def step(
     *,
     previous: Tensor | None = None,
 ) -> None:
-    """The arguments of every ``*_step_``; previous: of APGD's."""
+    """Checks the arguments of every ``*_step_``. previous is an argument of APGD's step only."""
     _state(op, "adv", adv)
     _like(op, "grad", grad, FLOAT_DTYPES, "adv", adv)
     _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
@@ -244,7 +245,7 @@ def step(
 
 
 def apgd_step(op: str, adv: Tensor, previous: Tensor, momentum: float | Tensor, **others: Any) -> None:
-    """The arguments of every ``*_apgd_step_``."""
+    """Checks the arguments of every ``*_apgd_step_``."""
     _state(op, "adv", adv)
     _like(op, "previous", previous, (adv.dtype,), "adv", adv)
     _share(op, "momentum", momentum, adv, adv.dtype)
@@ -252,14 +253,14 @@ def apgd_step(op: str, adv: Tensor, previous: Tensor, momentum: float | Tensor, 
 
 
 def l1_step(op: str, adv: Tensor, sparsity: float | Tensor, **others: Any) -> None:
-    """The arguments of ``l1_step_``."""
+    """Checks the arguments of ``l1_step_``."""
     _state(op, "adv", adv)
     _share(op, "sparsity", sparsity, adv, adv.dtype)
     step(op, adv, **others)
 
 
 def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float) -> None:
-    """The arguments of ``momentum_``."""
+    """Checks the arguments of ``momentum_``."""
     _state(op, "momentum", momentum)
     _like(op, "grad", grad, FLOAT_DTYPES, "momentum", momentum)
     if not _number(op, "decay", decay, "a number >= 0") >= 0:
@@ -270,7 +271,7 @@ def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float) -> None:
 def keep_best(
     op: str, best: Tensor, best_value: Tensor, adv: Tensor, value: Tensor, active: Tensor | None
 ) -> None:
-    """The arguments of ``keep_best_``."""
+    """Checks the arguments of ``keep_best_``."""
     _state(op, "best", best)
     _like(op, "adv", adv, (best.dtype,), "best", best)
     for name, vector in (("best_value", best_value), ("value", value)):
@@ -282,7 +283,7 @@ def keep_best(
 
 
 def project(op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
-    """The arguments of every ``*_project_``."""
+    """Checks the arguments of every ``*_project_``."""
     _state(op, "adv", adv)
     _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
     _size(op, "eps", eps, adv, adv.dtype)
@@ -291,7 +292,7 @@ def project(op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float,
 
 
 def state_dtype(clean: Tensor) -> torch.dtype:
-    """The dtype of the state of an attack on clean: float64 for float64, else float32."""
+    """The dtype of an attack's state for these clean images: float64 for float64, otherwise float32."""
     return torch.float64 if clean.dtype == torch.float64 else torch.float32
 
 
@@ -304,7 +305,7 @@ def start(
     hi: float,
     index: Tensor | None,
 ) -> None:
-    """The arguments of every ``*_start``."""
+    """Checks the arguments of every ``*_start``."""
     _tensor(op, "clean", clean, IMAGE_DTYPES)
     _batch(op, "clean", clean)
     _size(op, "eps", eps, clean, state_dtype(clean))
@@ -323,7 +324,7 @@ def prepare(
     dtype: torch.dtype,
     memory_format: torch.memory_format | None,
 ) -> None:
-    """The arguments of ``prepare``."""
+    """Checks the arguments of ``prepare``."""
     _state(op, "adv", adv)
     _normalization(op, adv, mean, std)
     if dtype not in FLOAT_DTYPES:

@@ -1,9 +1,10 @@
-"""Which implementations of the ops there are, and which one runs.
+"""The implementations of the ops, and the choice of the one that runs.
 
-``cpu`` and ``cuda`` are the native kernels, ``triton`` their twins, ``reference`` is plain torch and runs
-wherever torch does. The default of each device is fixed at import; ``ROLI_FAST_BACKEND`` names the one to
-prefer where it runs. ``with backend(name):`` changes the choice for the current thread. A choice that
-cannot run raises: nothing falls back in silence.
+``cpu`` and ``cuda`` are the native kernels, and ``triton`` has Triton kernels that do the same as ``cuda``.
+``reference`` is plain torch and runs wherever torch does. The default of each device is fixed when the
+package is imported; ``ROLI_FAST_BACKEND`` names a backend that is preferred on the devices that it runs on.
+``with backend(name):`` changes the choice for the current thread. A choice that cannot run raises an error:
+there is no silent fallback.
 """
 
 import contextlib
@@ -32,9 +33,9 @@ _PREFERENCE = {
 class Backend:
     """One implementation of the ops.
 
-    devices: device types that it runs on, ``("any",)`` for all of torch's.
-    default_for: device types whose tensors take it unless told otherwise; ``other`` are the unnamed ones.
-    missing: why it cannot run here; None where it can.
+    devices: the device types that it runs on, or ``("any",)`` for all of torch's.
+    default_for: the device types whose tensors use it by default; ``other`` stands for all types not named.
+    missing: why it cannot run here, or None if it can.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Backend:
 
 
 def _load(library: Path) -> str | None:
-    """Loads a library of native kernels; returns why it does not load, or None."""
+    """Loads a library of native kernels. Returns why it does not load, or None if it does."""
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -56,7 +57,7 @@ def _load(library: Path) -> str | None:
 
 
 def _load_cpu() -> str | None:
-    """Loads the CPU kernels; returns why they cannot run, or None."""
+    """Loads the CPU kernels. Returns why they cannot run, or None if they can."""
     library = _LIBRARIES / "libroli_fast_cpu.so"
     if not library.exists():
         return "not built: the package was installed with ROLI_FAST_NATIVE=0"
@@ -79,7 +80,8 @@ def _no_gpu() -> str | None:
 
 
 def _load_cuda() -> str | None:
-    """Loads the CUDA kernels where there is a device for them; returns why they cannot run, or None."""
+    """Loads the CUDA kernels if there is a device for them. Returns why they cannot run, or None if they
+    can."""
     library = _LIBRARIES / "libroli_fast_cuda.so"
     if torch.version.cuda is None:
         return "torch is built without CUDA"
@@ -99,7 +101,7 @@ def _interpreting() -> bool:
 
 
 def _find_triton() -> str | None:
-    """Why Triton's kernels cannot run, or None."""
+    """Why Triton's kernels cannot run, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "not installed: the package triton"
     if _interpreting():
@@ -142,16 +144,18 @@ _choice = _Choice()
 
 
 def backends() -> dict[str, Backend]:
-    """All backends by name: what each runs on, what it is the default for, and why it is missing."""
+    """All backends by name. Each says on which devices it runs, for which it is the default, and why it
+    cannot run if it is missing."""
     return dict(_BACKENDS)
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs the ops inside the ``with`` block, on this thread, on the backend ``name``.
+    """Inside the ``with`` block, the ops of this thread run on the backend of this name.
 
-    The choice is taken when a function is traced by torch.compile or captured in a CUDA graph.
-    Raises ValueError for a name that does not exist and RuntimeError for a backend that cannot run.
+    A function that torch.compile traces, or that is captured in a CUDA graph, keeps the backend that was
+    chosen at that time. Raises ValueError for a name that does not exist, and RuntimeError for a backend that
+    cannot run.
     """
     if name not in _BACKENDS:
         raise ValueError(f"backend: got {name!r}, accepted: {', '.join(_BACKENDS)}")
@@ -165,12 +169,12 @@ def backend(name: str) -> Iterator[None]:
 
 
 def default_of(device_type: str) -> str:
-    """The name of the backend that tensors on this type of device take unless told otherwise."""
+    """The name of the backend that tensors on this type of device use by default."""
     return _DEFAULT.get(device_type, _DEFAULT["other"])
 
 
 def chosen(tensor: torch.Tensor) -> str:
-    """The name of the backend that an op on this tensor takes."""
+    """The name of the backend that runs an op on this tensor."""
     name = _choice.name
     if name is None:
         # The question first that costs least: a call on a small tensor takes three microseconds.

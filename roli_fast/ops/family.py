@@ -1,4 +1,4 @@
-"""The ops that every family has: their schemas, and the functional twin of a step."""
+"""The ops that every family has: their schemas, and steps that return a new tensor."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _INPUT = "Tensor? active=None, Tensor(c!)? out=None, Tensor? mean=None, Tensor? 
 
 
 def define_step(family: str, share: str = "", check: Function = checks.step) -> Op:
-    """share: the schema of a size of the family's own, which check knows."""
+    """share: the schema of a further size that only this family's step has; check must know it."""
     arguments = ", ".join(filter(None, ("Tensor(a!) adv", _STEP, share, _INPUT)))
     return define(family, f"{family}_step_({arguments}) -> ()", check=check)
 
@@ -37,7 +37,7 @@ def define_start(family: str) -> Op:
 
 
 def on_a_copy(step_: Function, adv: Tensor, *args: Any, **options: Any) -> Tensor:
-    """What a step makes of adv, which keeps its values and may require a gradient."""
+    """The result of a step on a copy of adv, which itself keeps its values and may require a gradient."""
     stepped = adv.detach().clone() if isinstance(adv, Tensor) else adv
     step_(stepped, *args, **options)
     return stepped

@@ -1,8 +1,8 @@
 """The L1 family.
 
-The projection is that onto the intersection of ball and box, and exact: the threshold is the root of a
+The projection goes onto the intersection of ball and box, and it is exact: its threshold is the root of a
 piecewise linear function, found to float64's precision. Backends agree within two units in the last place of
-the largest of ``|adv|``, ``|clean|`` and the result; of a float64 state, within sqrt(n) units of the
+the largest of ``|adv|``, ``|clean|`` and the result; for a float64 state, within sqrt(n) units of the
 sample's largest more, for samples of n elements.
 """
 
@@ -34,21 +34,22 @@ def l1_step_(
     """One step of sparse steepest ascent in the L1 ball, in place (Tramer and Boneh 2019, section 4.2; Croce
     and Hein 2021, section 3).
 
-    The elements whose gradient is largest by magnitude move by ``step_size / count`` each, in the direction
-    of its sign; the result is projected exactly onto the intersection of ball and box.
+    The elements whose gradient is largest in magnitude move by ``step_size / count`` each, in the direction
+    of the gradient's sign. The result is projected exactly onto the intersection of ball and box.
 
-    In float32 an element has to move 16 bytes. What moves depends on how long the threshold is sought: a
-    sample is read once for each of about ten guesses, and for the magnitude from which elements move, on a
-    GPU once for each four bits of it. On a CPU a thread does that in scratch memory of 20 bytes for each
-    element of a sample (32 in float64), which should stay in its cache.
+    In float32 at least 16 bytes per element have to be moved. How many are moved depends on how long the
+    search for the threshold takes: a sample is read once for each of about ten guesses. To find the magnitude
+    from which on elements move, a GPU also reads the sample once for each four bits of that magnitude. On a
+    CPU, a thread does this in scratch memory of 20 bytes for each element of a sample (32 in float64), which
+    should fit into its cache.
 
-    step_size, eps: sums of absolute values over a sample's pixels; numbers, or tensors of shape () or (N,) of
+    step_size, eps: sums of absolute values over a sample's pixels: numbers, or tensors of shape () or (N,) of
         adv's dtype, in which a negative or NaN value counts as 0.
-    sparsity: the share of a sample's elements that move, from 0 to 1; rounded, at least one of them, and with
-        the last those that equal it. Elements without a gradient never move. A number, or a tensor as
-        step_size.
-    out: as in :func:`linf_step_`. With mean and std, grad is the gradient at out and is divided by std.
-    The rest as in :func:`linf_step_`.
+    sparsity: the share of a sample's elements that move, from 0 to 1. It is rounded to a number of elements,
+        at least one. Elements that equal the last of these in magnitude move too; elements without a gradient
+        never move. A number, or a tensor like step_size.
+    out: as in :func:`linf_step_`. With mean and std, grad is the gradient at out, and is divided by std.
+    All other arguments are as in :func:`linf_step_`.
     """
     op, step_size, eps, sparsity = _STEP.of_sizes(adv, step_size, eps, sparsity)
     op(adv, grad, clean, step_size, eps, lo, hi, sparsity, active, out, mean, std)
@@ -66,17 +67,18 @@ def l1_step(
     sparsity: float | Tensor = 0.05,
     active: Tensor | None = None,
 ) -> Tensor:
-    """:func:`l1_step_` on a copy of adv, which is returned; adv may require a gradient."""
+    """Like :func:`l1_step_`, but on a copy of adv, which is returned; adv may require a gradient."""
     return on_a_copy(l1_step_, adv, grad, clean, step_size, eps, lo, hi, sparsity=sparsity, active=active)
 
 
 def l1_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
     """Moves adv to the nearest point of the intersection of the L1 ball around clean and the box, in place
-    (Croce and Hein 2021, proposition 2.1). Where clean lies outside the box, the box wins.
+    (Croce and Hein 2021, proposition 2.1). If clean lies outside the box, the box wins: the result is inside
+    the box, even where that is outside the ball.
 
-    In float32 an element has to move 12 bytes; what moves, as in :func:`l1_step_`.
+    In float32 at least 12 bytes per element have to be moved; how many are moved is as for :func:`l1_step_`.
 
-    Arguments as in :func:`l1_step_`.
+    The arguments are as in :func:`l1_step_`.
     """
     op = _PROJECT.tensor if isinstance(eps, Tensor) else _PROJECT.number
     op(adv, clean, eps, lo, hi)
@@ -94,8 +96,8 @@ def l1_start(
     """A uniformly random point of the L1 ball around clean, clamped to the box.
 
     Equivalent to ``(clean + eps * u ** (1 / n) * z / z.abs().sum()).clamp(lo, hi)`` for samples of n
-    elements, with z of n exponential draws of random sign and u uniform in (0, 1]. In float32 an element has
-    to move 8 bytes and moves 16. Arguments and result as in :func:`linf_start`.
+    elements, where z has n exponential draws of random sign and u is uniform in (0, 1]. In float32 at least 8
+    bytes per element have to be moved; this op moves 16. Arguments and result are as in :func:`linf_start`.
     """
     op = _START.tensor if isinstance(eps, Tensor) else _START.number
     return op(clean, eps, seed, lo, hi, index=index)

@@ -28,19 +28,21 @@ def linf_step_(
 
     Equivalent to
     ``adv.copy_((adv + step_size * grad.sign()).clamp(clean - eps, clean + eps).clamp(lo, hi))``. In float32
-    an element has to move 16 bytes, and does; out adds what it takes.
+    at least 16 bytes per element have to be moved, and this op moves no more; out adds its own bytes.
 
     adv: (N, ...) float32 or float64, written. Must not overlap itself, grad or clean.
     grad: (N, ...) any float dtype; NaN counts as 0.
-    clean: (N, ...) any float dtype, or uint8 for v / 255.
-    step_size, eps: in pixel units; numbers, or tensors of shape () or (N,) of adv's dtype, in which a
+    clean: (N, ...) any float dtype, or uint8, whose values v mean v / 255.
+    step_size, eps: in pixel units: numbers, or tensors of shape () or (N,) of adv's dtype, in which a
         negative or NaN value counts as 0.
-    lo, hi: the box. Where clean lies outside, the box wins.
-    active: (N,) bool; the other samples keep their bits.
-    out: (N, ...) any float dtype and layout; receives the next model input, for inactive samples too:
-        adv, or (adv - mean) / std where mean and std, (C,) of adv's dtype, are given.
+    lo, hi: the box. If clean lies outside the box, the box wins: the result is inside the box, even where
+        that is outside the ball.
+    active: (N,) bool; all other samples stay as they are, bit for bit.
+    out: (N, ...) any float dtype and layout. Receives the next model input, also for samples that are not
+        active: adv, or (adv - mean) / std if mean and std, (C,) of adv's dtype, are given.
 
-    Raises ValueError, TypeError or RuntimeError, with nothing written, for arguments that do not fit.
+    Raises ValueError, TypeError or RuntimeError for arguments that do not fit. In that case nothing has been
+    written.
     """
     op = _STEP.number
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
@@ -62,7 +64,7 @@ def linf_step(
     *,
     active: Tensor | None = None,
 ) -> Tensor:
-    """:func:`linf_step_` on a copy of adv, which is returned; adv may require a gradient."""
+    """Like :func:`linf_step_`, but on a copy of adv, which is returned; adv may require a gradient."""
     return on_a_copy(linf_step_, adv, grad, clean, step_size, eps, lo, hi, active=active)
 
 
@@ -85,25 +87,25 @@ def linf_apgd_step_(
     """One step of Auto-PGD with its momentum term, in one pass (Croce and Hein 2020, algorithm 1).
 
     With z = ``linf_step(adv, ...)``, adv becomes the projection of
-    ``adv + momentum * (z - adv) + (1 - momentum) * (adv - previous)``, and previous the old adv.
-    In float32 an element has to move 24 bytes, and does: adv, previous, grad and clean are read, adv and
-    previous written.
+    ``adv + momentum * (z - adv) + (1 - momentum) * (adv - previous)``, and previous becomes the old adv. In
+    float32 at least 24 bytes per element have to be moved, and this op moves no more: it reads adv, previous,
+    grad and clean, and writes adv and previous.
 
     previous: (N, ...) of adv's dtype, written. Must not overlap another argument.
-    momentum: from 0 to 1; a number, or a tensor of shape () or (N,) of adv's dtype. 1 leaves out the
-        inertia, as APGD's first step does.
-    active: (N,) bool; of the other samples, adv and previous keep their bits.
-    The rest as in :func:`linf_step_`.
+    momentum: from 0 to 1: a number, or a tensor of shape () or (N,) of adv's dtype. 1 leaves out the inertia,
+        as APGD's first step does.
+    active: (N,) bool; in all other samples, adv and previous stay as they are, bit for bit.
+    All other arguments are as in :func:`linf_step_`.
     """
     op, step_size, eps, momentum = _APGD_STEP.of_sizes(adv, step_size, eps, momentum)
     op(adv, previous, grad, clean, step_size, eps, lo, hi, momentum, active, out, mean, std)
 
 
 def linf_project_(adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float = 0.0, hi: float = 1.0) -> None:
-    """Projects adv onto the Linf ball around clean and onto the box, in place.
+    """Projects adv onto the Linf ball around clean and then onto the box, in place.
 
-    Equivalent to ``adv.copy_(adv.clamp(clean - eps, clean + eps).clamp(lo, hi))``. In float32 an element has
-    to move 12 bytes, and does. Arguments as in :func:`linf_step_`.
+    Equivalent to ``adv.copy_(adv.clamp(clean - eps, clean + eps).clamp(lo, hi))``. In float32 at least 12
+    bytes per element have to be moved, and this op moves no more. The arguments are as in :func:`linf_step_`.
     """
     op = _PROJECT.tensor if isinstance(eps, Tensor) else _PROJECT.number
     op(adv, clean, eps, lo, hi)
@@ -120,16 +122,17 @@ def linf_start(
 ) -> Tensor:
     """A uniformly random point of the Linf ball around clean, clamped to the box.
 
-    Equivalent to ``(clean + eps * u).clamp(lo, hi)`` with u uniform in (-1, 1): a pure function of seed,
-    sample index and logical element, whatever the batch, the layout and the backend. In float32 an element
-    has to move 8 bytes, and does.
+    Equivalent to ``(clean + eps * u).clamp(lo, hi)`` with u uniform in (-1, 1). u depends only on seed,
+    sample index and logical element, whatever the batch, the layout and the backend. In float32 at least 8
+    bytes per element have to be moved, and this op moves no more.
 
-    clean: (N, ...) any float dtype, or uint8 for v / 255.
+    clean: (N, ...) any float dtype, or uint8, whose values v mean v / 255.
     eps, lo, hi: as in :func:`linf_step_`.
-    seed: (2,) int64 on clean's device: a key, and a stream that tells the draws of one key apart.
-    index: (N,) int64 on clean's device, which sample each one is; default 0 .. N - 1.
+    seed: (2,) int64 on clean's device: a key, and the number of a stream, so that one key can give several
+        different draws.
+    index: (N,) int64 on clean's device: the number of each sample; by default 0 .. N - 1.
 
-    Returns a tensor of clean's shape and layout, float64 where clean is, else float32.
+    Returns a tensor of clean's shape and layout, in float64 if clean is float64, otherwise in float32.
     """
     op = _START.tensor if isinstance(eps, Tensor) else _START.number
     return op(clean, eps, seed, lo, hi, index=index)

@@ -1,4 +1,4 @@
-"""What the model eats."""
+"""Making the model's input."""
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ def prepare(
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
-    """The model's input, made in one pass: normalised in adv's precision, then cast and laid out.
+    """Makes the model's input in one pass: normalises in adv's precision, then casts and lays out the result.
 
     Equivalent to ``((adv - mean[:, None, None]) / std[:, None, None]).to(dtype, memory_format=...)``. From
-    float32 an element has to move 4 bytes and those of dtype, and does.
+    float32, this op moves only the bytes that have to be moved per element: 4 bytes, and those of dtype.
 
     adv: (N, C, ...) float32 or float64.
     mean, std: (C,) of adv's dtype, or None for no normalisation.

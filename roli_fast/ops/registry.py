@@ -1,9 +1,11 @@
-"""How an op comes into being: its schema stands once, in the file of its family or in ``family.py`` for all
-of them, and :func:`define` makes of it a torch op with a fake, a check and one implementation per backend.
+"""How an op is defined. Its schema is written once, in the file of its family, or in ``family.py`` for the
+ops that all families have. From it, :func:`define` makes a torch op with a fake, a check and one
+implementation per backend.
 
-``torch.ops.roli_fast.NAME`` is the default choice of each device. ``torch.ops.roli_fast_native.NAME``
-are the compiled kernels, ``torch.ops.roli_fast_triton.NAME`` Triton's, whatever the default is. All have an
-overload ``tensor`` where sizes (step size, eps) are tensors instead of numbers.
+``torch.ops.roli_fast.NAME`` runs the default backend of each device. Whatever the default is,
+``torch.ops.roli_fast_native.NAME`` runs the compiled kernels and ``torch.ops.roli_fast_triton.NAME``
+Triton's. All of them have an overload ``tensor``, in which sizes (step size, eps) are tensors instead of
+numbers.
 """
 
 import dataclasses
@@ -32,7 +34,7 @@ _FLOAT32_MAX = torch.finfo(torch.float32).max
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """An op's overloads: sizes as numbers, or as tensors.
+    """An op's two overloads: one takes sizes as numbers, the other as tensors.
 
     most: the largest number that each size may be.
     """
@@ -42,11 +44,11 @@ class Op:
     most: tuple[float, ...]
 
     def of_sizes(self, like: Tensor, *sizes: float | Tensor) -> tuple[Any, ...]:
-        """The overload that takes these sizes, and these as it takes them.
+        """Returns the overload for these sizes, followed by the sizes in the form that it takes.
 
-        Where one is a tensor, numbers become tensors of shape (), on like's device. What is no size is left
-        as it is, for the op to refuse: in a tensor it would count as 0, or pass. So would None, which stands
-        for a default there.
+        If any of them is a tensor, numbers become tensors of shape (), on like's device. A value that is no
+        valid size is passed on unchanged, so that the op refuses it: as a tensor it would count as 0, or be
+        accepted. The same holds for None, which in the overload for tensors stands for a default.
         """
         tensors = none = False
         for size in sizes:  # any() takes twice as long, which shows in a call of three microseconds
@@ -72,7 +74,7 @@ def _as_tensor(like: Tensor, size: float | Tensor, most: float) -> float | Tenso
 
 
 def _overload(check: Function, implementations: dict[str, Function]) -> Function:
-    """Runs the implementation of the backend that is chosen for the first argument's device."""
+    """Makes a function that runs the op on the backend chosen for the first argument's device."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -88,7 +90,7 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
 
 
 def _lacks_memory(error: Exception, device: torch.device) -> bool:
-    """Whether a native op has failed for want of memory, of which the stable ABI says no more than that
+    """Whether a native op has failed because memory ran out. All that the stable ABI says of that is that
     nothing was allocated."""
     if not any(said in str(error) for said in ("aten::empty_like failed", "roli_fast: no memory for")):
         return False
@@ -110,20 +112,21 @@ def _with_sizes(schema: str, size: str) -> str:
 
 
 def _default(argument: Any) -> Any:
-    """In a schema, a dtype is a number, and the one default that an op has for a dtype is float."""
+    """The default of an argument. A schema gives dtypes as numbers, and the only default that an op has for a
+    dtype is float."""
     return torch.float32 if argument.name == "dtype" else argument.default_value
 
 
 def define(family: str, schema: str, *, check: Function, fake: Function = _no_result) -> Op:
-    """Registers an op with all its overloads and backends. The reference is the function of the op's name in
-    ``reference``, Triton's implementation that in ``kernels/FAMILY.py``.
+    """Registers an op with all its overloads and backends. Its reference implementation is the function of
+    the same name in ``reference``, and its Triton implementation is the one in ``kernels/FAMILY.py``.
 
-    schema: a torch schema without the name space; ``Size`` stands for a number or a tensor. One with a
-        default is a share, which ends at 1, and as a tensor optional.
-    check: raises for arguments that the contract does not accept; the op's name comes before them.
+    schema: a torch schema without the name space, in which ``Size`` stands for a number or a tensor. A size
+        with a default is a share, which is at most 1, and which is optional as a tensor.
+    check: called with the op's name and then its arguments; raises for arguments that are not accepted.
     fake: the op on metadata alone.
 
-    What is in Python takes all of the op's arguments, by name. Their defaults stand in the schema alone.
+    The functions in Python are given all of the op's arguments, by name. Only the schema has their defaults.
     """
     name = schema[: schema.index("(")]
     parsed = torch._C.parse_schema(_with_sizes(schema, "float")).arguments

@@ -1,9 +1,10 @@
-"""The ops in plain torch: their definition, and the backend that runs wherever torch does.
+"""The ops in plain torch. These functions define the ops, and they are the backend that runs wherever torch
+does.
 
-Arguments have been checked and are complete: defaults stand in the schemas. Element-wise ops give the same
-bits as the native kernels. Where a sample's sums decide (L2, L1, momentum), they are taken in float64 and
-what follows from them is rounded to the state's dtype before it meets an element: the order in which a
-backend adds hardly ever shows.
+Arguments have been checked and are complete, since the schemas have the defaults. Element-wise ops give the
+same bits as the native kernels. In ops that need a sample's sums (L2, L1, momentum), the sums are taken in
+float64, and what follows from them is rounded to the state's dtype before it is applied to elements. So the
+order in which a backend adds hardly ever makes a difference.
 """
 
 from .keep_best import keep_best_

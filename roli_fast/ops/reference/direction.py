@@ -1,7 +1,7 @@
-"""A gradient as a direction, whatever its scale: from the smallest to the largest, one step is one step.
+"""Turns a gradient into a direction, whatever its scale: a tiny gradient gives the same step as a huge one.
 
-A power of two, which is exact, brings the gradient's norm near 1; what is left of the scale is a weight per
-sample, computed in float64 and rounded to the state's dtype.
+Multiplying by a power of two, which is exact, brings the gradient's norm near 1. What is left of the scale is
+a weight per sample, computed in float64 and rounded to the state's dtype.
 """
 
 import math
@@ -18,7 +18,8 @@ _CLEAR = 2.0**800
 
 
 def finite_part(grad: Tensor, infinite: Tensor) -> Tensor:
-    """NaN counts as 0. Where a sample has infinite elements, these are +-1 and the finite ones 0."""
+    """The gradient without NaN, which counts as 0. If a sample has infinite elements, these become +-1 and
+    the finite ones 0."""
     grad = torch.where(grad.isnan(), torch.zeros_like(grad), grad)
     return torch.where(infinite, torch.where(grad.isinf(), grad.sign(), 0.0), grad)
 
@@ -29,15 +30,17 @@ def has_infinite(grad: Tensor) -> Tensor:
 
 @dataclass
 class Direction:
-    """unit: (N, ...) in the state's dtype, the gradient times a power of two. norm: of unit, per sample, in
-    float64; 0 where there is no direction. along: the inner product of the direction, of norm 1, and d."""
+    """unit: (N, ...) in the state's dtype, the gradient times a power of two.
+    norm: the norm of unit, per sample, in float64; 0 if there is no direction.
+    along: the inner product of the direction, of norm 1, with d.
+    """
 
     unit: Tensor
     norm: Tensor
     along: Tensor
 
     def times(self, length: Tensor) -> Tensor:
-        """A step of this length (float64, per sample). What is 0 stays 0, however far the step."""
+        """A step of this length (float64, per sample). An element of 0 stays 0, however long the step is."""
         there = self.norm > 0
         weight = torch.where(there, length / torch.where(there, self.norm, 1.0), 0.0).to(self.unit.dtype)
         return torch.where(self.unit == 0, self.unit, self.unit * weight)
@@ -46,9 +49,10 @@ class Direction:
 def direction_of(
     grad: Tensor, std: Tensor | None, state: torch.dtype, d: Tensor | None = None, *, power: int = 2
 ) -> Direction:
-    """Of a gradient at the model's input, with respect to pixels.
+    """The direction, with respect to pixels, of a gradient at the model's input.
 
-    std: the model's input was divided by it, so that the gradient is as well. d: (N, ...) offsets, float64.
+    std: what the model's input was divided by, and so the gradient is, too.
+    d: (N, ...) offsets, float64.
     power: 2 for the L2 norm, 1 for the sum of absolute values.
     """
     infinite = has_infinite(grad)

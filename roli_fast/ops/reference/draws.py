@@ -1,8 +1,9 @@
-"""Random numbers: pure functions of (seed, sample index, logical element), with the same bits on all
+"""Random numbers that depend only on seed, sample index and logical element, with the same bits on all
 backends.
 
-seed: (2,) int64, a key and a stream. index: (N,) int64, which sample each one is; None for 0 .. N - 1.
-like: (N, ...), for whose elements the draws are.
+seed: (2,) int64, a key and the number of a stream.
+index: (N,) int64, the number of each sample; None for 0 .. N - 1.
+like: (N, ...), a tensor whose elements get one draw each.
 """
 
 import math
@@ -31,7 +32,7 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
 
 
 def _blocks(seed: Tensor, index: Tensor | None, like: Tensor, numbers: Tensor) -> Tensor:
-    """The blocks of these numbers (int64), of four words each, of every sample: (N, len(numbers), 4)."""
+    """The blocks with these numbers (int64), of four words each, for every sample: (N, len(numbers), 4)."""
     index = torch.arange(len(like), device=like.device) if index is None else index
     zero = torch.zeros_like(seed[0])
     key, stream = ((x & _WORD, (x >> 32) & _WORD) for x in seed.unbind())
@@ -43,25 +44,24 @@ def _blocks(seed: Tensor, index: Tensor | None, like: Tensor, numbers: Tensor) -
 
 
 def _count(like: Tensor) -> int:
-    """The elements of a sample."""
+    """How many elements a sample has."""
     return math.prod(like.shape[1:])
 
 
 def _words(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
-    """A word for each element of a sample, four to a block, of which the last may have some too many:
-    (N, blocks, 4)."""
+    """One word for each element of a sample: (N, blocks, 4). The last block may have some words too many."""
     return _blocks(seed, index, like, torch.arange(-(-_count(like) // 4), device=seed.device))
 
 
 def _elements(values: Tensor, like: Tensor) -> Tensor:
-    """What the words gave, in the shape of like. No slice: in a graph of any shape, its layout would hang on
-    the remainder by 4."""
+    """What was made of the words, in the shape of like. This does not slice: in a graph for any shape, the
+    layout of a slice would depend on the remainder by 4."""
     elements = torch.arange(_count(like), device=values.device)
     return values.flatten(1).index_select(1, elements).reshape(like.shape)
 
 
 def symmetric_uniform(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
-    """Draws in (-1, 1): like's shape, float32."""
+    """Uniform draws in (-1, 1): like's shape, float32."""
     odd = (_words(seed, index, like) >> 8) * 2 + 1 - 2**24
     return _elements(odd.to(torch.float32) * 2.0**-24, like)
 
@@ -73,7 +73,7 @@ def _unit(words: Tensor) -> Tensor:
 
 def log_unit(x: Tensor) -> Tensor:
     """The natural logarithm of a float32 in (0, 1], by the polynomial of Cephes' logf (Moshier). No library's
-    own: theirs differ in the last bit."""
+    own logarithm is used, because libraries differ in the last bit."""
     bits = x.view(torch.int32)
     exponent = (bits >> 23) - 126
     fraction = ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32)
@@ -100,8 +100,8 @@ def log_unit(x: Tensor) -> Tensor:
 
 
 def _cos_and_sin(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a uniform angle: two bits choose the quadrant, 24 an offset within 45 degrees of its axis; by the
-    polynomials of Cephes' sinf and cosf (Moshier)."""
+    """Cosine and sine of a uniform angle. Two bits choose the quadrant, and 24 bits an offset within 45
+    degrees of its axis. The polynomials are those of Cephes' sinf and cosf (Moshier)."""
     quadrant = words >> 30
     centred = ((words >> 6) & 0xFFFFFF) * 2 + 1 - 2**24
     x = centred.to(torch.float32) * (math.pi / 4 * 2.0**-24)
@@ -135,8 +135,8 @@ def laplace(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
 
 
 def root(seed: Tensor, index: Tensor | None, like: Tensor) -> Tensor:
-    """The n-th root of a uniform draw in (0, 1] for each sample of n elements, from a block of none: (N,),
-    float64."""
+    """The n-th root of a uniform draw in (0, 1] for each sample of n elements, from a block that no element
+    uses: (N,), float64."""
     last = torch.full((1,), -1, device=seed.device)
     log = log_unit(_unit(_blocks(seed, index, like, last)[:, 0, 0]))
     return (log.double() / max(1, _count(like))).exp()

@@ -1,4 +1,4 @@
-"""The best iterate of each sample."""
+"""Keeping the best iterate of each sample."""
 
 import torch
 from torch import Tensor

@@ -21,8 +21,8 @@ from .shared import (
 
 
 def _steepest(grad: Tensor, std: Tensor | None, sparsity: Tensor, state: torch.dtype) -> Tensor:
-    """The signs of the elements that move: as many as sparsity says of the largest by magnitude, and with
-    them those that equal the last of these."""
+    """The signs of the elements that move, and 0 elsewhere. As many elements move as sparsity says, those
+    largest in magnitude, and with them all that equal the last of these."""
     wide = torch.float64 if torch.float64 in (grad.dtype, state) else torch.float32
     grad = torch.where(grad.isnan(), torch.zeros_like(grad), grad).to(wide)
     key = grad.abs() if std is None else grad.abs() / per_channel(std, grad).to(wide)
@@ -36,10 +36,12 @@ def _steepest(grad: Tensor, std: Tensor | None, sparsity: Tensor, state: torch.d
 
 
 def _threshold(v: Tensor, u: Tensor, eps: Tensor) -> Tensor:
-    """The t >= 0 per sample for which sum(min(max(v - t, 0), u)) is eps, and 0 where less than eps is there.
+    """Per sample, the t >= 0 at which sum(min(max(v - t, 0), u)) is eps, or 0 if the sum is below eps at t =
+    0.
 
-    v: (N, n) distances, u: (N, n) room within the box, both float64; eps: (N,). Exact: the sum is linear
-    between neighbours of the sorted v and v - u.
+    v: (N, n) distances, float64. u: (N, n) room within the box, float64. eps: (N,).
+
+    The result is exact, because the sum is linear between neighbours of the sorted v and v - u.
     """
 
     def total(t: Tensor) -> Tensor:
@@ -67,7 +69,7 @@ def _threshold(v: Tensor, u: Tensor, eps: Tensor) -> Tensor:
 
 
 def _largest(state: torch.dtype) -> float:
-    """Of a distance, so that sums of them stay finite."""
+    """The largest distance that may occur, so that sums of distances stay finite."""
     return torch.finfo(state).max if state == torch.float32 else 2.0**1000
 
 

@@ -16,7 +16,7 @@ def offset(adv: Tensor, clean: Tensor) -> Tensor:
 
 
 def _distance(r: Tensor, s: Tensor, along: Tensor) -> Tensor:
-    """||d + s u|| of ||d|| = r, ||u|| = 1 and <d, u> = along, in float64: the three determine it."""
+    """||d + s u|| in float64, for ||d|| = r, ||u|| = 1 and <d, u> = along, which determine it."""
     larger = torch.maximum(r, s)
     unit = torch.where(larger > 0, larger, 1.0)
     square = (r / unit) ** 2 + 2 * (s / unit) * (along / unit) + (s / unit) ** 2
@@ -24,7 +24,7 @@ def _distance(r: Tensor, s: Tensor, along: Tensor) -> Tensor:
 
 
 def _into_ball(distance: Tensor, eps: Tensor, state: torch.dtype) -> Tensor:
-    """The factor that brings a point at this distance into the ball; 1 for what is inside."""
+    """The factor that brings a point at this distance into the ball; 1 for a point inside."""
     factor = torch.where(distance > eps, eps / distance, 1.0)
     return factor.to(state).double()
 
@@ -135,8 +135,8 @@ def scaled_start(
     lo: float,
     hi: float,
 ) -> Tensor:
-    """clean plus z, scaled to a random radius. In n dimensions the n-th root of a uniform number is the
-    radius of a uniform point of the ball."""
+    """clean plus z scaled to a random radius. In n dimensions, the radius of a uniformly random point of the
+    ball is distributed like the n-th root of a uniform number."""
     start = torch.empty_like(clean, dtype=state_dtype(clean))
     eps = size(eps, clean, start.dtype)
     clean = pixels(clean, start.dtype)

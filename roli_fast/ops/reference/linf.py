@@ -9,12 +9,13 @@ from .shared import advance, clamp, clamp_to_box, nan_where, pixels, size, with_
 
 
 def _linf_clamp(x: Tensor, clean: Tensor, eps: Tensor, lo: float, hi: float, *sources: Tensor) -> Tensor:
-    """x clamped to the ball, then to the box; NaN exactly where a source is."""
+    """x clamped to the ball, then to the box. The result is NaN exactly where one of the sources is."""
     return nan_where(clamp_to_box(clamp(x, clean - eps, clean + eps), lo, hi), *sources)
 
 
 def _moved(adv: Tensor, grad: Tensor, step_size: Tensor) -> Tensor:
-    """No product with the sign: an infinite step times a sign of 0 would be NaN."""
+    """adv after a step. The step is not multiplied by the sign, since an infinite step times a sign of 0
+    would be NaN."""
     return torch.where(grad > 0, adv + step_size, torch.where(grad < 0, adv - step_size, adv))
 
 

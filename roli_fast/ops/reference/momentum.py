@@ -1,4 +1,4 @@
-"""Accumulated gradients."""
+"""Accumulating gradients."""
 
 import math
 

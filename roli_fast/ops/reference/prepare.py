@@ -1,4 +1,4 @@
-"""What the model eats."""
+"""Making the model's input."""
 
 import torch
 from torch import Tensor

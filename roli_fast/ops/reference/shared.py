@@ -1,4 +1,4 @@
-"""What the families share: numbers, images, boxes, and a sample's sums."""
+"""What the families share: numbers, images, boxes, and sums over a sample."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def number(value: float, dtype: torch.dtype) -> float:
-    """The number as the state's dtype can hold it: infinite beyond its range."""
+    """The number as the state's dtype can hold it: infinite if it is beyond the dtype's range."""
     value, largest = float(value), torch.finfo(dtype).max
     return math.inf if value > largest else -math.inf if value < -largest else value
 
@@ -30,8 +30,8 @@ def per_channel(value: Tensor, like: Tensor) -> Tensor:
 
 
 def pixels(clean: Tensor, dtype: torch.dtype) -> Tensor:
-    """clean as the state's dtype; uint8 is v / 255, divided by a tensor, since torch multiplies by the
-    reciprocal of a number on some devices."""
+    """clean in the state's dtype. uint8 values are divided by 255, which is a tensor here, since on some
+    devices torch replaces division by a number with multiplication by its reciprocal."""
     image = clean.to(dtype)
     return (
         image / torch.full((), 255, dtype=dtype, device=clean.device) if clean.dtype == torch.uint8 else image
@@ -39,7 +39,7 @@ def pixels(clean: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """Clamps; x at a bound keeps its bits (-0.0 in [0, 1]), a NaN x becomes a bound."""
+    """Clamps x. If x is at a bound it keeps its bits (-0.0 in [0, 1]); if it is NaN, it becomes a bound."""
     x = torch.where(x >= low, x, low)
     return torch.where(x <= high, x, high)
 
@@ -56,19 +56,19 @@ def nan_where(x: Tensor, *sources: Tensor) -> Tensor:
 
 
 def in_box(x: Tensor, adv: Tensor, clean: Tensor, lo: float, hi: float) -> Tensor:
-    """x clamped to the box, clean where it is NaN; NaN exactly where adv or clean is."""
+    """x clamped to the box, or clean where x is NaN. The result is NaN exactly where adv or clean is."""
     x = torch.where(x.isnan(), clean, x)
     return nan_where(clamp_to_box(x, lo, hi), adv, clean)
 
 
 def with_inertia(z: Tensor, adv: Tensor, previous: Tensor, clean: Tensor, momentum: Tensor) -> Tensor:
-    """APGD's next point before its projection. z: where the step alone leads."""
+    """APGD's next point before its projection. z: the point that the step alone would reach."""
     y = (adv + (z - adv) * momentum) + (adv - previous) * (1 - momentum)
     return torch.where(y.isnan(), clean, y)
 
 
 def write(adv: Tensor, moved: Tensor, active: Tensor | None) -> Tensor:
-    """Writes the active samples of moved to adv; returns all of adv as it is then."""
+    """Writes the active samples of moved to adv. Returns all of adv after that."""
     if active is not None:
         moved = torch.where(over_batch(active, adv), moved, adv)
     adv.copy_(moved)
@@ -76,7 +76,7 @@ def write(adv: Tensor, moved: Tensor, active: Tensor | None) -> Tensor:
 
 
 def advance(adv: Tensor, previous: Tensor, moved: Tensor, active: Tensor | None) -> Tensor:
-    """:func:`write`, and of the active samples to previous what adv was."""
+    """Does what :func:`write` does, and copies to previous, for active samples, what adv was before."""
     before = adv.clone()
     now = write(adv, moved, active)
     write(previous, before, active)
@@ -84,7 +84,7 @@ def advance(adv: Tensor, previous: Tensor, moved: Tensor, active: Tensor | None)
 
 
 def write_input(out: Tensor | None, adv: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
-    """The next model input, of all samples."""
+    """Writes the next model input, for all samples."""
     if out is not None:
         out.copy_(normalized(adv, mean, std))
 
@@ -96,6 +96,6 @@ def normalized(adv: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
 
 
 def sums(x: Tensor) -> Tensor:
-    """Of each sample, in float64, broadcast over the batch."""
+    """Sums over each sample, in float64, shaped to broadcast over the batch."""
     rows = x.double().reshape(len(x), math.prod(x.shape[1:]))
     return over_batch(rows.sum(1), x)
