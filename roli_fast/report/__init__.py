@@ -1,4 +1,5 @@
-"""Reports of finished runs: numbers first, then pictures of them, then a page."""
+"""Reports on finished runs. First everything is measured, then pictures are drawn, then the page is
+written."""
 
 from .compare import Comparison, Gap, compare
 from .examples import Example

@@ -1,4 +1,4 @@
-"""Probe or finetune, by all that a page has measured."""
+"""Whether to probe or to finetune, judged by everything that a page has measured."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,16 @@ from .sanity import sanity
 
 
 def advice(found: Found) -> Advice | None:
-    """By what all attacks of the page leave; "none" where a check failed. None without an analysis."""
+    """Advice by what all attacks of the page together leave right. It is "none" if a check failed. Returns
+    None if there is no transfer analysis."""
     if found.transfer is None:
         return None
     return _doubt([found]) or advise(found.transfer)
 
 
 def advice_between(probed: Sequence[Found], finetuned: Sequence[Found]) -> Advice | None:
-    """As :func:`advice`, of runs of one backbone. None without an analysis of both kinds."""
+    """Like :func:`advice`, for several runs of one backbone. Returns None unless there are analyses of both
+    kinds of run."""
     groups = [[f for f in group if f.transfer is not None] for group in (probed, finetuned)]
     if not all(groups):
         return None
@@ -24,7 +26,7 @@ def advice_between(probed: Sequence[Found], finetuned: Sequence[Found]) -> Advic
 
 
 def _doubt(found: Sequence[Found]) -> Advice | None:
-    """Numbers that are too high decide nothing."""
+    """The advice "none" if a check failed: the numbers are then too high to decide anything."""
     failed = dict.fromkeys(check.name for f in found for check in sanity(f.numbers) if not check.passed)
     if not failed:
         return None

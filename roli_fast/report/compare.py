@@ -1,4 +1,4 @@
-"""What several runs have against each other, on the same images."""
+"""Comparing several runs on the same images."""
 
 import dataclasses
 import math
@@ -14,8 +14,8 @@ Pair = tuple[Run, Run]
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """By how much one run's accuracy is above another's, with a paired bootstrap's 95 % interval; high is
-    None where it is infinite."""
+    """By how much one run's accuracy is above another's, with the 95 % interval of a paired bootstrap. high
+    is None if it is infinite."""
 
     name: str
     what: str
@@ -30,8 +30,9 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """gaps: RoLI minus RanLI where there are both, and every other run against the first.
-    transferred: relative gaps of linear probing to full finetuning, where there are both; then also advice.
+    """gaps: RoLI minus RanLI where there are both, and every other run minus the first.
+    transferred: the relative gaps between linear probing and full finetuning, if there are runs of both; only
+        then is there advice as well.
     """
 
     gaps: list[Gap]
@@ -40,7 +41,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run], found: Mapping[str, Found]) -> Comparison | None:
-    """None for a single run. found: by the runs' names."""
+    """Compares the runs; returns None for a single one. found: what was measured, by the runs' names."""
     if len(runs) < 2:
         return None
     gaps = [gap for a, b in pairs(runs) for gap in _gaps(a, b, found)]
@@ -50,8 +51,8 @@ def compare(runs: Sequence[Run], found: Mapping[str, Found]) -> Comparison | Non
 
 
 def pairs(runs: Sequence[Run]) -> list[Pair]:
-    """Which runs are set against which: RoLI against RanLI by the same method, of the same seed where there
-    are such; what has no rival, against the first."""
+    """The pairs of runs that are compared: RoLI with RanLI by the same method, of the same seed if there are
+    such pairs. Every run left without a pair is compared with the first run."""
     found: list[Pair] = []
     for method in dict.fromkeys(run.method for run in runs):
         by = {kind: [r for r in runs if (r.kind, r.method) == (kind, method)] for kind in ("RoLI", "RanLI")}
@@ -71,7 +72,7 @@ def _gaps(ours: Run, theirs: Run, found: Mapping[str, Found]) -> list[Gap]:
 
 
 def _transferred(probed: Sequence[Found], full: Sequence[Found]) -> list[Gap]:
-    """Undefined where finetuning has nothing right."""
+    """The relative gaps. They are undefined, and left out, where finetuning has no image right."""
     if not probed or not full:
         return []
     found = []

@@ -1,4 +1,4 @@
-"""A few images and what an attack made of them."""
+"""A few images, and what an attack made of them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ FOOLED, WITHSTOOD = 4, 2  # at most so many of each are shown
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image that the model had right, before and after the attack.
+    """An image that the model classified correctly, before and after the attack.
 
     index: its place among the images that were attacked.
-    label: its class. clean, attacked: what the model sees, with what confidence (softmax).
+    label: its class.
+    clean, attacked: the class that the model predicts before and after; clean_confidence and
+        attacked_confidence are the softmax of that class.
     """
 
     index: int
@@ -40,7 +42,8 @@ Shown = tuple[Example, Tensor]
 def find_examples(
     model: Model, batches: Sequence[tuple[Tensor, Tensor]], attack: PGD, classes: Sequence[str]
 ) -> list[Shown]:
-    """The first images that were right and are fooled, and the first that withstand: no choice of ours."""
+    """The first images that were right and are fooled, and the first that withstand. They are not chosen by
+    hand."""
     fooled: list[Shown] = []
     withstood: list[Shown] = []
     first = 0

@@ -1,4 +1,4 @@
-"""Elements of a page, all escaped, and the page around them."""
+"""The elements of a page, with all text escaped, and the page around them."""
 
 import base64
 import html
@@ -81,12 +81,13 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def element(name: str, content: object, **attributes: str) -> str:
-    """content: text, which is escaped. Attributes are named as in HTML, with _ for -; class_ is class."""
+    """An element around text, which is escaped. Attributes are named as in HTML, with _ for -; class_ stands
+    for class."""
     return _wrapped(name, html.escape(str(content)), attributes)
 
 
 def around(name: str, content: Iterable[str], **attributes: str) -> str:
-    """content: elements."""
+    """An element around other elements."""
     return _wrapped(name, "\n".join(content), attributes)
 
 
@@ -96,7 +97,7 @@ def _wrapped(name: str, inside: str, attributes: dict[str, str]) -> str:
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """In a box of its own, which scrolls where the screen is narrower."""
+    """A table in a box of its own, which scrolls if the screen is narrower."""
     head = around("tr", [element("th", column, scope="col") for column in columns])
     body = [
         around("tr", [element("th", first, scope="row"), *(element("td", cell) for cell in rest)])
@@ -109,7 +110,7 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
-    """Names and what they are."""
+    """A list of names, and what each stands for."""
     return around("dl", [element("dt", name) + element("dd", what) for name, what in pairs])
 
 

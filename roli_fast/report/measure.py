@@ -1,4 +1,5 @@
-"""The numbers of a report: what attacks of growing eps leave right, and what speaks against these numbers."""
+"""The numbers of a report: how many images stay right under attacks of growing eps, and whether these numbers
+can be believed."""
 
 import dataclasses
 import math
@@ -32,7 +33,7 @@ ENSEMBLE_STEPS, QUERIES = 30, 500
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """An accuracy: its value, its 95 % interval by Wilson, and which of the images are right."""
+    """An accuracy: its value, its 95 % interval (Wilson), and which of the images are right."""
 
     value: float
     low: float
@@ -50,8 +51,11 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Accuracy at an eps: alone, by the attack at this eps; carried, with the successes of every smaller eps,
-    whose images lie in this ball, too."""
+    """The accuracy at one eps.
+
+    alone: under the attack at this eps only.
+    carried: the successes at every smaller eps count too, since those images also lie in this ball.
+    """
 
     eps: float
     alone: Rate
@@ -60,10 +64,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """What APGD and then Square, the latter without gradients, did at the eps in question.
+    """What APGD and then Square, which uses no gradients, achieved at the eps in question.
 
-    stages: "clean", and the attacks. broken_by: how many images each made wrong, by its name.
-    only_square: images that withstood every attack by gradients of the report and not Square.
+    stages: "clean", and the attacks.
+    broken_by: how many images each stage made wrong, by its name.
+    only_square: how many images withstood all of the report's attacks by gradients, but not Square.
     """
 
     label: str
@@ -76,8 +81,8 @@ class Ensemble:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Of how many images the gradient of the loss by the pixels is zero everywhere, or NaN or infinite
-    somewhere: at the clean image."""
+    """For how many clean images the gradient of the loss with respect to the pixels is zero everywhere, or
+    NaN or infinite somewhere."""
 
     images: int
     zero: int
@@ -86,11 +91,14 @@ class Gradients:
 
 @dataclasses.dataclass(frozen=True)
 class TransferFound:
-    """What :func:`roli_fast.evaluation.transfer` says of the model.
+    """What :func:`roli_fast.evaluation.transfer` says about the model.
 
-    summary: :meth:`roli_fast.evaluation.Transfer.summary`, whose robust images are those of the whole report.
-    distance: per image, how far its features moved. radius: how far they may by the criterion; None for
-        infinite. kept: whether it was right and withstood all attacks. right: whether it was right without.
+    summary: :meth:`roli_fast.evaluation.Transfer.summary`, in which the robust images are those of the whole
+        report.
+    distance: per image, how far its features moved.
+    radius: per image, how far its features may move by the criterion; None for infinite.
+    kept: per image, whether it was right and withstood all attacks.
+    right: per image, whether it was right without an attack.
     explanation: of the contradictions.
     """
 
@@ -104,15 +112,16 @@ class TransferFound:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """All that a report measures of a model, fit for JSON (``dataclasses.asdict``).
+    """All that a report measures about a model. ``dataclasses.asdict`` makes it fit for JSON.
 
-    images: how many were attacked. norm, eps: the ball in question.
-    points: accuracy by eps, ascending: 0, shares of eps past twice of it, and the eps whose ball holds the
-        whole box from every image.
-    restarts: accuracy at eps by number of random starts, with the same key: 1 and :data:`STARTS`.
-    robust: of the images that withstood all attacks at eps.
-    transfer: None where there is none, for which no_transfer is the reason: a model without a linear head
-        that can be told apart, or without a gradient.
+    images: how many were attacked.
+    norm, eps: the ball in question.
+    points: the accuracy by eps, in ascending order: at 0, at shares of eps that go past twice its value, and
+        at the eps whose ball around any image holds the whole box.
+    restarts: the accuracy at eps by number of random starts, with the same key: 1 and :data:`STARTS`.
+    robust: the share of images that withstood all attacks at eps.
+    transfer: None if there is no analysis, for the reason given in no_transfer: the model has no gradient, or
+        no linear head that can be told apart.
     """
 
     images: int
@@ -141,8 +150,8 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The numbers, and what is no number: examples with their pixels, and the transfer analysis itself, whose
-    robust images are those that withstood all attacks of the report."""
+    """The numbers, and what is not a number: the examples with their pixels, and the transfer analysis
+    itself. In the analysis, the robust images are those that withstood all attacks of the report."""
 
     numbers: Measured
     shown: list[Shown]
@@ -150,14 +159,14 @@ class Found:
 
 
 def steps_of(norm: str, eps: float, shape: Sequence[int]) -> list[float]:
-    """The eps at which accuracy is measured, without 0, ascending: the last ball holds the whole box of
-    images of this shape (C, H, W)."""
+    """The eps at which accuracy is measured, ascending and without 0. For images of this shape (C, H, W), the
+    last ball holds the whole box."""
     whole = whole_box(norm, shape)
     return sorted({*(share * eps for share in SHARES if share * eps < whole), eps, max(whole, eps)})
 
 
 def whole_box(norm: str, shape: Sequence[int]) -> float:
-    """The radius at which a ball around any image in [0, 1] holds every other: 1 in Linf."""
+    """The radius at which a ball around any image in [0, 1] holds every other image: 1 in Linf."""
     pixels = math.prod(shape)
     return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
 
@@ -171,13 +180,14 @@ def measure(
     classes: Sequence[str],
     tell: Tell = lambda what: None,
 ) -> Found:
-    """Attacks a model at growing eps, and looks for what would make these numbers too good.
+    """Attacks a model at growing eps, and looks for signs that the measured robustness is too high.
 
-    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), in eval mode; left as it was.
+    model: maps images (N, C, H, W) in [0, 1] to logits (N, classes), in eval mode. It is left as it was.
     batches: (images, labels) on the model's device, the same at each pass.
-    norm: "linf", "l2" or "l1". eps: the one that the model was trained for, in pixels of [0, 1].
+    norm: "linf", "l2" or "l1".
+    eps: the one that the model was trained for, for pixels in [0, 1].
     classes: their names.
-    tell: is told what is measured next; :func:`count_of` says how often.
+    tell: called with a description of what is measured next; :func:`count_of` says how often.
 
     Raises ValueError for a norm, eps or batches that do not fit, and for logits that are NaN.
     """
@@ -189,7 +199,7 @@ def measure(
 
 
 def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
-    """How often :func:`measure` tells of something new."""
+    """How often :func:`measure` calls tell."""
     return len(steps_of(norm, eps, shape)) + 6
 
 
@@ -234,7 +244,8 @@ class _Run:
         return Found(numbers, shown, moved)
 
     def _points(self) -> list[Point]:
-        """Each eps is attacked anew: an attack that is worse at a larger one shows."""
+        """The accuracy at each eps. Every eps is attacked anew, so that it shows if the attack is worse at a
+        larger one."""
         clean = self._evaluated("clean", None)
         points, carried = [Point(0.0, Rate.of(clean), Rate.of(clean))], clean.right
         for eps in steps_of(self._norm, self._eps, self._shape):
@@ -263,7 +274,7 @@ class _Run:
         return found
 
     def _ensemble(self, by_gradients: Tensor) -> Ensemble:
-        """by_gradients: (N,) bool, what withstood the other attacks by gradients."""
+        """by_gradients: (N,) bool, the images that withstood the other attacks by gradients."""
         attack = AutoAttack(
             self._norm,
             self._eps,
@@ -284,7 +295,8 @@ class _Run:
         )
 
     def _transfer(self, robust: Accuracy) -> tuple[Transfer | None, str | None]:
-        """The analysis, or why there is none. robust: under all attacks, of which it repeats the first."""
+        """The transfer analysis, or the reason why there is none. robust: which images withstand all attacks;
+        the analysis repeats only the first of these."""
         if self._still:
             return None, "the output has no gradient by the images"
         # As sensitivity_attack() has it, in any norm.
@@ -299,7 +311,7 @@ class _Run:
 
 
 class _Still(nn.Module):
-    """A model without any gradient, with one of zero: attacks stand still, and the checks say so."""
+    """Gives a model that has no gradient one of zero. Attacks then do not move, which the checks report."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -326,12 +338,12 @@ def _transfer_found(found: Transfer) -> TransferFound:
 
 
 def seeded() -> torch.Generator:
-    """A report repeats."""
+    """A generator with a fixed seed, so that a report can be repeated."""
     return torch.Generator().manual_seed(0)
 
 
 def look_at_gradients(model: Model, batches: Batches) -> Gradients:
-    """Where cross-entropy, at the clean images, has no gradient that an attack could follow."""
+    """Counts the clean images at which cross-entropy has no gradient that an attack could follow."""
     images_seen = zero = broken = 0
     for images, labels in batches:
         gradient = _input_gradient(model, as_floats(images), labels)
@@ -344,7 +356,8 @@ def look_at_gradients(model: Model, batches: Batches) -> Gradients:
 
 
 def _input_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor | None:
-    """None where the output does not depend on the images by anything that is differentiable."""
+    """The gradient with respect to the images. None if the output depends on them through nothing that is
+    differentiable."""
     with gradients(), eval_mode(model):
         images = images.detach().clone().requires_grad_()
         loss = cross_entropy(model(images), labels).sum()

@@ -1,5 +1,6 @@
-"""The pictures of a report. Colours are Okabe and Ito's, which the colour-blind tell apart; markers, lines
-and hatches tell the same without colour. Text is as large as a phone's screen needs it."""
+"""The pictures of a report. The colours are Okabe and Ito's, which colour-blind readers can tell apart, and
+markers, lines and hatches make the same distinctions without colour. Text is large enough for a phone's
+screen."""
 
 import dataclasses
 import io
@@ -44,7 +45,10 @@ MISSING = "matplotlib is not installed; install what the report needs: pip insta
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """name: of its file, without suffix. png: its bytes. alt: what it shows, for those who do not see it."""
+    """name: its file's name, without suffix.
+    png: the file's bytes.
+    alt: a description for readers who cannot see it.
+    """
 
     name: str
     png: bytes
@@ -53,7 +57,7 @@ class Picture:
 
 
 def check_matplotlib() -> None:
-    """Raises ImportError, which names the extra, where there is none."""
+    """Raises ImportError, which names the extra to install, if matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -61,7 +65,8 @@ def check_matplotlib() -> None:
 
 
 def _figure(height: float, **grid: Any) -> tuple["Figure", Any]:
-    """No pyplot: it would keep every figure, and choose a backend for the caller's."""
+    """A figure made without pyplot, which would keep every figure, and choose a backend for the caller's own
+    code."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
@@ -76,7 +81,8 @@ def _tidy(axes: "Axes", **labels: str) -> None:
 
 
 def _legend(figure: "Figure", axes: "Axes", columns: int) -> None:
-    """Above the axes, where it hides nothing: each label once, without its interval. columns: at most."""
+    """Puts the legend above the axes, where it hides nothing. Each label appears once, without its interval.
+    columns: how many columns it has at most."""
     handles, labels = axes.get_legend_handles_labels()
     found = {
         label: getattr(handle, "lines", [handle])[0] for label, handle in zip(labels, handles, strict=True)
@@ -100,7 +106,7 @@ def _picture(figure: "Figure", name: str, alt: str, caption: str) -> Picture:
 
 
 def style(number: int) -> dict[str, Any]:
-    """Of the run with this number; one of the same colour has another marker."""
+    """How the run with this number is drawn. Two runs of the same colour have different markers."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
@@ -110,8 +116,9 @@ def style(number: int) -> dict[str, Any]:
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
-    """What pictures call runs, by their names: short, and no two alike. Where a name is long, the words that
-    all begin and end with are left out, then its middle; where two are then alike, all are numbered."""
+    """Short names for runs in pictures, by their full names, and no two alike. If a name is long, the words
+    that all names begin or end with are left out, and then its middle. If two are then alike, all are
+    numbered."""
     short = [*names]
     if any(len(name) > _LABEL for name in names):
         words = [re.findall(r"[^\s_/-]*[\s_/-]*", name)[:-1] for name in names]
@@ -128,7 +135,7 @@ def labels(names: Sequence[str]) -> dict[str, str]:
 
 
 def _alike(names: Sequence[Sequence[str]]) -> int:
-    """With how many same words all of them begin; each keeps one."""
+    """How many words all names begin with. At least one word of each name is not counted."""
     same = [len(set(column)) == 1 for column in zip(*names, strict=False)]
     return min([*same, False].index(False), *(len(words) - 1 for words in names))
 
@@ -138,7 +145,7 @@ def percent(rate: Rate) -> str:
 
 
 def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
-    """Values in percent, and the lengths of their intervals below and above."""
+    """Values in percent, and how far their intervals reach below and above."""
     values = [100 * r.value for r in rates]
     # At least 0: at 0 and 1 the intervals end at the value, up to rounding.
     below = [max(0.0, 100 * (r.value - r.low)) for r in rates]
@@ -149,12 +156,12 @@ def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
 
 
 def learning(run: Run, validated: int) -> list[Picture]:
-    """Accuracies, and the loss, by epoch. validated: how many validation images there were."""
+    """The accuracies, and the loss, by epoch. validated: how many validation images there were."""
     return [_accuracy_curves(run, validated), _loss_curve(run)]
 
 
 def _epochs(run: Run) -> list[tuple[Stage, list[int]]]:
-    """The stages' epochs, numbered on."""
+    """The stages' epochs, numbered from one stage to the next."""
     first, found = 1, []
     for stage in run.stages.values():
         found.append((stage, list(range(first, first + len(stage.history)))))
@@ -214,7 +221,7 @@ def _loss_curve(run: Run) -> Picture:
 
 
 def _mark_stages(axes: "Axes", run: Run) -> None:
-    """A band where weights were kept, a line where the next stage begins."""
+    """Draws a band where weights were kept, and a line where the next stage begins."""
     from matplotlib.ticker import MaxNLocator
 
     for stage, epochs in _epochs(run):
@@ -232,7 +239,8 @@ def _mark_stages(axes: "Axes", run: Run) -> None:
 
 
 def against_eps(found: Mapping[str, Measured], name: str = "eps") -> Picture:
-    """A curve per run, by name: up to past twice the eps in question, and beside that the whole box."""
+    """One curve per run, by name, up to more than twice the eps in question, and beside it the accuracy at
+    the whole box."""
     figure, (near, far) = _figure(3.8, ncols=2, sharey=True, width_ratios=(5, 1))
     first = next(iter(found.values()))
     single, called = len(found) == 1, labels([*found])
@@ -314,7 +322,7 @@ def cost(run: Run) -> Picture:
 
 
 def example(shown: Shown, number: int, norm: str, eps: float) -> Picture:
-    """Three tiles: the image, the change, the adversarial image."""
+    """Three tiles: the image, the change, and the adversarial image."""
     from matplotlib.image import imsave
 
     one, pixels = shown
@@ -337,7 +345,8 @@ def example(shown: Shown, number: int, norm: str, eps: float) -> Picture:
 
 
 def _tile(image: numpy.ndarray) -> numpy.ndarray:
-    """(H, W, 3), each pixel enlarged by a whole number. image: (C, H, W); of many channels, their mean."""
+    """(H, W, 3), with each pixel enlarged by a whole number. image: (C, H, W). Unless it has three channels,
+    their mean is shown."""
     if len(image) != 3:
         image = numpy.repeat(image.mean(axis=0, keepdims=True), 3, axis=0)
     times = max(1, _TILE // max(image.shape[1:]))
@@ -348,7 +357,7 @@ def _tile(image: numpy.ndarray) -> numpy.ndarray:
 
 
 def transfer_picture(run: Run, found: Measured) -> Picture | None:
-    """How far features move against how far they may."""
+    """How far features move, against how far they may move."""
     t = found.transfer
     if t is None:
         return None
@@ -408,7 +417,7 @@ def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
 
 
 def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
-    """Validation robustness as it was bought, and the test's in the end."""
+    """Validation robustness against the cost up to each epoch, and test robustness at the end."""
     figure, axes = _figure(3.8)
     said, called = [], labels([run.name for run in runs])
     for number, run in enumerate(runs):

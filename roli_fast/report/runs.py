@@ -17,9 +17,10 @@ _COUNTS = ("forwards", "input_gradients", "weight_gradients")
 class Stage:
     """A stage of a run.
 
-    recipe: its settings, as :class:`roli_fast.training.Recipe` names them.
-    history: a row per epoch: the columns of ``metrics.csv`` by name, numbers, None for what was not measured.
-    best: the row of the epoch whose weights were kept, from 0.
+    recipe: its settings, named as in :class:`roli_fast.training.Recipe`.
+    history: one row per epoch, with the columns of ``metrics.csv`` by name: numbers, or None for what was not
+        measured.
+    best: the row, counted from 0, of the epoch whose weights were kept.
     warnings: of overfitting.
     """
 
@@ -31,12 +32,12 @@ class Stage:
 
     @property
     def cost(self) -> Cost:
-        """Of all its epochs."""
+        """The cost of all its epochs."""
         return sum((row_cost(row) for row in self.history), Cost())
 
 
 def row_cost(row: dict[str, float | None]) -> Cost:
-    """What an epoch has cost."""
+    """The cost of an epoch."""
     found = {f.name: row[f.name] or 0.0 for f in dataclasses.fields(Cost)}
     return Cost(**{name: int(v) if name in _COUNTS else v for name, v in found.items()})  # type: ignore[arg-type]
 
@@ -46,12 +47,13 @@ class Run:
     """A finished run of :func:`roli_fast.training.roli`.
 
     name: what it is called in the report.
-    stages: "probe", where there was one, and "finetune".
-    method: of finetuning. kind: "RoLI" where finetuning began from a probed head, "RanLI" where from a random
-        one ("RanLI, small head" from torch's), "linear probing" where there was nothing else, or "pretrained
+    stages: "probe", if there was one, and "finetune".
+    method: the method of finetuning.
+    kind: "RoLI" if finetuning began from a probed head; "RanLI" if it began from a random one, and "RanLI,
+        small head" if that was torch's own; "linear probing" if there was no finetuning; or "pretrained
         head".
-    test: ``result.json``'s accuracies on all test images.
-    about: what else ``args.json`` says: arguments, versions, commit; empty for a run of the Python API.
+    test: the accuracies on all test images, from ``result.json``.
+    about: what else ``args.json`` says: arguments, versions, commit. It is empty for a run of the Python API.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Of finetuning, whose ball is the run's."""
+        """The recipe of finetuning. Its ball is the run's."""
         return self.stages["finetune"].recipe
 
     @property
@@ -81,12 +83,12 @@ class Run:
 
 
 def read_run(folder: str | Path, name: str | None = None) -> Run:
-    """The run in a folder that :func:`roli_fast.training.roli` or ``roli-fast train`` has made.
+    """Reads the run in a folder that :func:`roli_fast.training.roli` or ``roli-fast train`` has made.
 
-    name: default the folder's own. A run of the Python API without a probe counts as RanLI: its folder does
-        not say with which head it began.
+    name: by default the folder's own. A run of the Python API without a probe counts as RanLI, because its
+        folder does not say with which head it began.
 
-    Raises ValueError for a folder that holds no run, an unfinished one, and files that cannot be read.
+    Raises ValueError for a folder that holds no run or an unfinished one, and for files that cannot be read.
     """
     folder = Path(folder)
     names = [n for n in ("probe", "finetune") if (folder / n / "recipe.json").is_file()]
@@ -109,7 +111,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
 
 
 def _found(name: str, value: Any) -> Any:
-    """An accuracy as :meth:`Accuracy.summary` has it; a run from before that calls its value otherwise."""
+    """An accuracy in the form of :meth:`Accuracy.summary`. Older runs have another name for its value."""
     if name not in ("clean", "robust"):
         return value
     low, high = value["interval"]
@@ -134,7 +136,8 @@ def _kind(stages: dict[str, Stage], method: str, about: dict[str, Any]) -> str:
 
 
 def check_comparable(runs: list[Run]) -> None:
-    """Raises ValueError for no run, for two of the same name, and for runs whose attacks had other balls."""
+    """Raises ValueError if there is no run, if two have the same name, or if their attacks had different
+    balls."""
     if not runs:
         refuse("runs", "none", "at least one")
     names = [run.name for run in runs]

@@ -1,5 +1,5 @@
-"""Whether a measured robustness can be believed (Athalye, Carlini and Wagner, Obfuscated Gradients Give a
-False Sense of Security, ICML 2018; Carlini et al., On Evaluating Adversarial Robustness, 2019)."""
+"""Checks whether a measured robustness can be believed (Athalye, Carlini and Wagner, Obfuscated Gradients
+Give a False Sense of Security, ICML 2018; Carlini et al., On Evaluating Adversarial Robustness, 2019)."""
 
 import dataclasses
 
@@ -15,10 +15,11 @@ _MASKING = "Gradients may be masked: they do not lead to the adversarial images 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What has to hold of a sound evaluation.
+    """Something that must hold in a sound evaluation.
 
-    value: what was measured, a share of the images. limit: up to where it passes.
-    means: what it would mean, had it failed.
+    value: what was measured, as a share of the images.
+    limit: the largest value that passes.
+    means: what it means if the check failed.
     """
 
     name: str
@@ -33,8 +34,8 @@ class Check:
 
 
 def sanity(found: Measured) -> list[Check]:
-    """All checks, in the order of the page. Passing them proves nothing; failing one says that the robust
-    accuracies are too high."""
+    """All checks, in the order of the page. Passing them proves nothing. If one fails, the robust accuracies
+    are too high."""
     return [_whole_box(found), _eps(found), _restarts(found), _square(found), _gradients(found)]
 
 

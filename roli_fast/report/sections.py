@@ -1,4 +1,4 @@
-"""What the page says, section by section."""
+"""The text of the page, section by section."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ def body(
     comparison: Comparison | None,
     compared: Sequence[Picture],
 ) -> list[str]:
-    """All elements of the page. data: what the images are, in words."""
+    """All elements of the page. data: a description of the images."""
     numbers = {name: one.numbers for name, one in found.items()}
     parts = [_head(data, runs, numbers), _overview(runs, numbers)]
     if comparison is not None:
@@ -107,7 +107,7 @@ def _overview(runs: Sequence[Run], found: Mapping[str, Measured]) -> str:
 
 
 def _tested(test: Mapping[str, Any]) -> tuple[str, str]:
-    """What the training itself has found on all test images."""
+    """What the training itself measured on all test images."""
 
     def shown(name: str) -> str:
         if name not in test:

@@ -1,4 +1,4 @@
-"""A report, from runs to its files."""
+"""Making a report, from runs to its files."""
 
 import contextlib
 import dataclasses
@@ -43,19 +43,19 @@ def write_report(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> Path:
-    """Attacks the models of finished runs, and writes what comes of it: ``report.html``, one page that needs
-    no other file and no network, ``report.json`` with all numbers, and the pictures in ``pictures``.
+    """Attacks the models of finished runs and writes the report: ``report.html``, one page that needs no
+    other file and no network, ``report.json`` with all numbers, and the pictures in the folder ``pictures``.
 
-    runs: of :func:`read_run`; several, of the same data, norm and eps, are compared.
-    splits: the data that all of them were trained on; test images are attacked.
-    images: how many of them at most, evenly spaced.
-    data: what they are, in words; default how many classes and images.
+    runs: from :func:`read_run`. Several runs, of the same data, norm and eps, are compared.
+    splits: the data that all of them were trained on. Its test images are attacked.
+    images: how many test images are attacked at most; they are evenly spaced.
+    data: a description of the data; by default, how many classes and images there are.
     device: where the models are attacked.
-    progress: whether to show a bar.
+    progress: whether to show a progress bar.
 
-    Returns the page. Raises ValueError for runs that cannot be compared, that trained on other data, or whose
-    model does not fit them, ImportError without matplotlib, and OSError where nothing can be written, before
-    anything is attacked.
+    Returns the path of the page. The following errors are raised before anything is attacked: ValueError for
+    runs that cannot be compared, that were trained on other data, or whose model does not fit the data;
+    ImportError without matplotlib; OSError if nothing can be written.
     """
     pictures.check_matplotlib()
     runs, folder = list(runs), Path(folder)
@@ -81,7 +81,8 @@ def _check_data(runs: Sequence[Run], splits: Splits) -> None:
 
 
 def _model(run: Run, batches: Sequence[tuple[Tensor, Tensor]], classes: int) -> Normalized:
-    """On the batches' device. Refuses what does not fit the data before any model is attacked."""
+    """The run's model, on the batches' device. A model that does not fit the data is refused before any is
+    attacked."""
     model = load_model(run.model_file)
     classifier, images = find_classifier(model), batches[0][0]
     if classifier.head.out_features != classes:
@@ -96,7 +97,7 @@ def _model(run: Run, batches: Sequence[tuple[Tensor, Tensor]], classes: int) -> 
 
 
 def _make(folder: Path) -> None:
-    """Finds out now, and not after an hour, that nothing can be written."""
+    """Makes the folders, and finds out now, rather than after an hour, if nothing can be written."""
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         for place in (folder, folder / "pictures"):
@@ -234,7 +235,7 @@ class _Report:
 
 
 def _pictures_of(folder: Path) -> set[str]:
-    """The names of those of an earlier report in this folder: no others may be deleted."""
+    """The names of the pictures of an earlier report in this folder. No other files may be deleted."""
     try:
         names = json.loads((folder / "report.json").read_text())["pictures"]
         return {name for name in names if Path(name).name == name}
@@ -246,7 +247,7 @@ _COMPARISON = "comparison"  # of the pictures of several runs
 
 
 def _slugs(names: Iterable[str]) -> dict[str, str]:
-    """Of each run, with which its pictures' names begin: no two are alike."""
+    """For each run, what the names of its pictures begin with. No two are alike."""
     found: dict[str, str] = {}
     for name in names:
         slug, number = _slug(name), 1
@@ -258,5 +259,5 @@ def _slugs(names: Iterable[str]) -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    """Fit for a file's name, of which systems allow 255 characters."""
+    """The name in a form that is fit for a file's name, of which systems allow 255 characters."""
     return re.sub(r"[^a-zA-Z0-9.]+", "-", name)[:100].strip("-.").lower() or "run"
