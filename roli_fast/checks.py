@@ -1,4 +1,4 @@
-"""How this package refuses what it is given, and names what has failed."""
+"""How this package refuses arguments, and how it describes errors."""
 
 import math
 import numbers
@@ -36,7 +36,8 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """A finite number, from least to most, and between above and below, which it may not be."""
+    """Checks for a finite number from least to most, both included, and between above and below, both
+    excluded."""
     accepted = f"a number {_limits(least, most, above, below)}"
     if not isinstance(value, numbers.Real):
         refuse(argument, f"a {type(value).__name__}", accepted, TypeError)
@@ -46,7 +47,7 @@ def check_number(
 
 
 def plain(value: Any) -> Any:
-    """A number or a flag, such as numpy's, as Python's own, which JSON and checkpoints hold."""
+    """A number or a flag, such as numpy's, as Python's own type, which JSON and checkpoints can hold."""
     if isinstance(value, (bool, numpy.bool_)):
         return bool(value)
     if isinstance(value, numbers.Integral):
@@ -60,11 +61,11 @@ def _limits(least: float, most: float, above: float = -math.inf, below: float = 
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, or its kind where it says nothing."""
+    """The first line of an error's message, or the error's class if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def brief(error: Exception) -> str:
-    """An error's kind and what it says, on one line."""
+    """An error's class and the first line of its message, on one line."""
     kind, said = type(error).__name__, first_line(error)
     return kind if said == kind else f"{kind}: {said}"

@@ -1,4 +1,5 @@
-"""Which process this is, of how many: as torch.distributed has it, once a group is there."""
+"""The number of this process and how many there are, as torch.distributed says once a process group
+exists."""
 
 import torch.distributed as dist
 

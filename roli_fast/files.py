@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing files so that each is either complete or not there at all."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ PARTIAL = ".partial"  # how the name of an interrupted write ends
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError, which names the file, for one that cannot be read."""
+    """Reads a JSON file. If it cannot be read, raises ValueError, which names the file."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -25,15 +25,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
-    """As :func:`write`. Raises ValueError for what is not finite, unless it is allowed."""
+    """Writes JSON like :func:`write`. Raises ValueError for numbers that are not finite, unless they are
+    allowed."""
     write(path, f"{json.dumps(content, indent=1, allow_nan=allow_nan)}\n".encode())
 
 
 def locked(path: Path) -> BinaryIO:
-    """A file that one process holds at a time, until it closes it or ends; where the system has no such
-    locks (Windows, some network file systems), any number.
+    """Opens a file that only one process can hold at a time, until it closes the file or ends. Where the
+    system has no such locks (Windows, some network file systems), any number of processes can hold it.
 
-    Raises ValueError where another process holds it.
+    Raises ValueError if another process holds it.
     """
     file = path.open("ab")
     try:
@@ -52,9 +53,10 @@ def locked(path: Path) -> BinaryIO:
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes a file that is on the disk when this returns; where anything fails, what was there stays.
+    """Writes a file, which is on the disk when this returns. If anything fails, the earlier file stays as it
+    was.
 
-    content: bytes, or what writes them to an open file.
+    content: bytes, or a function that writes them to an open file.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
