@@ -1,1 +1,1 @@
-"""How fast attacks are, ours and the peers', measured side by side on this machine."""
+"""How fast our attacks and those of other libraries are, measured side by side on this machine."""

@@ -1,4 +1,5 @@
-"""A model's own forward and backward passes: what of an attack's time is not the attack's."""
+"""A model's own forward and backward passes, which show how much of an attack's time is not the attack's
+own."""
 
 import itertools
 from collections.abc import Callable
@@ -18,8 +19,11 @@ CALLS_TO_SPEED = 3
 def model_alone(
     view: AttackView, batches: Batches, steps: int, precision: str
 ) -> list[Callable[[], tuple[Tensor, ...]]]:
-    """As many forward and backward passes as an attack of so many steps has, on what it computes with, for
-    each of the batches; at full speed. precision: of the view."""
+    """Calls, one for each of the batches, that run as many forward and backward passes as an attack of so
+    many steps, on the same copy of the model. They have been called before, so that they run at full speed.
+
+    precision: that of the view.
+    """
     gradient = InputGradient(view, get_loss("ce"), precision=precision)
 
     def passes(x: Tensor, labels: Tensor) -> tuple[Any, ...]:

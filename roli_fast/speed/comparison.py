@@ -1,9 +1,10 @@
-"""Our PGD and the peers' on one model: time, memory and what is reached, measured side by side.
+"""Our PGD and other libraries' on one model: time, memory and robust accuracy, measured side by side.
 
-Two kinds of columns. In a column of a precision all have the same: this precision (peers under autocast
-where it is a half one), channels-last weights and images, the model as training has it. In the column
-"best" each runs in the fastest of its variants: ours in any of the precisions; a peer in any of them,
-channels-last or not, with parameters that require gradients or do not.
+There are two kinds of columns. In the column of a precision, all contenders have the same conditions: this
+precision (peers under autocast if it is a half one), channels-last weights and images, and the model as
+training has it. In the column "best", each contender runs in the fastest of its variants. Ours may have any
+of the precisions. So may a peer, which also may be channels-last or not, and have parameters that require
+gradients or that do not.
 """
 
 import contextlib
@@ -61,12 +62,12 @@ class Robust:
 class Entry:
     """One contender in one column.
 
-    column: a precision, which all have in common, or "best".
-    variant: how it ran; None where it did not.
+    column: a precision that all contenders have in common, or "best".
+    variant: how it ran, or None if it did not.
     ms_per_image: milliseconds per image: median, q1 and q3 over rounds.
-    ratio: its time as a multiple of ours in the same column, of the ratios within rounds. None where it would
-        compare attacks that do not reach the same.
-    peak_bytes: at its peak, on top of model and images, by a new attack's first calls.
+    ratio: its time as a multiple of ours in the same column, from the ratios within rounds. None if it would
+        compare attacks that do not reach the same robust accuracy.
+    peak_bytes: the peak of memory on top of model and images, in the first calls of a new attack.
     notes: what went wrong, and why there is no ratio.
     """
 
@@ -82,11 +83,11 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All that was found on one model and one attack, ready for JSON.
+    """All results for one model and one attack, ready for JSON.
 
-    overhead: per precision, the share of our attack's time that the model's forward and backward do not take:
+    overhead: per precision, the share of our attack's time that is not the model's forward and backward:
         median, q1 and q3 over rounds.
-    other_cores: how many cores other processes kept busy meanwhile; None where that is not known.
+    other_cores: how many cores other processes kept busy meanwhile, or None if that is not known.
     """
 
     settings: Settings
@@ -110,10 +111,11 @@ def compare(
 ) -> Comparison:
     """Measures our PGD and the peers' in turns, in an order drawn anew for each round.
 
-    model: in eval mode, on the batches' device; maps images (N, C, H, W) in [0, 1] to logits. Left as it is.
+    model: in eval mode, on the batches' device; maps images (N, C, H, W) in [0, 1] to logits. It is left as
+        it is.
     batches: at least one, all of one shape and with N of at least 2; rounds take them in turn.
-    precisions: of the columns, and those that the best may have.
-    peers: by name, see :func:`roli_fast.speed.peers.find`. What one of them raises is noted.
+    precisions: one column each, and the precisions from which "best" is chosen.
+    peers: by name, see :func:`roli_fast.speed.peers.find`. An error that one of them raises is noted.
     rounds: at least 2.
     """
     bench = _Bench(model, batches, settings, peers)
@@ -161,8 +163,12 @@ def _key(name: str, variant: Variant) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:
-    """What a variant did when it was tried. seconds: of its fastest call. robust: None where it raised error.
-    stays: whether it stayed in the ball and the box."""
+    """What a variant did when it was tried.
+
+    seconds: the time of its fastest call.
+    robust: None if it raised the error.
+    stays: whether it stayed in the ball and the box.
+    """
 
     seconds: float = math.inf
     robust: Accuracy | None = None
@@ -182,7 +188,7 @@ class _Ours:
 
 
 class _Bench:
-    """Builds what is measured."""
+    """Builds the attacks that are measured."""
 
     def __init__(self, model: nn.Module, batches: Batches, settings: Settings, peers: Mapping[str, Build]):
         self._model, self._batches, self._settings, self._peers = model, batches, settings, peers
@@ -198,7 +204,8 @@ class _Bench:
         return ours + [(name, variant) for name in self._peers for variant in ways]
 
     def try_out(self, name: str, variant: Variant) -> _Trial:
-        """Runs it until it is at speed, on every batch at least once, and checks what it returns."""
+        """Runs the variant until it is at full speed, on every batch at least once, and checks its
+        results."""
         try:
             calls = self.calls(name, variant)
             done = [_timed(calls[i % len(calls)]) for i in range(max(CALLS_TO_SPEED, len(calls)))]
@@ -209,7 +216,7 @@ class _Bench:
         return _Trial(min(seconds for seconds, _ in done), robust, all(inside for _, inside in checks))
 
     def calls(self, name: str, variant: Variant) -> list[Callable[[], Any]]:
-        """The attack on each of the batches."""
+        """One call of the attack for each of the batches."""
         if (name, variant) not in self._attacks:
             self._attacks[name, variant] = self._attack(name, variant)
         attack = self._attacks[name, variant]
@@ -217,7 +224,8 @@ class _Bench:
         return [partial(attack, *of_a_batch) for of_a_batch in inputs]
 
     def model_alone(self, precision: str) -> list[Callable[[], Any]]:
-        """On the copy that the attack computes with: where weights lie in memory moves times by percents."""
+        """The model's passes, on the copy that the attack computes with: where weights lie in memory changes
+        times by several percent."""
         own = self._attacks[OURS, Variant(precision)]
         assert isinstance(own, _Ours)
         return model_alone(own.view(), self._batches, self._settings.steps, precision)
@@ -259,7 +267,8 @@ class _Bench:
         return images.contiguous(memory_format=_layout(variant))
 
     def _verify(self, adversarial: Tensor, batch: int) -> tuple[Tensor, bool]:
-        """(N,) bool, which images the model still gets right, and whether all are where they may be."""
+        """Returns which images the model still gets right, (N,) bool, and whether all are finite, in the box
+        and in the ball."""
         images, labels = self._batches[batch]
         norm, eps = self._settings.norm, self._settings.eps
         checked = verify(self._model, images, adversarial.detach(), labels, norm, eps)
@@ -278,7 +287,7 @@ def _layout(variant: Variant) -> torch.memory_format:
 
 @contextlib.contextmanager
 def _arithmetic(name: str, device: torch.device) -> Iterator[None]:
-    """What ours does inside, around a peer's call: exact or TF32 products, or autocast."""
+    """Gives a peer's call what ours does inside: exact or TF32 products, or autocast."""
     precision = PRECISIONS[name]
     autocast = torch.autocast(device.type, precision.dtype) if precision.is_half else contextlib.nullcontext()
     with precision.arithmetic(), autocast:
@@ -288,7 +297,8 @@ def _arithmetic(name: str, device: torch.device) -> Iterator[None]:
 def _pick(
     names: Iterable[str], precisions: Iterable[str], trials: Mapping[tuple[str, Variant], _Trial]
 ) -> dict[tuple[str, str], Variant]:
-    """What is measured, by column and contender; the best is what seemed so when it was tried."""
+    """The variants that are measured, by column and contender. For "best", it is the variant that seemed best
+    when it was tried."""
     names = tuple(names)
     picks = {(precision, name): Variant(precision) for precision in precisions for name in names}
     for name in names:
@@ -298,7 +308,8 @@ def _pick(
 
 
 def _best(variants: Mapping[Variant, tuple[bool, float]]) -> Variant:
-    """The fastest of those that stay in the ball, or of all where none does. Takes both facts of each."""
+    """The fastest variant that stays in the ball, or the fastest of all if none does. variants: for each,
+    whether it stays, and its seconds."""
     return min(variants, key=lambda variant: (not variants[variant][0], variants[variant][1]))
 
 
@@ -308,7 +319,8 @@ def _best_of_the_measured(
     trials: Mapping[tuple[str, Variant], _Trial],
     measured: Measurement,
 ) -> dict[tuple[str, str], Variant]:
-    """What seemed the best in a few calls may lose to what a column of its precision has measured."""
+    """The best variants by what was measured. The one that seemed best in a few calls may turn out slower
+    than the one in the column of a precision."""
     facts: dict[str, dict[Variant, tuple[bool, float]]] = {name: {} for name in names}
     for name, variant in _that_run(picks, trials):
         median = measured.seconds_of(_key(name, variant))["median"]
@@ -319,14 +331,14 @@ def _best_of_the_measured(
 def _that_run(
     picks: Mapping[tuple[str, str], Variant], trials: Mapping[tuple[str, Variant], _Trial]
 ) -> list[tuple[str, Variant]]:
-    """Without repetition: what is best may be in a column of its precision as well."""
+    """The variants that ran, each once: the best may also be in the column of its precision."""
     chosen = dict.fromkeys((name, variant) for (_, name), variant in picks.items())
     return [who for who in chosen if trials[who].robust is not None]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Findings:
-    """All that was measured, and what can be said of it. images: of a batch."""
+    """Everything that was measured, and the conclusions from it. images: how many a batch has."""
 
     picks: Mapping[tuple[str, str], Variant]
     trials: Mapping[tuple[str, Variant], _Trial]
@@ -358,7 +370,7 @@ class _Findings:
         return quartiles([1 - model / everything for model, everything in zip(alone, ours, strict=True)])
 
     def _incomparable(self, column: str, name: str) -> str | None:
-        """Why the ratio of the times would say nothing."""
+        """The reason why the ratio of the times would mean nothing, or None."""
         trial, ours = (self.trials[n, self.picks[column, n]] for n in (name, OURS))
         if trial.robust is None:
             return trial.error
@@ -373,7 +385,7 @@ class _Findings:
         return f"robust accuracy differs from ours by {100 * gap.value:+.1f} points [{ends}]"
 
     def _failures(self, column: str, name: str) -> list[str]:
-        """Of the variants among which the best was sought."""
+        """The errors of the variants among which the best was sought."""
         failed: dict[str, list[Variant]] = {}
         for (who, variant), trial in self.trials.items():
             if column == BEST and who == name and trial.error and variant != self.picks[column, name]:

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran. Nothing here names a person, a host or a path."""
+"""The machine and the software of a benchmark. Nothing here names a person, a host or a path."""
 
 import functools
 import importlib.metadata
@@ -30,7 +30,7 @@ def cores() -> int:
 
 
 def slug(device: str) -> str:
-    """The machine as part of a file name: amd-epyc-2-cores-avx512, nvidia-h200."""
+    """The machine as part of a file's name: amd-epyc-2-cores-avx512, nvidia-h200."""
     if device == "cuda":  # said of a build that has failed, too
         name = torch.cuda.get_device_name()
     else:
@@ -39,7 +39,8 @@ def slug(device: str) -> str:
 
 
 def caches() -> dict[str, int]:
-    """Bytes of the data caches that the first core sees, by level; empty where the system does not say."""
+    """The size in bytes of each data cache that the first core sees, by level. Empty if the system does not
+    say."""
     found = {}
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((cache / part).read_text().strip() for part in ("level", "type", "size"))
@@ -121,15 +122,16 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """The commit, and whether the working tree differs from it in anything but results."""
+    """The commit, and whether the working tree differs from it in anything except results."""
     changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {"id": _git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def busy_seconds() -> tuple[float, float] | None:
-    """Core-seconds spent so far by all of the machine (its host's theft included), and by this process.
+    """The core-seconds spent so far by the whole machine (including what its host has taken), and by this
+    process.
 
-    None where the system does not say.
+    None if the system does not say.
     """
     try:
         user, nice, system, _idle, _wait, *interrupts_and_theft = _proc_stat()[:8]

@@ -8,10 +8,11 @@ import torch
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes of torch's own allocations on the device, on top of what there was before. None on other devices
-    than CPU and CUDA.
+    """The peak of torch's own allocations on the device during a call, in bytes, on top of what was allocated
+    before. None on devices other than CPU and CUDA.
 
-    On the CPU they are those that the profiler sees: not what a library allocates by itself.
+    On the CPU, only allocations that the profiler sees are counted, and not those that a library makes by
+    itself.
     """
     gc.collect()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""PGD of the libraries that people use today, each called as its own documentation does."""
+"""PGD of the libraries that people use today, each called as its own documentation says."""
 
 import dataclasses
 import importlib
@@ -16,7 +16,8 @@ Attack = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """PGD from a random start. norm: "linf", "l2" or "l1"; eps and step_size in pixel units, in the norm."""
+    """The settings of a PGD from a random start. norm: "linf", "l2" or "l1". eps and step_size are in pixel
+    units, in this norm."""
 
     norm: str
     eps: float
@@ -30,7 +31,9 @@ Build = Callable[[nn.Module, Settings, Tensor], Attack]
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """module: what has to be importable; package: what pip calls it."""
+    """module: what has to be importable.
+    package: what pip calls it.
+    """
 
     module: str
     package: str
@@ -55,7 +58,7 @@ def _foolbox(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
 
 
 def _art(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
-    """From numpy to numpy, which is what it takes and returns: the way there and back is part of its time."""
+    """ART takes and returns numpy arrays, so that the conversions to and from numpy are part of its time."""
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -88,7 +91,8 @@ def _art(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
 
 
 class _FloatLogits(nn.Module):
-    """Of a model under autocast: ART wants them as numpy arrays, which know no bf16."""
+    """Makes the logits of a model under autocast float32: ART wants them as numpy arrays, which have no
+    bf16."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -99,8 +103,8 @@ class _FloatLogits(nn.Module):
 
 
 def _cleverhans(model: nn.Module, settings: Settings, images: Tensor) -> Attack:
-    """With clip_min it asks numpy about tensors, which fails on a GPU (cleverhans#1248): there a clamp at the
-    end keeps the box."""
+    """With clip_min, cleverhans asks numpy about tensors, which fails on a GPU (cleverhans#1248). There, a
+    clamp at the end keeps images in the box."""
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
     sizes: tuple[Any, ...] = (settings.eps, settings.step_size, settings.steps, _order(settings))
@@ -132,7 +136,7 @@ PEERS = {
 
 
 def find(names: Iterable[str]) -> tuple[dict[str, Build], dict[str, str]]:
-    """Those of the peers that are here, and why the rest is not."""
+    """The peers that are installed, and the reasons why the others are missing."""
     found, missing = {}, {}
     for name in names:
         peer = PEERS[name]

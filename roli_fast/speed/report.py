@@ -33,7 +33,8 @@ def _heading(column: str) -> str:
 
 
 def table(model: str, comparison: Comparison) -> Table:
-    """A row per contender; what has no ratio has a number, and a note of this number below."""
+    """A table with a row per contender. Where there is no ratio, a number refers to a note below the
+    table."""
     notes: list[str] = []
     shown = Table(title=title(model, comparison), title_justify="left", show_lines=True)
     shown.add_column("")
@@ -101,9 +102,10 @@ def _remarks(comparison: Comparison) -> list[str]:
 
 
 def draw(results: Sequence[tuple[str, Comparison]], conditions: str, picture: Path) -> None:
-    """A panel per comparison, with its model's name: time per image, and ratios where there are any.
+    """One panel per comparison, titled with its model's name: the time per image, and ratios where there are
+    any.
 
-    Raises ImportError where matplotlib is not installed.
+    Raises ImportError if matplotlib is not installed.
     """
     import matplotlib
 
@@ -131,7 +133,8 @@ def draw(results: Sequence[tuple[str, Comparison]], conditions: str, picture: Pa
 
 
 def _draw_panel(axes, model: str, comparison: Comparison) -> None:  # type: ignore[no-untyped-def]
-    """A row per contender, and in it a lane per column: equal times must not hide each other."""
+    """Draws a row per contender, and in each row a lane per column, so that equal times do not hide each
+    other."""
     names = list(dict.fromkeys(entry.contender for entry in comparison.entries))
     kinds = columns(comparison)
     for lane, column in enumerate(kinds):

@@ -16,12 +16,13 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 def timm_model(
     name: str, shape: Sequence[int], *, num_classes: int = 10, checkpoint: Path | None = None
 ) -> Normalized:
-    """The model of that name, in eval mode, for images of that shape.
+    """timm's model of that name, in eval mode, for images of that shape.
 
     shape: (C, H, W) of an image.
-    checkpoint: weights, head included; default random ones, of which no block is the identity.
+    checkpoint: a file of weights, including the head's. By default, random weights with which no block is the
+        identity.
 
-    Raises ValueError for a name that is not known, and for a checkpoint that does not fit.
+    Raises ValueError for an unknown name, and for a checkpoint that does not fit.
     """
     channels, height, width = shape
     model = create_model(name, num_classes, in_chans=channels, img_size=(height, width))
@@ -34,8 +35,8 @@ def timm_model(
 
 @torch.no_grad()
 def _wake_norms(model: nn.Module) -> None:
-    """Scales that are initialised to zero, so that a block starts as the identity, get ones: a block that
-    contributes nothing is no model of one that was trained."""
+    """Sets to one the scales that are initialised to zero, with which a block starts as the identity. A model
+    with blocks that contribute nothing does not stand for a trained one."""
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if "norm" in type(module).__name__.lower() and isinstance(weight, Tensor) and not weight.any():
@@ -43,8 +44,8 @@ def _wake_norms(model: nn.Module) -> None:
 
 
 def random_images(count: int, shape: Sequence[int]) -> Tensor:
-    """Smooth random images (count, C, H, W) in [0, 1], with some noise: more like photographs than noise
-    alone, which looks the same to a network, image for image."""
+    """Smooth random images (count, C, H, W) in [0, 1], with some noise. They are more like photographs than
+    noise alone is, whose images all look the same to a network."""
     channels, *size = shape
     coarse = torch.rand(count, channels, 4, 4)
     smooth = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
@@ -53,8 +54,8 @@ def random_images(count: int, shape: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def settle(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """BatchNorm statistics from these batches: those of a constructor fit no data, and what comes out of
-    many layers then has no sensible size in any precision."""
+    """Computes BatchNorm's statistics from these batches. The statistics that a new model has fit no data,
+    and its outputs after many layers then have no sensible size in any precision."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -69,6 +70,6 @@ def settle(model: nn.Module, batches: Sequence[Tensor]) -> None:
 
 
 def labelled(model: nn.Module, batches: Sequence[Tensor]) -> Batches:
-    """The batches with the model's own predictions as labels: clean accuracy is 1, so that robust accuracy
-    says what an attack reached, whatever the weights."""
+    """The batches, with the model's own predictions as labels. Clean accuracy is then 1, so that robust
+    accuracy says what an attack reached, whatever the weights."""
     return [(images, predict(model, images).argmax(dim=1)) for images in batches]

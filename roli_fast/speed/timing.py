@@ -1,4 +1,5 @@
-"""Times rivals against each other: interleaved, so that whatever disturbs the machine disturbs all alike."""
+"""Times contenders against each other. Their calls are interleaved, so that any disturbance of the machine
+affects all of them alike."""
 
 import gc
 import itertools
@@ -18,7 +19,9 @@ Stopwatch = Callable[[Call, int], float]  # seconds of a call, as the mean of so
 
 @dataclass(frozen=True)
 class Measurement:
-    """seconds: per contender, one value per round. other_cores: how many cores others kept busy meanwhile."""
+    """seconds: per contender, one value per round.
+    other_cores: how many cores other processes kept busy meanwhile.
+    """
 
     seconds: Mapping[str, Sequence[float]]
     other_cores: float | None
@@ -27,7 +30,7 @@ class Measurement:
         return quartiles(self.seconds[contender])
 
     def ratio(self, contender: str, to: str) -> dict[str, float]:
-        """Of the ratios within a round, where both saw the same machine."""
+        """Quartiles of the ratios within a round, in which both contenders saw the same machine."""
         pairs = zip(self.seconds[contender], self.seconds[to], strict=True)
         return quartiles([a / b for a, b in pairs])
 
@@ -46,9 +49,11 @@ def interleaved(
 ) -> Measurement:
     """Times every contender once per round, in an order drawn anew for each round.
 
-    contenders: each in equivalent versions that work on different memory. The version moves on with every
-        timing, whoever is timed, so that no contender finds its data where a rival has just left them.
-    repeats: calls per timing, where one is too short for the clock; the time of a call is their mean.
+    contenders: for each, equivalent versions that work on different memory. Each timing takes the next
+        version, whoever is timed, so that no contender finds its data in the cache because a rival has just
+        left them there.
+    repeats: calls per timing, where a single one is too short for the clock; the time of a call is their
+        mean.
     warm_ups: untimed calls of every version before the first round.
     """
     order, version = list(contenders), itertools.count()
@@ -69,7 +74,8 @@ def interleaved(
 
 
 def _warm_up(contenders: Mapping[str, Sequence[Call]], times: int) -> None:
-    """Page faults, compilation, caches of the allocator: what only a first call pays."""
+    """Calls every version this many times, so that page faults, compilation and the allocator's caches, which
+    only first calls pay for, are not timed."""
     for _ in range(times):
         for versions in contenders.values():
             for call in versions:
@@ -85,7 +91,8 @@ def on_the_clock(call: Call, repeats: int) -> float:
 
 
 def until_done(call: Call, repeats: int) -> float:
-    """By the clock, with all work on the GPU done: for calls that the CPU has a part in from end to end."""
+    """The time by the clock until all work on the GPU is done, for calls in which the CPU has a part from
+    start to end."""
     if not torch.cuda.is_available():
         return on_the_clock(call, repeats)
     torch.cuda.synchronize()
@@ -101,8 +108,9 @@ _HEAD_START = 1_000_000
 
 
 def on_the_gpu(call: Call, repeats: int) -> float:
-    """By events in the stream. One call alone is queued behind other work, so that the time is that of its
-    kernels; several in a row include what launching them costs, as a loop of small calls would."""
+    """The time between events in the stream. A single call is queued behind other work, so that its time is
+    that of its kernels. Several calls in a row include the cost of launching them, as a loop of small calls
+    would."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     if repeats == 1:
@@ -116,8 +124,9 @@ def on_the_gpu(call: Call, repeats: int) -> float:
 
 
 def launches(call: Call) -> int | None:
-    """How many kernels and copies a call starts on the GPU: the nodes of its graph. No profiler, which would
-    slow down what is timed later. None for a call that cannot be captured, and without cuda-bindings."""
+    """How many kernels and copies a call starts on the GPU: the number of nodes in its graph. This uses no
+    profiler, which would slow down what is timed later. None for a call that cannot be captured, or without
+    cuda-bindings."""
     try:
         from cuda.bindings import runtime
     except ImportError:
@@ -133,7 +142,8 @@ def launches(call: Call) -> int | None:
 
 
 class OtherLoad:
-    """How many cores other processes keep busy: above a tenth or so, timings on all cores mean little."""
+    """How many cores other processes keep busy. If it is more than about a tenth, timings on all cores mean
+    little."""
 
     _TICK = 0.01  # seconds; the system counts in these
 
@@ -149,7 +159,7 @@ class OtherLoad:
 
 
 class RecordedClock:
-    """A clock that replays durations. pytest-benchmark times one function many times in a row; given this
+    """A clock that replays durations. pytest-benchmark times one function many times in a row. With this
     clock as its timer, it reports what :func:`interleaved` has measured."""
 
     __name__ = "recorded"
@@ -161,7 +171,7 @@ class RecordedClock:
         return self._now
 
     def replay(self, durations: Sequence[float]) -> Callable[[], None]:
-        """A function that takes, by this clock, each duration in turn."""
+        """A function that, by this clock, takes each of the durations in turn."""
         remaining = iter(durations)
 
         def pass_time() -> None:
