@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engine import AttackView, GraphRunner, InputGradient, widened
+from ..engine.closed import is_closed
 from ..engine.graphs import Function
 from ..engine.weakly import weakly
 
@@ -30,7 +31,7 @@ class Oracle:
         objective = weakly(attack.objective)
         self.eager = InputGradient(view, objective, precision=attack.precision, eot=attack.eot)
         self._ask = weakly(self._output)
-        self._callers = [own for own in (vars(attack).get("loss"), attack.output) if callable(own)]
+        self._obstacle = _obstacle(loss=vars(attack).get("loss"), output=attack.output)
         self._runners: dict[Function, GraphRunner] = {}
         self._generation = view.generation
 
@@ -48,7 +49,7 @@ class Oracle:
         if not self.view.is_copy:
             return function
         if function not in self._runners:
-            self._runners[function] = GraphRunner(function, reads=self._callers, at=at)
+            self._runners[function] = GraphRunner(function, obstacle=self._obstacle, at=at)
         return self._runners[function]
 
     def forget_graphs(self) -> None:
@@ -87,3 +88,9 @@ class Oracle:
         if std is not None:
             gradient = gradient / std.reshape(-1, *[1] * (gradient.dim() - 2))
         return gradient.nan_to_num(0, 0, 0)
+
+
+def _obstacle(**own: object) -> str | None:
+    """Why a graph may not contain these callables of the caller's; None if it may."""
+    names = [name for name, value in own.items() if callable(value) and not is_closed(value)]
+    return f"{' and '.join(names)} may read other tensors in another call" if names else None

@@ -39,8 +39,8 @@ class PGD(GradientAttack):
     restarts: number of runs from different random starts. Of each sample the best result is kept: one that
         fools the model before one that does not, then the one with the higher loss.
     loss: the loss to increase: "ce" (cross-entropy), "margin", "dlr" (Croce and Hein 2020), or a callable
-        that takes float logits (N, classes) and labels (N,) and returns (N,). What else it reads,
-        such as a batch's soft labels, is best copied into one tensor: on a GPU the graph is then used again.
+        that takes float logits (N, classes) and labels (N,) and returns (N,). With one that may read more
+        than its arguments, such as a closure over soft labels, there is no CUDA graph, and a note says so.
     targeted: whether labels are the classes to reach; the loss is then decreased.
     bounds: the lowest and the highest value that a pixel may have.
     iterate: which point of a run is its result: the "last", or the "best" of all including the last, chosen

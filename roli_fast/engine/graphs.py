@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..checks import brief
-from .identity import places
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -125,8 +124,7 @@ class GraphRunner:
 
     function: takes tensors, numbers and other hashable values, and returns a tuple of tensors. Other memory
         that it reads or writes must not move between calls.
-    reads: callables that the function calls and that may read other memory from call to call, such as a loss
-        that refers to the batch's soft labels. Calls are of the same kind only if these read the same memory.
+    obstacle: why a recording of the function could go wrong later; it is then not made. None if it could not.
     limit: how many recordings are kept; the least recently used is dropped.
     at: which call of a kind is recorded, at least 2. Recording takes as long as a few calls.
     recording: the kind of recording; by default CUDA graphs for CUDA tensors, and none for others.
@@ -136,27 +134,27 @@ class GraphRunner:
         self,
         function: Function,
         *,
-        reads: Sequence[Callable[..., Any]] = (),
+        obstacle: str | None = None,
         limit: int = 4,
         at: int = 2,
         recording: Callable[..., Recording] | None = None,
     ):
-        self._function, self._reads = function, reads
+        self._function, self._obstacle = function, obstacle
         self._limit, self._at, self._recording = limit, at, recording
         self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
         self._calls: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # not recorded yet
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
-        if self._recorder(inputs) is None or _is_captured(inputs):  # a graph cannot have another in it
+        if _is_captured(inputs):  # by somebody else, whose graph cannot have another in it
             return self._function(*inputs)
-        kind = (*map(_kind, inputs), *map(places, self._reads))
+        kind = tuple(_kind(i) for i in inputs)
         recording = self._recordings.get(kind)
         if recording is not None:
             self._recordings.move_to_end(kind)
             return recording.replay(inputs)
         outputs = self._function(*inputs)
-        if self.note is None:
+        if self.note is None and self._recorder(inputs) is not None:
             self._calls[kind] = self._calls.get(kind, 0) + 1
             if self._calls[kind] == self._at:
                 self._record(kind, inputs, outputs)
@@ -175,6 +173,9 @@ class GraphRunner:
         return CudaRecording if _on_cuda(inputs) else None
 
     def _record(self, kind: Hashable, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        if self._obstacle is not None:
+            self._give_up(self._obstacle)
+            return
         recorder = self._recorder(inputs)
         assert recorder is not None
         del self._calls[kind]

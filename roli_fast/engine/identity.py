@@ -1,10 +1,10 @@
-"""Digests of models, functions and batches, to compare a saved result with what a later run has, and what a
-function reads, to compare a recorded graph with what a later call has."""
+"""Digests of models, functions and batches: the same in every process, so that a saved result can be compared
+with what a later run has."""
 
 import functools
 import hashlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -18,17 +18,9 @@ _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch
 
 def identity(function: Any) -> str:
     """The name of a callable and a digest of all it computes with: its code, the variables in its closure,
-    the modules, tensors and functions of its own module that it names, and an object's attributes.
-    The same in every process."""
+    the modules, tensors and functions of its own module that it names, and an object's attributes."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    content = _content(function, _by_value, ())
-    return f"{name} {hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
-
-
-def places(function: Any) -> str:
-    """All that a callable computes with, as in :func:`identity`, but with the addresses of tensors in place
-    of their values. As long as it stays the same, a recorded graph reads what the callable would read."""
-    return repr(_content(function, _by_place, ()))
+    return f"{name} {hashlib.sha256(repr(_content(function, ())).encode()).hexdigest()[:8]}"
 
 
 def fingerprint(model: Any) -> str:
@@ -68,33 +60,20 @@ def _held(model: nn.Module) -> Iterator[bytes]:
         yield f"{place} {sorted(own.items())}".encode()
 
 
-def _by_value(value: Tensor | nn.Module) -> object:
-    if isinstance(value, nn.Module):
-        return fingerprint(value)
-    return str(value.dtype), tuple(value.shape), hashlib.sha256(_bytes(value)).hexdigest()
-
-
-def _by_place(value: Tensor | nn.Module) -> object:
-    if isinstance(value, nn.Module):
-        modes = [module.training for module in value.modules()]
-        return id(value), modes, [_by_place(t) for t in (*value.parameters(), *value.buffers())]
-    return value.data_ptr(), value.dtype, value.shape, value.stride()
-
-
-def _content(
-    value: Any, of_tensors: Callable[[Tensor | nn.Module], object], above: tuple[Any, ...]
-) -> object:
+def _content(value: Any, above: tuple[Any, ...]) -> object:
     """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end."""
     if isinstance(value, _SIMPLE):
         return value
     if any(value is a for a in above):
         return "above"
-    inside = functools.partial(_content, of_tensors=of_tensors, above=(*above, value))
+    inside = functools.partial(_content, above=(*above, value))
     kind = type(value).__qualname__
-    if isinstance(value, (Tensor, nn.Module)):
-        return kind, of_tensors(value)
+    if isinstance(value, Tensor):
+        return kind, str(value.dtype), tuple(value.shape), hashlib.sha256(_bytes(value)).hexdigest()
     if isinstance(value, numpy.ndarray):
         return kind, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, nn.Module):
+        return fingerprint(value)
     if isinstance(value, types.CodeType):
         return value.co_code, value.co_names, [inside(constant) for constant in value.co_consts]
     if isinstance(value, functools.partial):

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,34 +52,33 @@ def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
     DistributedDataParallel does not synchronise, so that no process waits for others."""
     owner = getattr(model, "__self__", model)  # of a bound method
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-    training = [m for m in modules if m.training]
-    acting = [m for m in training if acts_on_mode(m)]
+    modes = [m.training for m in modules]
     # DistributedDataParallel would broadcast its buffers, but processes call their models at different times.
     spreading = [
         m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel) and m.broadcast_buffers
     ]
-    others = [m for m in modules if not m.training] if acting else []
-    for module in acting:
-        module.train(False)
-    for module in training:
-        module.training = False
+    _set_modes(modules, [False] * len(modules))
     for module in spreading:
         module.broadcast_buffers = False
     try:
         yield
     finally:
-        for module in acting:
-            module.train()
-        for module in training:
-            module.training = True
-        for module in others:
-            module.training = False
+        _set_modes(modules, modes)
         for module in spreading:
             module.broadcast_buffers = True
 
 
+def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    """modules: a module before those inside it, whose modes its own ``train`` may set, too."""
+    for module, mode in zip(modules, modes, strict=True):
+        if module.training != mode and acts_on_mode(module):
+            module.train(mode)
+        if module.training != mode:
+            module.training = mode
+
+
 def acts_on_mode(module: nn.Module) -> bool:
-    """Whether it does more than to note a change of its mode, such as to forget what it has computed from its
+    """Whether the module's ``train`` does more than to set modes, such as to drop what was computed from its
     weights."""
     train = type(module).train
     passes_on = train in (nn.Module.train, nn.parallel.DistributedDataParallel.train)
@@ -88,7 +87,7 @@ def acts_on_mode(module: nn.Module) -> bool:
 
 @functools.cache
 def _takes_mode(train: Callable[..., Any]) -> bool:
-    """Some call their training loop so."""
+    """Whether it is a ``train`` that sets a mode: some modules call their training loop so."""
     return "mode" in inspect.signature(train).parameters
 
 
@@ -124,8 +123,8 @@ def own_output(model: Model, images: Tensor, output: Output = None) -> Tensor:
 
 
 def few_or_all(images: Tensor, count: int, ask: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The first ``count`` images and what ``ask`` says of them; all, where it fails on fewer: a model may be
-    a function of this batch alone, such as one with a mask for each image."""
+    """Returns the first ``count`` images and what ``ask`` makes of them; all images, if it fails on so few: a
+    model may be a function of this batch alone, such as one with a mask for each image."""
     few = images[:count]
     try:
         return few, ask(few)

@@ -712,6 +712,24 @@ def test_what_a_model_makes_of_its_weights_in_eval_mode_follows_them(kind, batch
         assert all(module.training for module in model.modules())
 
 
+def test_a_part_that_merges_and_is_in_eval_mode_stays_merged(batch):
+    """Though what is around it is trained, and passes its own mode on."""
+
+    class Passing(nn.Sequential):
+        def train(self, mode=True):
+            return super().train(mode)
+
+    model = Passing(nn.Flatten(), Merging(batch[0][0].numel(), 5)).train()
+    nn.init.ones_(model[1].learned)
+    model[1].eval()
+    merged = model[1].weight.detach().clone()
+    PGD(steps=1)(model, *batch)
+    assert model.training
+    assert not model[1].training
+    assert model[1].merged
+    torch.testing.assert_close(model[1].weight.detach(), merged)
+
+
 def test_a_model_that_freezes_a_part_in_train_mode_is_copied(batch):
     """It does no more than set modes, and each module's is what it was."""
 

@@ -82,36 +82,18 @@ def test_what_tells_calls_apart(watched):
     assert watched.recorded == len(kinds)
 
 
-class Weighted:
-    """A callable of the caller's that reads a tensor and a number besides."""
-
-    def __init__(self):
-        self.weights, self.scale = torch.ones(4), 1.0
-
-    def __call__(self, x):
-        return self.scale * self.weights * x
-
-
-def test_what_a_function_reads_besides_tells_calls_apart(watched):
-    """Where it lies: what was recorded sees other values, but never another tensor or number."""
-    own = Weighted()
-    watched.function = lambda x: (own(x),)
-    runner = watched.runner(reads=[own], limit=100)
-
-    def calls(recorded):
+def test_what_a_recording_would_get_wrong_is_not_recorded(watched):
+    runner = watched.runner(obstacle="it reads what it likes")
+    check(runner, torch.rand(3, 4))
+    with pytest.warns(UserWarning, match="runs without a CUDA graph: it reads what it likes"):
+        check(runner, torch.rand(3, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         for _ in range(3):
-            runner(torch.rand(3, 4))
-        assert watched.recorded == recorded
-
-    calls(1)
-    own.weights.fill_(2)
-    calls(1)
-    own.weights, before = torch.ones(4), own.weights
-    calls(2)
-    own.scale = 3.0
-    calls(3)
-    own.weights, own.scale = before, 1.0
-    calls(3)
+            check(runner, torch.rand(3, 4))
+    assert watched.recorded == 0
+    assert watched.calls == 5
+    assert "it reads what it likes" in runner.note
 
 
 def test_nothing_is_a_constant_too():
@@ -354,22 +336,41 @@ def test_attacks_are_the_same_recorded(attack_of, norm, monkeypatch, request):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
-def test_a_loss_that_reads_another_tensor_is_recorded_anew(recorded):
-    """Such as each batch's soft labels; those that are copied into one tensor are followed."""
+def plain_loss(logits, labels):
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("option", ["loss", "output"])
+def test_a_callable_that_may_read_something_else_is_not_recorded(option, recorded):
+    """Such as each batch's own soft labels: a recording would go on with those that it has seen."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     images, labels = torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,))
-    soft = [torch.rand(6, 5).softmax(1) for _ in range(4)]
-    held = {"soft": soft[0].clone()}
-    attack = PGD(steps=2, loss=lambda logits, _: -(held["soft"] * logits.log_softmax(1)).sum(1))
-    for labelled in soft:
-        held["soft"].copy_(labelled)
-        attack(model, images, labels)
-    replays = len(recorded)
-    assert replays > 0
-    for labelled in soft:
-        held["soft"] = labelled
-        attack(model, images, labels)
-    assert len(recorded) == replays
+    held = {"scale": torch.ones(6, 1)}
+    own = {
+        "loss": lambda logits, labels: plain_loss(held["scale"] * logits, labels),
+        "output": lambda logits: held["scale"] * logits,
+    }[option]
+    attack = PGD(steps=2, **{option: own})
+    with pytest.warns(UserWarning, match=f"{option} may read other tensors in another call"):
+        notes = [attack.run(model, images, labels).notes for _ in range(3)]
+    assert not recorded
+    assert any(option in note for note in notes[-1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": plain_loss},
+        {"loss": nn.CrossEntropyLoss(reduction="none")},
+        {"output": lambda logits: 2 * logits},
+    ],
+)
+def test_a_callable_of_its_arguments_alone_is_recorded(options, recorded):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    images, labels = torch.rand(6, 3, 8, 8), torch.randint(0, 5, (6,))
+    attack = PGD(steps=2, **options)
+    assert [attack.run(model, images, labels).notes for _ in range(3)] == [()] * 3
+    assert recorded
 
 
 def test_other_modules_are_other_recordings(recorded):
