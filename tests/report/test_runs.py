@@ -34,14 +34,6 @@ def renamed(file, old, new):
     file.write_text(file.read_text().replace(old, new))
 
 
-def test_a_run_of_an_earlier_commit_is_read(made, tmp_path):
-    """There a value was called accuracy."""
-    folder = broken(made, tmp_path, lambda f: renamed(f / "result.json", '"value"', '"accuracy"'))
-    now = read_run(made / "roli").test
-    for name, found in read_run(folder).test.items():
-        assert found["value"] == now[name]["value"] if name in ("clean", "robust") else found == now[name]
-
-
 def test_kinds_of_runs(made):
     assert read_run(made / "ranli").title == "RanLI, full"
     assert read_run(made / "linear").title == "linear probing"
