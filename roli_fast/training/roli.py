@@ -90,7 +90,7 @@ def roli(
     plan = _plan(finetuning, probing, method)
     _check_method(model, splits, finetuning if "probe" in plan else None, method, options, sync_bn)
     if folder is not None:
-        by_the_first(partial(_check_folder, folder, plan, bound_settings(finetuning, splits), resume))
+        by_the_first(partial(_check_folder, folder, plan, splits, finetuning, resume))
     stages = {}
     for name, settings in plan.items():
         trained, its_options = ("linear", {}) if name == "probe" else (method, options)
@@ -136,11 +136,13 @@ def _check_method(
         check_stage(finetuned, splits, second, sync_bn)
 
 
-def _check_folder(folder: Path, plan: Mapping[str, object], finetuning: dict[str, Any], resume: bool) -> None:
+def _check_folder(
+    folder: Path, plan: Mapping[str, object], splits: Splits, finetuning: Recipe, resume: bool
+) -> None:
     """Refuses now a folder that finetuning would refuse after hours of probing, and one of a run with other
     stages: weights finetuned from one head would go on as if from another."""
     if "probe" in plan:
-        check_folder(folder / "finetune", finetuning, resume)
+        check_folder(folder / "finetune", bound_settings(finetuning, splits), resume)
     there = [name for name in ("probe", "finetune") if (folder / name / "recipe.json").exists()]
     if resume and there and ("probe" in there) != ("probe" in plan):
         asked, began = ("a probe", "none") if "probe" in plan else ("no probe", "one")
