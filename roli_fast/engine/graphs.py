@@ -6,6 +6,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,13 +40,14 @@ class Recording:
         self._run: Callable[[], object] = lambda: torch._foreach_copy_(outputs, function(*self._inputs))
         return outputs
 
-    def replay(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Outputs for inputs of the same kind; they belong to the caller."""
+    def replay(self, inputs: Sequence[Any], *, lend: bool = False) -> tuple[Tensor, ...]:
+        """Outputs for inputs of the same kind. They belong to the caller, or are lent: the next replay
+        overwrites them."""
         for own, given in zip(self._inputs, inputs, strict=True):
             if isinstance(own, Tensor):
                 own.copy_(given, non_blocking=True)
         self._run()
-        return tuple(output.clone() for output in self._outputs)
+        return self._outputs if lend else tuple(output.clone() for output in self._outputs)
 
 
 class CudaRecording(Recording):
@@ -77,9 +79,9 @@ class CudaRecording(Recording):
         self._run = graph.replay
         return outputs
 
-    def replay(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    def replay(self, inputs: Sequence[Any], *, lend: bool = False) -> tuple[Tensor, ...]:
         with torch.cuda.device(self._device), _in_turn(self._device.index):
-            return super().replay(inputs)
+            return super().replay(inputs, lend=lend)
 
 
 @contextlib.contextmanager
@@ -114,19 +116,45 @@ def _end_failed_capture(stream: torch.cuda.Stream) -> None:
         torch.zeros(1, device=stream.device)
 
 
+# Kernels whose sums have no fixed order move some elements a little; a graph that computes something else,
+# most of them a lot.
+_MOST_OF_A_SAMPLE, _MOST_SAMPLES = 0.25, 0.2
+_NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
+    """Says how a recording's outputs differ from the eager ones; None if they do not."""
+    for got, expected in zip(replayed, outputs, strict=True):
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            return "a replay's output has another shape or dtype"
+        if expected.numel() == 0:
+            continue
+        near = torch.isclose(got, expected, rtol=_NEAR.get(expected.dtype, 0), atol=0, equal_nan=True)
+        apart = near.reshape(len(near), -1).double().mean(dim=1) < 1 - _MOST_OF_A_SAMPLE
+        share = apart.double().mean().item()
+        if share > _MOST_SAMPLES:
+            return f"a replay's output differs from the eager one for {share:.0%} of the samples"
+    return None
+
+
 class GraphRunner:
     """Calls a function, and replays a CUDA graph of it once calls of the same kind repeat.
 
     Two calls are of the same kind if their tensors agree in shape, strides, dtype and device, and their other
-    arguments in value. The first calls of a kind run eagerly. The ``at``-th is also recorded, and its result
-    confirms the recording; later calls replay it. If recording fails, all calls run eagerly from then on:
-    :attr:`note` says why, and a warning says so once.
+    arguments in value. The first calls of a kind run eagerly. At the ``at``-th a recording is made as well,
+    which the eager result confirms; later calls replay it. If recording fails, all calls run eagerly from
+    then on: :attr:`note` says why, and a warning says so once.
 
     function: takes tensors, numbers and other hashable values, and returns a tuple of tensors. Other memory
         that it reads or writes must not move between calls.
+    what: what the function is, for the note.
     obstacle: why a recording of the function could go wrong later; it is then not made. None if it could not.
     limit: how many recordings are kept; the least recently used is dropped.
     at: which call of a kind is recorded, at least 2. Recording takes as long as a few calls.
+    lends: whether what a replay returns is lent until the next call, instead of copied for the caller.
+    undone: makes a context that puts back what calls inside it change, besides returning something, and
+        raises an exception for what a recording cannot repeat.
+    differ: how a replay's outputs (first argument) differ from eager ones, in words; None if they do not.
     recording: the kind of recording; by default CUDA graphs for CUDA tensors, and none for others.
     """
 
@@ -134,13 +162,18 @@ class GraphRunner:
         self,
         function: Function,
         *,
+        what: str = "the attack",
         obstacle: str | None = None,
         limit: int = 4,
         at: int = 2,
+        lends: bool = False,
+        undone: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        differ: Callable[[Sequence[Tensor], Sequence[Tensor]], str | None] = difference,
         recording: Callable[..., Recording] | None = None,
     ):
-        self._function, self._obstacle = function, obstacle
-        self._limit, self._at, self._recording = limit, at, recording
+        self._function, self._what, self._obstacle = function, what, obstacle
+        self._limit, self._at, self._lends, self._recording = limit, at, lends, recording
+        self._undone, self._differ = undone, differ
         self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
         self._calls: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # not recorded yet
         self.note: str | None = None
@@ -152,13 +185,17 @@ class GraphRunner:
         recording = self._recordings.get(kind)
         if recording is not None:
             self._recordings.move_to_end(kind)
-            return recording.replay(inputs)
+            return recording.replay(inputs, lend=self._lends)
+        if self.note is not None or self._recorder(inputs) is None:
+            return self._function(*inputs)
+        calls = self._calls.pop(kind, 0) + 1
+        made = self._recorded(inputs) if calls == self._at else None
         outputs = self._function(*inputs)
-        if self.note is None and self._recorder(inputs) is not None:
-            self._calls[kind] = self._calls.get(kind, 0) + 1
-            if self._calls[kind] == self._at:
-                self._record(kind, inputs, outputs)
-            elif len(self._calls) > _REMEMBERED:
+        if made is not None:
+            self._keep(kind, *made, outputs)
+        elif calls < self._at:
+            self._calls[kind] = calls
+            if len(self._calls) > _REMEMBERED:
                 self._calls.popitem(last=False)
         return outputs
 
@@ -172,21 +209,32 @@ class GraphRunner:
             return self._recording
         return CudaRecording if _on_cuda(inputs) else None
 
-    def _record(self, kind: Hashable, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+    def _recorded(self, inputs: Sequence[Any]) -> tuple[Recording, tuple[Tensor, ...]] | None:
+        """A recording, and what its first replay returned; None if there can be none."""
         if self._obstacle is not None:
             self._give_up(self._obstacle)
-            return
+            return None
         recorder = self._recorder(inputs)
         assert recorder is not None
-        del self._calls[kind]
         while len(self._recordings) >= self._limit:
             self._recordings.popitem(last=False)
         try:
-            recording = recorder(self._function, inputs)
-            wrong = _difference(recording.replay(inputs), outputs)
+            with self._undone():
+                recording = recorder(self._function, inputs)
+            with self._undone():
+                return recording, recording.replay(inputs)
         except Exception as error:  # whatever a model does that a graph cannot
             self._give_up(brief(error))
-            return
+            return None
+
+    def _keep(
+        self, kind: Hashable, recording: Recording, replayed: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> None:
+        """Keeps a recording, if its replay agrees with the eager outputs."""
+        try:
+            wrong = self._differ(replayed, outputs)
+        except Exception as error:  # such as a lack of memory
+            wrong = brief(error)
         if wrong is None:
             self._recordings[kind] = recording
         else:
@@ -195,7 +243,7 @@ class GraphRunner:
     def _give_up(self, reason: str) -> None:
         self.clear()
         self.note = f"runs without a CUDA graph: {reason}"
-        warnings.warn(f"roli_fast: the attack {self.note}", stacklevel=2)
+        warnings.warn(f"roli_fast: {self._what} {self.note}", stacklevel=2)
 
 
 def _on_cuda(inputs: Sequence[Any]) -> bool:
@@ -210,24 +258,3 @@ def _kind(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     return type(value), value
-
-
-# Kernels whose sums have no fixed order move some elements a little; a graph that computes something else,
-# most of them a lot.
-_MOST_OF_A_SAMPLE, _MOST_SAMPLES = 0.25, 0.2
-_NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-
-
-def _difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
-    """Says how a recording's outputs differ from the eager ones; None if they do not."""
-    for got, expected in zip(replayed, outputs, strict=True):
-        if got.shape != expected.shape or got.dtype != expected.dtype:
-            return "a replay's output has another shape or dtype"
-        if expected.numel() == 0:
-            continue
-        near = torch.isclose(got, expected, rtol=_NEAR.get(expected.dtype, 0), atol=0, equal_nan=True)
-        apart = near.reshape(len(near), -1).double().mean(dim=1) < 1 - _MOST_OF_A_SAMPLE
-        share = apart.double().mean().item()
-        if share > _MOST_SAMPLES:
-            return f"a replay's output differs from the eager one for {share:.0%} of the samples"
-    return None

@@ -13,10 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from ..attacks.inputs import to_state
 from ..checks import refuse
 from ..distributed import world_size
+from ..engine.graphs import Function
 from ..engine.modes import device_of
 from ..engine.precision import get_precision
+from ..engine.weakly import weakly
 from ..models import find_classifier
 from .recipe import AUTO, Recipe
+from .step_graph import step_graph
 
 
 class Learner:
@@ -28,9 +31,13 @@ class Learner:
 
     def __init__(self, model: nn.Module, recipe: Recipe, precision: str, steps: int):
         self._model, self._recipe, self._arithmetic = model, recipe, get_precision(precision)
+        self._trained = [p for p in model.parameters() if p.requires_grad]
         self._net = model
+        self._passes: Function = self._forward_and_backward
         if world_size() > 1:
             self._net = DistributedDataParallel(model)
+        else:
+            self._passes = step_graph(model, weakly(self._forward_and_backward))
         self._optimizer = make_optimizer(model, recipe)
         self._schedule = CosineLRScheduler(
             self._optimizer,
@@ -70,12 +77,11 @@ class Learner:
         number: the step's, counted from the beginning of training.
         """
         self._schedule.step_update(number)
-        half = self.amp_dtype != torch.float32
+        clean = images if self._recipe.loss == "trades" else None
         with self._arithmetic.arithmetic():
-            with torch.autocast(self._device, self.amp_dtype, enabled=half):
-                loss, logits = self._objective(images, adversarial, labels)
-            self._optimizer.zero_grad(set_to_none=True)
-            self._scaler.scale(loss).backward()
+            loss, right, *gradients = self._passes(self._memory(), clean, adversarial, labels)
+            for parameter, gradient in zip(self._trained, gradients, strict=True):
+                parameter.grad = gradient if gradient.shape == parameter.shape else None
             if self._recipe.clip_grad is not None:
                 self._scaler.unscale_(self._optimizer)
                 nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_grad)
@@ -83,22 +89,41 @@ class Learner:
             self._scaler.update()
         if self._ema is not None:
             self._ema.update(self._model, step=number)
-        return loss.detach(), logits.detach().argmax(dim=1) == labels
+        return loss.clone(), right.clone()
 
-    def _objective(self, images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _memory(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Where and how the model lies in memory, on which a graph of its passes depends."""
+        return tuple((t.data_ptr(), t.stride()) for t in (*self._model.parameters(), *self._model.buffers()))
+
+    def _forward_and_backward(
+        self, memory: object, clean: Tensor | None, adversarial: Tensor, labels: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The loss (), which adversarial images were classified right (N,), and the gradients of the scaled
+        loss for the parameters that are trained: an empty one where a parameter took no part.
+
+        memory: as :meth:`_memory` says. clean: the images themselves, for TRADES.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self._device, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+            loss, logits = self._objective(clean, adversarial, labels)
+        self._scaler.scale(loss).backward()
+        gradients = (loss.new_empty(0) if p.grad is None else p.grad for p in self._trained)
+        return loss.detach(), logits.detach().argmax(dim=1) == labels, *gradients
+
+    def _objective(self, clean: Tensor | None, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the logits for the adversarial images.
 
         Cross-entropy on adversarial images (Madry et al. 2018), or TRADES (Zhang et al. 2019, eq. 5):
         CE(f(x), y) + beta KL(f(x) || f(x')).
         """
         logits = self._net(to_state(adversarial))
-        if self._recipe.loss == "ce":
+        if clean is None:
             return F.cross_entropy(logits, labels), logits
-        clean = self._net(to_state(images)).float()
+        clean_logits = self._net(to_state(clean)).float()
         # From log probabilities: where a probability underflows, its gradient would be NaN.
-        log_clean, log_adversarial = (F.log_softmax(x.float(), dim=1) for x in (clean, logits))
+        log_clean, log_adversarial = (F.log_softmax(x.float(), dim=1) for x in (clean_logits, logits))
         divergence = F.kl_div(log_adversarial, log_clean, reduction="batchmean", log_target=True)
-        return F.cross_entropy(clean, labels) + self._recipe.trades_beta * divergence, logits
+        return F.cross_entropy(clean_logits, labels) + self._recipe.trades_beta * divergence, logits
 
     @property
     def forwards(self) -> int:

@@ -188,8 +188,8 @@ class Wrong(Recording):
         super().__init__(function, inputs)
         self.how = how
 
-    def replay(self, inputs):
-        return self.how(super().replay(inputs))
+    def replay(self, inputs, **options):
+        return self.how(super().replay(inputs, **options))
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ def recorded(monkeypatch):
     replays = []
 
     class Counted(Recording):
-        def replay(self, inputs):
+        def replay(self, inputs, **options):
             replays.append(len(inputs[0]))
-            return super().replay(inputs)
+            return super().replay(inputs, **options)
 
     initialise = GraphRunner.__init__
 

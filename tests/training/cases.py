@@ -28,6 +28,18 @@ def linear_model(pixels=21, classes=2) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
 
 
+class Odd(nn.Module):
+    """With what is random or moves in train mode, and a layer that takes no part."""
+
+    def __init__(self, pixels=64, classes=3):
+        super().__init__()
+        self.flat, self.first, self.norm = nn.Flatten(), nn.Linear(pixels, 16), nn.BatchNorm1d(16)
+        self.drop, self.head, self.unused = nn.Dropout(0.5), nn.Linear(16, classes), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(self.first(self.flat(x)).relu())))
+
+
 def blobs(count: int, classes=3, channels=1) -> StoredImages:
     """Images of 8x8 bytes whose brightest corner is their class."""
     generator = torch.Generator().manual_seed(count)
