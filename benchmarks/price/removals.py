@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from roli_fast.attacks import PGD, predict
 from roli_fast.data import Splits
-from roli_fast.engine import AttackView
+from roli_fast.engine import AttackView, GraphRunner
 from roli_fast.evaluation import evaluate
 from roli_fast.models import Normalized
 from roli_fast.speed.timing import interleaved, until_done
@@ -32,11 +33,12 @@ WEIGHTS = "no gradients of weights in the attack"
 LAST = "no look at the last place's loss, nor at which was highest"
 WAITING = "loss and accuracy of a step stay on the device"
 FOLDED = "BatchNorm folded, once a batch"
-OPS = "the attack by the library: fused ops, on the GPU CUDA graphs"
+OPS = "the attack by the library: fused ops"
 OPTIMISER = "the step by the library: a fused optimiser"
 LAYOUT = "channels-last"
 FOOLED = "images that have been fooled leave"
-RUNGS = (PUBLIC, WEIGHTS, LAST, WAITING, FOLDED, OPS, OPTIMISER, LAYOUT, FOOLED)
+GRAPHS = "CUDA graphs, of the attack and of the step"  # the only rung that a CPU has not
+RUNGS = (PUBLIC, WEIGHTS, LAST, WAITING, FOLDED, OPS, OPTIMISER, LAYOUT, FOOLED, GRAPHS)
 
 Attack = Callable[[], Tensor]
 Step = Callable[[Tensor], object]
@@ -73,16 +75,27 @@ def of_training(method: str, data: Splits) -> dict[str, Callable[[], object]]:
         attacked, stepped = attack(batch), step(batch)
         return lambda: stepped(attacked())
 
-    return {
+    rungs = {
         PUBLIC: rung(public_attack, public_step),
         WEIGHTS: rung(frozen_attack, public_step),
         LAST: rung(last_place, public_step),
         WAITING: rung(last_place, step_without_waiting),
         FOLDED: rung(folded_attack, step_without_waiting),
-        OPS: rung(our_attack, step_without_waiting),
-        OPTIMISER: rung(our_attack, our_step),
-        LAYOUT: rung(our_attack, our_step, channels_last=True),
+        OPS: without_graphs(rung(our_attack, step_without_waiting)),
+        OPTIMISER: without_graphs(rung(our_attack, our_step)),
+        LAYOUT: without_graphs(rung(our_attack, our_step, channels_last=True)),
     }
+    if problem.DEVICE == "cuda":
+        rungs[GRAPHS] = rung(our_attack, our_step, channels_last=True)
+    return rungs
+
+
+def without_graphs(call: Callable[[], object]) -> Callable[[], object]:
+    def eagerly() -> object:
+        with mock.patch.object(GraphRunner, "_recorder", return_value=None):
+            return call()
+
+    return eagerly
 
 
 def public_attack(batch: Batch) -> Attack:
@@ -191,12 +204,18 @@ def of_validation(data: Splits) -> dict[str, Callable[[], object]]:
             predict(model, images.float().div(255))
             staying.run(model, images, labels)
 
-    return {
+    def of_images_left() -> None:
+        evaluate(model, batches, stopping)
+
+    rungs: dict[str, Callable[[], object]] = {
         PUBLIC: lambda: public.validate(model, data, recipe),
         WEIGHTS: without_weights,
-        OPS: of_all_images,
-        FOOLED: lambda: evaluate(model, batches, stopping),
+        OPS: without_graphs(of_all_images),
+        FOOLED: without_graphs(of_images_left),
     }
+    if problem.DEVICE == "cuda":
+        rungs[GRAPHS] = of_images_left
+    return rungs
 
 
 def removals(rounds: int) -> dict[str, Any]:

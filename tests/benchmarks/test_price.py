@@ -290,7 +290,8 @@ def test_what_each_removal_gave(tiny):
     for rungs in seconds.values():
         assert list(rungs) == [rung for rung in removals.RUNGS if rung in rungs]
         assert all(rung["median"] > 0 for rung in rungs.values())
-    assert {rung for rungs in seconds.values() for rung in rungs} == set(removals.RUNGS)
+    on_cpu = set(removals.RUNGS) - {removals.GRAPHS}
+    assert {rung for rungs in seconds.values() for rung in rungs} == on_cpu
 
 
 @pytest.mark.parametrize("method", ["full", "linear"])
