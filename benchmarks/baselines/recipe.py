@@ -8,6 +8,7 @@ learns is what ours learns, and only the price differs.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,9 +83,14 @@ def step(
     return loss.item(), int((logits.argmax(1) == labels).sum().item())
 
 
-def train(model: nn.Module, splits: Splits, recipe: Recipe) -> tuple[list[dict[str, Any]], Spent]:
+def train(
+    model: nn.Module,
+    splits: Splits,
+    recipe: Recipe,
+    on_epoch_end: Callable[[nn.Module, dict[str, Any]], object] | None = None,
+) -> tuple[list[dict[str, Any]], Spent]:
     """Rows as :func:`roli_fast.training.train` has them, and what was spent; the model ends with the weights
-    of the last epoch that validated best. splits: in memory, bytes."""
+    of the last epoch that validated best. splits: in memory, bytes. on_epoch_end: as there."""
     spent, device = Spent(), next(model.parameters()).device
     counted = Counted(model, spent)
     optimizer = optimizer_of(model, recipe)
@@ -106,6 +112,8 @@ def train(model: nn.Module, splits: Splits, recipe: Recipe) -> tuple[list[dict[s
         if not history or (robust, clean) > max((r["val_robust"], r["val_clean"]) for r in history):
             best = {name: value.clone() for name, value in model.state_dict().items()}
         history.append(row)
+        if on_epoch_end is not None:
+            on_epoch_end(model, row)
     model.load_state_dict(best)
     model.eval()
     return history, spent

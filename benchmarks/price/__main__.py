@@ -3,9 +3,9 @@
 ``python -m benchmarks.price cells --work FOLDER [--arms ...] [--jobs N]`` trains cell by cell (a data size,
 an arm, a learning rate, a seed) and keeps each one's weights; one that is finished is left alone. ``judge``
 attacks the cells that count by APGD and AutoAttack; ``table`` puts both together. ``times`` measures what an
-image costs in each kind of pass, ``seconds`` what an epoch takes by the clock, ``phases`` where its time
-goes, ``removals`` what each thing gave that is not computed any more. ``pages`` shows all of it, in
-docs/price.md, in the README and in pictures. Needs ../shared/data, but for ``pages``.
+image costs in each kind of pass, ``seconds`` what trainings of the table take by the clock, ``phases`` where
+an epoch's time goes, ``removals`` what each thing gave that is not computed any more. ``pages`` shows all of
+it, in docs/price.md, in the README and in pictures. Needs ../shared/data, but for ``pages``.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ..jobs import Perform, run_all
 from . import arms, cells, judges, pages, problem
 from .phases import phases
 from .removals import removals
-from .seconds import seconds
+from .seconds import TIMED, seconds
 from .table import table
 from .times import times
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=arms.RATES)
     parser.add_argument("--rounds", type=int, default=10, help="of times and removals")
     parser.add_argument("--window", type=int, default=10, help="batches at once, of times")
-    parser.add_argument("--repeats", type=int, default=3, help="of seconds and phases")
+    parser.add_argument("--repeats", type=int, default=3, help="of phases")
     given = parser.parse_args()
     if given.jobs < 1:
         parser.error("--jobs: at least 1")
@@ -83,7 +83,7 @@ def write_result(given: argparse.Namespace) -> None:
     else:
         measured = {
             "times": lambda: times(given.rounds, given.window),
-            "seconds": lambda: seconds(given.sizes, given.repeats),
+            "seconds": lambda: seconds(result["sizes"], given.sizes, given.arms or TIMED),
             "phases": lambda: phases(given.repeats),
             "removals": lambda: removals(given.rounds),
         }[given.what]()

@@ -17,15 +17,27 @@ from roli_fast.evaluation import evaluate
 from roli_fast.files import write
 from roli_fast.models import find_classifier
 from roli_fast.speed import machine
-from roli_fast.training import Cost, Recipe, Rounds, probe, train
+from roli_fast.training import Cost, Recipe, Rounds, Trained, probe, train
 from roli_fast.training.attack import validation_attack
 from roli_fast.training.result import merit
+from roli_fast.training.stage import OnEpochEnd
 
 from ..baselines import recipe as public
 from . import arms, problem
 from .carried import carrying
 
-Cell = tuple[dict[str, Any], nn.Module]  # what is said of it, and the model with its best weights
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training was: a row for each epoch, the best of them, what was spent."""
+
+    history: list[dict[str, Any]]
+    best: int
+    cost: Cost
+
+    @classmethod
+    def of(cls, done: Trained) -> "Run":
+        return cls(done.history, done.best, done.cost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +114,15 @@ def train_cell(work: Path, progress: bool, task: Task) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    found, model = (probed if task.name in arms.HEADS else finetuned)(work, progress, task)
+    model = beginning(work, task)
+    robust: list[float] = []
+
+    def look(net: nn.Module, _: dict[str, Any]) -> None:
+        robust.append(robustness(net, problem.held_out()))
+
+    is_ours = task.name in arms.ARMS and not arms.ARMS[task.name].public
+    run = learn(task, model, look if is_ours else None, progress)
+    found = described(run, model, problem.splits(task.size)) | ({"held_out": robust} if is_ours else {})
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     write(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
     save(path, found)  # last: it says that the cell is finished
@@ -116,44 +136,42 @@ def best_of(paths: Sequence[Path]) -> Path:
     return max(there, key=lambda path: read(path)["validated"])
 
 
-def probed(work: Path, progress: bool, task: Task) -> Cell:
-    data, model = problem.splits(task.size), problem.backbone(task.seed, "linear")
+def beginning(work: Path, task: Task) -> nn.Module:
+    """The model that is to train, with the head that its arm begins with."""
+    if task.name in arms.HEADS:
+        return problem.backbone(task.seed, "linear")
+    model, head = problem.backbone(task.seed, "full"), arms.ARMS[task.name].head
+    if head == "random":
+        find_classifier(model).head.reset_parameters()
+    elif head != "paper":
+        load(model, counting(work, task.size, head)[task.seed])
+    return model
+
+
+def learn(
+    task: Task, model: nn.Module, on_epoch_end: OnEpochEnd | None = None, progress: bool = False
+) -> Run:
+    """Trains the model, from the head that it has. on_epoch_end: not called of rounds, which have none."""
+    data = problem.splits(task.size)
     if task.name in arms.ROUNDS_IN:
         attacks = problem.ATTACK | {"precision": arms.ROUNDS_IN[task.name]}
-        done = probe(model, data, Recipe(1, 1.0, seed=task.seed, **attacks), Rounds(), progress=progress)
-        return described(done.history, done.best, done.cost, model, data), model
-    lr, decay = task.setting or ()
-    recipe = Recipe(arms.PROBING_EPOCHS, lr, weight_decay=decay, seed=task.seed, **problem.PROBING)
-    if task.name == "public":
-        return by_public_code(model, data, recipe)
-    done = train(model, data, recipe, progress=progress, title=str(task))
-    return described(done.history, done.best, done.cost, model, data), model
-
-
-def finetuned(work: Path, progress: bool, task: Task) -> Cell:
-    arm, data, model = arms.ARMS[task.name], problem.splits(task.size), problem.backbone(task.seed, "full")
-    if arm.head == "random":
-        find_classifier(model).head.reset_parameters()
-    elif arm.head != "paper":
-        load(model, counting(work, task.size, arm.head)[task.seed])
-    (lr,) = task.setting or ()
-    recipe = Recipe(arm.epochs, lr, seed=task.seed, **(problem.FINETUNING | arm.settings))
-    if arm.public:
-        return by_public_code(model, data, recipe)
-    robust: list[float] = []
-    with carrying(data.train) if arm.carried else contextlib.nullcontext():
-        done = train(
-            model, data, recipe, progress=progress, title=str(task),
-            on_epoch_end=lambda net, _: robust.append(robustness(net, problem.held_out())),
-        )  # fmt: skip
-    return described(done.history, done.best, done.cost, model, data) | {"held_out": robust}, model
-
-
-def by_public_code(model: nn.Module, data: Splits, recipe: Recipe) -> Cell:
-    history, spent = public.train(model, data, recipe)
-    best = max(range(len(history)), key=lambda e: merit(history[e]))
-    cost = Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights)
-    return described(history, best, cost, model, data), model
+        recipe = Recipe(1, 1.0, seed=task.seed, **attacks)
+        return Run.of(probe(model, data, recipe, Rounds(), progress=progress))
+    if task.name in arms.HEADS:
+        lr, decay = task.setting or ()
+        recipe = Recipe(arms.PROBING_EPOCHS, lr, weight_decay=decay, seed=task.seed, **problem.PROBING)
+        by_public_code, carried = task.name == "public", False
+    else:
+        arm, (lr,) = arms.ARMS[task.name], task.setting or ()
+        recipe = Recipe(arm.epochs, lr, seed=task.seed, **(problem.FINETUNING | arm.settings))
+        by_public_code, carried = arm.public, arm.carried
+    if by_public_code:
+        history, spent = public.train(model, data, recipe, on_epoch_end)
+        best = max(range(len(history)), key=lambda e: merit(history[e]))
+        return Run(history, best, Cost(spent.forwards, spent.backwards - spent.to_weights, spent.to_weights))
+    with carrying(data.train) if carried else contextlib.nullcontext():
+        done = train(model, data, recipe, progress=progress, title=str(task), on_epoch_end=on_epoch_end)
+    return Run.of(done)
 
 
 def load(model: nn.Module, cell: Path) -> None:
@@ -161,9 +179,7 @@ def load(model: nn.Module, cell: Path) -> None:
     model.load_state_dict(weights)
 
 
-def described(
-    history: list[dict[str, Any]], best: int, cost: Cost, model: nn.Module, data: Splits
-) -> dict[str, Any]:
+def described(run: Run, model: nn.Module, data: Splits) -> dict[str, Any]:
     pgd = PGD(
         eps=problem.EPS, step_size=problem.EPS / 4, steps=20, iterate="best", early_stop=True,
         generator=torch.Generator().manual_seed(0),
@@ -172,10 +188,10 @@ def described(
     tested = evaluate(model, parts, pgd, strict=False)
     return {
         "device": machine.slug(problem.DEVICE),
-        "history": history,
-        "best": best,
-        "validated": history[best]["val_robust"],
-        "cost": dataclasses.asdict(cost),
+        "history": run.history,
+        "best": run.best,
+        "validated": run.history[run.best]["val_robust"],
+        "cost": dataclasses.asdict(run.cost),
         "right": {"clean": tested.clean.right.int().tolist(), "pgd20": tested.right.int().tolist()},
     }
 

@@ -58,7 +58,7 @@ def after_each_round(size: int) -> dict[str, Accuracies]:
 
 
 def by_short_sgd(size: int) -> dict[str, Accuracies]:
-    """By epochs and learning rate, at the weight decay that is best in twenty epochs."""
+    """By epochs and learning rate, at the weight decay that twenty epochs chose with 50 images a class."""
     found = {}
     for epochs, lr in SHORT:
         settings = problem.PROBING | {"weight_decay": 1.0, "warmup_epochs": 0}

@@ -10,7 +10,7 @@ from typing import Any
 from .arms import CHEAPEST, EPOCHS, PROBING_EPOCHS, RANLI, ROUNDS
 from .judges import JUDGED
 from .removals import COLUMNS, RUNGS
-from .seconds import to_best
+from .seconds import Ends, to_best
 from .times import PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def summary(result: dict[str, Any]) -> str:
         clocks = _clocks(result, size)
         for number, (name, row) in enumerate(rows.items()):
             cells = [size if number == 0 else "", name, *(columns[column](row) for column in wanted)]
-            cells += [_to_best(name, row, clocks.get(machine, {})) for machine in machines]
+            cells += [_to_best(name, row, clocks[m]) if m in clocks else "" for m in machines]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -103,7 +103,7 @@ def _trained_on(rows: dict[str, Row]) -> list[str]:
 Column = Callable[[Row], str]
 
 
-Clocks = dict[str, dict[str, list[float]]]  # seconds of each stage, by repeat, by machine
+Clocks = dict[str, dict[str, dict[str, list[Ends]]]]  # of heads and arms, by machine
 
 
 def _clocks(result: dict[str, Any], size: str) -> Clocks:
@@ -129,9 +129,12 @@ def _seconds_on(machine: str) -> str:
     return f"s to it, {machine}"
 
 
-def _to_best(name: str, row: Row, stage: dict[str, list[float]]) -> str:
-    found = to_best(name, row["best_epochs"], stage)
-    return "" if found is None else f"{found:.3g}"
+def _to_best(name: str, row: Row, clock: dict[str, dict[str, list[Ends]]]) -> str:
+    found = to_best(name, row["best_epochs"], clock)
+    if found is None:
+        return ""
+    by_seed = f" ({', '.join(f'{seconds:.3g}' for seconds in found)})" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):.3g}{by_seed}"
 
 
 def _columns(rows: dict[str, Row]) -> dict[str, Column]:
@@ -271,7 +274,8 @@ def _removals(found: dict[str, Any]) -> list[str]:
     heads = [f"{COLUMNS[column]}, {unit} | saves" for column in found["seconds_per_image"]]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (2 * len(heads) + 1) + "|"]
     last: dict[str, float] = {}
-    for rung in RUNGS:
+    measured = {rung for rungs in found["seconds_per_image"].values() for rung in rungs}
+    for rung in filter(measured.__contains__, RUNGS):
         cells = []
         for column, rungs in found["seconds_per_image"].items():
             if rung not in rungs:

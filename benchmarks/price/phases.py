@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from roli_fast.models import find_classifier
 from roli_fast.speed.timing import OtherLoad
@@ -89,15 +90,25 @@ class PhaseClock:
             self.enter("rest")
 
 
+@functools.cache
+def _probed(size: int) -> dict[str, Tensor]:
+    """A head's weights."""
+    model = problem.backbone(0, "linear")
+    probe(model, problem.splits(size), Recipe(1, 1.0, **problem.ATTACK))
+    return find_classifier(model).head.state_dict()
+
+
 def stages(size: int) -> dict[str, Callable[[], object]]:
-    """An epoch of each, or of rounds the whole stage."""
-    data = problem.splits(size)
+    """An epoch of each, or of rounds the whole stage. Epochs begin with a probed head: images that withstand
+    an attack cost more in validation than others."""
+    data, head = problem.splits(size), _probed(size)
     finetuning = problem.FINETUNING | {"epochs": 1, "lr": 1e-4, "warmup_epochs": 0}
     probing = problem.PROBING | {"epochs": 1, "lr": 0.1, "warmup_epochs": 0}
 
     def of(trains: Callable[..., object], method: str, settings: dict[str, Any], *more: Any) -> object:
         model = problem.backbone(0, method)
-        find_classifier(model).head.reset_parameters()
+        if trains is not probe:
+            find_classifier(model).head.load_state_dict(head)
         return trains(model, data, Recipe(**settings), *more)
 
     bf16, nfgsm = {"precision": "bf16"}, {"attack": "nfgsm"}

@@ -1,65 +1,98 @@
-"""What a stage takes by the clock, with its validation, and what an arm takes to its best epoch."""
+"""What whole trainings take by the clock, and what an arm takes to its best epoch."""
 
-import statistics
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from roli_fast.models import find_classifier
 from roli_fast.speed.timing import OtherLoad
 
-from . import problem
-from .arms import ARMS, NFGSM, PROBING_EPOCHS, Arm
-from .phases import stages
+from . import arms, problem
+from .cells import Task, learn
 
-# Of each kind of head: the stage, and how many of it are all of probing.
-PROBING = {
-    "rounds": ("probing, ours: rounds, all of it", 1),
-    "rounds, bf16": ("probing, ours, bf16: rounds, all of it", 1),
-    "sgd": ("probing, ours: an epoch of SGD", PROBING_EPOCHS),
-    "public": ("probing, public code: an epoch", PROBING_EPOCHS),
-}
+# Of these, training is timed: those whose attack is the problem's or N-FGSM, for the problem's epochs.
+TIMED = tuple(
+    name
+    for name, arm in arms.ARMS.items()
+    if arm.settings.keys() <= {"attack", "precision"}
+    and arm.epochs in (None, arms.EPOCHS)
+    and arm.head != "paper"
+    and not arm.carried
+)
+
+Ends = list[float]  # of the epochs, in seconds from the beginning
+Rows = dict[str, dict[str, Any]]  # of a size's table, by arm
 
 
-def seconds(sizes: Sequence[int], repeats: int) -> dict[str, Any]:
-    """By size and stage: each repeat's seconds, all stages in turns."""
+def seconds(tables: dict[str, Rows], sizes: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """By size, "heads" by kind and "arms" by name: of each seed, when each epoch ended. Of rounds, which have
+    no epochs, when they did.
+
+    tables: by size, what was trained: its settings are taken, and its seeds.
+    """
     load = OtherLoad()
-    found: dict[str, dict[str, list[float]]] = {str(size): defaultdict(list) for size in sizes}
-    for _ in range(repeats):
-        for size in sizes:
-            for name, run in stages(size).items():
-                begin = time.perf_counter()
-                run()
-                if problem.DEVICE == "cuda":
-                    torch.cuda.synchronize()
-                found[str(size)][name].append(time.perf_counter() - begin)
+    found = {str(size): _of_size(size, tables[str(size)], names) for size in sizes}
     return {"other_cores_busy": load.cores(), "seconds": found}
 
 
-def to_best(name: str, best_epochs: Sequence[int], stage: dict[str, list[float]]) -> float | None:
-    """Of an arm, from its first attack to the end of its best epoch: an estimate, the mean over seeds.
+def _of_size(size: int, rows: Rows, names: Sequence[str]) -> dict[str, dict[str, list[Ends]]]:
+    """Seed by seed, so that a machine that gets slower slows all of them down."""
+    wanted = {name: arms.ARMS[name] for name in names if name in rows}
+    heads: dict[str, list[Ends]] = {arm.head: [] for arm in wanted.values() if arm.head in arms.HEADS}
+    finetuned: dict[str, list[Ends]] = {name: [] for name, arm in wanted.items() if arm.epochs is not None}
+    for seed in range(max(rows[name]["seeds"] for name in wanted)):
+        weights: dict[str, dict[str, Tensor]] = {}
+        for kind, ends in heads.items():
+            model = problem.backbone(seed, "linear")
+            ends.append(_timed(Task(size, kind, seed, _setting_of_head(kind, rows)), model))
+            weights[kind] = model.state_dict()
+        for name, ends in finetuned.items():
+            model, head = problem.backbone(seed, "full"), wanted[name].head
+            if head in weights:
+                model.load_state_dict(weights[head])
+            else:
+                find_classifier(model).head.reset_parameters()
+            ends.append(_timed(Task(size, name, seed, (float(rows[name]["setting"]),)), model))
+    return {"heads": heads, "arms": finetuned}
 
-    stage: seconds of each, by repeat. None where one of the arm's has not been measured."""
-    arm, epochs = ARMS[name], statistics.fmean(best_epochs)
-    parts = []
-    if arm.head in PROBING:
-        probing, all_of_it = PROBING[arm.head]
-        alone = arm.epochs is None and all_of_it > 1  # its best epoch is one of probing
-        parts.append((probing, epochs if alone else all_of_it))
-    if arm.epochs is not None:
-        parts.append((_finetuning(arm), epochs))
-    if any(name not in stage for name, _ in parts):
+
+def _timed(task: Task, model: nn.Module) -> Ends:
+    ends: Ends = []
+    begin = time.perf_counter()
+
+    def note(*_: object) -> None:
+        if problem.DEVICE == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter() - begin)
+
+    learn(task, model, note)
+    if task.name in arms.ROUNDS_IN:
+        note()
+    return ends
+
+
+def _setting_of_head(kind: str, rows: Rows) -> tuple[float, ...]:
+    """That with which the table's heads were probed."""
+    if len(arms.HEADS[kind]) == 1:
+        return arms.HEADS[kind][0]
+    alone = next(name for name, arm in arms.ARMS.items() if arm.head == kind and arm.epochs is None)
+    return tuple(map(float, rows[alone]["setting"].split("-")))
+
+
+def to_best(name: str, best_epochs: Sequence[int], clock: dict[str, dict[str, list[Ends]]]) -> Ends | None:
+    """Of each seed of an arm, from its first attack to the end of its best epoch; None where that was not
+    measured. clock: a size's heads and arms."""
+    arm = arms.ARMS[name]
+    probing, finetuning = clock["heads"].get(arm.head), clock["arms"].get(name)
+    if arm.epochs is None:
+        of_rounds = arm.head in arms.ROUNDS_IN  # which are over before it is known what was best
+        return probing and [
+            ends[-1 if of_rounds else e - 1] for ends, e in zip(probing, best_epochs, strict=True)
+        ]
+    if finetuning is None or (arm.head in arms.HEADS and probing is None):
         return None
-    return sum(count * statistics.median(stage[name]) for name, count in parts)
-
-
-def _finetuning(arm: Arm) -> str:
-    settings: dict[str, Any] = dict(arm.settings)
-    if arm.public:
-        return "finetuning, public code: an epoch"
-    bf16 = ", bf16" * (settings.pop("precision", None) == "bf16")
-    if settings == NFGSM:
-        return f"finetuning, ours, N-FGSM{bf16}: an epoch"
-    return f"finetuning, ours{bf16}: an epoch" if not settings and not arm.carried else ""
+    before = [ends[-1] for ends in probing] if probing else [0.0] * len(finetuning)
+    return [b + ends[e - 1] for b, ends, e in zip(before, finetuning, best_epochs, strict=True)]

@@ -71,29 +71,30 @@ def test_what_else_the_page_shows():
 
 
 def test_seconds_to_the_best_epoch():
-    """Of both stages: medians of an epoch's, times the mean of the epochs that each seed took."""
-    stage = {
-        "probing, ours: an epoch of SGD": [2.0, 3.0, 9.0],
-        "probing, ours: rounds, all of it": [4.0],
-        "finetuning, ours: an epoch": [5.0],
-        "finetuning, ours, N-FGSM, bf16: an epoch": [1.0],
+    """Of each seed: all of probing, and finetuning to the end of the best epoch."""
+    clock = {
+        "heads": {"sgd": [[2.0, 4.0], [3.0, 6.0]], "rounds": [[5.0], [7.0]]},
+        "arms": {
+            "RanLI Full-FT": [[10.0, 20.0], [11.0, 22.0]],
+            "RoLI Full-FT, rounds": [[10.0, 30.0], [11.0, 33.0]],
+            "RoLI Full-FT, public code": [[1.0, 2.0], [1.0, 2.0]],
+        },
     }
     expected = {
-        "Linear, 20 epochs of SGD": 3 * 1.5,
-        "Linear, rounds": 4,
-        "RanLI Full-FT": 5 * 1.5,
-        "RoLI Full-FT, 20 epochs of SGD": 20 * 3 + 5 * 1.5,
-        "RoLI Full-FT, rounds": 4 + 5 * 1.5,
+        "Linear, 20 epochs of SGD": [2, 6],
+        "Linear, rounds": [5, 7],
+        "Linear, public code": None,
+        "RanLI Full-FT": [10, 22],
+        "RoLI Full-FT, rounds": [5 + 10, 7 + 33],
         "RoLI Full-FT, rounds, N-FGSM": None,
-        "RoLI Full-FT, rounds, carried": None,
-        "RanLI Full-FT, PGD-2": None,
         "RoLI Full-FT, public code": None,
     }
-    assert {name: to_best(name, [1, 2], stage) for name in expected} == expected
+    assert {name: to_best(name, [1, 2], clock) for name in expected} == expected
     machine = {"gpu": None, "cpu": "A CPU", "cores": 2, "instruction_set": "avx2"}
-    measured = {"a-cpu": {"machine": machine, "seconds": {"50": stage}}}
-    assert pages._clocks({"seconds": measured}, "50") == {"A CPU, 2 cores, avx2": stage}
+    measured = {"a-cpu": {"machine": machine, "seconds": {"50": clock}}}
+    assert pages._clocks({"seconds": measured}, "50") == {"A CPU, 2 cores, avx2": clock}
     assert pages._clocks({"seconds": measured}, "200") == {}
+    assert pages._to_best("RanLI Full-FT", {"best_epochs": [1, 2]}, clock) == "16 (10, 22)"
 
 
 def test_what_stopping_early_saves():

@@ -16,7 +16,7 @@ from benchmarks import jobs
 from benchmarks.baselines import recipe as public
 from benchmarks.price import __main__ as command
 from benchmarks.price import arms, carried, cells, judges, phases, problem, removals
-from benchmarks.price.seconds import PROBING, seconds
+from benchmarks.price.seconds import seconds
 from benchmarks.price.table import PATIENCE, stopped, table
 from benchmarks.price.times import times
 from roli_fast.attacks import AutoAttack, predict
@@ -255,11 +255,32 @@ def test_seconds_per_image(tiny):
     )
 
 
-def test_seconds_of_whole_stages(tiny):
-    found = seconds([50], 2)["seconds"]["50"]
-    assert set(found) == set(phases.stages(50))
-    assert {stage for stage, _ in PROBING.values()} <= set(found)
-    assert all(len(runs) == 2 and min(runs) > 0 for runs in found.values())
+def test_seconds_of_whole_trainings(tiny, monkeypatch):
+    """Each head once a seed, whatever begins with it; epochs end one after another."""
+    begun = []
+    learn = cells.learn
+
+    def watched(task, model, *more):
+        begun.append((task, find_classifier(model).head.weight.detach().clone()))
+        return learn(task, model, *more)
+
+    monkeypatch.setattr("benchmarks.price.seconds.learn", watched)
+    more = {"RoLI Full-FT, N-FGSM": arms.Arm("rounds", 2, arms.NFGSM), "Linear, SGD": arms.Arm("sgd", None)}
+    monkeypatch.setattr(arms, "ARMS", ARMS | more)
+    rows = {name: {"seeds": 2, "setting": "0.001"} for name in arms.ARMS}
+    rows["Linear, SGD"]["setting"] = "0.1-1"
+    found = seconds({"50": rows}, [50], list(rows))["seconds"]["50"]
+    assert set(found["heads"]) == {"rounds", "sgd"}
+    assert set(found["arms"]) == {name for name in rows if not name.startswith("Linear")}
+    epochs = {"rounds": 1, "sgd": arms.PROBING_EPOCHS} | dict.fromkeys(found["arms"], 2)
+    for name, by_seed in (found["heads"] | found["arms"]).items():
+        assert [len(ends) for ends in by_seed] == [epochs[name]] * 2, name
+        assert all(ends == sorted(ends) and ends[0] > 0 for ends in by_seed)
+    assert [task.setting for task, _ in begun if task.name == "sgd"] == [(0.1, 1.0)] * 2
+    heads = {(task.name, task.seed): head for task, head in begun}
+    for seed in (0, 1):
+        assert torch.equal(heads[arms.ROUNDS, seed], heads["RoLI Full-FT, N-FGSM", seed])
+        assert not torch.equal(heads[arms.ROUNDS, seed], heads[arms.RANLI, seed])
 
 
 def test_where_the_time_goes(tiny, monkeypatch):
