@@ -115,9 +115,11 @@ class AttackView:
         try:
             self._structure = Structure(model)
             if self._structure.holds_a_stranger:
-                self._run_as_it_is("it holds a module that is not registered, which a copy would not follow")
+                self._run_as_it_is(
+                    "it reaches a module that it has not registered there, which a copy would not follow"
+                )
                 return
-            self._copy = FrozenCopy(self._inner(model), fold)
+            self._copy = FrozenCopy(self._inner(model), fold, self._structure.loose)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a module holds that cannot be copied
@@ -225,13 +227,12 @@ class AttackView:
             return own_output(model, images.to(float_dtype(model) or images.dtype), self._output)
 
         # Without TF32, cuDNN's own choice, which would make equal networks differ.
-        with get_precision("fp32").arithmetic():
-            with eval_mode(model):
-                adv, expected = few_or_all(adv, _CONFIRM_SAMPLES, ask)
-                if self._copy is not None and self._depends_on_mode():
-                    self._copy = None
-                    self.report = ViewReport()
-                    self._run_as_it_is("what it holds depends on its mode, which a copy would not follow")
+        with get_precision("fp32").arithmetic(), eval_mode(model):
+            adv, expected = few_or_all(adv, _CONFIRM_SAMPLES, ask)
+            if self._copy is not None and self._depends_on_mode():
+                self._copy = None
+                self.report = ViewReport()
+                self._run_as_it_is("what it holds depends on its mode, which a copy would not follow")
             largest = expected.abs().nan_to_num(0, posinf=0).max().item()
             if self._copy is not None:
                 self._make_faithful(adv, expected, largest)

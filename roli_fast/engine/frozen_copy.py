@@ -22,6 +22,8 @@ class FrozenCopy:
     parametrizations are materialised, and whose BatchNorms are folded where ``fold`` allows and
     :func:`find_folds` proves it.
 
+    loose: tensors that the model holds without having registered them, and that the copy follows, too.
+
     module: the copy.
     dtype: of its input; None where it has no parameters, which takes any.
     channels_last: whether it is laid out so, and wants its input so.
@@ -29,17 +31,22 @@ class FrozenCopy:
         with the reason.
     """
 
-    def __init__(self, model: nn.Module, fold: bool):
+    def __init__(self, model: nn.Module, fold: bool, loose: Sequence[Tensor] = ()):
         parametrized = _parametrized(model)
         # Computed in eval mode: spectral normalisation iterates in train mode when it is asked.
         self._while_read = eval_mode if parametrized else contextlib.nullcontext
         with torch.inference_mode(False), torch.no_grad(), self._while_read(model):
-            self.module = _copied(model).eval().requires_grad_(False)
+            copied, counterparts = _copied(model)
+            self.module = copied.eval().requires_grad_(False)
             for module, tensors in _parametrized(self.module).values():
                 _materialize(module, tensors)
             given = float_dtype(model)
             self.dtype = given and (torch.float64 if given == torch.float64 else torch.float32)
             self.module.requires_grad_(False).to(self.dtype)
+            self._loose = [
+                (t, counterparts[id(t)].requires_grad_(False)) for t in loose if id(t) in counterparts
+            ]
+            self._cast_loose(given, self.dtype)
         self._fold(model, fold)
         cut_stems(self.module)
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.module.modules())
@@ -80,11 +87,17 @@ class FrozenCopy:
         more than half precision holds, and torch normalises half-precision inputs with float32 ones."""
         norms = [m for m in self.module.modules() if isinstance(m, _BatchNorm)]
         self.module.to(dtype)
+        self._cast_loose(self.dtype, dtype)
         self.dtype = dtype
         for norm in norms:
             norm.float()
         self._pair_up(model)
         self.take_over(model)
+
+    def _cast_loose(self, before: torch.dtype | None, dtype: torch.dtype | None) -> None:
+        for _, own in self._loose:
+            if dtype is not None and own.dtype == before:
+                own.data = own.data.to(dtype)
 
     @torch.no_grad()
     def take_over(self, model: nn.Module) -> None:
@@ -121,8 +134,8 @@ class FrozenCopy:
         plain = _tensors(model)
         first = [(name, t) for name, t in own.values() if name not in computed]
         rest = [(name, t) for name, t in own.values() if name in computed]
-        self._own = [t for _, t in (*first, *rest)]
-        self._plain = [plain[name] for name, _ in first]
+        self._own = [*(t for _, t in first), *(own for _, own in self._loose), *(t for _, t in rest)]
+        self._plain = [*(plain[name] for name, _ in first), *(t for t, _ in self._loose)]
         # Some hundred small operations: on a GPU, one graph.
         self._read = [*self._plain, *self._folds.sources()]
         self._graph: GraphRunner | None = None
@@ -162,8 +175,9 @@ class _Bare(nn.Module):
         return self.module(*args, **kwargs)
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy, in which no part waits for other processes or spreads over devices."""
+def _copied(model: nn.Module) -> tuple[nn.Module, dict[int, Any]]:
+    """A deep copy, in which no part waits for other processes or spreads over devices, and what stands in it
+    for what the model holds, by id."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in vars(module).values():  # what a hook computes, as torch.nn.utils.prune's, is no leaf
@@ -171,7 +185,7 @@ def _copied(model: nn.Module) -> nn.Module:
                 memo[id(value)] = value.detach().clone()
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             memo[id(module)] = _Bare(copy.deepcopy(module.module, memo))
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo), memo
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

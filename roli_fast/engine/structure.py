@@ -1,15 +1,23 @@
 """What of a model, besides the values of its weights, decides whether a copy of it still stands for it."""
 
+import collections
+import contextlib
+import copyreg
+import dataclasses
+import enum
+import functools
 import operator
 import zlib
-from collections.abc import Iterator
-from types import MethodType
+from collections.abc import Iterable, Iterator
+from pathlib import PurePath
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy
+import torch
 from torch import Tensor, nn
 
-# Where torch keeps what a module has registered, and its hooks.
+# Where torch keeps what a module has registered, and the hooks that a forward or backward pass calls.
 _TABLES = (
     "_parameters",
     "_buffers",
@@ -19,20 +27,33 @@ _TABLES = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_HOOKS = _TABLES[3:]
+# The rest of its hooks are for files.
+_OF_FILES = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
-# Values that cannot change in place, and containers of such.
-_FIXED = (bool, int, float, str, bytes, type(None))
-_SIMPLE = (*_FIXED, dict, list, tuple, set)
+# Values that cannot change in place.
+_FIXED = (
+    *(bool, int, float, complex, str, bytes, type(None), range, slice, type, enum.Enum, PurePath),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
 
 
 class Structure:
-    """A snapshot of all that a copy of a model depends on except the values of its weights: modules, hooks,
+    """A snapshot of all that a copy of a model depends on except the values of its tensors: modules, hooks,
     attributes, dtypes and devices. A later snapshot tells whether the copy has to be made anew.
 
     It does not hold the model itself, which a cache must not keep alive; what the model holds, it does.
 
-    holds_a_stranger: whether the model reaches a module that it has not registered, such as a teacher in a
-        list or another module's forward: a copy would copy that along once, and then no longer follow it.
+    loose: tensors that the model holds without having registered them, in lists and objects too. A copy has
+        to follow their values, as it follows parameters and buffers.
+    holds_a_stranger: whether the model reaches a module in another way than by having registered it, such as
+        a teacher in a list, or itself in a lambda: a copy would not follow that module, or run it instead of
+        its own.
     """
 
     def __init__(self, model: nn.Module):
@@ -41,42 +62,67 @@ class Structure:
         self._objects: list[object] = [*list(model.modules())[1:], *self._tensors]
         # Compared by value: the names of simple attributes with what they hold.
         self._facts: list[object] = []
-        # Of these, changes in place are looked for, since nothing copies them: tensors that are neither
-        # parameter nor buffer, and arrays.
-        self._attributes: list[Tensor] = []
+        self.loose: list[Tensor] = []
+        # Of these, changes in place are looked for, since nothing copies them.
+        self._odd: list[Tensor] = []
         self._arrays: list[numpy.ndarray] = []
-        containers: list[Any] = []
-        registered = set(map(id, model.modules()))
         self.holds_a_stranger = False
+        self._registered = set(map(id, model.modules()))
+        self._seen: set[int] = set()
+        containers: list[Any] = []
         for module in model.modules():
-            for name, value in _held(module, containers):
-                owner = getattr(value, "__self__", None) if isinstance(value, MethodType) else value
-                self.holds_a_stranger |= isinstance(owner, nn.Module) and id(owner) not in registered
-                self._note(name, value)
-        for module in model.modules():
+            for name, value in _kept(module).items():
+                if name in _HOOKS:
+                    for hook in value.values():
+                        self._note(name, hook, containers)
+                elif name not in (*_TABLES, *_OF_FILES):
+                    self._note(name, value, containers)
             held = vars(module)
             containers += [held, *(held[table] for table in _TABLES if table in held)]
+        del self._seen, self._registered
         # Most tables, those of hooks, are empty: that they still are is told at once.
         self._empty = [c for c in containers if not c]
         self._containers = [c for c in containers if c]
         self._state = self._state_of_tensors()
         self._everything = self._everything_now()
 
-    def _note(self, name: str, value: object) -> None:
-        """Takes down what a module holds under this name, by identity or by value."""
-        if isinstance(value, Tensor):
-            self._objects.append(value)
-            self._attributes.append(value)
-        elif isinstance(value, numpy.ndarray):
-            self._objects.append(value)
-            self._arrays.append(value)
-        elif isinstance(value, tuple) and not all(isinstance(item, _FIXED) for item in value):
-            self._facts.append((name, len(value)))  # its items come separately
-        elif isinstance(value, (bool, int, float, str, tuple)):
+    def _note(self, name: str, value: object, containers: list[Any]) -> None:
+        """Takes down what a module holds under this name, and what is inside it, at any depth; adds the
+        containers that it comes to."""
+        if isinstance(value, _FIXED) or _is_fixed_tuple(value):
             # Whether a module trains does not matter to a copy, which is in eval mode.
             self._facts.append(name if name == "training" else (name, value))
-        elif not _is_data(value):
+        elif isinstance(value, nn.Module):
             self._objects.append(value)
+            self.holds_a_stranger |= id(value) not in self._registered
+        elif id(value) in self._seen:
+            self._facts.append((name, "seen"))
+        else:
+            self._seen.add(id(value))
+            self._look_into(name, value, containers)
+
+    def _look_into(self, name: str, value: object, containers: list[Any]) -> None:
+        if isinstance(value, Tensor):
+            self._objects.append(value)
+            (self.loose if _is_plain(value) else self._odd).append(value)
+            return
+        if isinstance(value, numpy.ndarray):
+            self._objects.append(value)
+            self._arrays.append(value)
+            return
+        if isinstance(value, FunctionType):  # which a copy shares, with all that it refers to
+            self._objects.append(value)
+            self.holds_a_stranger |= _refers_to_a_module(value)
+            return
+        inside = _parts(value)
+        if inside is None:
+            self._objects.append(value)
+            return
+        self._facts.append((name, type(value), sum(map(len, inside))))
+        containers += inside
+        for container in inside:
+            for item in _items(container):
+                self._note(name, item, containers)
 
     def is_that_of(self, model: nn.Module) -> bool:
         """Whether the model is still built as it was when this was taken."""
@@ -106,48 +152,113 @@ class Structure:
         container was replaced, the one around it shows that."""
         found: list[object] = []
         for container in self._containers:
-            found += container.values() if isinstance(container, dict) else container
+            found += _items(container)
         return found
 
     def _state_of_tensors(self) -> tuple[list[Any], list[Any], list[Any]]:
-        kinds = [(t.dtype, t.device) for t in self._tensors]
-        versions = [None if t.is_inference() else t._version for t in self._attributes]
+        kinds: list[Any] = [(t.dtype, t.device) for t in self._tensors]
+        kinds += [(t.dtype, t.device, t.shape) for t in self.loose]
+        versions = [None if t.is_inference() else t._version for t in self._odd]
         return kinds, versions, [zlib.crc32(array.tobytes()) for array in self._arrays]
 
 
-def _held(module: nn.Module, containers: list[Any]) -> Iterator[tuple[str, object]]:
-    """What a module holds, by name, and the items inside, at any depth; adds their containers to the list."""
+class _Slots:
+    """The values of an object's slots, as they are now."""
+
+    def __init__(self, owner: object, names: list[str]):
+        self._owner, self._names = owner, names
+
+    def __iter__(self) -> Iterator[object]:
+        return (getattr(self._owner, name) for name in self._names if hasattr(self._owner, name))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether values can be copied into a tensor like this one."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and 0 not in tensor.stride()
+
+
+def _items(container: Any) -> Iterable[object]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _is_fixed_tuple(value: object) -> bool:
+    """Strides and sizes: nothing in it can change."""
+    return isinstance(value, tuple) and all(isinstance(item, _FIXED) for item in value)
+
+
+def _parts(value: object) -> list[Any] | None:
+    """The containers of what is inside a value that a copy copies with it; None where that is not known."""
+    if isinstance(value, (dict, list, tuple, set, frozenset, collections.deque)):
+        return [value]
+    if isinstance(value, MethodType):
+        return [(value.__self__, value.__func__)]
+    if isinstance(value, functools.partial):
+        return [(value.func, *value.args), value.keywords]
+    if isinstance(value, SimpleNamespace):
+        return [vars(value)]
+    if _is_copied_its_own_way(type(value)):
+        return None
+    slots = [name for base in type(value).__mro__ for name in _names(vars(base).get("__slots__", ()))]
+    found = [vars(value)] if hasattr(value, "__dict__") else []
+    return [*found, *([_Slots(value, slots)] if slots else [])] or None
+
+
+def _is_copied_its_own_way(kind: type) -> bool:
+    return (
+        hasattr(kind, "__deepcopy__")
+        or kind in copyreg.dispatch_table
+        or kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or (_has_own_state(kind) and not dataclasses.is_dataclass(kind))
+        or issubclass(kind, ModuleType)
+    )
+
+
+def _has_own_state(kind: type) -> bool:
+    return getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+
+
+def _names(slots: Any) -> list[str]:
+    names = [slots] if isinstance(slots, str) else list(slots)
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _kept(module: nn.Module) -> dict[str, Any]:
+    """What a copy takes of a module's attributes: all, unless the module says otherwise, as a LightningModule
+    does of its trainer."""
+    held, kind = vars(module), type(module)
+    if not _has_own_state(kind) or hasattr(kind, "__deepcopy__"):
+        return held
+    state: Any = module.__getstate__()
+    return {name: value for name, value in held.items() if state.get(name) is value}
+
+
+def _refers_to_a_module(function: FunctionType) -> bool:
+    """Whether a function reaches a module by what it has been given, at any depth."""
     seen: set[int] = set()
-    for name, value in vars(module).items():
-        if name.endswith("_hooks") and isinstance(value, dict):
-            yield from ((name, hook) for hook in value.values())
+    left: list[object] = [function]
+    while left:
+        value = left.pop()
+        if isinstance(value, nn.Module):
+            return True
+        if id(value) in seen or isinstance(value, (Tensor, numpy.ndarray, *_FIXED)):
             continue
-        yield name, value
-        if name not in _TABLES:
-            yield from _inside(name, value, containers, seen)
+        seen.add(id(value))
+        inside = _given(value) if isinstance(value, FunctionType) else _parts(value) or []
+        for container in inside:
+            left += _items(container)
+    return False
 
 
-def _inside(name: str, value: object, containers: list[Any], seen: set[int]) -> Iterator[tuple[str, object]]:
-    if isinstance(value, (*_FIXED, nn.Module, Tensor)):
-        return
-    container: Any = vars(value) if _is_data(value) else value
-    if not isinstance(container, (dict, list, tuple, set)) or id(container) in seen:
-        return
-    if isinstance(container, tuple) and all(isinstance(item, _FIXED) for item in container):
-        return  # strides and sizes: nothing in it can change
-    seen.add(id(container))
-    containers.append(container)
-    for item in container.values() if isinstance(container, dict) else container:
-        yield name, item
-        yield from _inside(name, item, containers, seen)
-
-
-def _is_data(value: object) -> bool:
-    """Whether an object only holds values, as configurations do: it is then compared by these."""
-    if isinstance(value, (nn.Module, Tensor, type)) or callable(value):
-        return False
-    held = getattr(value, "__dict__", {})
-    return len(held) > 0 and all(isinstance(v, _SIMPLE) for v in held.values())
+def _given(function: FunctionType) -> list[Any]:
+    cells: list[object] = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # of a variable that is not bound yet
+            cells.append(cell.cell_contents)
+    return [cells, function.__defaults__ or (), function.__kwdefaults__ or {}, vars(function)]
 
 
 def _same(these: list[object], those: list[object]) -> bool:

@@ -2,10 +2,8 @@
 
 import gc
 import weakref
-from types import SimpleNamespace
 from typing import ClassVar
 
-import numpy
 import pytest
 import timm
 import torch
@@ -581,50 +579,6 @@ def test_a_forward_that_was_replaced_runs_in_eval_mode_and_changes_no_statistics
     assert model.training
     assert "forward of the model was replaced" in view.report.note
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-class Holding(nn.Module):
-    """Multiplies its output by what it holds somewhere."""
-
-    def __init__(self, held, read):
-        super().__init__()
-        self.net, self.held, self.read = plain(), held, read
-
-    def forward(self, x):
-        return self.net(x) * self.read(self.held)
-
-
-def hold(kind):
-    """(what is held, how the model reads it, how it is changed in place)."""
-    if kind == "object":
-        return SimpleNamespace(scale=1.0), lambda h: h.scale, lambda h: setattr(h, "scale", -3.0)
-    if kind == "nested":
-        return {"a": [{"scale": 1.0}]}, lambda h: h["a"][0]["scale"], lambda h: h["a"][0].update(scale=-3.0)
-    if kind == "array":
-        return numpy.ones(1), lambda h: float(h[0]), lambda h: h.fill(-3)
-    if kind == "tuple":
-        return (torch.ones(1),), lambda h: h[0], lambda h: h[0].fill_(-3)
-    if kind == "set":
-        return {1.0}, lambda h: sum(h), lambda h: (h.clear(), h.add(-3.0))
-    if kind == "empty":
-        return set(), lambda h: 1.0 - 4 * len(h), lambda h: h.add(1)
-    module = nn.Linear(1, 1)
-    nn.init.constant_(module.weight, 1)
-    change = lambda _: nn.init.constant_(module.weight, -3)  # noqa: E731
-    if kind == "module":
-        return [module], lambda h: h[0].weight.sum(), change
-    return module.forward, lambda h: h.__self__.weight.sum(), change
-
-
-@pytest.mark.parametrize("kind", ["object", "nested", "array", "tuple", "set", "empty", "module", "method"])
-def test_refresh_notices_what_has_changed_inside_of_what_a_model_holds(kind, batch):
-    held, read, change = hold(kind)
-    model = Holding(held, read).eval()
-    view = AttackView(model)
-    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
-    change(held)
-    view.refresh()
-    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_changes_itself_is_followed_and_says_so():

@@ -1,0 +1,280 @@
+"""Whatever a model holds, and in whatever way: a view computes what the model computes, also after that has
+changed, and leaves the model alone."""
+
+import collections
+import dataclasses
+import enum
+import functools
+import pathlib
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from roli_fast.attacks import PGD
+from roli_fast.engine import AttackView
+from roli_fast.engine.structure import Structure
+
+from .cases import assert_same_logits
+
+CPU = torch.device("cpu")
+NOT_REGISTERED = "it reaches a module that it has not registered there"
+
+
+def body():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+
+
+class Holding(nn.Module):
+    """Multiplies its output by what it holds somewhere."""
+
+    def __init__(self, held, read):
+        super().__init__()
+        self.net, self.held, self.read = body(), held, read
+
+    def forward(self, x):
+        return self.net(x) * self.read(self.held)
+
+
+class Kind(enum.Enum):
+    ONE = 1
+
+
+@dataclasses.dataclass
+class Config:
+    scale: float = 1.0
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    folder: pathlib.Path = pathlib.Path("runs")
+    kind: Kind = Kind.ONE
+    act: object = F.relu
+
+
+@dataclasses.dataclass
+class Slotted:
+    __slots__ = ("scale",)
+    scale: float
+
+
+class Scale:
+    def __init__(self, tensor=None):
+        self.scale, self.tensor = 1.0, tensor
+
+    def value(self):
+        return self.scale
+
+    def hook(self, module, inputs, output):
+        return self.scale * output
+
+    def __call__(self, module, inputs, output):
+        return self.hook(module, inputs, output)
+
+
+def attribute(held):
+    return held.scale
+
+
+def change_attribute(held):
+    held.scale = -3.0
+
+
+OBJECTS = {
+    "namespace": lambda: SimpleNamespace(scale=1.0),
+    "dataclass": Config,
+    "slots": lambda: Slotted(1.0),
+    "object with a tensor": lambda: Scale(torch.zeros(1)),
+}
+# What is held, how the model reads it, how it is changed in place.
+HELD = {name: (make, attribute, change_attribute) for name, make in OBJECTS.items()} | {
+    "nested objects": (
+        lambda: SimpleNamespace(model=Config()),
+        lambda h: h.model.scale,
+        lambda h: change_attribute(h.model),
+    ),
+    "list of objects": (lambda: [Config()], lambda h: h[0].scale, lambda h: change_attribute(h[0])),
+    "nested containers": (
+        lambda: {"a": [{"scale": 1.0}]},
+        lambda h: h["a"][0]["scale"],
+        lambda h: h["a"][0].update(scale=-3.0),
+    ),
+    "array": (lambda: numpy.ones(1), lambda h: float(h[0]), lambda h: h.fill(-3)),
+    "set": (lambda: {1.0}, sum, lambda h: (h.clear(), h.add(-3.0))),
+    "empty set": (set, lambda h: 1.0 - 4 * len(h), lambda h: h.add(1)),
+    "deque": (lambda: collections.deque([1.0]), lambda h: h[0], lambda h: (h.clear(), h.append(-3.0))),
+    "partial": (
+        lambda: functools.partial(lambda h: h.scale, Scale()),
+        lambda h: h(),
+        lambda h: change_attribute(h.args[0]),
+    ),
+    "method of an object": (
+        lambda: Scale().value,
+        lambda h: h(),
+        lambda h: change_attribute(h.__self__),
+    ),
+    "tensor": (lambda: torch.ones(1), lambda h: h, lambda h: h.fill_(-3)),
+    "tensor, by its data": (lambda: torch.ones(1), lambda h: h, lambda h: h.data.fill_(-3)),
+    "tensor, by other data": (lambda: torch.ones(1), lambda h: h, lambda h: setattr(h, "data", -3 * h)),
+    "tensor that is expanded": (lambda: torch.ones(1).expand(5), lambda h: h, lambda h: h[:1].fill_(-3)),
+    "tensors in a tuple": (lambda: (torch.ones(1),), lambda h: h[0], lambda h: h[0].fill_(-3)),
+    "tensor of an object": (
+        lambda: Scale(torch.ones(1)),
+        lambda h: h.tensor,
+        lambda h: h.tensor.fill_(-3),
+    ),
+    "parameter in a list": (
+        lambda: [nn.Parameter(torch.ones(1))],
+        lambda h: h[0],
+        lambda h: nn.init.constant_(h[0], -3),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_has_changed_inside_what_a_model_holds_is_followed(kind, batch):
+    make, read, change = HELD[kind]
+    held = make()
+    model = Holding(held, read).eval()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+    change(held)
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+    assert view.report.note is None
+
+
+@pytest.mark.parametrize("kind", ["object", "method"])
+def test_hooks_that_change_are_followed(kind, batch):
+    model, hook = body().eval(), Scale()
+    model[1].register_forward_hook(hook if kind == "object" else hook.hook)
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    change_attribute(hook)
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+
+
+def reading(held):
+    """The first weight that a holder of a module has."""
+    return held(torch.ones(1, 1)).sum()
+
+
+def closing_over(module):
+    return lambda x: module(x)
+
+
+def with_default(module):
+    return lambda x, module=module: module(x)
+
+
+STRANGERS = {
+    "list": (lambda m: [m], lambda h: h[0].weight.sum()),
+    "object": (lambda m: SimpleNamespace(m=m), lambda h: h.m.weight.sum()),
+    "dict in an object": (lambda m: SimpleNamespace(d={"m": m}), lambda h: h.d["m"].weight.sum()),
+    "method": (lambda m: m.forward, reading),
+    "partial": (functools.partial, reading),
+    "partial of a method": (lambda m: functools.partial(m.forward), reading),
+    "closure": (closing_over, reading),
+    "default": (with_default, reading),
+    "closure over an object": (lambda m: closing_over(SimpleNamespace(m=m).m), reading),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_module_that_is_not_registered_is_followed(kind, batch):
+    hold, read = STRANGERS[kind]
+    module = nn.Linear(1, 1)
+    model = Holding(hold(module), read).eval()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert NOT_REGISTERED in view.report.note
+    nn.init.constant_(module.weight, -3)
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+
+
+class OfFunctions(nn.Module):
+    """Of layers that are called by functions, which no copy has of its own."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5)
+        self.head, self.how = nn.Linear(8, 5), how
+        if how == "hook":
+            self.conv.register_forward_hook(lambda module, inputs, output: self.norm(self.drop(output)))
+        self.body = [lambda x: self.norm(self.drop(self.conv(x)))]
+
+    def forward(self, x):
+        x = self.conv(x) if self.how == "hook" else self.body[0](x)
+        return self.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["hook", "list"])
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_functions_of_a_models_own_layers_run_in_eval_mode_and_change_nothing(how, asked_before, batch):
+    model = OfFunctions(how).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attack = PGD(eps=0.1, random_start=False)
+    expected = PGD(eps=0.1, random_start=False)(model, *batch)
+    if asked_before:
+        attack(model, *batch)
+    model.train()
+    assert torch.equal(attack(model, *batch), expected)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert NOT_REGISTERED in attack.run(model, *batch).notes[0]
+
+
+def test_what_a_copy_leaves_out_is_no_part_of_a_model(batch):
+    """As a LightningModule leaves out its trainer, which holds other modules."""
+
+    class Trained(nn.Sequential):
+        def __getstate__(self):
+            return dict(vars(self)) | {"trainer": None}
+
+    model = Trained(*body()).eval()
+    model.trainer = SimpleNamespace(wrapped=nn.Linear(1, 1))
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+
+
+def test_hooks_for_files_do_not_matter(batch):
+    model, other = body().eval(), nn.Linear(1, 1)
+    model.register_state_dict_post_hook(lambda *_: other)
+    model.register_load_state_dict_post_hook(lambda *_: other)
+    assert AttackView(model).is_copy
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_tensors_that_are_not_registered_are_cast(precision, batch):
+    class Normalizes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.net = torch.full((3, 1, 1), 0.5), nn.Sequential(nn.Conv2d(3, 4, 3), *body()[:1])
+            self.head = nn.Linear(144, 5)
+
+        def forward(self, x):
+            return self.head(self.net(x - self.mean))
+
+    model = Normalizes()
+    view = AttackView(model, precision=precision)
+    output = view(view.prepare(batch[0])).float()
+    torch.testing.assert_close(output, model(batch[0]), rtol=0.1, atol=0.1)
+    model.mean.fill_(-2)
+    view.refresh()
+    torch.testing.assert_close(view(view.prepare(batch[0])).float(), model(batch[0]), rtol=0.1, atol=0.1)
+    assert model.mean.dtype == torch.float32
+
+
+def test_a_snapshot_follows_circles_to_their_end():
+    model = body()
+    model.held = SimpleNamespace()
+    model.held.me, model.held.list = model.held, [model.held]
+    assert Structure(model).is_that_of(model)
+    assert AttackView(model).is_copy
