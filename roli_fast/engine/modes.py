@@ -51,7 +51,7 @@ def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
     """Puts the model into eval mode, and afterwards every module back into its own. Inside,
     DistributedDataParallel does not synchronise, so that no process waits for others."""
     owner = getattr(model, "__self__", model)  # of a bound method
-    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
+    modules = [m for m in owner.modules() if _has_mode(m)] if isinstance(owner, nn.Module) else []
     modes = [m.training for m in modules]
     # DistributedDataParallel would broadcast its buffers, but processes call their models at different times.
     spreading = [
@@ -66,6 +66,11 @@ def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
         _set_modes(modules, modes)
         for module in spreading:
             module.broadcast_buffers = True
+
+
+def _has_mode(module: nn.Module) -> bool:
+    """Not what torch.jit.freeze returns: it is in eval mode for good."""
+    return hasattr(module, "training")
 
 
 def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:

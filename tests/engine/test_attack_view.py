@@ -566,6 +566,15 @@ def test_a_traced_module_is_attacked(batch):
     torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_frozen_script_is_attacked(inside, batch):
+    """It has no mode: it is in eval mode for good."""
+    frozen = torch.jit.freeze(torch.jit.trace(plain().eval(), batch[0]))
+    model = nn.Sequential(nn.Identity(), frozen) if inside else frozen
+    view = AttackView(model)
+    torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("wrapped", [torch.autocast("cpu", enabled=False), lambda f: lambda x: f(x)])
 def test_a_forward_that_was_replaced_runs_in_eval_mode_and_changes_no_statistics(wrapped, batch):
     """A copy would call the original's own modules: torch.compile and autocast wrap a bound method."""
