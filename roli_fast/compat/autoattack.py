@@ -3,7 +3,7 @@ import AutoAttack``."""
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +16,8 @@ from ..attacks.norms import distance
 from ..attacks.reliability import square_finds_more
 from ..attacks.verify import predict
 from ..checks import check_count, refuse
-from ..engine.identity import digest_of, fingerprint
-from ..engine.modes import Model
+from ..engine.identity import answers_as_before, digest_of, fingerprint
+from ..engine.modes import Model, few_or_all
 from ..files import write
 from .core import (
     as_classes,
@@ -34,6 +34,7 @@ from .core import (
 
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _VERSIONS = ("standard", "plus", "rand")
+_FEW = 8  # images, by the answers to which a model is known
 _WAY_OUT = (
     "If they are normalised: images in [0, 1] and AutoAttack(roli_fast.models.Normalized(model, mean, std))"
 )
@@ -118,9 +119,11 @@ class AutoAttack:
         x_orig, y_orig: images (N, C, H, W) in [0, 1] and labels (N,).
         bs: images in a batch; it has no influence on the result.
         state_path: a file that records which batches are done. An evaluation that was interrupted goes on
-            from there, and returns adversarial images only of the batches that it attacks itself.
+            from there, with the random numbers that it began with, and returns adversarial images only of
+            the batches that it attacks itself.
 
-        Raises ValueError for images outside of [0, 1], and for the state of another evaluation.
+        Raises ValueError for images outside of [0, 1], and for the state of another evaluation: of other
+        images, another attack, or a model that answers otherwise to the first images.
         """
         return self._evaluated(self.attacks_to_run, x_orig, y_orig, bs, return_labels, state_path)
 
@@ -161,6 +164,8 @@ class AutoAttack:
             check_images(inside(part, (0, 1)), (0, 1), _WAY_OUT)
         attack = self._made(names)
         state = _State.found(state_path, attack, self._key(), self.model, images, labels)
+        if state_path is not None and len(images) > 0:
+            state.bind(lambda: self._answers(images))
         if return_labels and state.broken_by:
             refuse("return_labels", "True for images of which a state is there", "False: it has no classes")
         key = torch.tensor([state.key], device=self.device)
@@ -184,6 +189,13 @@ class AutoAttack:
         self._report(attack.stages, torch.tensor(state.broken_by), adversarial, largest)
         self._log(f"total time: {time.perf_counter() - begin:.1f} s")
         return (adversarial, classes) if return_labels else adversarial
+
+    def _answers(self, images: Tensor) -> Tensor:
+        """The logits for the first images, or for all where the model answers to no fewer."""
+        _, logits = few_or_all(
+            images, _FEW, lambda asked: predict(self.model, inside(asked, (0, 1)).to(self.device))
+        )
+        return logits.cpu()
 
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
         # A custom selection has five restarts, as in version "plus".
@@ -230,10 +242,19 @@ class _State:
     about: what is evaluated, to which the file is bound.
     key: the random key of the evaluation.
     broken_by: of the samples that are done, as in :class:`roli_fast.attacks.AutoAttackResult`.
+    answers: the model's logits for the first images; None before they are known.
     """
 
-    def __init__(self, path: Path | None, about: str, key: int, broken_by: list[int]):
+    def __init__(
+        self,
+        path: Path | None,
+        about: str,
+        key: int,
+        broken_by: list[int],
+        answers: list[list[float]] | None = None,
+    ):
         self.path, self.about, self.key, self.broken_by = path, about, key, broken_by
+        self.answers = answers
 
     @classmethod
     def found(
@@ -265,12 +286,22 @@ class _State:
         if not isinstance(saved, dict) or saved.get("about") != about:
             got = saved.get("about") if isinstance(saved, dict) else saved
             refuse("state_path", f"the state of {got}", f"one of {about}")
-        return cls(file, about, saved["key"], saved["broken_by"])
+        return cls(file, about, saved["key"], saved["broken_by"], saved.get("answers"))
+
+    def bind(self, ask: Callable[[], Tensor]) -> None:
+        """Binds the state to the model's answers. Raises ValueError if it is bound to others: not all that a
+        model computes with shows in its fingerprint."""
+        if self.answers is None:
+            self.answers = ask().tolist()
+        elif not answers_as_before(torch.tensor(self.answers), ask):
+            got = f"{self.path}, in which the model answered otherwise to the same images"
+            refuse("state_path", got, "the state of the same model, or another file")
 
     def add(self, broken_by: Tensor) -> None:
         self.broken_by += broken_by.tolist()
         if self.path is not None:
-            saved = {"about": self.about, "key": self.key, "broken_by": self.broken_by}
+            names = ("about", "key", "broken_by", "answers")
+            saved = {name: getattr(self, name) for name in names}
             write(self.path, json.dumps(saved).encode())
 
     def progress(self, images: int) -> str:

@@ -1,10 +1,12 @@
 """Digests of models, functions and batches: the same in every process, so that a saved result can be compared
 with what a later run has."""
 
+import dis
 import functools
 import hashlib
+import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -15,6 +17,21 @@ from .modes import unwrap
 
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 
+# What nothing inside can change.
+_LASTING = (*_SIMPLE, tuple, frozenset, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
+            functools.partial, type)  # fmt: skip
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+# Attributes of which the digest is made elsewhere, or which do not change what a module computes.
+_OF_TORCH = {*vars(nn.Module()), "_compiled_call_impl"}
+
+# How far a model's answers to the same images may be apart, relative to their length. Another machine's
+# kernels move them by some thousandths, in half precision by some hundredths; another model's are as far as
+# they are long.
+_NEAR = 0.05
+_CALLS = 4  # by which a random model is known
+
 
 def identity(function: Any) -> str:
     """The name of a callable and a digest of all it computes with: its code, the variables in its closure,
@@ -24,9 +41,13 @@ def identity(function: Any) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """The class of a module and a digest of its printed structure, weights, buffers, and attributes that are
-    strings, floats or bools (not integers, which may count calls). Of another callable, its
-    :func:`identity`."""
+    """The class of a module and a digest of its printed structure, weights, buffers, hooks and attributes. Of
+    another callable, its :func:`identity`.
+
+    What a forward may change does not count: integers and tuples that a method other than ``__init__``
+    assigns, such as a counter of calls, and what is in lists, dicts, objects and tensors that are not
+    registered. :func:`answers_as_before` notices those.
+    """
     model = unwrap(model)
     if not isinstance(model, nn.Module):
         return identity(model)
@@ -34,6 +55,26 @@ def fingerprint(model: Any) -> str:
     for part in _held(model):
         digest.update(part)
     return f"{type(model).__qualname__} {digest.hexdigest()[:16]}"
+
+
+def answers_as_before(before: Tensor, ask: Callable[[], Tensor]) -> bool:
+    """Whether a model's answers are those of before, as far as rounding lets them be. Yes for a model whose
+    answers are random: nothing can be told from them.
+
+    before: answers (N, ...) to some images. ask: returns the model's answers to the same images now.
+    """
+    now = ask()
+    if _are_near(before, now, _NEAR):
+        return True
+    return not all(_are_near(now, ask(), _NEAR / 2) for _ in range(_CALLS))
+
+
+def _are_near(these: Tensor, those: Tensor, share: float) -> bool:
+    if these.shape != those.shape:
+        return False
+    # A class that is masked out has an infinite logit.
+    one, other = (t.cpu().double().nan_to_num(0, 0, 0) for t in (these, those))
+    return bool((one - other).norm() <= share * torch.maximum(one.norm(), other.norm()))
 
 
 def digest_of(images: Tensor, labels: Tensor) -> str:
@@ -54,10 +95,63 @@ def _held(model: nn.Module) -> Iterator[bytes]:
     for name, value in sorted(tensors.items()):
         if isinstance(value, Tensor):
             yield f"{name} {tuple(value.shape)} {value.dtype}".encode() + _bytes(value)
+    assigned = {kind: _assigned(kind) for kind in {type(module) for module in model.modules()}}
     for place, module in model.named_modules():
-        own = {name: v for name, v in vars(module).items() if isinstance(v, (str, float)) or type(v) is bool}
-        own.pop("training")
-        yield f"{place} {sorted(own.items())}".encode()
+        own = sorted(_settings(module, assigned[type(module)]))
+        hooks = [[_lasting(hook, ()) for hook in vars(module)[table].values()] for table in _HOOKS]
+        yield f"{place} {own} {hooks}".encode()
+        if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
+            # Frozen: its weights are constants of its code.
+            constants = module.code_with_constants[1].const_mapping
+            yield from (name.encode() + _bytes(constants[name]) for name in sorted(constants))
+
+
+def _settings(module: nn.Module, assigned: set[str]) -> Iterator[tuple[str, object]]:
+    """The attributes that a forward does not change. assigned: as :func:`_assigned` says."""
+    for name, value in vars(module).items():
+        lasts = name not in assigned and isinstance(value, _LASTING) and value is not None
+        if name not in _OF_TORCH and (lasts or isinstance(value, (str, float, bool))):
+            yield name, _lasting(value, ())
+
+
+def _assigned(kind: type) -> set[str]:
+    """The names of the attributes that methods of a class assign, but for ``__init__``."""
+    methods = (
+        inspect.unwrap(method)
+        for above in kind.__mro__
+        if above not in (nn.Module, object)
+        for name, method in vars(above).items()
+        if name != "__init__" and inspect.isfunction(method)
+    )
+    return {name for method in methods for name in _stored(method.__code__, "STORE_ATTR")}
+
+
+def _stored(code: types.CodeType, instruction: str) -> set[str]:
+    return {i.argval for i in dis.get_instructions(code) if i.opname == instruction}
+
+
+def _lasting(value: Any, above: tuple[Any, ...]) -> object:
+    """As :func:`_content`, but of what can change in place the kind alone."""
+    if isinstance(value, _SIMPLE):
+        return value
+    if any(value is a for a in above):
+        return "above"
+    inside = functools.partial(_lasting, above=(*above, value))
+    kind = type(value).__qualname__
+    if isinstance(value, tuple):
+        return kind, [inside(item) for item in value]
+    if isinstance(value, frozenset):
+        return kind, sorted(repr(inside(item)) for item in value)
+    if isinstance(value, functools.partial):
+        return inside(value.func), inside(value.args), inside(tuple(value.keywords.items()))
+    if isinstance(value, types.MethodType):
+        return inside(value.__func__), inside(value.__self__)
+    if not isinstance(value, types.FunctionType):
+        return kind, getattr(value, "__qualname__", "")
+    counts = _stored(value.__code__, "STORE_DEREF")
+    cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    enclosed = [inside(c.cell_contents) for name, c in cells if name not in counts and _is_filled(c)]
+    return value.__qualname__, _content(value.__code__, ()), inside(value.__defaults__), enclosed
 
 
 def _content(value: Any, above: tuple[Any, ...]) -> object:

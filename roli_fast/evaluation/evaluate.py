@@ -22,6 +22,7 @@ from ..attacks.verify import mean_of
 from ..checks import refuse
 from ..distributed import rank, world_size
 from ..engine import Output
+from ..engine.identity import answers_as_before
 from ..engine.modes import Model, beside
 from .accuracy import Accuracy
 from .attack_rules import check_one_size_for_all, key_of, pooled_notes, verified
@@ -88,15 +89,17 @@ def evaluate(
         left out. See :func:`roli_fast.engine.select`.
     folder: where each finished batch is saved, with its adversarial images (read them by :func:`saved`), and
         a log. Calling evaluate again with the same model, data and attack goes on after an interruption, to
-        the same result. None saves nothing.
+        the same result; the model is asked once about images that are finished, to see that it is the same.
+        The random numbers are those with which the evaluation began, and an attack with a generator of
+        another seed is refused. None saves nothing.
     progress: whether to show a bar on stderr.
     strict: whether to raise ValueError if the attack had no gradient to follow for any image, since what it
         measured is then no robustness; if not, a note says so.
 
     Raises ValueError for an attack that is targeted, on features, or with an eps or step size per sample; for
     an output that is not the attack's; for a Loader that gives a process its share alone; for a folder of
-    another model, data set or attack; and for no images. Raises RuntimeError if the attack left its ball or
-    box.
+    another model, data set, attack or seed; and for no images. Raises RuntimeError if the attack left its
+    ball or box.
     """
     _check_attack(attack)
     if attack is not None and output not in (None, attack.output):
@@ -152,6 +155,7 @@ class _Run:
         patience = datetime.timedelta(days=30)
         self._group: Any = dist.new_group(backend="gloo", timeout=patience) if world_size() > 1 else None
         self._key = self._common_key()
+        self._has_answered = False  # to images of the folder, as it did when they were evaluated
 
     def record(self, number: int, first: int, images: Tensor, labels: Tensor) -> Record:
         """The record of a batch: from the folder if it is finished there, else measured. first: the index of
@@ -161,7 +165,22 @@ class _Run:
             record = self._measured(first, images, labels)
             if self._records is not None:
                 self._records.save(number, first, images, labels, record)
-        return dataclasses.replace(record, adversarial=None)  # a data set's images are more than memory holds
+        elif not self._has_answered:
+            self._check_answers(record, images)
+        # A data set's images are more than memory holds.
+        return dataclasses.replace(record, adversarial=None, logits=record.logits.new_empty(0))
+
+    def _check_answers(self, record: Record, images: Tensor) -> None:
+        """Raises ValueError if the model answers otherwise to the images of a finished batch than it did: not
+        all that a model computes with shows in its fingerprint."""
+        assert self._records is not None
+        if not answers_as_before(record.logits, lambda: self._logits(as_floats(images))):
+            self._records.refuse_other_model()
+        self._has_answered = True
+
+    def _logits(self, images: Tensor) -> Tensor:
+        calls = self._attack.eot if self._attack else 1
+        return mean_of(calls, lambda: predict(self._model, images, self._output))
 
     def gathered(self, found: dict[int, Record]) -> dict[int, Record]:
         """The records of all processes."""
@@ -197,11 +216,11 @@ class _Run:
 
     def _measured(self, first: int, images: Tensor, labels: Tensor) -> Record:
         begin = time.perf_counter()
-        clean, calls = as_floats(images), self._attack.eot if self._attack else 1
-        logits = mean_of(calls, lambda: predict(self._model, clean, self._output))
+        logits = self._logits(as_floats(images))
         check_labels(labels, logits.shape[1])
         broken_by = torch.where(logits.argmax(dim=1) == labels, -1, 0)
-        record = Record(broken_by, None, (), calls * len(images), 0, 0.0)
+        calls = self._attack.eot if self._attack else 1
+        record = Record(logits.cpu(), broken_by, None, (), calls * len(images), 0, 0.0)
         if self._attack is not None:
             self._under(self._attack, first, images, labels, record)
         record.broken_by = record.broken_by.cpu()
@@ -233,8 +252,13 @@ class _Run:
         agreed: list[int | Exception] = [0]
         if rank() == 0:
             try:
-                key = int(key_of(self._attack)) if self._attack is not None and self._attack.draws else 0
-                agreed = [key if self._records is None else self._records.open(self._bound, self._model, key)]
+                key, seed = 0, None
+                if self._attack is not None and self._attack.draws:
+                    own = self._attack.generator
+                    key, seed = int(key_of(self._attack)), None if own is None else own.initial_seed()
+                if self._records is not None:
+                    key = self._records.open(self._bound, self._model, key, seed)
+                agreed = [key]
             except Exception as error:  # the other processes must not wait for it
                 agreed = [error]
         if world_size() > 1:

@@ -4,13 +4,14 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checks import refuse
 from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
 from ..files import PARTIAL, read_json, write, write_json
@@ -20,6 +21,7 @@ from ..files import PARTIAL, read_json, write, write_json
 class Record:
     """What an evaluation found for one batch. Tensors are on the CPU.
 
+    logits: (N, classes), the model's for the clean images.
     broken_by: (N,) int64, for each image the number of the stage that made it wrong, or -1.
     adversarial: (N, ...), the clean image where the attack found nothing; None without an attack, and once
         the record is saved.
@@ -27,6 +29,7 @@ class Record:
     directed, undirected: directed and undirected_by_stage of the batch's AttackResult.
     """
 
+    logits: Tensor
     broken_by: Tensor
     adversarial: Tensor | None
     notes: tuple[str, ...]
@@ -58,12 +61,14 @@ class Records:
     def __init__(self, folder: Path):
         self._folder = folder
 
-    def open(self, attack: str, model: Model, key: int) -> int:
+    def open(self, attack: str, model: Model, key: int, seed: int | None) -> int:
         """Begins an evaluation with this random key, or finds one to go on with: returns the key to use.
 
-        Raises ValueError if the folder has an evaluation of another attack or model, or other files.
+        seed: that of the caller's own generator, if there is one; None goes on with any.
+
+        Raises ValueError if the folder has an evaluation of another attack, model or seed, or other files.
         """
-        bound = {"attack": attack, "model": fingerprint(model)}
+        bound: dict[str, Any] = {"attack": attack, "model": fingerprint(model)}
         path = self._folder / "evaluation.json"
         if not path.exists():
             if self._folder.exists() and not self._folder.is_dir():
@@ -72,9 +77,11 @@ class Records:
             if self._folder.is_dir() and any(not p.name.endswith(PARTIAL) for p in self._folder.iterdir()):
                 raise ValueError(f"folder: {self._folder} holds something else, accepted: a new or empty one")
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, bound | {"key": key})
+            write_json(path, bound | {"key": key, "seed": seed})
             return key
         there = read_json(path)
+        if seed is not None:
+            bound["seed"] = seed
         for what, value in bound.items():
             if there.get(what) != value:
                 raise ValueError(
@@ -86,6 +93,7 @@ class Records:
     def save(self, number: int, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
         """Saves a batch, whole or not at all. first: the index of its first sample."""
         kept = {"broken_by": record.broken_by, "labels": labels.cpu().contiguous()}
+        kept["logits"] = record.logits.contiguous()
         if record.adversarial is not None:
             kept["adversarial"] = record.adversarial.contiguous()
         facts = {"notes": record.notes} | {
@@ -112,10 +120,15 @@ class Records:
                 "data in the same order and batches, or another folder"
             )
         facts: dict[str, Any] = json.loads(metadata["facts"])
-        if "directed" not in facts:  # of a version that judged otherwise: evaluated anew
+        # Of a version that judged otherwise: evaluated anew.
+        if "directed" not in facts or "logits" not in tensors:
             return None
         facts["notes"] = tuple(facts["notes"])
-        return Record(tensors["broken_by"], None, **facts)
+        return Record(tensors["logits"], tensors["broken_by"], None, **facts)
+
+    def refuse_other_model(self) -> NoReturn:
+        got = f"{self._folder}, in which the model answered otherwise to the same images"
+        refuse("folder", got, "one of the same model, or another folder")
 
     def finish(self, count: int) -> None:
         """Notes how many batches the evaluation has: an earlier one may have left more."""

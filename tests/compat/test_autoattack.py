@@ -154,6 +154,32 @@ def test_an_interrupted_evaluation_goes_on(s, quick, tmp_path):
         quick(verbose=False).run_standard_evaluation(s.images, s.labels, state_path=path)
 
 
+def test_a_state_is_bound_to_what_the_model_answers(s, quick, tmp_path):
+    """Such as with a list that decides over its output, which no digest covers."""
+
+    class Ordered(torch.nn.Module):
+        def __init__(self, order):
+            super().__init__()
+            self.net, self.order = s.model, list(order)
+
+        def forward(self, x):
+            return self.net(x)[:, self.order]
+
+    path = tmp_path / "state.json"
+
+    def evaluated(order):
+        adversary = quick(verbose=False)
+        adversary.model = Ordered(order)
+        return adversary.run_standard_evaluation(s.images, s.labels, bs=8, state_path=path)
+
+    evaluated(range(10))
+    state = path.read_text()
+    assert torch.equal(evaluated(range(10)), s.images)  # all of them done
+    with pytest.raises(ValueError, match=r"state_path: got .*model answered otherwise to the same images"):
+        evaluated(range(9, -1, -1))
+    assert path.read_text() == state
+
+
 def test_clean_accuracy(s, quick):
     with torch.no_grad():
         expected = (s.model(s.images).argmax(1) == s.labels).double().mean().item()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.engine.identity import fingerprint, identity
+from roli_fast.engine.identity import answers_as_before, fingerprint, identity
 
 SOURCE = """
 def model(x):
@@ -71,11 +71,98 @@ def test_a_module_is_known_by_all_that_it_holds():
         def __init__(self, mean=0.0, temperature=1.0):
             super().__init__()
             self.register_buffer("mean", torch.tensor(mean), persistent=False)
-            self.temperature, self.calls = temperature, 0
+            self.temperature, self.calls, self.seen = temperature, 0, []
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(len(x))
+            return x + self.mean
 
     plain = fingerprint(Own())
     assert fingerprint(Own()) == plain
     assert len({plain, fingerprint(Own(mean=0.5)), fingerprint(Own(temperature=2.0))}) == 3
     counted = Own()
-    counted.calls = 7
+    counted(torch.zeros(2))
     assert fingerprint(counted.train(False)) == plain
+
+
+class Set(nn.Linear):
+    def __init__(self, **settings):
+        super().__init__(2, 2)
+        vars(self).update(settings)
+
+
+def doubled(by):
+    return lambda *arguments: arguments[-1] * by
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (8, 1),
+        ((0, 1), (1, 0)),
+        (torch.tanh, torch.sigmoid),
+        (lambda x: x, lambda x: 1 - x),
+        (doubled(2), doubled(3)),
+        (functools.partial(torch.clamp, min=0), functools.partial(torch.clamp, min=1)),
+    ],
+    ids=["integer", "tuple", "builtin", "lambda", "closure", "partial"],
+)
+def test_a_module_is_known_by_its_settings(one, other):
+    def named(value):
+        torch.manual_seed(0)
+        return fingerprint(Set(setting=value))
+
+    assert named(one) == named(one)
+    assert named(one) != named(other)
+
+
+def test_a_module_is_known_by_its_hooks_and_by_a_forward_of_its_own():
+    plain, hooked, replaced = linear(0), linear(0), linear(0)
+    hooked.register_forward_hook(doubled(2))
+    replaced.forward = doubled(2)
+    found = {fingerprint(model) for model in (plain, hooked, replaced)}
+    assert len(found) == 3
+    # Another process numbers its hooks otherwise.
+    again = linear(0)
+    again.register_forward_hook(doubled(2)).remove()
+    again.register_forward_hook(doubled(2))
+    assert fingerprint(again) == fingerprint(hooked)
+    replaced.forward = lambda x, itself=replaced.forward: itself(x)
+    replaced.itself = lambda: replaced  # a circle
+    assert fingerprint(replaced) not in found
+
+
+def test_what_a_hook_counts_does_not_matter():
+    model, seen, calls = linear(0), [], 0
+
+    def counting(module, inputs, output):
+        nonlocal calls
+        calls += 1
+        seen.append(output)
+
+    model.register_forward_hook(counting)
+    before = fingerprint(model)
+    model(torch.zeros(1, 3))
+    assert calls == len(seen) == 1
+    assert fingerprint(model) == before
+
+
+def test_weights_that_are_frozen_into_code_count():
+    def frozen(seed):
+        return torch.jit.freeze(torch.jit.trace(linear(seed).eval(), torch.rand(1, 3)))
+
+    assert fingerprint(frozen(0)) == fingerprint(frozen(0))
+    assert fingerprint(frozen(0)) != fingerprint(frozen(1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e30])
+def test_answers_are_compared_up_to_rounding(scale):
+    torch.manual_seed(0)
+    before = torch.randn(8, 5) * scale
+    before[:, 4] = -torch.inf
+    assert answers_as_before(before, lambda: before * 1.001)
+    assert not answers_as_before(before, lambda: before * 1.1)
+    assert not answers_as_before(before, lambda: before.roll(1, 0))
+    assert not answers_as_before(before, lambda: before[:, :3])
+    assert answers_as_before(before, lambda: before + scale * torch.randn(8, 5))  # by chance

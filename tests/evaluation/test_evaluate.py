@@ -122,11 +122,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(problem, after, tmp_path):
 
 def test_finished_batches_are_not_attacked_again(problem, tmp_path):
     net, images, labels = problem
-    first = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
     asked = []
-    net.register_forward_hook(lambda *_: asked.append(1))
+    net.register_forward_hook(lambda net, inputs, output: asked.append(len(output)))
+    first = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    asked.clear()
     again = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
-    assert asked == []
+    assert asked == [5]  # whether it is the same model, once
     assert torch.equal(first.broken_by, again.broken_by)
     assert (first.forwards, first.notes, first.seconds) == (again.forwards, again.notes, again.seconds)
 
@@ -171,6 +172,54 @@ def test_a_folder_is_bound(problem, other, tmp_path):
     with pytest.raises(ValueError, match=f"folder: .*{what}.*accepted: .*another folder"):
         evaluate(net, batches(images, labels), changed, folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+class Ordered(nn.Module):
+    """Holds what decides over its output where no digest looks for it."""
+
+    def __init__(self, net, order):
+        super().__init__()
+        self.net, self.order = net, order
+
+    def forward(self, x):
+        return self.net(x)[:, self.order]
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_a_folder_is_bound_to_what_the_model_answers(problem, kind, tmp_path):
+    net, images, labels = problem
+    ordered = Ordered(net, kind([0, 1, 2, 3, 4]))
+    found = evaluate(ordered, batches(images, labels), attack(), folder=tmp_path)
+    again = evaluate(Ordered(net, kind([0, 1, 2, 3, 4])), batches(images, labels), attack(), folder=tmp_path)
+    assert torch.equal(again.broken_by, found.broken_by)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="the model answered otherwise to the same images, accepted: one of"):
+        evaluate(Ordered(net, kind([4, 1, 2, 3, 0])), batches(images, labels), attack(), folder=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_a_folder_is_bound_to_the_seed(problem, tmp_path):
+    """Of a generator; without one, the evaluation goes on with the key that it began with."""
+    net, images, labels = problem
+    found = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
+    again = evaluate(net, batches(images, labels), AutoAttack(**QUICK), folder=tmp_path)
+    assert torch.equal(again.broken_by, found.broken_by)
+    other = AutoAttack(**QUICK, generator=torch.Generator().manual_seed(2))
+    with pytest.raises(ValueError, match=r"an evaluation of another seed \(1\), accepted: the same \(2\)"):
+        evaluate(net, batches(images, labels), other, folder=tmp_path)
+    evaluate(net, batches(images, labels), folder=tmp_path / "clean")  # without draws, no seed matters
+
+
+def test_a_random_model_goes_on(tmp_path):
+    """Nothing can be told from its answers."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(12, 3), torch.zeros(12, dtype=torch.int64)
+
+    def model(x):
+        return x + torch.randn_like(x)
+
+    found = evaluate(model, batches(images, labels), folder=tmp_path)
+    assert torch.equal(evaluate(model, batches(images, labels), folder=tmp_path).broken_by, found.broken_by)
 
 
 @pytest.mark.parametrize(
