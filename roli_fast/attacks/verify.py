@@ -20,7 +20,7 @@ class Place:
     finite: bool, whether the image is without NaN and infinity.
     in_box: bool, whether all its pixels are within the bounds.
     in_ball: bool, whether it is within eps of the clean image, up to rounding: one unit in the last place of
-        either image.
+        either image, and in L2 and L1 one of eps.
     distance: float64, to the clean image, in the norm.
     """
 
@@ -147,7 +147,8 @@ def locate(
     if norm == "linf":  # each element may be as far off as its own rounding; NaN is in no ball
         in_ball = (change.abs() <= eps.reshape(-1, 1) + ulp).all(dim=1)
     else:
-        in_ball = distance <= eps + measure(ulp)
+        # Beside black pixels, whose own rounding is next to nothing, that of eps and of steps counts, too.
+        in_ball = distance <= eps * (1 + torch.finfo(state).eps) + measure(ulp)
     return Place(finite, in_box, in_ball, distance)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import verify
+from roli_fast.attacks import FGSM, verify
 
 EPS = 8 / 255
 
@@ -71,6 +71,21 @@ def test_the_ball_of_each_norm(norm, far, dtype):
     for share, inside in ((1, True), (1 - 1e-4, False)):
         result = verify(model, clean, adv, labels, norm, far * share)
         assert result.in_ball.tolist() == result.success.tolist() == [inside] * 3
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_beside_black_pixels_eps_is_rounded(norm):
+    """As a kernel rounds it, and its steps: the pixels' own units in the last place are next to nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 5)).eval()
+    clean = torch.zeros(3, 4, 8, 8)
+    labels = model(clean).argmax(1)
+    for eps in (3e-6, 0.0012664182000042769, *(10**-e for e in torch.linspace(0, 7, 50).tolist())):
+        adv = FGSM(norm, eps)(model, clean, labels)
+        found = verify(model, clean, adv, labels, norm, eps)
+        assert found.in_ball.all()
+        beyond = adv * (eps * (1 + 1e-6) / found.distance).reshape(-1, 1, 1, 1)
+        assert not verify(model, clean, beyond.float(), labels, norm, eps).in_ball.any()
 
 
 def test_uint8_clean_and_eps_per_sample(judged):
