@@ -40,8 +40,8 @@ class Recipe:
     step_size, steps: of "pgd"; the default step size is eps / 4.
     eps_warmup_epochs: over these, eps and step size grow from 0.
     attack_mode: the mode of the model while it is attacked in training. "eval"; or "train", where BatchNorm
-        uses the batch's statistics and dropout is active, running statistics do not change, and the attack
-        computes in the model itself instead of a copy.
+        uses the batch's statistics and dropout is active, running statistics and other buffers do not change,
+        and the attack computes in the model itself instead of a copy.
     precision: what attacks compute in: "fp32", "tf32", "bf16", "fp16"; or "auto", which measures once which
         of fp32, tf32 and bf16 is the fastest on the device.
     amp_dtype: what autocast computes in, in the training step: "float32" (no autocast), "bfloat16",

@@ -1,8 +1,11 @@
 """The attack in the loop: what it makes, how it grows, and what it leaves alone."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import EvoNorm2dB0
 from torch import nn
 
 from roli_fast.attacks import NFGSM, PGD
@@ -74,6 +77,51 @@ def test_in_train_mode_the_batch_normalises_and_statistics_stay(images_labels):
     assert differ.float().mean() < 0.01
     in_eval = call(TrainingAttack(model, recipe(steps=1, step_size=0.05), "fp32"), images, labels)
     assert (found - in_eval).abs().max() > 0.04  # the mode matters here
+
+
+class Observer(nn.Module):
+    """Keeps a mean of its own, in a tensor that each forward makes anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("unset", None)
+        self.register_buffer("expanded", torch.ones(1).expand(3))
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        self.unset = x.detach().amax()
+        return x
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+        lambda: EvoNorm2dB0(4),
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)),
+        lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 1)),
+        Observer,
+    ],
+    ids=["instance norm", "evonorm", "spectral norm", "older spectral norm", "observer"],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_in_train_mode_no_buffer_changes(layer, fails, images_labels):
+    """Nor its place in memory, which a graph of the training step may know."""
+    images, labels = images_labels
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), layer(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    model.train()
+    if fails:
+        model[4].register_forward_hook(lambda *_: 1 / 0)
+    buffers, before = dict(model.named_buffers()), weights(model)
+    attack = TrainingAttack(model, recipe(attack_mode="train", steps=1), "fp32")
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
+        call(attack, images, labels)
+    after = dict(model.named_buffers())
+    assert after.keys() == buffers.keys()
+    assert all(after[name] is buffer for name, buffer in buffers.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[2].track_running_stats
 
 
 def test_nfgsm_starts_in_noise_and_is_not_pulled_back():
