@@ -12,6 +12,7 @@ import torch
 from ..checks import refuse
 from ..data import Pictures, Splits
 from ..distributed import rank
+from ..engine.modes import gradients
 from ..evaluation import Evaluation, evaluate
 from ..files import write_json
 from ..models import Normalized, finetune
@@ -23,7 +24,7 @@ from .records import check_folder
 from .result import Trained
 from .rounds import Rounds, probe
 from .stage import train
-from .stage_checks import bound_settings, check_resume, check_stage
+from .stage_checks import bound_settings, check_resume, check_splits, check_stage
 from .surroundings import for_evaluation, own_randomness
 
 
@@ -45,6 +46,7 @@ class Outcome:
         return sum((stage.cost for stage in self.stages.values()), Cost())
 
 
+@gradients()
 def roli(
     model: Normalized,
     splits: Splits,
@@ -84,6 +86,7 @@ def roli(
     if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
     check_resume(folder, resume)
+    check_splits(splits, *Splits._fields)
     _check_images(splits)
     options = dict(method_options or {})
     folder = None if folder is None else Path(folder)

@@ -12,7 +12,7 @@ from ..checks import check_count, check_number, plain, refuse
 from ..data import ImageStream, Loader, Splits
 from ..distributed import rank, world_size
 from ..engine.identity import fingerprint
-from ..engine.modes import device_of
+from ..engine.modes import device_of, gradients
 from ..engine.precision import get_precision
 from ..models import find_classifier, split
 from .attack import TrainingAttack
@@ -23,7 +23,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained
-from .stage_checks import check_fits
+from .stage_checks import check_fits, check_splits
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _KEPT = ("history", "best", "best_head")  # of a finished probing
@@ -76,6 +76,7 @@ class Rounds:
             object.__setattr__(self, name, plain(getattr(self, name)))
 
 
+@gradients()
 def probe(
     model: nn.Module,
     splits: Splits,
@@ -143,6 +144,7 @@ class _Probing:
         workers: int | None,
         progress: Progress,
     ):
+        check_splits(splits, "train", "val")
         if isinstance(splits.train, ImageStream):
             refuse("splits", "a streamed set", "one in memory or in files, or a Recipe for probing")
         check_fits(model, next(iter(splits.val))[0], len(splits.classes))

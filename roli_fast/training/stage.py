@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Loader, Splits
 from ..distributed import rank, world_size
-from ..engine.modes import device_of
+from ..engine.modes import device_of, gradients
 from .attack import TrainingAttack
 from .cost import Cost
 from .history import History
@@ -35,6 +35,7 @@ _KEPT = ("epoch", "step", "learner", "sums", "cost", "history", "warnings", "bes
 OnEpochEnd = Callable[[nn.Module, dict[str, Any]], object]
 
 
+@gradients()
 def train(
     model: nn.Module,
     splits: Splits,
@@ -49,6 +50,7 @@ def train(
     title: str = "train",
 ) -> Trained:
     """Trains a model by a recipe. It ends with the weights of the epoch that was best on validation images.
+    The caller's no_grad, inference_mode and autocast do not matter.
 
     Trains the parameters that require a gradient, in place. The attack computes in a copy of the model. Under
     torchrun, with a process group, DistributedDataParallel averages gradients over the processes, and counts
@@ -70,8 +72,9 @@ def train(
     title: what the bar calls the stage.
 
     Raises ValueError, before training begins, for arguments that do not fit together, and for a folder that
-    has another run or one that is not to be resumed; :class:`DivergedError` for a loss or weight that is not
-    finite; OSError where a file cannot be written, which leaves the files saved before intact.
+    has another run or one that is not to be resumed; TypeError for what are no splits;
+    :class:`DivergedError` for a loss or weight that is not finite; OSError where a file cannot be written,
+    which leaves the files saved before intact.
     """
     with surroundings(model, recipe, folder, resume) as records:
         stage = _Stage(model, splits, recipe, records, resume, workers, sync_bn, on_epoch_end)

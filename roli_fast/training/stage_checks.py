@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks.inputs import to_state
 from ..checks import refuse
-from ..data import Splits
+from ..data import ImageSet, ImageStream, Splits
 from ..distributed import world_size
 from ..engine import own_output
 from ..engine.modes import device_of
@@ -24,6 +24,7 @@ def check_resume(folder: str | Path | None, resume: bool) -> None:
 
 def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool) -> None:
     """Arguments of :func:`train`. Raises ValueError for what does not fit together; changes nothing."""
+    check_splits(splits, "train", "val")
     if recipe.batch_size % world_size():
         refuse("batch_size", recipe.batch_size, f"a multiple of {world_size()} processes")
     if not any(p.requires_grad for p in model.parameters()):
@@ -36,6 +37,21 @@ def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool)
             "batch_size", f"{recipe.batch_size}{few}", "2 or more images a process, over which to normalise"
         )
     make_optimizer(model, recipe)
+
+
+def check_splits(splits: Splits, *used: str) -> None:
+    """Raises TypeError for what are no splits of this package's data sets, and ValueError for an empty one.
+    used: the names of those that are needed."""
+    if not isinstance(splits, Splits):
+        accepted = "Splits(train, val, test), as roli_fast.data.load returns"
+        refuse("splits", f"a {type(splits).__name__}", accepted, TypeError)
+    for name in used:
+        images = getattr(splits, name)
+        if not isinstance(images, (ImageSet, ImageStream)):
+            accepted = "a set of roli_fast.data, such as StoredImages(images, labels)"
+            refuse(f"splits.{name}", f"a {type(images).__name__}", accepted, TypeError)
+        if len(images) == 0:
+            refuse(f"splits.{name}", "no images", "at least one")
 
 
 def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:

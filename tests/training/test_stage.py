@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Splits, StoredImages
 from roli_fast.evaluation import evaluate
 from roli_fast.models import METHODS, create_model, finetune, load_model
-from roli_fast.training import DivergedError, Recipe, stage, train
+from roli_fast.training import DivergedError, Recipe, probe, roli, stage, train
 from roli_fast.training.attack import TrainingAttack
 from roli_fast.training.learner import Learner, make_optimizer
 
@@ -448,3 +449,36 @@ def test_a_set_of_tensors_is_enough():
     stored = StoredImages(images, labels)
     assert stored.classes == ("0", "1")
     train(linear_model(64, 2), Splits(stored, stored, stored), recipe(epochs=1))
+
+
+TENSORS = TensorDataset(torch.rand(12, 1, 8, 8), torch.arange(12) % 3)
+GIVEN = splits_of(blobs, 32, 12, 12)
+
+
+@pytest.mark.parametrize("trainer", [train, probe, roli])
+@pytest.mark.parametrize(
+    ("splits", "error", "message"),
+    [
+        (tuple(GIVEN), TypeError, r"splits: got a tuple, accepted: Splits\(train, val, test\)"),
+        (GIVEN._replace(train=TENSORS), TypeError, "splits.train: got a TensorDataset, accepted: a set of"),
+        (GIVEN._replace(val=TENSORS), TypeError, r"splits.val: got a TensorDataset.* StoredImages\(images"),
+        (GIVEN._replace(val=GIVEN.val.select([])), ValueError, "splits.val: got no images, accepted: at"),
+        (GIVEN._replace(train=GIVEN.train.select([])), ValueError, "splits.train: got no images"),
+    ],
+    ids=["tuple", "tensors to train on", "tensors for validation", "no validation", "nothing to train on"],
+)
+def test_splits_that_are_none_are_refused(trainer, splits, error, message):
+    with pytest.raises(error, match=message):
+        trainer(small_model(), splits, recipe())
+
+
+@pytest.mark.parametrize("trainer", [train, probe, roli])
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_what_the_caller_has_set_does_not_matter(trainer, around):
+    alone, inside = small_model(), small_model()
+    trainer(alone, GIVEN, recipe(epochs=1))
+    with around():
+        trainer(inside, GIVEN, recipe(epochs=1))
+    assert same(weights(alone), weights(inside))
