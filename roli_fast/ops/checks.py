@@ -38,6 +38,9 @@ def _tensor(op: str, argument: str, value: object, dtypes: tuple[torch.dtype, ..
         _refuse(op, argument, f"dtype {_names((value.dtype,))}", _names(dtypes))
     if value.layout != torch.strided:
         _refuse(op, argument, f"layout {value.layout}", "torch.strided")
+    if torch._C._functorch.is_batchedtensor(value):
+        accepted = "a call outside of it: an op takes all samples at once"
+        _refuse(op, argument, "a tensor inside torch.func.vmap", accepted, RuntimeError)
     size = value.element_size()
     if _has_memory(value) and value.data_ptr() % size:
         _refuse(op, argument, f"elements that are not aligned to {size} bytes", f"{argument}.clone()")

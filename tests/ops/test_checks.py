@@ -298,6 +298,19 @@ def test_elements_that_are_not_aligned(op, backend_on_cpu):
         check()
 
 
+@pytest.mark.parametrize("name", ["linf_step_", "l2_step_", "linf_project_", "momentum_", "keep_best_"])
+def test_vmap_is_refused_by_name(name, backend_on_cpu):
+    good = arguments(next(op for op in OPS if op.name == name), (4, 3, 5))
+    tensors = {key: value for key, value in good.items() if isinstance(value, Tensor)}
+    numbers = {key: value for key, value in good.items() if key not in tensors}
+    first = next(iter(tensors))
+    before = good[first].clone()
+    each = {key: torch.stack([value] * 2) for key, value in tensors.items()}
+    with pytest.raises(RuntimeError, match=f"{name}: {first}: got a tensor inside torch.func.vmap, accepted"):
+        torch.func.vmap(lambda given: getattr(ops, name)(**given, **numbers))(each)
+    assert torch.equal(each[first][0], before)
+
+
 @pytest.mark.parametrize("value", [numpy.float32(0.1), numpy.int64(1), Fraction(8, 255)], ids=repr)
 @pytest.mark.parametrize("argument", ["step_size", "eps", "lo", "hi"])
 def test_backends_agree_on_what_is_a_number(argument, value):
