@@ -93,12 +93,13 @@ class Ascent(Oracle):
         attack = self._attack
         state = attack.begin(self, Batch(*batch))
         directed = torch.empty(0)
-        for step in range(attack.steps):
-            state.gradient, loss, output = self.eager(state.x, state.target)
-            if step == 0:
-                directed = has_direction(state.gradient)
-            attack.look(state, step, loss, output)
-            attack.move(self, state, step)
+        with self.eager.repeated() as gradient:
+            for step in range(attack.steps):
+                state.gradient, loss, output = gradient(state.x, state.target)
+                if step == 0:
+                    directed = has_direction(state.gradient)
+                attack.look(state, step, loss, output)
+                attack.move(self, state, step)
         if state.best is not None:
             attack.look(state, attack.steps, *self.eager.loss(state.x, state.target))
         return state.result(), directed

@@ -1,7 +1,7 @@
 """The gradient of a loss with respect to the input, and nothing else."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -49,9 +49,20 @@ class InputGradient:
 
         Raises ValueError for a loss that is not (N,), and where output or loss has no gradient.
         """
-        with gradients(), self._precision.arithmetic(), self._asked():
-            x, target = _usable(x).detach().requires_grad_(), _usable(target)
-            calls = [self._once(x, target) for _ in range(self._eot)]
+        with self.repeated() as gradient:
+            return gradient(x, target)
+
+    @contextlib.contextmanager
+    def repeated(self) -> Iterator[Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]]:
+        """Around a loop of calls, gives a function to call instead of this. Entering torch's settings in each
+        call takes as long as a pass through a small model. Autograd is off in what else the loop does."""
+        with gradients(), torch.no_grad(), self._precision.arithmetic(), self._asked():
+            yield self._with_settings
+
+    @torch.enable_grad()
+    def _with_settings(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, target = _usable(x).detach().requires_grad_(), _usable(target)
+        calls = [self._once(x, target) for _ in range(self._eot)]
         every_gradient, losses, outputs = zip(*calls, strict=True)
         return _mean(every_gradient), _mean(losses), _mean(outputs)
 
