@@ -23,21 +23,24 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        wide = logits.double()
-        others = wide.scatter(1, labels[:, None], -torch.inf)
-        gap = others.logsumexp(dim=1) - _of(wide, labels)
-        ctx.save_for_backward(others, labels, gap)
+        label = labels[:, None]
+        others = logits.to(torch.float64, copy=True).scatter_(1, label, -torch.inf)
+        way = others.softmax(dim=1)
+        # Their logsumexp is a logit minus the logarithm of its share, NaN where the logit is infinite.
+        share = way.amax(dim=1, keepdim=True).log_().nan_to_num_(0)
+        gap = others.amax(dim=1, keepdim=True).sub_(share).sub_(logits.gather(1, label))
+        ctx.save_for_backward(way.scatter_(1, label, -1.0), gap)
         ctx.dtype = logits.dtype
-        return -F.logsigmoid(-gap)
+        return F.softplus(gap, threshold=_LINEAR)[:, 0]
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        others, labels, gap = ctx.saved_tensors
-        length = (upstream * gap.sigmoid().clamp(min=_LEAST))[:, None]
-        slope = (length * others.softmax(dim=1)).scatter(1, labels[:, None], -length)
-        return slope.to(ctx.dtype), None
+        way, gap = ctx.saved_tensors
+        length = gap.sigmoid().clamp_(min=_LEAST).mul_(upstream[:, None])
+        return (way * length).to(ctx.dtype), None
 
 
+_LINEAR = 40.0  # from where on log(1 + exp(gap)) is gap in float64
 _LEAST = 2.0**-60  # which leaves float32 room for what the layers before make of it
 
 
