@@ -98,7 +98,8 @@ class Ascent(Oracle):
                 state.gradient, loss, output = gradient(state.x, state.target)
                 if step == 0:
                     directed = has_direction(state.gradient)
-                attack.look(state, step, loss, output)
+                if state.best is not None:
+                    attack.look(state, step, loss, output)
                 attack.move(self, state, step)
         if state.best is not None:
             attack.look(state, attack.steps, *self.eager.loss(state.x, state.target))
@@ -142,8 +143,8 @@ class GradientAttack(Attack):
         raise NotImplementedError
 
     def look(self, state: State, step: int, loss: Tensor, output: Tensor) -> Tensor:
-        """Takes note of loss (N,) and output before each step, and once more after the last. Returns (N,)
-        bool: which samples fool the model where they are."""
+        """Takes note of loss (N,) and output before each step, and once more after the last, in a run that
+        keeps its best points. Returns (N,) bool: which samples fool the model where they are."""
         raise NotImplementedError
 
     def move(self, ascent: Ascent, state: State, step: int) -> None:
@@ -251,4 +252,4 @@ class GradientAttack(Attack):
 
 def has_direction(gradient: Tensor) -> Tensor:
     """(N,) bool: which samples' gradients (N, ...) have an element that is neither zero nor NaN."""
-    return (gradient.abs() > 0).reshape(len(gradient), -1).any(dim=1)
+    return gradient.nan_to_num(0).reshape(len(gradient), -1).any(dim=1)

@@ -158,9 +158,9 @@ class PGD(GradientAttack):
         )
 
     def look(self, state: State, step: int, loss: Tensor, output: Tensor) -> Tensor:
+        assert state.best is not None
         fooled = self.fooled(output, state.labels)
-        if state.best is not None:
-            state.best.offer(state.adv, fooled, loss)
+        state.best.offer(state.adv, fooled, loss)
         return fooled
 
     def move(self, ascent: Ascent, state: State, step: int) -> None:

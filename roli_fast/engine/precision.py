@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -83,8 +84,10 @@ with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
 _SHARED = SharedSetting(_set)
 
 
+@functools.cache
 def _products() -> tuple[Any, ...]:
-    """Where torch is told how to multiply float32. cuDNN's convolutions use TF32 unless told not to."""
+    """Where torch is told how to multiply float32. cuDNN's convolutions use TF32 unless told not to. Torch
+    takes longer to look them up than to be told."""
     backends: Any = torch.backends
     return (
         backends.cuda.matmul,

@@ -130,6 +130,22 @@ def test_an_attack_with_dlr_on_few_classes_says_so(run):
     assert attack(model, images, labels).shape == images.shape
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([-math.inf, 0.0, 1.0], math.inf),
+        ([0.0, math.inf, 1.0], math.inf),
+        ([math.inf, 0.0, 1.0], 0.0),
+        ([0.0, -math.inf, -math.inf], 0.0),
+        ([0.0, 0.0, -math.inf], math.log(2)),
+        ([-3e38, 3e38, 0.0], 2 * torch.tensor(3e38).item()),
+    ],
+)
+def test_cross_entropy_of_infinite_logits(row, expected):
+    """Such as those of classes that a model masks."""
+    assert losses.cross_entropy(torch.tensor([row]), torch.tensor([0])).item() == expected
+
+
 @pytest.mark.parametrize("confidence", [20.0, 60.0, 80.0])
 def test_cross_entropy_of_a_confident_model_has_a_slope(confidence):
     """Where float32 rounds the label's probability to 1."""

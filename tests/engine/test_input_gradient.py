@@ -40,6 +40,22 @@ def test_under_every_mode(problem, mode):
     assert not any(t.requires_grad for t in (gradient, loss, logits))
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_loop_of_calls(problem, mode):
+    """Each is as a call by itself; autograd is on in no other part of the loop."""
+    model, x, labels = problem
+    gradient = InputGradient(model, cross_entropy)
+    want = gradient(x, labels)
+    with mode():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        with gradient.repeated() as once:
+            for _ in range(2):
+                assert all(torch.equal(a, b) for a, b in zip(once(x, labels), want, strict=True))
+                assert not torch.is_grad_enabled()
+                assert not torch.is_inference_mode_enabled()
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+
+
 def test_no_other_gradient_is_written(problem):
     model, x, labels = problem
     model.weight.grad = torch.full_like(model.weight, 7.0)
