@@ -26,6 +26,22 @@ if(nvcc_version VERSION_LESS 12.0)
   return()
 endif()
 
+# It may be there and not work, without a host compiler that it accepts or a part of its toolkit.
+set(host_compiler "")
+if(NOT "$ENV{CUDAHOSTCXX}" STREQUAL "")
+  set(host_compiler -ccbin "$ENV{CUDAHOSTCXX}")
+endif()
+set(trial ${CMAKE_CURRENT_BINARY_DIR}/nvcc_works)
+file(WRITE ${trial}.cu "__global__ void kernel() {}\n")
+execute_process(COMMAND ${nvcc} ${host_compiler} -std=c++20 -c ${trial}.cu -o ${trial}.o
+  RESULT_VARIABLE nvcc_fails OUTPUT_VARIABLE nvcc_says ERROR_VARIABLE nvcc_says)
+if(nvcc_fails)
+  message(STATUS "nvcc fails:\n${nvcc_says}")
+  set(cuda_built "no: ${nvcc} cannot compile")
+  unset(nvcc CACHE)
+  return()
+endif()
+
 # Every GPU from Ampere on runs one of these; memory-bound kernels gain nothing from finer ones.
 set(cuda_arch_list "$ENV{TORCH_CUDA_ARCH_LIST}")
 if(cuda_arch_list STREQUAL "" AND nvcc_version VERSION_LESS 12.8)

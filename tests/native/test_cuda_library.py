@@ -30,21 +30,34 @@ def test_it_says_for_which_gpus_it_was_built():
     assert re.fullmatch(r"nvcc \d+\.\d+\.\d+ for (\d+\.\d+\S*)( \d+\.\d+\S*)*", _C.build_config()["cuda"])
 
 
-def test_ampere_to_blackwell(tmp_path):
-    """What is built for unless TORCH_CUDA_ARCH_LIST says otherwise, as the setup of the tests may have."""
-    script = tmp_path / "architectures.cmake"
+def look_for_nvcc(folder, shown, **environment):
+    """What cmake/nvcc.cmake finds."""
+    script = folder / "look.cmake"
     script.write_text(
         f'set(torch_root "{Path(torch.__file__).parent}")\n'
         f'include("{ROOT / "cmake" / "nvcc.cmake"}")\n'
-        'message("${cuda_arch_list}|${cuda_architectures}")\n'
+        f'message("{shown}")\n'
     )
-    environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"}
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"} | environment
     command = [sys.executable, "-m", "cmake", "-P", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    names, architectures = done.stderr.strip().split("|")
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    return done.stderr.strip()
+
+
+def test_ampere_to_blackwell(tmp_path):
+    """What is built for unless TORCH_CUDA_ARCH_LIST says otherwise, as the setup of the tests may have."""
+    names, architectures = look_for_nvcc(tmp_path, "${cuda_arch_list}|${cuda_architectures}").split("|")
     # PTX for GPUs to come.
     assert names == "8.0 9.0 10.0+PTX 12.0"
     assert architectures == "80-real;90-real;100-real;100-virtual;120-real"
+
+
+def test_an_nvcc_that_does_not_work_is_none(tmp_path):
+    """Such as one that no host compiler suits: the rest is built without it."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "release 12.8, V12.8.0" && exit\nexit 1\n')
+    nvcc.chmod(0o755)
+    assert look_for_nvcc(tmp_path, "${cuda_built}", CUDACXX=str(nvcc)) == f"no: {nvcc} cannot compile"
 
 
 @needs_cuda_in_torch
