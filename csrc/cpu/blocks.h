@@ -105,8 +105,8 @@ struct Normalizer {
     means.reset(new T[kBlock + by.channels]);
     stds.reset(new T[kBlock + by.channels]);
     for (int64_t i = 0; i < kBlock + by.channels; ++i) {
-      means[i] = mean(i % by.channels);
-      stds[i] = std(i % by.channels);
+      means[i] = i < by.channels ? mean(i) : means[i - by.channels];
+      stds[i] = i < by.channels ? std(i) : stds[i - by.channels];
     }
   }
 
