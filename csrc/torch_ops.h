@@ -32,6 +32,12 @@ inline void admit_step(Call& call, Step& op, const Tensor& adv, const Tensor* pr
     call.disjoint(op.previous, op.clean, "clean");
     call.refuse_gradient(*previous, "previous");
   }
+  for (const Array* written : {&op.adv, &op.previous, &op.out}) {
+    call.disjoint(*written, op.step_size, "step_size");
+    call.disjoint(*written, op.eps, "eps");
+    call.disjoint(*written, op.momentum, "momentum");
+    call.disjoint(*written, op.sparsity, "sparsity");
+  }
   if (out) {
     call.distinct(op.out, "out");
     call.disjoint(op.adv, op.out, "out");
@@ -98,6 +104,7 @@ void project(const Tensor& adv, const Tensor& clean, const Size& eps, double lo,
   op.box = call.box(lo, hi);
   call.distinct(op.adv, "adv");
   call.disjoint(op.adv, op.clean, "clean");
+  call.disjoint(op.adv, op.eps, "eps");
   call.will_write(adv, "adv");
   if (!call.empty()) Backend::run(op, call);
 }
@@ -150,6 +157,9 @@ void keep_best(const Tensor& best, const Tensor& best_value, const Tensor& adv, 
   op.active = call.mask(active, "active");
   call.distinct(op.best, "best");
   call.disjoint(op.best, op.adv, "adv");
+  call.disjoint(op.best, Parameter{0, op.best_value, op.best_value_stride}, "best_value");
+  call.disjoint(op.best, Parameter{0, op.value, op.value_stride}, "value");
+  call.disjoint(op.adv, Parameter{0, op.best_value, op.best_value_stride}, "best_value");
   call.distinct_values(best_value, "best_value");
   call.disjoint_values(best_value, value, "value");
   call.refuse_gradient(best_value, "best_value");

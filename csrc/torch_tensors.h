@@ -141,6 +141,12 @@ class Call {
     return tensor ? size(*tensor, name) : Parameter{otherwise};
   }
 
+  // A sample's size is read again and again while the sample is written.
+  void disjoint(const Array& written, const Parameter& size, const char* name) const {
+    const int64_t strides[kMaxRank] = {size.stride};
+    disjoint(written, Array{const_cast<void*>(size.data), state_dtype_, strides}, name);
+  }
+
   // A (N,) tensor of the state's dtype.
   void* per_sample(const Tensor& tensor, const char* name, int64_t* stride) const {
     require(dtype_of(tensor) == state_dtype_ && tensor.dim() == 1, name,
@@ -254,6 +260,7 @@ class Call {
     const Device device = device_of(tensor);
     require(device.type == device_.type && device.index == device_.index, name, "is on another device");
     const auto address = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+    require(address != 0 || tensor.numel() == 0, name, "has no memory any more");
     require(address % tensor.element_size() == 0, name, "is not aligned to its elements");
   }
 

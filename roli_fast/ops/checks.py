@@ -41,8 +41,12 @@ def _tensor(op: str, argument: str, value: object, dtypes: tuple[torch.dtype, ..
     if torch._C._functorch.is_batchedtensor(value):
         accepted = "a call outside of it: an op takes all samples at once"
         _refuse(op, argument, "a tensor inside torch.func.vmap", accepted, RuntimeError)
+    if has_memory(value) and value.is_neg():
+        _refuse(op, argument, "a negated view", f"{argument}.resolve_neg()")
     size = value.element_size()
-    if _has_memory(value) and value.data_ptr() % size:
+    if has_memory(value) and value.numel() > 0 and value.data_ptr() == 0:
+        _refuse(op, argument, "a tensor whose memory was freed", "one that has its memory")
+    if has_memory(value) and value.data_ptr() % size:
         _refuse(op, argument, f"elements that are not aligned to {size} bytes", f"{argument}.clone()")
 
 
@@ -129,6 +133,11 @@ def _not_differentiable(op: str, argument: str, value: Tensor) -> None:
         )
 
 
+def _has_tangent(value: Tensor) -> bool:
+    forward_ad = torch.autograd.forward_ad
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+
+
 def _normalization(op: str, adv: Tensor, mean: Tensor | None, std: Tensor | None) -> None:
     if mean is None and std is None:
         return
@@ -145,15 +154,18 @@ def _normalization(op: str, adv: Tensor, mean: Tensor | None, std: Tensor | None
         _vector(op, name, value, adv.dtype, adv.shape[1], "(C,)", adv)
 
 
-def _has_memory(*tensors: Tensor) -> bool:
+def has_memory(*tensors: Tensor) -> bool:
     """Whether these tensors have addresses, which those that a compiler traces with do not have."""
     return not torch.compiler.is_compiling() and all(
-        type(t) in (Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors
+        type(t) in (Tensor, torch.nn.Parameter)
+        and t.device.type != "meta"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        for t in tensors
     )
 
 
 def _not_self_overlapping(op: str, argument: str, value: Tensor) -> None:
-    if not _has_memory(value) or value.numel() == 0:
+    if not has_memory(value) or value.numel() == 0:
         return
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(value.stride(), value.shape, strict=True) if n > 1):
@@ -182,7 +194,7 @@ class _Address:
 
 
 def _disjoint(op: str, written_name: str, written: Tensor, name: str, value: Tensor) -> None:
-    if not _has_memory(written, value) or written.numel() == 0:
+    if not has_memory(written, value) or written.numel() == 0:
         return
     try:
         shared = numpy.shares_memory(
@@ -199,14 +211,18 @@ def _disjoint(op: str, written_name: str, written: Tensor, name: str, value: Ten
         )
 
 
-def _written(op: str, argument: str, value: Tensor, /, **others: Tensor | None) -> None:
+def _written(op: str, argument: str, value: Tensor, /, **others: object) -> None:
+    """others: what must not share its memory; numbers have none."""
     _not_differentiable(op, argument, value)
-    if _has_memory(value) and value.is_inference() and not torch.is_inference_mode_enabled():
+    if _has_tangent(value):
+        got = "a tensor with a tangent, in forward-mode differentiation"
+        _refuse(op, argument, got, f"{argument}.detach() (the op is not differentiable)", RuntimeError)
+    if has_memory(value) and value.is_inference() and not torch.is_inference_mode_enabled():
         got = "an inference tensor, outside inference mode"
         _refuse(op, argument, got, f"{argument}.clone()", RuntimeError)
     _not_self_overlapping(op, argument, value)
     for name, other in others.items():
-        if other is not None:
+        if isinstance(other, Tensor):
             _disjoint(op, argument, value, name, other)
 
 
@@ -225,8 +241,9 @@ def step(
     std: Tensor | None,
     *,
     previous: Tensor | None = None,
+    **shares: float | Tensor,
 ) -> None:
-    """Checks the arguments of every ``*_step_``. previous is an argument of APGD's step only."""
+    """Checks the arguments of every ``*_step_``. previous and shares are arguments of some of them."""
     _state(op, "adv", adv)
     _like(op, "grad", grad, FLOAT_DTYPES, "adv", adv)
     _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
@@ -240,11 +257,12 @@ def step(
     elif mean is not None or std is not None:
         _refuse(op, "mean" if std is None else "std", "a tensor, without out", "mean and std only with out")
     _normalization(op, adv, mean, std)
-    _written(op, "adv", adv, previous=previous, grad=grad, clean=clean, out=out)
+    sizes = {"step_size": step_size, "eps": eps, **shares}
+    _written(op, "adv", adv, previous=previous, grad=grad, clean=clean, out=out, **sizes)
     if previous is not None:
-        _written(op, "previous", previous, grad=grad, clean=clean, out=out)
+        _written(op, "previous", previous, grad=grad, clean=clean, out=out, **sizes)
     if out is not None:
-        _written(op, "out", out, grad=grad, clean=clean)
+        _written(op, "out", out, grad=grad, clean=clean, **sizes)
 
 
 def apgd_step(op: str, adv: Tensor, previous: Tensor, momentum: float | Tensor, **others: Any) -> None:
@@ -252,14 +270,14 @@ def apgd_step(op: str, adv: Tensor, previous: Tensor, momentum: float | Tensor, 
     _state(op, "adv", adv)
     _like(op, "previous", previous, (adv.dtype,), "adv", adv)
     _share(op, "momentum", momentum, adv, adv.dtype)
-    step(op, adv, previous=previous, **others)
+    step(op, adv, previous=previous, momentum=momentum, **others)
 
 
 def l1_step(op: str, adv: Tensor, sparsity: float | Tensor, **others: Any) -> None:
     """Checks the arguments of ``l1_step_``."""
     _state(op, "adv", adv)
     _share(op, "sparsity", sparsity, adv, adv.dtype)
-    step(op, adv, **others)
+    step(op, adv, sparsity=sparsity, **others)
 
 
 def momentum(op: str, momentum: Tensor, grad: Tensor, decay: float) -> None:
@@ -281,8 +299,8 @@ def keep_best(
         _vector(op, name, vector, best.dtype, best.shape[0], "(N,)", best)
     if active is not None:
         _vector(op, "active", active, torch.bool, best.shape[0], "(N,)", best)
-    _written(op, "best", best, adv=adv)
-    _written(op, "best_value", best_value, value=value)
+    _written(op, "best", best, adv=adv, best_value=best_value, value=value)
+    _written(op, "best_value", best_value, value=value, adv=adv)
 
 
 def project(op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float, hi: float) -> None:
@@ -291,7 +309,7 @@ def project(op: str, adv: Tensor, clean: Tensor, eps: float | Tensor, lo: float,
     _like(op, "clean", clean, IMAGE_DTYPES, "adv", adv)
     _size(op, "eps", eps, adv, adv.dtype)
     _box(op, lo, hi)
-    _written(op, "adv", adv, clean=clean)
+    _written(op, "adv", adv, clean=clean, eps=eps)
 
 
 def state_dtype(clean: Tensor) -> torch.dtype:

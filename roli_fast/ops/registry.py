@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .checks import has_memory
 from .choice import backends, chosen, default_of
 
 _DEFAULT = torch.library.Library("roli_fast", "DEF")
@@ -61,7 +62,7 @@ class Op:
 
 
 def _as_tensor(like: Tensor, size: float | Tensor, most: float) -> float | Tensor:
-    if isinstance(size, Tensor) or not isinstance(like, Tensor):
+    if isinstance(size, Tensor) or not isinstance(like, Tensor) or not like.is_floating_point():
         return size
     # In this order: the abstract class takes longer to ask than the tensor to make.
     if not isinstance(size, (float, int)) and not isinstance(size, numbers.Real):
@@ -73,10 +74,21 @@ def _as_tensor(like: Tensor, size: float | Tensor, most: float) -> float | Tenso
     return like.new_full((), math.inf if beyond else float(size))
 
 
-def _overload(check: Function, implementations: dict[str, Function]) -> Function:
-    """Makes a function that runs the op on the backend chosen for the first argument's device."""
+def _overload(check: Function, implementations: dict[str, Function], written: tuple[int, ...]) -> Function:
+    """Makes a function that runs the op on the backend chosen for the first argument's device.
+
+    written: the positions of the arguments that the op writes to.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            # The native kernels tell autograd when they run, which is too late for what is traced: it would
+            # take the new values for those that it saved.
+            for i in written:
+                if i < len(args) and args[i] is not None:
+                    torch.autograd.graph.increment_version(args[i])
+        elif _is_transformed():
+            check(*args, **kwargs)  # the kernels do not see that a gradient or a tangent is asked for
         try:
             return implementations[chosen(args[0])](*args, **kwargs)
         except Exception as error:
@@ -87,6 +99,28 @@ def _overload(check: Function, implementations: dict[str, Function]) -> Function
             raise
 
     return call
+
+
+def _tells_autograd(name: str, which: str, written: list[str], names: list[str]) -> Function:
+    """A kernel that comes before all others of ``torch.ops.roli_fast``, for those who call these themselves:
+    as in :func:`_overload`, autograd has to learn of what is written while it is traced."""
+
+    def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for argument in written:
+            tensor = given.get(argument)
+            if isinstance(tensor, Tensor) and not has_memory(tensor):
+                torch.autograd.graph.increment_version(tensor)
+        overload = getattr(getattr(torch.ops.roli_fast, name), which)
+        return overload.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+
+    return call
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or torch.autograd.forward_ad._current_level >= 0
 
 
 def _lacks_memory(error: Exception, device: torch.device) -> bool:
@@ -132,6 +166,7 @@ def define(family: str, schema: str, *, check: Function, fake: Function = _no_re
     parsed = torch._C.parse_schema(_with_sizes(schema, "float")).arguments
     names = [argument.name for argument in parsed]
     defaults = {argument.name: _default(argument) for argument in parsed if argument.has_default_value()}
+    written = tuple(i for i, a in enumerate(parsed) if a.alias_info is not None and a.alias_info.is_write)
     sizes = re.findall(r"Size (\w+)(=?)", schema)
     shares = [size for size, optional in sizes if optional]
 
@@ -174,11 +209,14 @@ def define(family: str, schema: str, *, check: Function, fake: Function = _no_re
                     _DEFAULT.impl(full_name, in_python[default], device.upper())
 
         which = "tensor" if size == "Tensor" else "default"
+        if written:
+            overwrites = _tells_autograd(name, which, [names[i] for i in written], names)
+            _DEFAULT.impl(full_name, overwrites, "ADInplaceOrView", with_keyset=True)
         native, by_triton = (
             getattr(getattr(getattr(torch.ops, library.ns), name), which) for library in (_NATIVE, _TRITON)
         )
         by_backend = {"cpu": native, "cuda": native, "triton": by_triton, "reference": in_python["reference"]}
-        return _overload(checked(_no_result), by_backend)
+        return _overload(checked(_no_result), by_backend, written)
 
     # The tensor overload first: torch tries them in this order, and would turn a tensor of shape () into
     # a number.

@@ -139,3 +139,49 @@ def test_inside_a_training_step(backend_on_cpu):
 
     for got, expected in zip(gradients(attack=True), gradients(attack=False), strict=True):
         assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("through", ["roli_fast.ops", "torch.ops"])
+@each_writing_op
+def test_an_overwritten_saved_tensor_is_noticed_where_it_is_traced(op, through, backend):
+    """There, no kernel runs before autograd has noted what it saved."""
+    call = getattr(ops if through == "roli_fast.ops" else torch.ops.roli_fast, op.name)
+    for name in op.writes:
+        given = arguments(op) | ({"out": torch.zeros(3, 3, 5, 7)} if name == "out" else {})
+        weight = torch.ones_like(given[name], requires_grad=True)
+
+        def step(weight, given, name=name):
+            loss = (weight * given[name]).sum()
+            call(**given)
+            return loss
+
+        torch.compiler.reset()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.compile(step, backend=backend)(weight, given).backward()
+    torch.compiler.reset()
+
+
+@each_writing_op
+@pytest.mark.parametrize("transform", ["grad", "jvp", "dual"])
+def test_transforms_are_refused(op, transform):
+    """The kernels see none of their wrappers, and would leave derivatives as they were."""
+    first = op.tensors[0]
+
+    def total(value):
+        written = value * 1
+        getattr(ops, op.name)(**arguments(op) | {first: written})
+        return written.sum()
+
+    def dual(value):
+        with torch.autograd.forward_ad.dual_level():
+            total(torch.autograd.forward_ad.make_dual(value, torch.ones_like(value)))
+
+    differentiate = {
+        "grad": torch.func.grad(total),
+        "jvp": lambda value: torch.func.jvp(total, (value,), (torch.ones_like(value),)),
+        "dual": dual,
+    }[transform]
+    refused = f"{op.name}: {first}: got a tensor (that requires|with a tangent)"
+    with pytest.raises(RuntimeError, match=refused):
+        differentiate(arguments(op)[first])

@@ -339,3 +339,24 @@ def test_the_good_call_behind_the_bad_ones(op, backend):
 def test_a_missing_argument(backend):
     with pytest.raises(TypeError, match="eps"):
         ops.linf_step_(torch.zeros(1), torch.zeros(1), torch.zeros(1), 0.1)
+
+
+def test_a_negated_view_is_refused_by_name():
+    adv = torch.rand(2, 3, dtype=torch.complex64).conj().imag
+    with pytest.raises(ValueError, match=r"linf_project_: adv: got a negated view, .*adv.resolve_neg\(\)"):
+        ops.linf_project_(adv, torch.rand(2, 3), 0.1)
+
+
+@pytest.mark.parametrize("name", ["adv", "grad", "clean", "out"])
+def test_memory_that_was_freed_is_refused(name):
+    """As sharding frees it; its address would mean that there is no such argument."""
+    given = {what: torch.rand(2, 3) for what in ("adv", "grad", "clean", "out")}
+    given[name].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"linf_step_: {name}: got a tensor whose memory was freed"):
+        ops.linf_step_(**given, step_size=0.1, eps=0.2)
+
+
+def test_integers_are_refused_by_name_where_one_size_is_a_tensor():
+    adv = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="adv: got dtype int64"):
+        ops.linf_step_(adv, torch.rand(2, 3), torch.rand(2, 3), 1e39, torch.tensor(0.1))

@@ -52,6 +52,30 @@ def test_neighbours_are_accepted(windows, call):
     assert_same_bits(out.clone(), adv.clone())
 
 
+@pytest.mark.parametrize("name", ["step_size", "eps"])
+def test_sizes_are_no_part_of_what_is_written(name, call):
+    """They are read again while it is written."""
+    adv, grad, clean = buffer(9, 4).chunk(3)
+    given = {"adv": adv, "grad": grad, "clean": clean, "lo": 0.0, "hi": 1.0}
+    given |= {"step_size": torch.full((3,), 0.25), "eps": torch.full((3,), 0.5)}
+    before = adv.clone()
+    with pytest.raises((ValueError, RuntimeError), match=f"{name}.*shares memory with"):
+        call(STEP, **given | {name: adv[:, 0]})
+    with pytest.raises((ValueError, RuntimeError), match=r"eps.*shares memory with"):
+        call(PROJECT, adv=adv, clean=clean, eps=adv[:, 0], lo=0.0, hi=1.0)
+    assert_same_bits(adv.clone(), before.clone())
+    call(STEP, **given | {name: clean[:, 0]})
+
+
+def test_the_best_values_are_no_part_of_the_best(call):
+    best, adv, values = buffer(9, 4).chunk(3)
+    given = {"best": best, "best_value": values[:, 0], "adv": adv, "value": values[:, 1]}
+    for name, taken in (("best_value", best), ("value", best), ("best_value", adv)):
+        with pytest.raises((ValueError, RuntimeError), match="shares memory with"):
+            call(BY_NAME["keep_best_"], **given | {name: taken[:, 0]})
+    call(BY_NAME["keep_best_"], **given | {"value": adv[:, 0]})
+
+
 def test_reading_one_tensor_twice_is_fine(call):
     """grad aliasing clean, and both expanded."""
     image = buffer(3, 4)
