@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .faces import by_art, by_cleverhans, by_foolbox, by_torchattacks, every_face, row, theirs
 
@@ -62,3 +64,29 @@ def test_no_grad_in_the_original(attack, net, batch):
     call = theirs(attack)
     with torch.no_grad(), pytest.raises(Exception, match="grad"):
         call(net, *batch)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net, use_reentrant):
+        super().__init__()
+        self.net, self.use_reentrant = net, use_reentrant
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=self.use_reentrant)
+
+
+@row("Checkpointing")
+@pytest.mark.parametrize("attack", [by_torchattacks, by_foolbox, by_art, by_cleverhans])
+def test_checkpointing(attack, net, batch):
+    with pytest.raises(RuntimeError, match=r"torch\.autograd\.grad|use_reentrant"):
+        attack(Checkpointed(net, use_reentrant=True), *batch)
+    net.eval()  # so that originals, too, ask for the same
+    torch.manual_seed(0)
+    expected = attack(net, *batch)
+    torch.manual_seed(0)
+    torch.testing.assert_close(attack(Checkpointed(net, use_reentrant=False), *batch), expected)
+
+
+@pytest.mark.parametrize("attack", [by_foolbox, by_art, by_cleverhans])
+def test_checkpointing_in_the_original(attack, net, batch):
+    theirs(attack)(Checkpointed(net, use_reentrant=True), *batch)
