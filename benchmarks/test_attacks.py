@@ -168,7 +168,7 @@ def compiled(attack: PGD, subject: Subject) -> None:
     torch.compiler.reset()
     frozen = attack.view(subject.model)._copy
     assert frozen is not None
-    frozen.run.compile(dynamic=False, backend="aot_eager" if QUICK else "inductor")
+    frozen.module.compile(dynamic=False, backend="aot_eager" if QUICK else "inductor")
 
 
 def alone(case: Case, subject: Subject, precision: str) -> Contender:
