@@ -109,15 +109,14 @@ class FrozenCopy:
                 self._copy()
             else:
                 with torch.cuda.device_of(self._read[0]):
-                    self._graph(tuple((t.data_ptr(), t.stride()) for t in self._read))
+                    self._graph()
 
     def _copy(self, computed: Sequence[Tensor] = ()) -> None:
         if self._own:
             torch._foreach_copy_(self._own, [*self._plain, *computed])
         self._folds.take_over()
 
-    def _copy_from(self, _: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[Tensor, ...]:
-        """As a function for a graph, which is as good as long as all stays where and how it is in memory."""
+    def _as_graph(self) -> tuple[Tensor, ...]:
         self._copy()
         return ()
 
@@ -137,11 +136,13 @@ class FrozenCopy:
         self._own = [*(t for _, t in first), *(own for _, own in self._loose), *(t for _, t in rest)]
         self._plain = [*(plain[name] for name, _ in first), *(t for t, _ in self._loose)]
         # Some hundred small operations: on a GPU, one graph.
-        self._read = [*self._plain, *self._folds.sources()]
+        read = self._read = [*self._plain, *self._folds.sources()]
         self._graph: GraphRunner | None = None
         devices = {t.device for t in self._read}
         if len(devices) == 1 and devices.pop().type == "cuda":
-            self._graph = GraphRunner(weakly(self._copy_from), limit=1, recording=CudaRecording)
+            self._graph = GraphRunner(
+                weakly(self._as_graph), reads=lambda: read, limit=1, recording=CudaRecording
+            )
         self._computed = [computed[name] for name, _ in rest]
 
 

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -122,7 +122,7 @@ _MOST_OF_A_SAMPLE, _MOST_SAMPLES = 0.25, 0.2
 _NEAR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-def difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
+def _difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | None:
     """Says how a recording's outputs differ from the eager ones; None if they do not."""
     for got, expected in zip(replayed, outputs, strict=True):
         if got.shape != expected.shape or got.dtype != expected.dtype:
@@ -140,13 +140,14 @@ def difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | N
 class GraphRunner:
     """Calls a function, and replays a CUDA graph of it once calls of the same kind repeat.
 
-    Two calls are of the same kind if their tensors agree in shape, strides, dtype and device, and their other
-    arguments in value. The first calls of a kind run eagerly. At the ``at``-th a recording is made as well,
-    which the eager result confirms; later calls replay it. If recording fails, all calls run eagerly from
-    then on: :attr:`note` says why, and a warning says so once.
+    Two calls are of the same kind if their tensors agree in shape, strides, dtype and device, their other
+    arguments in value, and what ``reads`` returns in where it lies. The first calls of a kind run eagerly. At
+    the ``at``-th a recording is made as well, which the eager result confirms; later calls replay it. If
+    recording fails, all calls run eagerly from then on: :attr:`note` says why, and a warning says so once.
 
     function: takes tensors, numbers and other hashable values, and returns a tuple of tensors. Other memory
-        that it reads or writes must not move between calls.
+        that it reads or writes must not move between calls, unless ``reads`` tells.
+    reads: returns tensors besides the arguments that the function reads or writes.
     what: what the function is, for the note.
     obstacle: why a recording of the function could go wrong later; it is then not made. None if it could not.
     limit: how many recordings are kept; the least recently used is dropped.
@@ -162,16 +163,17 @@ class GraphRunner:
         self,
         function: Function,
         *,
+        reads: Callable[[], Iterable[Tensor]] = tuple,
         what: str = "the attack",
         obstacle: str | None = None,
         limit: int = 4,
         at: int = 2,
         lends: bool = False,
         undone: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
-        differ: Callable[[Sequence[Tensor], Sequence[Tensor]], str | None] = difference,
+        differ: Callable[[Sequence[Tensor], Sequence[Tensor]], str | None] = _difference,
         recording: Callable[..., Recording] | None = None,
     ):
-        self._function, self._what, self._obstacle = function, what, obstacle
+        self._function, self._reads, self._what, self._obstacle = function, reads, what, obstacle
         self._limit, self._at, self._lends, self._recording = limit, at, lends, recording
         self._undone, self._differ = undone, differ
         self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
@@ -179,15 +181,14 @@ class GraphRunner:
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
-        if _is_captured(inputs):  # by somebody else, whose graph cannot have another in it
+        # While somebody else captures, too: a graph cannot have another in it.
+        if self.note is not None or self._recorder(inputs) is None or _is_captured(inputs):
             return self._function(*inputs)
-        kind = tuple(_kind(i) for i in inputs)
+        kind = (*map(_kind, inputs), *((t.data_ptr(), t.stride()) for t in self._reads()))
         recording = self._recordings.get(kind)
         if recording is not None:
             self._recordings.move_to_end(kind)
             return recording.replay(inputs, lend=self._lends)
-        if self.note is not None or self._recorder(inputs) is None:
-            return self._function(*inputs)
         calls = self._calls.pop(kind, 0) + 1
         made = self._recorded(inputs) if calls == self._at else None
         outputs = self._function(*inputs)

@@ -37,7 +37,7 @@ def identity(function: Any) -> str:
     """The name of a callable and a digest of all it computes with: its code, the variables in its closure,
     the modules, tensors and functions of its own module that it names, and an object's attributes."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{name} {hashlib.sha256(repr(_content(function, ())).encode()).hexdigest()[:8]}"
+    return f"{name} {hashlib.sha256(repr(_content(function)).encode()).hexdigest()[:8]}"
 
 
 def fingerprint(model: Any) -> str:
@@ -98,7 +98,7 @@ def _held(model: nn.Module) -> Iterator[bytes]:
     assigned = {kind: _assigned(kind) for kind in {type(module) for module in model.modules()}}
     for place, module in model.named_modules():
         own = sorted(_settings(module, assigned[type(module)]))
-        hooks = [[_lasting(hook, ()) for hook in vars(module)[table].values()] for table in _HOOKS]
+        hooks = [[_content(hook, lasting=True) for hook in vars(module)[table].values()] for table in _HOOKS]
         yield f"{place} {own} {hooks}".encode()
         if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
             # Frozen: its weights are constants of its code.
@@ -111,7 +111,7 @@ def _settings(module: nn.Module, assigned: set[str]) -> Iterator[tuple[str, obje
     for name, value in vars(module).items():
         lasts = name not in assigned and isinstance(value, _LASTING) and value is not None
         if name not in _OF_TORCH and (lasts or isinstance(value, (str, float, bool))):
-            yield name, _lasting(value, ())
+            yield name, _content(value, lasting=True)
 
 
 def _assigned(kind: type) -> set[str]:
@@ -130,69 +130,56 @@ def _stored(code: types.CodeType, instruction: str) -> set[str]:
     return {i.argval for i in dis.get_instructions(code) if i.opname == instruction}
 
 
-def _lasting(value: Any, above: tuple[Any, ...]) -> object:
-    """As :func:`_content`, but of what can change in place the kind alone."""
+def _content(value: Any, above: tuple[Any, ...] = (), lasting: bool = False) -> object:
+    """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end.
+    lasting: whether of what can change in place only the kind counts."""
     if isinstance(value, _SIMPLE):
         return value
     if any(value is a for a in above):
         return "above"
-    inside = functools.partial(_lasting, above=(*above, value))
+    inside = functools.partial(_content, above=(*above, value), lasting=lasting)
     kind = type(value).__qualname__
-    if isinstance(value, tuple):
-        return kind, [inside(item) for item in value]
-    if isinstance(value, frozenset):
-        return kind, sorted(repr(inside(item)) for item in value)
+    if isinstance(value, types.CodeType):
+        return value.co_code, value.co_names, [inside(constant) for constant in value.co_consts]
     if isinstance(value, functools.partial):
         return inside(value.func), inside(value.args), inside(tuple(value.keywords.items()))
     if isinstance(value, types.MethodType):
         return inside(value.__func__), inside(value.__self__)
-    if not isinstance(value, types.FunctionType):
+    if isinstance(value, types.FunctionType):
+        return _content_of_function(value, inside, lasting)
+    if isinstance(value, tuple):
+        return kind, [inside(item) for item in value]
+    if isinstance(value, frozenset):
+        return kind, sorted(repr(inside(item)) for item in value)
+    if lasting or isinstance(value, type):
         return kind, getattr(value, "__qualname__", "")
-    counts = _stored(value.__code__, "STORE_DEREF")
-    cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-    enclosed = [inside(c.cell_contents) for name, c in cells if name not in counts and _is_filled(c)]
-    return value.__qualname__, _content(value.__code__, ()), inside(value.__defaults__), enclosed
-
-
-def _content(value: Any, above: tuple[Any, ...]) -> object:
-    """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end."""
-    if isinstance(value, _SIMPLE):
-        return value
-    if any(value is a for a in above):
-        return "above"
-    inside = functools.partial(_content, above=(*above, value))
-    kind = type(value).__qualname__
     if isinstance(value, Tensor):
         return kind, str(value.dtype), tuple(value.shape), hashlib.sha256(_bytes(value)).hexdigest()
     if isinstance(value, numpy.ndarray):
         return kind, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
     if isinstance(value, nn.Module):
         return fingerprint(value)
-    if isinstance(value, types.CodeType):
-        return value.co_code, value.co_names, [inside(constant) for constant in value.co_consts]
-    if isinstance(value, functools.partial):
-        return inside(value.func), inside(value.args), inside(value.keywords)
-    if isinstance(value, types.MethodType):
-        return inside(value.__func__), inside(value.__self__)
-    if isinstance(value, types.FunctionType):
-        return _content_of_function(value, inside)
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, list):
         return kind, [inside(item) for item in value]
     if isinstance(value, dict):
         return kind, [(repr(key), inside(item)) for key, item in value.items()]
-    if isinstance(value, (set, frozenset)):
+    if isinstance(value, set):
         return kind, sorted(repr(inside(item)) for item in value)
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
+    if not hasattr(value, "__dict__"):
         return kind, getattr(value, "__qualname__", "")
     return kind, inside(vars(value))
 
 
-def _content_of_function(function: types.FunctionType, inside: Any) -> object:
-    enclosed = [inside(cell.cell_contents) for cell in function.__closure__ or () if _is_filled(cell)]
-    named = {name: function.__globals__.get(name) for name in function.__code__.co_names}
+def _content_of_function(function: types.FunctionType, inside: Any, lasting: bool) -> object:
+    """lasting: without what it assigns in its closure, such as a counter of its calls."""
+    code = function.__code__
+    assigned = _stored(code, "STORE_DEREF") if lasting else ()
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    enclosed = [inside(c.cell_contents) for name, c in cells if name not in assigned and _is_filled(c)]
+    named = {name: function.__globals__.get(name) for name in code.co_names}
     own = {name: inside(v) for name, v in named.items() if _is_own(v, function.__module__)}
-    defaults = inside(function.__defaults__), inside(function.__kwdefaults__)
-    return function.__qualname__, inside(function.__code__), defaults, enclosed, own
+    defaults = inside(function.__defaults__), inside(tuple((function.__kwdefaults__ or {}).items()))
+    return function.__qualname__, inside(code), defaults, enclosed, own
 
 
 def _is_filled(cell: types.CellType) -> bool:

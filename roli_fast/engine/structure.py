@@ -17,6 +17,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from .buffers import can_be_written
+
 # Where torch keeps what a module has registered, and the hooks that a forward or backward pass calls.
 _TABLES = (
     "_parameters",
@@ -104,7 +106,7 @@ class Structure:
     def _look_into(self, name: str, value: object, containers: list[Any]) -> None:
         if isinstance(value, Tensor):
             self._objects.append(value)
-            (self.loose if _is_plain(value) else self._odd).append(value)
+            (self.loose if can_be_written(value) else self._odd).append(value)
             return
         if isinstance(value, numpy.ndarray):
             self._objects.append(value)
@@ -173,11 +175,6 @@ class _Slots:
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether values can be copied into a tensor like this one."""
-    return tensor.layout == torch.strided and not tensor.is_quantized and 0 not in tensor.stride()
 
 
 def _items(container: Any) -> Iterable[object]:

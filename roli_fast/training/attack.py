@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import NFGSM, PGD, TPGD
 from ..attacks.ascent import Perturbed
+from ..engine.buffers import buffers_kept
 from ..engine.modes import device_of
 from .recipe import AUTO, Recipe
 
@@ -96,33 +97,16 @@ def validation_attack(recipe: Recipe, precision: str, generator: torch.Generator
 def _in_train_mode(model: nn.Module) -> Iterator[None]:
     """Attacks the model as it trains, but its buffers, such as running statistics, are afterwards what they
     were."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    tracking = [m for m in norms if m.training and m.track_running_stats]
-    # BatchNorm has a switch, which costs nothing. For other modules, values are put back where they were, in
-    # place: graphs of the training step know the addresses.
-    spared = set(tracking)
-    kept = [(m._buffers, name) for m in model.modules() if m not in spared for name in m._buffers]
-    tensors = [table[name] for table, name in kept]
-    # One whose elements share memory, as expand() makes it, nothing can write to in place.
-    written = [t for t in tensors if t is not None and torch._debug_has_internal_overlap(t) != 1]
-    before = [torch.empty_like(tensor) for tensor in written]
-    _copy(before, written)
+    norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
+    tracking = {m for m in norms if m.training and m.track_running_stats}  # which has a switch, for nothing
     for module in tracking:
         module.track_running_stats = False
     try:
-        yield
+        with buffers_kept(m for m in model.modules() if m not in tracking):
+            yield
     finally:
         for module in tracking:
             module.track_running_stats = True
-        for (table, name), tensor in zip(kept, tensors, strict=True):
-            table[name] = tensor
-        _copy(written, before)
-
-
-@torch.no_grad()
-def _copy(into: list[Tensor], values: list[Tensor]) -> None:
-    if into:
-        torch._foreach_copy_(into, values)
 
 
 def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:

@@ -79,7 +79,7 @@ class Learner:
         self._schedule.step_update(number)
         clean = images if self._recipe.loss == "trades" else None
         with self._arithmetic.arithmetic():
-            loss, right, *gradients = self._passes(self._memory(), clean, adversarial, labels)
+            loss, right, *gradients = self._passes(clean, adversarial, labels)
             for parameter, gradient in zip(self._trained, gradients, strict=True):
                 parameter.grad = gradient if gradient.shape == parameter.shape else None
             if self._recipe.clip_grad is not None:
@@ -91,17 +91,13 @@ class Learner:
             self._ema.update(self._model, step=number)
         return loss.clone(), right.clone()
 
-    def _memory(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Where and how the model lies in memory, on which a graph of its passes depends."""
-        return tuple((t.data_ptr(), t.stride()) for t in (*self._model.parameters(), *self._model.buffers()))
-
     def _forward_and_backward(
-        self, memory: object, clean: Tensor | None, adversarial: Tensor, labels: Tensor
+        self, clean: Tensor | None, adversarial: Tensor, labels: Tensor
     ) -> tuple[Tensor, ...]:
         """The loss (), which adversarial images were classified right (N,), and the gradients of the scaled
         loss for the parameters that are trained: an empty one where a parameter took no part.
 
-        memory: as :meth:`_memory` says. clean: the images themselves, for TRADES.
+        clean: the images themselves, for TRADES.
         """
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device, self.amp_dtype, enabled=self.amp_dtype != torch.float32):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ..engine import GraphRunner
+from ..engine.buffers import buffers_kept
 from ..engine.graphs import Function
 from ..engine.modes import device_of
 from ..engine.structure import Structure
@@ -39,6 +40,7 @@ def step_graph(model: nn.Module, passes: Function) -> GraphRunner:
     """
     return GraphRunner(
         passes,
+        reads=lambda: (*model.parameters(), *model.buffers()),
         what="the training step",
         obstacle=_obstacle(model),
         lends=True,
@@ -67,22 +69,18 @@ def undone(model: nn.Module) -> Iterator[None]:
     put something else in the place of what the model holds.
     """
     device, structure = device_of(model), Structure(model)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     of_python, of_numpy, host = random.getstate(), numpy.random.get_state(), _host_randomness(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), buffers_kept(model.modules()):
         try:
             yield
-            draws = _host_randomness(device) != host
+            if _host_randomness(device) != host:
+                raise RuntimeError("the model draws random numbers on the host")
+            if not structure.is_that_of(model):
+                raise RuntimeError(f"the model changes {structure.difference(Structure(model))} in each pass")
         finally:
             random.setstate(of_python)
             numpy.random.set_state(of_numpy)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-    if draws:
-        raise RuntimeError("the model draws random numbers on the host")
-    if not structure.is_that_of(model):
-        raise RuntimeError(f"the model changes {structure.difference(Structure(model))} in each pass")
 
 
 def _host_randomness(device: torch.device) -> tuple[object, ...]:
