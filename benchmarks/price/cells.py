@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roli_fast.attacks import PGD
 from roli_fast.data import Splits, StoredImages
@@ -25,6 +25,8 @@ from roli_fast.training.stage import OnEpochEnd
 from ..baselines import recipe as public
 from . import arms, problem
 from .carried import carrying
+
+Weights = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def train_cell(work: Path, progress: bool, task: Task) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = beginning(work, task)
+    model = beginning(task, weights_of_head(work, task))
     robust: list[float] = []
 
     def look(net: nn.Module, _: dict[str, Any]) -> None:
@@ -136,15 +138,23 @@ def best_of(paths: Sequence[Path]) -> Path:
     return max(there, key=lambda path: read(path)["validated"])
 
 
-def beginning(work: Path, task: Task) -> nn.Module:
-    """The model that is to train, with the head that its arm begins with."""
+def weights_of_head(work: Path, task: Task) -> Weights | None:
+    """Of the model with the head that an arm begins with, where that was probed."""
+    if task.name in arms.HEADS or arms.ARMS[task.name].head not in arms.HEADS:
+        return None
+    return weights_of(counting(work, task.size, arms.ARMS[task.name].head)[task.seed])
+
+
+def beginning(task: Task, probed: Weights | None) -> nn.Module:
+    """The model that is to train. probed: the weights with the head that its arm begins with, where it does
+    not begin with a random one."""
     if task.name in arms.HEADS:
         return problem.backbone(task.seed, "linear")
-    model, head = problem.backbone(task.seed, "full"), arms.ARMS[task.name].head
-    if head == "random":
+    model = problem.backbone(task.seed, "full")
+    if probed is not None:
+        model.load_state_dict(probed)
+    elif arms.ARMS[task.name].head == "random":
         find_classifier(model).head.reset_parameters()
-    elif head != "paper":
-        load(model, counting(work, task.size, head)[task.seed])
     return model
 
 
@@ -174,9 +184,8 @@ def learn(
     return Run.of(done)
 
 
-def load(model: nn.Module, cell: Path) -> None:
-    weights = torch.load(cell.with_suffix(".pt"), map_location="cpu", weights_only=True)
-    model.load_state_dict(weights)
+def weights_of(cell: Path) -> Weights:
+    return torch.load(cell.with_suffix(".pt"), map_location="cpu", weights_only=True)
 
 
 def described(run: Run, model: nn.Module, data: Splits) -> dict[str, Any]:

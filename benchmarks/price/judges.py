@@ -12,7 +12,7 @@ from roli_fast.evaluation import evaluate
 from roli_fast.speed import machine
 
 from . import arms, problem
-from .cells import chosen, load, save
+from .cells import chosen, save, weights_of
 
 JUDGES: dict[str, tuple[str, ...] | None] = {
     "apgd": ("apgd-ce", "apgd-t"),
@@ -60,7 +60,7 @@ def judge_cell(work: Path, judgement: Judgement) -> None:
     if path.exists():
         return
     data, model = problem.splits(int(judgement.cell.parts[0])).test, problem.backbone(0, "full")
-    load(model, work / judgement.cell)
+    model.load_state_dict(weights_of(work / judgement.cell))
     count = JUDGED[judgement.what]
     rows = torch.cat([(data.labels == c).nonzero().flatten()[:count] for c in data.labels.unique()])
     attack = AutoAttack(

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from roli_fast.models import find_classifier
 from roli_fast.speed.timing import OtherLoad
 
 from . import arms, problem
-from .cells import Task, learn
+from .cells import Task, Weights, beginning, learn
 
 # Of these, training is timed: those whose attack is the problem's or N-FGSM, for the problem's epochs.
 TIMED = tuple(
@@ -44,18 +43,15 @@ def _of_size(size: int, rows: Rows, names: Sequence[str]) -> dict[str, dict[str,
     heads: dict[str, list[Ends]] = {arm.head: [] for arm in wanted.values() if arm.head in arms.HEADS}
     finetuned: dict[str, list[Ends]] = {name: [] for name, arm in wanted.items() if arm.epochs is not None}
     for seed in range(max(rows[name]["seeds"] for name in wanted)):
-        weights: dict[str, dict[str, Tensor]] = {}
+        probed: dict[str, Weights] = {}
         for kind, ends in heads.items():
-            model = problem.backbone(seed, "linear")
-            ends.append(_timed(Task(size, kind, seed, _setting_of_head(kind, rows)), model))
-            weights[kind] = model.state_dict()
+            task = Task(size, kind, seed, _setting_of_head(kind, rows))
+            model = beginning(task, None)
+            ends.append(_timed(task, model))
+            probed[kind] = model.state_dict()
         for name, ends in finetuned.items():
-            model, head = problem.backbone(seed, "full"), wanted[name].head
-            if head in weights:
-                model.load_state_dict(weights[head])
-            else:
-                find_classifier(model).head.reset_parameters()
-            ends.append(_timed(Task(size, name, seed, (float(rows[name]["setting"]),)), model))
+            task = Task(size, name, seed, (float(rows[name]["setting"]),))
+            ends.append(_timed(task, beginning(task, probed.get(wanted[name].head))))
     return {"heads": heads, "arms": finetuned}
 
 

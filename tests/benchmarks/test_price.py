@@ -136,8 +136,8 @@ def test_heads_by_sgd(tiny, monkeypatch):
     for kind, name in (("sgd", "RoLI"), ("public", "RoLI, public code")):
         for seed in (0, 1):
             head, model = small_model(), small_model()
-            cells.load(head, work / "50" / kind / f"2-0.01-{seed}.json")
-            cells.load(model, work / "50" / name / f"1e-12-{seed}.json")
+            head.load_state_dict(cells.weights_of(work / "50" / kind / f"2-0.01-{seed}.json"))
+            model.load_state_dict(cells.weights_of(work / "50" / name / f"1e-12-{seed}.json"))
             torch.testing.assert_close(find_classifier(model).head.weight, find_classifier(head).head.weight)
         head_alone = rows[name.replace("RoLI", "Linear")]["passes"]
         assert all(roli > head for roli, head in zip(rows[name]["passes"], head_alone, strict=True))
@@ -159,7 +159,7 @@ def test_cells_that_count_are_judged(tiny):
     )
     assert [str(file) for file in files] == [f"RanLI Full-FT/{lr}-0.json", "rounds/0.json"]
     model = problem.backbone(0, "full")
-    cells.load(model, work / "50" / "RanLI Full-FT" / f"{lr}-0.json")
+    model.load_state_dict(cells.weights_of(work / "50" / "RanLI Full-FT" / f"{lr}-0.json"))
     test = problem.splits(50).test
     right = predict(model, test.images.float() / 255).argmax(1) == test.labels
     cell = cells.read(work / "50" / "RanLI Full-FT" / f"{lr}-0.json")

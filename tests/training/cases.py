@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from roli_fast.data import Splits, StoredImages
+from roli_fast.engine.modes import device_of
 from roli_fast.models import create_model
 from roli_fast.training import Recipe
+from roli_fast.training.learner import Learner
 
 EPS = 0.25
 
@@ -67,3 +69,17 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def steps(model, settings, sizes=(8, 8, 8, 8, 4, 8, 4, 4)):
+    """Trains on batches of these sizes. Returns losses and hits of each step, and what trained."""
+    torch.manual_seed(2)
+    device = device_of(model)
+    learner = Learner(model, settings, settings.precision, len(sizes))
+    learner.train()
+    found = []
+    for number, size in enumerate(sizes):
+        images, adversarial = torch.rand(2, size, 1, 8, 8, device=device)
+        labels = torch.randint(0, 3, (size,), device=device)
+        found.append(learner.step(number, images, adversarial, labels))
+    return found, learner

@@ -10,7 +10,7 @@ from roli_fast.engine import GraphRunner
 from roli_fast.training import stage, train
 from roli_fast.training.learner import Learner
 
-from .cases import Odd, blobs, recipe, small_model, splits_of, weights
+from .cases import Odd, blobs, recipe, small_model, splits_of, steps, weights
 
 pytestmark = pytest.mark.gpu
 
@@ -64,19 +64,6 @@ def test_fp16_training_scales_its_loss():
     assert all(v.isfinite().all() for v in model.state_dict().values())
 
 
-def steps(model, settings, sizes=(8, 8, 8, 8, 4, 8, 4, 4)):
-    """Trains on batches of these sizes. Returns losses and hits of each step, and the learner."""
-    torch.manual_seed(2)
-    learner = Learner(model.cuda(), settings, settings.precision, len(sizes))
-    learner.train()
-    found = []
-    for number, size in enumerate(sizes):
-        images, adversarial = torch.rand(2, size, 1, 8, 8, device="cuda")
-        labels = torch.randint(0, 3, (size,), device="cuda")
-        found.append(learner.step(number, images, adversarial, labels))
-    return found, learner
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -97,10 +84,10 @@ def test_a_step_is_the_same_as_a_graph(make, settings, monkeypatch):
     eager = copy.deepcopy(graphed)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*without a CUDA graph")
-        got, learner = steps(graphed, settings)
+        got, learner = steps(graphed.cuda(), settings)
     assert len(learner._passes._recordings) == 2
     monkeypatch.setattr(GraphRunner, "_recorder", lambda self, inputs: None)
-    expected, _ = steps(eager, settings)
+    expected, _ = steps(eager.cuda(), settings)
     for (loss, _), (eager_loss, _) in zip(got, expected, strict=True):
         torch.testing.assert_close(loss, eager_loss, rtol=0.02, atol=0.02)
     before, after = (torch.cat([w.double().flatten() for w in weights(m).values()]) for m in (eager, graphed))
@@ -125,7 +112,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly():
             return super().forward(x) * (1.0 if x.sum().item() > 0 else 2.0)
 
     with pytest.warns(UserWarning, match="the training step runs without a CUDA graph"):
-        found, learner = steps(Waiting(), recipe())
+        found, learner = steps(Waiting().cuda(), recipe())
     assert not learner._passes._recordings
     assert all(loss.isfinite() for loss, _ in found)
 
