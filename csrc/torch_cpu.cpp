@@ -19,6 +19,9 @@ using cpu::Scratch;
 // Below this many elements a second thread costs more than it saves (torch's own grain size).
 constexpr int64_t kGrain = 32768;
 
+// What an exponential costs, in elements of an op that moves them.
+constexpr int64_t kExponential = 8;
+
 // From so many samples on, each is the work of one thread, which finds in its cache what it reads twice; of
 // fewer, all threads share each.
 constexpr int64_t kManySamples = 16;
@@ -111,6 +114,10 @@ struct Cpu {
     make_sample_plan(op.plan, call.shape(), op.operands(), op.options());
     in_parallel(op.plan.samples, op.plan.elements(),
                 [&](int64_t first, int64_t last) { cpu::kernels().keep_best(op, first, last); });
+  }
+  static void run(CrossEntropy& op, const Call& call) {
+    in_parallel(call.samples(), kExponential * op.classes,
+                [&](int64_t first, int64_t last) { cpu::kernels().cross_entropy(op, first, last); });
   }
 };
 

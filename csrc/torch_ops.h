@@ -188,6 +188,24 @@ Tensor prepare(const Tensor& adv, const OptionalTensor& mean, const OptionalTens
   return out;
 }
 
+template <class Backend>
+std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& labels) {
+  Call call(CrossEntropy::kName, logits, "logits");
+  CrossEntropy op;
+  op.logits = call.state(logits, "logits");
+  call.require(call.rank() == 2 && call.sizes()[1] > 0, "logits", "is not of shape (N, classes)");
+  op.classes = call.sizes()[1];
+  op.labels = call.index(labels, "labels", &op.label_stride);
+  call.refuse_gradient(logits, "logits");
+
+  const Tensor loss = empty_like(labels, ScalarType::Double, MemoryFormat::Contiguous);
+  const Tensor slope = empty_like(logits, logits.scalar_type(), MemoryFormat::Preserve);
+  op.loss = static_cast<double*>(loss.data_ptr());
+  op.slope = call.state(slope, "slope");
+  if (!call.empty()) Backend::run(op, call);
+  return {loss, slope};
+}
+
 using Library = torch::stable::detail::StableLibrary;
 using Boxed = void (*)(StableIValue* stack, uint64_t inputs, uint64_t outputs);
 
@@ -241,6 +259,7 @@ void register_ops(Library& m) {
   m.impl(Momentum::kName, TORCH_BOX(&momentum<Backend>));
   m.impl(KeepBest::kName, TORCH_BOX(&keep_best<Backend>));
   m.impl(Prepare::kName, TORCH_BOX(&prepare<Backend>));
+  m.impl(CrossEntropy::kName, TORCH_BOX(&cross_entropy<Backend>));
 }
 
 }  // namespace roli

@@ -150,6 +150,15 @@ def launch_sample_each(kernel: Any, like: Tensor, *arguments: Any) -> None:
     _launch(kernel, like, len(like), elements, *arguments, **options, WHOLE=whole, WIDE=wide)
 
 
+def launch_by_row(kernel: Any, rows: Tensor, *arguments: Any) -> None:
+    """Runs a program for each of the rows (N, columns), which are not empty. Its first argument are the
+    columns."""
+    columns = rows.shape[1]
+    block = min(BLOCK, triton.next_power_of_2(columns))
+    options = {"num_warps": max(1, min(4, block // 64)), "BLOCK": block}
+    _launch(kernel, rows, len(rows), columns, *arguments, **options)
+
+
 def cut(elements: int) -> tuple[int, int]:
     """The parts of a sample, and how many blocks a part has."""
     blocks = -(-elements // BLOCK)

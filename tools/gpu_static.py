@@ -284,6 +284,7 @@ def triton_forms() -> Iterator[tuple[str, dict[str, str]]]:
     yield "keep_best", {"best": "float32", "adv": "float32"}
     yield "keep_best", {"best": "float64", "adv": "float64"}
     yield "best_values", {}
+    yield "cross_entropy", {}
     yield "start", {"start": "float32", "clean": "float32"}
     yield "start", {"start": "float32", "clean": "uint8"}
     yield "prepare", {"adv": "float32", "out": "float32"}
@@ -331,7 +332,18 @@ def triton_kernels(sms: tuple[int, ...], only: list[str] | None = None) -> Itera
 
 def _triton_functions() -> dict[str, tuple[Any, dict[str, Any]]]:
     """By the names of the forms: kernels, and the constants and options that tell their uses apart."""
-    from roli_fast.kernels import direction, draws, keep_best, l1, l2, layout, linf, momentum, prepare
+    from roli_fast.kernels import (
+        cross_entropy,
+        direction,
+        draws,
+        keep_best,
+        l1,
+        l2,
+        layout,
+        linf,
+        momentum,
+        prepare,
+    )
 
     large = {"num_warps": layout.LARGE_WARPS, "BLOCK": layout.LARGE_BLOCK}
     return {
@@ -349,6 +361,7 @@ def _triton_functions() -> dict[str, tuple[Any, dict[str, Any]]]:
         "momentum": (momentum.momentum_kernel, {}),
         "keep_best": (keep_best.keep_kernel, {}),
         "best_values": (keep_best.values_kernel, {}),
+        "cross_entropy": (cross_entropy.cross_entropy_kernel, {}),
     }
 
 
@@ -376,11 +389,12 @@ def _triton_source(kernel: Any, constants: dict[str, Any], form: dict[str, str],
     state = POINTERS[next(iter(form.values()), "float32")]
     numbers = ("step_size", "eps", "momentum", "sparsity", "decay", "lo", "hi")
     types = dict.fromkeys(numbers, "fp64") | {"seed": "*i64", "best_value": state, "value": state}
-    types |= dict.fromkeys(("partials", "distances", "logarithm", "radius"), "*fp64")
+    types |= dict.fromkeys(("partials", "distances", "logarithm", "radius", "loss"), "*fp64")
+    types |= {"logits": state, "slope": state, "labels": "*i64"}
     types |= {operand: POINTERS[dtype] for operand, dtype in form.items()}
     types |= dict.fromkeys(("mean", "std"), state) if "out" in form else {}
     types |= {tensor: {"active": "*i1", "index": "*i64"}.get(tensor, state) for tensor in variant.tensors}
-    counts = ("count", "samples", "channels", "elements", "parts", "blocks")
+    counts = ("count", "samples", "channels", "elements", "parts", "blocks", "classes")
     types |= {a: "i32" for a in kernel.arg_names if a.endswith("stride") or a in counts}
     values = {"PER_SAMPLE": False, "WIDE": False, "WHOLE": True, "BLOCK": layout.BLOCK, "PARTS": layout.PARTS}
     values |= constants | variant.constants

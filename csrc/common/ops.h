@@ -169,4 +169,14 @@ struct KeepBest {
   PlanOptions options() const { return {}; }
 };
 
+// Each sample's, and its slope with respect to the logits.
+struct CrossEntropy {
+  static constexpr const char* kName = "cross_entropy";
+  Array logits, slope;
+  int64_t classes = 0;
+  const int64_t* labels = nullptr;
+  int64_t label_stride = 0;
+  double* loss = nullptr;
+};
+
 }  // namespace roli

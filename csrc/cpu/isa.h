@@ -14,6 +14,7 @@ extern const SampleKernel<L1Start> l1_start;
 extern const SampleKernel<Momentum> momentum;
 void keep_best_samples(const KeepBest&, int64_t first, int64_t last);
 void prepare_chunks(const Prepare&, int64_t first, int64_t last);
+void cross_entropy_samples(const CrossEntropy&, int64_t first, int64_t last);
 
 // What brings `count` elements of any dtype and stride into the type T of the arithmetic, float or double,
 // and back: in blocks.cpp, since the many loops would take each family long to compile.

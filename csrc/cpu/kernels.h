@@ -38,6 +38,7 @@ struct Kernels {
   const SampleKernel<Momentum>* momentum;
   void (*keep_best)(const KeepBest&, int64_t first_sample, int64_t last_sample);
   void (*prepare)(const Prepare&, int64_t first, int64_t last);
+  void (*cross_entropy)(const CrossEntropy&, int64_t first_sample, int64_t last_sample);
 };
 
 // The widest instruction set that was built and that this processor has, or the one that

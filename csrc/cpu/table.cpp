@@ -14,6 +14,7 @@ const Kernels kernels = {
     .momentum = &momentum,
     .keep_best = keep_best_samples,
     .prepare = prepare_chunks,
+    .cross_entropy = cross_entropy_samples,
 };
 
 }  // namespace roli::cpu::ROLI_ISA

@@ -27,5 +27,6 @@ void run(L2Start& op, Shape shape, const Context& context);
 void run(L1Start& op, Shape shape, const Context& context);
 void run(Momentum& op, Shape shape, const Context& context);
 void run(KeepBest& op, Shape shape, const Context& context);
+void run(CrossEntropy& op, Shape shape, const Context& context);
 
 }  // namespace roli::cuda

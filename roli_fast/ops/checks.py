@@ -363,3 +363,12 @@ def prepare(
     if memory_format in ranks and adv.dim() != ranks[memory_format]:
         _refuse(op, "memory_format", f"{memory_format} for rank {adv.dim()}", f"rank {ranks[memory_format]}")
     _not_differentiable(op, "adv", adv)
+
+
+def cross_entropy(op: str, logits: Tensor, labels: Tensor) -> None:
+    """Checks the arguments of ``cross_entropy``."""
+    _tensor(op, "logits", logits, STATE_DTYPES)
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        _refuse(op, "logits", f"shape {tuple(logits.shape)}", "(N, classes), one class or more")
+    _vector(op, "labels", labels, torch.int64, logits.shape[0], "(N,)", logits)
+    _not_differentiable(op, "logits", logits)

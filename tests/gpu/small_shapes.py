@@ -47,5 +47,10 @@ for backend in ("cuda", "triton"):
                         **given, out=torch.empty(shape, dtype=torch.bfloat16), active=torch.ones(shape[0]) > 0
                     )
                     calls += 1
+        call = elsewhere(roli_fast.ops.cross_entropy, "cuda")
+        for classes in (1, 10, 31, 1025):
+            for layout in LAYOUTS:
+                call(layout(torch.randn(5, classes)), torch.tensor([0, 0, -1, 0, classes - 1]))
+                calls += 1
 torch.cuda.synchronize()
 print(f"{calls} calls")

@@ -43,6 +43,8 @@ def elsewhere(function: Callable[..., Any], device: str) -> Callable[..., Any]:
             result = function(*args, **kwargs)
         finally:
             moved.copy_back()
+        if isinstance(result, tuple):
+            return tuple(one.cpu() for one in result)
         return result.cpu() if isinstance(result, Tensor) else result
 
     return call

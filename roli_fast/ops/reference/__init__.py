@@ -7,6 +7,7 @@ float64, and what follows from them is rounded to the state's dtype before it is
 order in which a backend adds hardly ever makes a difference.
 """
 
+from .cross_entropy import cross_entropy
 from .keep_best import keep_best_
 from .l1 import l1_project_, l1_start, l1_step_
 from .l2 import l2_apgd_step_, l2_project_, l2_start, l2_step_
@@ -15,6 +16,7 @@ from .momentum import momentum_
 from .prepare import prepare
 
 __all__ = [
+    "cross_entropy",
     "keep_best_",
     "l1_project_",
     "l1_start",
