@@ -33,8 +33,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) kernel(const __grid_constan
 
 inline void check_launch() {
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  const bool unfit = error == cudaErrorNoKernelImageForDevice || error == cudaErrorInsufficientDriver ||
+                     error == cudaErrorUnsupportedPtxVersion;
+  const char* hint =
+      unfit ? "; ROLI_FAST_BACKEND=triton compiles kernels for the GPU and driver at hand" : "";
+  throw std::runtime_error(std::string("roli_fast: CUDA kernel: ") + cudaGetErrorString(error) + hint);
 }
 
 // More blocks than a grid has would be cut off without an error.
