@@ -9,9 +9,9 @@ namespace {
 // A sample's threads: a warp, or one where threads run one after the other.
 struct Warp {
 #ifdef __CUDACC__
-  static constexpr int kThreads = 32;
+  static constexpr int kLanes = 32;
 #else
-  static constexpr int kThreads = 1;
+  static constexpr int kLanes = 1;
 #endif
 
   static ROLI_FN double largest(double x) {
@@ -56,24 +56,24 @@ struct CrossEntropySamples {
   }
 
   ROLI_FN void operator()(int64_t block, int thread) const {
-    const int64_t sample = (block * kThreads + thread) / Warp::kThreads;
-    const int first = thread % Warp::kThreads;
+    const int64_t sample = (block * kThreads + thread) / Warp::kLanes;
+    const int first = thread % Warp::kLanes;
     if (sample >= samples) return;
     const int64_t label = labels[sample * label_stride];
     const bool known = label >= 0 && label < classes;
 
     double largest = -std::numeric_limits<double>::infinity();
-    for (int64_t c = first; c < classes; c += Warp::kThreads)
+    for (int64_t c = first; c < classes; c += Warp::kLanes)
       if (c != label) largest = larger_or_nan(largest, logit(sample, c));
     const double reference = reference_of(Warp::largest(largest));
     double total = 0;
-    for (int64_t c = first; c < classes; c += Warp::kThreads)
+    for (int64_t c = first; c < classes; c += Warp::kLanes)
       if (c != label) total += exponential(logit(sample, c) - reference);
 
     const double own = known ? logit(sample, label) : std::numeric_limits<double>::quiet_NaN();
     const CrossEntropyOfSample found(reference, Warp::sum(total), own);
     if (first == 0) loss[sample] = found.loss;
-    for (int64_t c = first; c < classes; c += Warp::kThreads) {
+    for (int64_t c = first; c < classes; c += Warp::kLanes) {
       const double at = c == label ? found.label : exponential(logit(sample, c) - reference) * found.other;
       slope[sample * slope_strides[0] + c * slope_strides[1]] = static_cast<T>(at);
     }
@@ -82,7 +82,7 @@ struct CrossEntropySamples {
 
 template <class T>
 void cross_entropy(const CrossEntropy& op, int64_t samples, Stream stream) {
-  launch(CrossEntropySamples<T>(op, samples), samples * Warp::kThreads, stream);
+  launch(CrossEntropySamples<T>(op, samples), samples * Warp::kLanes, stream);
 }
 
 }  // namespace
