@@ -56,8 +56,12 @@ struct Parts {
   ROLI_FN void each_pack(int64_t block, int thread, Visit&& visit) const {
     const int64_t first = (block - sample_of(block) * count) * size;
     const int64_t last = first + size < elements ? first + size : elements;
-    for (int64_t element = first + thread * kPack; element < last; element += kThreads * kPack)
+    int64_t element = first + thread * kPack;
+    // A part is small: what is left of it takes half the registers of a place in the sample.
+    for (int left = static_cast<int>(last - element); left > 0; left -= kThreads * kPack) {
       visit(element);
+      element += kThreads * kPack;
+    }
   }
 };
 
@@ -184,21 +188,19 @@ __global__ void __launch_bounds__(kThreads, Body::kBlocks) joined_kernel(const _
 }
 
 // As many rounds of sums as the state asks for, in one kernel: a block for each sample. Body: begin(block),
-// gather(block, thread, state), advance(block, sums, state), done(state), apply(block, thread, state).
+// gather(block, thread, state), advance(block, sums, state), apply(block, thread, state); State, with done.
+// The state stays in shared memory, where all threads read it: copies would take registers.
 template <class Body>
 __global__ void __launch_bounds__(kThreads, Body::kBlocks) rounds_kernel(const __grid_constant__ Body body) {
-  __shared__ typename Body::State shared;
+  __shared__ typename Body::State state;
   const auto block = static_cast<int64_t>(blockIdx.x);
   const auto thread = static_cast<int>(threadIdx.x);
-  typename Body::State state = body.begin(block);
+  if (thread == 0) state = body.begin(block);
+  __syncthreads();
   while (!state.done) {
     const auto sums = sum_in_block(body.gather(block, thread, state));
-    if (thread == 0) {
-      body.advance(block, sums, state);
-      shared = state;
-    }
+    if (thread == 0) body.advance(block, sums, state);
     __syncthreads();
-    state = shared;
   }
   body.apply(block, thread, state);
 }
