@@ -98,13 +98,30 @@ def _takes_mode(train: Callable[..., Any]) -> bool:
 
 @contextlib.contextmanager
 def gradients() -> Iterator[None]:
-    """Switches autograd on, even under no_grad or inference_mode, and the caller's autocast off."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device_type in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+    """Switches autograd on, even under no_grad or inference_mode, and leaves the caller's autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), _outside_autocast():
         yield
+
+
+@contextlib.contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """Not by autocast(enabled=False), which is one more around whatever casts inside: torch keeps what
+    weights were cast to until the outermost one ends, and takes it for them after they have changed."""
+    device_types = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    depth = torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()  # its casts may be to another type
+    for kind in device_types:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind in device_types:
+            torch.set_autocast_enabled(kind, True)
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+        torch.clear_autocast_cache()  # and of weights that have changed
 
 
 @torch.no_grad()

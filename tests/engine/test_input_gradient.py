@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from roli_fast.attacks import FAB, PGD
 from roli_fast.engine import InputGradient
+from roli_fast.engine.modes import gradients
 
 
 def cross_entropy(logits, labels):
@@ -38,6 +39,22 @@ def test_under_every_mode(problem, mode):
     assert torch.equal(loss, want[1])
     assert logits.dtype == torch.float32
     assert not any(t.requires_grad for t in (gradient, loss, logits))
+
+
+def test_the_callers_autocast_is_as_it_was_but_for_what_it_keeps():
+    """Casts of weights, which may have changed in between, or be asked for in another type."""
+    weight, x = torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert x.mm(weight).item() == 1
+        with gradients():
+            assert x.mm(weight).dtype == torch.float32
+            for value in (2, 3):
+                weight.data.fill_(value)
+                with torch.autocast("cpu", torch.float16):
+                    assert x.mm(weight).item() == value
+        assert x.mm(weight).item() == 3
+        assert x.mm(weight).dtype == torch.bfloat16
+    assert x.mm(weight).dtype == torch.float32
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])

@@ -19,7 +19,7 @@ from ..forks import forked
 from .cases import blobs, recipe, same, small_model, splits_of, weights
 
 
-def killed_after(writes, folder, half=False):
+def killed_after(writes, folder, settings, half=False):
     """Whether a process killed itself once so many files had been written: after the last of them, or while
     the next one is written."""
     write = files.write
@@ -36,14 +36,8 @@ def killed_after(writes, folder, half=False):
     def run():
         stage._SAVE_EVERY = -1.0  # at every step
         records.write = counted
-        settings = recipe(epochs=2, ema_decay=0.5)
-        train(
-            small_model(drop_path_rate=0.2),
-            splits_of(blobs, 48, 12, 12),
-            settings,
-            folder=folder,
-            resume=True,
-        )
+        model = small_model(drop_path_rate=0.2)
+        train(model, splits_of(blobs, 48, 12, 12), settings, folder=folder, resume=True)
 
     (status,) = forked(run)
     assert status in (0, -signal.SIGKILL)
@@ -54,20 +48,16 @@ def killed_after(writes, folder, half=False):
     "kills",
     [[(2,), (3, True)], *(pytest.param([(n,)] * 3, marks=pytest.mark.slow) for n in (1, 2, 3, 4, 5))],
 )
-def test_killed_at_any_moment_it_ends_with_the_same_bits(kills, tmp_path):
-    whole = train(
-        small_model(drop_path_rate=0.2),
-        splits_of(blobs, 48, 12, 12),
-        recipe(epochs=2, ema_decay=0.5),
-        folder=tmp_path / "whole",
-    )
+@pytest.mark.parametrize("amp_dtype", ["float32", "bfloat16"])
+def test_killed_at_any_moment_it_ends_with_the_same_bits(kills, amp_dtype, tmp_path):
+    settings = recipe(epochs=2, ema_decay=0.5, amp_dtype=amp_dtype)
+    splits = splits_of(blobs, 48, 12, 12)
+    whole = train(small_model(drop_path_rate=0.2), splits, settings, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
-    killed = [killed_after(writes, folder, *how) for writes, *how in kills]
+    killed = [killed_after(writes, folder, settings, *how) for writes, *how in kills]
     assert killed[0]  # a later one may find nothing left to write
     model = small_model(drop_path_rate=0.2)
-    done = train(
-        model, splits_of(blobs, 48, 12, 12), recipe(epochs=2, ema_decay=0.5), folder=folder, resume=True
-    )
+    done = train(model, splits, settings, folder=folder, resume=True)
     assert same(weights(whole.model), weights(model))
     last = [torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("whole", "killed")]
     assert same(last[0]["learner"]["model"], last[1]["learner"]["model"])

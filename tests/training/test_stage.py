@@ -1,5 +1,7 @@
 """A stage learns what its recipe says, keeps what validation chose, counts what it spends."""
 
+import contextlib
+import copy
 import csv
 import functools
 import math
@@ -277,6 +279,36 @@ def test_the_training_step_computes_in_the_recipes_type(precision, amp_dtype, ex
     model.register_forward_hook(lambda module, _, out: logits.append(out.dtype) if module.training else None)
     train(model, splits_of(blobs, 32, 12, 12), recipe(epochs=1, precision=precision, amp_dtype=amp_dtype))
     assert logits == [expected] * 2
+
+
+class OwnAutocast(nn.Module):
+    """Casts inside, as models do that are to be fast whoever calls them."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inside(x).float()
+
+
+@pytest.mark.parametrize("around", [contextlib.nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(("own", "amp_dtype"), [(False, "bfloat16"), (True, "float32")])
+def test_steps_in_half_precision_see_the_weights_of_now(own, amp_dtype, around):
+    """Autocast keeps what weights were cast to until the outermost one ends: around a whole run, all steps
+    would go along the first step's gradient. Every trainer and caller may have some autocast around."""
+
+    def losses(model, amp_dtype):
+        settings = recipe(epochs=4, attack="none", lr=2e-2, amp_dtype=amp_dtype)
+        return [row["train_loss"] for row in train(model, splits_of(blobs, 96, 24, 24), settings).history]
+
+    model = linear_model(64, 3)
+    expected = losses(copy.deepcopy(model), "float32")
+    with around():
+        found = losses(OwnAutocast(model) if own else model, amp_dtype)
+    assert found == pytest.approx(expected, rel=0.1)
+    assert found[-1] < 0.5 * found[0]
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
