@@ -134,6 +134,14 @@ def architecture_json(model: nn.Module) -> str:
         ) from error
 
 
+def built_as(model: nn.Module) -> dict[str, Any]:
+    """What :func:`load_model` would build a model from, as plain data: the architecture's arguments, the
+    finetuning method and its options. Raises as :func:`architecture_json`."""
+    classifier = find_classifier(model)
+    method = {"method": classifier.method, "method_options": classifier.options}
+    return json.loads(architecture_json(model)) | method
+
+
 def load_model(path: str | Path) -> Normalized:
     """Loads a model that :func:`save_model` saved: architecture, normalisation, finetuning method, weights.
     It is in eval mode, on the CPU.

@@ -91,9 +91,13 @@ def roli(
     options = dict(method_options or {})
     folder = None if folder is None else Path(folder)
     plan = _plan(finetuning, probing, method)
-    _check_method(model, splits, finetuning if "probe" in plan else None, method, options, sync_bn)
+    finetuned = copy.deepcopy(model)  # to refuse now what finetuning would refuse after hours of probing
+    finetune(finetuned, method, **options)
+    if "probe" in plan:
+        check_stage(finetuned, splits, finetuning, sync_bn)
     if folder is not None:
-        by_the_first(partial(_check_folder, folder, plan, splits, finetuning, resume))
+        by_the_first(partial(_check_folder, folder, plan, finetuned, splits, finetuning, resume))
+    del finetuned
     stages = {}
     for name, settings in plan.items():
         trained, its_options = ("linear", {}) if name == "probe" else (method, options)
@@ -121,31 +125,18 @@ def _plan(finetuning: Recipe, probing: Recipe | Rounds | None, method: str) -> d
     return {"probe": probing, "finetune": finetuning}
 
 
-def _check_method(
-    model: Normalized,
-    splits: Splits,
-    second: Recipe | None,
-    method: str,
-    options: Mapping[str, Any],
-    sync_bn: bool,
-) -> None:
-    """Refuses now what finetuning would refuse after hours of probing; tries the method on a copy.
-
-    second: finetuning's recipe, where it is the second stage; None where it is the only one.
-    """
-    finetuned = copy.deepcopy(model)
-    finetune(finetuned, method, **options)
-    if second is not None:
-        check_stage(finetuned, splits, second, sync_bn)
-
-
 def _check_folder(
-    folder: Path, plan: Mapping[str, object], splits: Splits, finetuning: Recipe, resume: bool
+    folder: Path,
+    plan: Mapping[str, object],
+    finetuned: Normalized,
+    splits: Splits,
+    finetuning: Recipe,
+    resume: bool,
 ) -> None:
     """Refuses now a folder that finetuning would refuse after hours of probing, and one of a run with other
     stages: weights finetuned from one head would go on as if from another."""
     if "probe" in plan:
-        check_folder(folder / "finetune", bound_settings(finetuning, splits), resume)
+        check_folder(folder / "finetune", bound_settings(finetuned, finetuning, splits), resume)
     there = [name for name in ("probe", "finetune") if (folder / name / "recipe.json").exists()]
     if resume and there and ("probe" in there) != ("probe" in plan):
         asked, began = ("a probe", "none") if "probe" in plan else ("no probe", "one")

@@ -23,7 +23,7 @@ from .progress import Progress
 from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained
-from .stage_checks import check_fits, check_splits
+from .stage_checks import check_fits, check_splits, model_settings
 from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
 
 _KEPT = ("history", "best", "best_head")  # of a finished probing
@@ -152,7 +152,9 @@ class _Probing:
         settings = {name: getattr(recipe, name) for name in _USED} | {"rounds": dataclasses.asdict(rounds)}
         settings["backbone"] = fingerprint(find_classifier(model).backbone)
         settings["data"] = splits.fingerprint()
-        self.saved = None if records is None else records.open(settings, resume, _KEPT)
+        self.saved = None
+        if records is not None:
+            self.saved = records.open(settings | model_settings(model), resume, _KEPT)
         self.device = device_of(model)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)

@@ -105,8 +105,9 @@ class _Stage:
         )
         self.total_steps = recipe.epochs * len(self.loader)
         self.records = records
-        settings = bound_settings(recipe, splits)
-        saved = None if records is None else records.open(settings, resume, _KEPT)
+        saved = None
+        if records is not None:
+            saved = records.open(bound_settings(model, recipe, splits), resume, _KEPT)
         self.precision = settled_precision(self.model, self.loader, recipe, records)
         self.learner = Learner(self.model, recipe, self.precision, len(self.loader))
         self.attack = None

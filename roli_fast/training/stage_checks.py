@@ -13,8 +13,10 @@ from ..data import ImageSet, ImageStream, Splits
 from ..distributed import world_size
 from ..engine import own_output
 from ..engine.modes import device_of
+from ..models.checkpoints import built_as
 from .learner import make_optimizer
 from .recipe import Recipe
+from .records import OF_MODEL
 
 
 def check_resume(folder: str | Path | None, resume: bool) -> None:
@@ -78,6 +80,12 @@ def _normalizes_batches(model: nn.Module) -> bool:
     return found
 
 
-def bound_settings(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """The settings that have to be the same when a run is resumed."""
-    return dataclasses.asdict(recipe) | {"data": splits.fingerprint()}
+def bound_settings(model: nn.Module, recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    """The settings that have to be the same when a run is resumed. Raises as :func:`model_settings`."""
+    return dataclasses.asdict(recipe) | model_settings(model) | {"data": splits.fingerprint()}
+
+
+def model_settings(model: nn.Module) -> dict[str, Any]:
+    """Those of them that say how the model was built: LoRA's alpha, say, of which weights tell nothing.
+    Raises ValueError or TypeError for a model that cannot be saved."""
+    return {f"{OF_MODEL}{name}": value for name, value in built_as(model).items()}

@@ -12,7 +12,7 @@ import torch
 
 from roli_fast import files
 from roli_fast.data import StoredImages
-from roli_fast.models import find_classifier
+from roli_fast.models import create_model, find_classifier
 from roli_fast.training import Rounds, probe, records, roli, stage, surroundings, train
 
 from ..forks import forked
@@ -124,6 +124,62 @@ def test_a_folder_belongs_to_its_run(tmp_path):
         train(small_model(), splits, recipe(), folder=tmp_path)
     with pytest.raises(ValueError, match=r"recipe: got lr=0\.1 for the run in .*, accepted: lr=0\.01"):
         train(small_model(), splits, recipe(lr=0.1), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("trains", [train, probe])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"std": (0.2,)},
+            r"recipe: got model.std=\[0.2\] for the run in .*, accepted: model.std=\[0.3\], as",
+        ),
+        ({"channels": (8, 8, 8, 16)}, r"recipe: got .*model.options=.*16\]} for the run in"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_model(trains, other, message, tmp_path):
+    splits = splits_of(blobs, 32, 12, 12)
+    trains(small_model(), splits, recipe(), folder=tmp_path)
+    with pytest.raises(ValueError, match=message):
+        trains(small_model(**other), splits, recipe(), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("probing", [None, Rounds(1)], ids=["without", "with"])
+def test_a_run_goes_on_with_its_own_method(probing, tmp_path, monkeypatch):
+    """LoRA's alpha is in no weight: with another one, the same weights are another model."""
+    splits = splits_of(blobs, 16, 8, 8)
+
+    def runs(resume=False, method="lora", **options):
+        torch.manual_seed(0)
+        sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3}
+        model = create_model("vit_tiny_patch16_224", 3, in_chans=1, **sizes)
+        settings = recipe(epochs=1, attack="none")
+        roli(model, splits, settings, probing=probing, method=method, method_options=options,
+             folder=tmp_path, resume=resume)  # fmt: skip
+        return find_classifier(model)
+
+    runs(alpha=16)
+    probed = []
+    monkeypatch.setattr(sys.modules[roli.__module__], "probe", lambda *_, **__: probed.append(True))
+    with pytest.raises(
+        ValueError, match=r"got model.method_options={.*256.*, accepted: model.method_options={.*16"
+    ):
+        runs(resume=True, alpha=256)
+    with pytest.raises(ValueError, match=r"got model.method='bias', .*, accepted: model.method='lora', "):
+        runs(resume=True, method="bias")
+    assert not probed
+    monkeypatch.undo()
+    assert runs(resume=True, alpha=16).options["alpha"] == 16
+
+
+def test_a_folder_that_does_not_say_how_its_model_was_built(tmp_path):
+    """An earlier version's goes on; weights say whether the model may be its own."""
+    splits, at = splits_of(blobs, 32, 12, 12), tmp_path / "recipe.json"
+    first = train(small_model(), splits, recipe(), folder=tmp_path)
+    earlier = {n: v for n, v in json.loads(at.read_text()).items() if not n.startswith("model.")}
+    at.write_text(json.dumps(earlier))
+    again = train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
+    assert same(weights(first.model), weights(again.model))
     with pytest.raises(
         ValueError, match=r"model: got one of another structure than the run in .*, accepted: the same"
     ):
