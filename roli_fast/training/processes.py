@@ -117,17 +117,19 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        given, x = x.dtype, x if x.dtype == torch.float64 else x.float()  # sums need more than half precision
+        given, x = x.dtype, x if x.dtype == torch.float64 else x.float()  # half precision has few digits
         channels, over = x.shape[1], [d for d in range(x.dim()) if d != 1]
-        count = torch.full((1,), x.numel() / channels, dtype=x.dtype)
-        sums = _Summed.apply(torch.cat([x.sum(over), x.square().sum(over), count]))
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        count = torch.full((1,), x.numel() / channels, dtype=torch.float64)
+        sums = _Summed.apply(torch.cat([x.sum(over, dtype=torch.float64), count]))
         count = sums[-1]
-        mean = sums[:channels] / count
-        variance = sums[channels:-1] / count - mean.square()
+        mean = (sums[:-1] / count).to(x.dtype)
+        # Of deviations: the mean square less the mean's square would cancel where the mean is large.
+        centred = x - mean.reshape(shape)
+        variance = (_Summed.apply(centred.square().sum(over, dtype=torch.float64)) / count).to(x.dtype)
         if self.track_running_stats:
             self._track(mean.detach(), (variance * count / (count - 1)).detach())
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        normalized = (x - mean.reshape(shape)) * (variance.reshape(shape) + self.eps).rsqrt()
+        normalized = centred * (variance.reshape(shape) + self.eps).rsqrt()
         if self.affine:
             normalized = normalized * self.weight.reshape(shape) + self.bias.reshape(shape)
         return normalized.to(given)

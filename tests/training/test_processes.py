@@ -41,6 +41,23 @@ def test_synchronised_norms_of_one_process_are_torchs(dtype):
     torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (100, 0.05), (1000, 0.1)])
+def test_synchronised_norms_keep_what_varies_little(mean, std):
+    """Around a large mean; in values and in gradients, within the rounding of the images themselves."""
+    torch.manual_seed(0)
+    x = mean + std * torch.randn(20, 3, 8, 8)
+    weights = torch.randn_like(x).double()
+    exact, ours = nn.BatchNorm2d(3).double(), nn.BatchNorm2d(3)
+    synchronize_norms(nn.Sequential(ours))
+    found = []
+    for norm, images in ((exact, x.double()), (ours, x.clone())):
+        normalized = norm(images.requires_grad_())
+        (gradient,) = torch.autograd.grad((normalized * weights).sum(), images)
+        found.append((normalized.double(), gradient.double(), norm.running_var.double()))
+    for theirs, own in zip(*found, strict=True):
+        assert (own - theirs).norm() < 2e-3 * theirs.norm()
+
+
 def test_norms_that_an_earlier_stage_has_synchronised_stay():
     """With their activations, of which timm's conversion keeps nothing the second time."""
     torch.manual_seed(0)
