@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -217,13 +217,30 @@ class Pictures(ImageSet):
 
 
 def _of_bytes(picture: Image.Image) -> Image.Image:
-    """The picture with grey values of 16 bits scaled to 8 bits; PIL's conversion would cut them off at 255.
+    """The picture with grey values of 12 or 16 bits scaled to 8 bits; PIL's conversion would cut them off at
+    255.
 
-    Raises ValueError for wider grey values that are not integers of 16 bits.
+    Raises ValueError for floats, and for integers that are neither of so many bits nor from 0 to 255.
     """
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture
     values = numpy.asarray(picture)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError(f"pixels of mode {picture.mode}, beyond 16 bits")
-    return Image.fromarray(((values.astype(numpy.int64) + 128) // 257).astype(numpy.uint8))
+    if values.dtype.kind == "f":
+        raise ValueError(f"pixels of mode {picture.mode}, which are floats")
+    values, white = values.astype(numpy.int64), _white(picture)
+    lowest, highest = values.min(), values.max()
+    if lowest < 0 or highest > white:
+        raise ValueError(
+            f"grey values from {lowest} to {highest}, of which white is not known: they are neither "
+            "0 .. 255 nor 16 bits without a sign"
+        )
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(numpy.uint8))
+
+
+def _white(picture: Image.Image) -> int:
+    """Which grey value is white. In 32 bits it could be any, and mostly they hold bytes; but some formats' 16
+    bits PIL opens as 32."""
+    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+        return 255
+    bits = getattr(picture, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    return 2**bits - 1

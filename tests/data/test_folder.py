@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import struct
 import subprocess
 import sys
 
@@ -190,14 +191,62 @@ def test_a_broken_image_is_named_when_it_is_decoded(tmp_path):
         [Loader(split, 4) for split in splits]
 
 
-def test_grey_pixels_of_sixteen_bits_keep_their_brightness(tmp_path):
-    values = numpy.linspace(0, 65535, 64).astype(numpy.uint16).reshape(8, 8)
+def greys(folder, values, suffix):
+    """Two classes of ten pictures each that hold these values."""
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
         for number in range(10):
-            Image.fromarray(values).save(tmp_path / name / f"{number}.png")
+            Image.fromarray(values).save(folder / name / f"{number}.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_grey_pixels_of_sixteen_bits_keep_their_brightness(suffix, tmp_path):
+    values = numpy.linspace(0, 65535, 64).astype(numpy.uint16).reshape(8, 8)
+    greys(tmp_path, values, suffix)
     image, _ = load("folder", tmp_path, input_img_mode="L").train[0]
     assert (image[0].float() - torch.tensor(values / 257)).abs().max() <= 0.5
+
+
+def of_twelve_bits(values):
+    """A TIFF of these values, two in three bytes, as microscopes save it. PIL writes none."""
+    pairs = values.reshape(-1, 2).tolist()
+    pixels = b"".join(((first << 12) + second).to_bytes(3, "big") for first, second in pairs)
+    height, width = values.shape
+    entries = {
+        256: width,
+        257: height,
+        258: 12,
+        259: 1,
+        262: 1,
+        273: 8,
+        277: 1,
+        278: height,
+        279: len(pixels),
+    }
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + struct.pack("<H", 9) + tags + bytes(4)
+
+
+def test_grey_pixels_of_twelve_bits_keep_their_brightness(tmp_path):
+    values = numpy.linspace(0, 4095, 64).astype(int).reshape(8, 8)
+    for name in ("a", "b"):
+        for number in range(10):
+            write(tmp_path / name / f"{number}.tif", of_twelve_bits(values))
+    image, _ = load("folder", tmp_path, input_img_mode="L").train[0]
+    assert (image[0].float() - torch.tensor(values / 4095 * 255)).abs().max() <= 0.5
+
+
+def test_bytes_in_thirty_two_bits_keep_their_brightness(tmp_path):
+    """And other values in as many, of which white could be any, are refused."""
+    values = numpy.linspace(0, 255, 64).astype(numpy.int32).reshape(8, 8)
+    greys(tmp_path, values, "tif")
+    image, _ = load("folder", tmp_path, input_img_mode="L").train[0]
+    assert image[0].tolist() == values.tolist()
+    for wrong, said in ((values * 16, "from 0 to 4080"), (values - 1, "from -1 to 254")):
+        for path in tmp_path.glob("*/*.tif"):
+            Image.fromarray(wrong).save(path)
+        with pytest.raises(OSError, match=rf"tif: got grey values {said}, of which white is not known"):
+            _ = load("folder", tmp_path, input_img_mode="L").train[0]
 
 
 def test_splits_are_found_in_any_case(tmp_path):
