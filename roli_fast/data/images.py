@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
+from ..attacks.inputs import check_range
 from ..checks import refuse
 from .sources import Source
 from .view import Draws, View
@@ -88,7 +89,7 @@ class StoredImages(ImageSet):
     keys: by default, the images' numbers.
     view: by default, the whole image, never mirrored.
 
-    Raises ValueError for images and labels that do not fit together.
+    Raises ValueError for images and labels that do not fit together, and for floats outside of [0, 1].
     """
 
     def __init__(
@@ -102,6 +103,9 @@ class StoredImages(ImageSet):
         if images.dim() != 4 or images.shape[:1] != labels.shape or labels.dtype != torch.int64:
             got = f"shape {tuple(images.shape)}, with {labels.dtype} labels of shape {tuple(labels.shape)}"
             refuse("images", got, "(N, C, H, W), with torch.int64 labels (N,)")
+        if images.is_floating_point() and images.numel():
+            lowest, highest = torch.stack(images.aminmax()).tolist()
+            check_range((lowest, highest), (0, 1), images.dtype)
         if classes is None:
             classes = [str(c) for c in range(int(labels.max()) + 1 if len(labels) else 0)]
         keys = [str(row) for row in range(len(labels))] if keys is None else keys

@@ -230,3 +230,17 @@ def test_labels_that_are_no_classes():
     data = copy.copy(numbered(4))
     with pytest.raises(ValueError, match=r"labels: got values in \[0, 7\], accepted: 0 \.\. 2"):
         StoredImages(data.images, torch.tensor([0, 1, 7, 2]), data.classes, data.keys, View())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.linspace(0, 255, 8), r"images: got values in \[0, 255\], accepted: .* 0 to 255: images / 255"),
+        (torch.linspace(-2, 2, 8), r"images: got values in \[-2, 2\], accepted: .*If they are normalised, "),
+        (torch.full((8,), torch.nan), "images: got NaN, accepted: numbers"),
+    ],
+)
+def test_floats_that_are_no_pixels(images, message):
+    """Which training without an attack would take, and no test afterwards."""
+    with pytest.raises(ValueError, match=message):
+        StoredImages(images.reshape(2, 1, 2, 2), torch.tensor([0, 1]))

@@ -17,7 +17,7 @@ from roli_fast.data.view import View
 def images(sizes: list[int]) -> StoredImages:
     """So many images of each class, class after class; an image's pixel is its number."""
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    pixels = torch.arange(len(labels), dtype=torch.float32)[:, None, None, None]
+    pixels = torch.arange(len(labels), dtype=torch.int32)[:, None, None, None]
     keys = [f"{label}/{row}.jpg" for row, label in enumerate(labels.tolist())]
     return StoredImages(pixels, labels, [f"class {c}" for c in range(len(sizes))], keys, View())
 
