@@ -143,7 +143,8 @@ class Learner:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser. Raises ValueError if a package or device that it needs is missing."""
+    """The recipe's optimiser. Raises ValueError if a package or device that it needs is missing, and
+    for settings that do not fit it."""
     groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=_undecayed(model))
     # fused: one pass over weights and moments, where torch's default makes one for each operation.
     fused: dict[str, Any] = {"fused": True} if recipe.opt.lower() in ("adam", "adamw") else {}
@@ -151,6 +152,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, **fused)
     except (AssertionError, ImportError, TypeError) as error:  # a package or a device that it needs
         refuse("opt", f"{recipe.opt!r}, which cannot be made here ({error})", "another one")
+    except (
+        ValueError
+    ) as error:  # settings that do not fit the optimiser, as SGD with Nesterov's momentum of 0
+        given = ", ".join(f"{name}={getattr(recipe, name)}" for name in ("lr", "momentum", "weight_decay"))
+        accepted = "settings that it takes, or another one: 'momentum' is SGD without Nesterov's"
+        refuse("opt", f"{recipe.opt!r} with {given} ({error})", accepted)
 
 
 def _moves_backbone(model: nn.Module) -> bool:

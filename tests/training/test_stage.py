@@ -457,6 +457,7 @@ def test_half_precision_trains_weights_in_float32():
         ({"model": linear_model(63, 3)}, "model: got one that cannot take images of 1 x 8 x 8"),
         ({"resume": True}, "resume: got True without a folder"),
         ({"folder": True, "model": linear_model(64, 3)}, "folder: got .* for a Sequential, accepted: a"),
+        ({"recipe": recipe(opt="sgd", momentum=0)}, "opt: got 'sgd' with .*momentum=0,.*Nesterov.*, acc"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_trained(given, message, tmp_path):
@@ -465,7 +466,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(given, message,
         given["folder"] = tmp_path / "run"
     before = weights(model)
     with pytest.raises(ValueError, match=message):
-        train(model, splits_of(blobs, 32, 12, 12), recipe(), **given)
+        train(model, splits_of(blobs, 32, 12, 12), **({"recipe": recipe()} | given))
     assert same(before, weights(model))
     assert not (tmp_path / "run").exists()
 
