@@ -58,7 +58,9 @@ def cut(images: Images, counts: Sequence[int], seed: int) -> tuple[Images, Image
     therefore the same on every machine and with every version of every library, whatever random numbers are
     drawn elsewhere.
     """
-    hashes = [hashlib.blake2b(f"{seed}:{key}".encode()).digest() for key in images.keys]
+    # A file's name need not be UTF-8.
+    names = (f"{seed}:{key}".encode(errors="surrogateescape") for key in images.keys)
+    hashes = [hashlib.blake2b(name).digest() for name in names]
     left = list(counts)
     chosen = set()
     labels = images.labels.tolist()

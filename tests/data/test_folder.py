@@ -256,6 +256,17 @@ def test_splits_are_found_in_any_case(tmp_path):
     assert sizes(load("folder", tmp_path)) == (54, 6, 9)
 
 
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    folders(tmp_path, COUNTS)
+    try:
+        (tmp_path / "cat" / "0.jpg").rename(tmp_path / "cat" / os.fsdecode(b"caf\xe9.jpg"))
+    except OSError:
+        pytest.skip("this disk has no such names")
+    splits = load("folder", tmp_path)
+    assert sum(sizes(splits)) == 60
+    assert len(splits.fingerprint()) == 2
+
+
 def test_which_folder_is_the_class(tmp_path):
     """The last one, below any superclasses; what could be read otherwise is refused."""
     folders(tmp_path / "animal", {"cat": 20, "owl": 20})

@@ -86,6 +86,17 @@ def test_only_seed_and_keys_decide():
     assert set(cut_share(whole, Fraction(1, 4), 4)[1].keys) != set(taken.keys)
 
 
+def test_a_name_that_is_not_utf8():
+    """As files may have it, in Python's writing."""
+    whole = images([20, 20])
+    _, taken = cut(whole, [5, 5], 0)
+    row = int(numbers(taken)[0])
+    whole.keys[row] = "0/caf\udce9.jpg"
+    rest, other = cut(whole, [5, 5], 0)
+    assert len(set(numbers(taken)) ^ set(numbers(other))) in (0, 2)  # its own place is all that it can change
+    assert sorted(numbers(rest) + numbers(other)) == [*range(40)]
+
+
 def test_more_images_of_a_class_leave_the_others_where_they_are():
     _, few = cut(images([20, 20]), [5, 5], 0)
     _, more = cut(images([20, 20]), [5, 9], 0)
