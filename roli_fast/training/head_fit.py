@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import refuse
 from .processes import summed
 
 _ITERATIONS = 100  # of L-BFGS, which mostly needs a tenth of that
 _ENOUGH = 1e-5  # a fit ends where an iteration lowers the loss by less
 _CHUNK = 1 << 16  # feature vectors at once
+_ALIKE = 1e-10  # features with less variance, as a share of their mean square, differ by their rounding
 
 
 class HeadFit:
@@ -22,6 +24,8 @@ class HeadFit:
 
     pool: the features that were added, a tensor (n, F) each, with an image in the same row of all.
     loss: the loss that the last fit has reached.
+
+    Raises ValueError for features without a spread: they give no scale, and leave nothing to fit.
     """
 
     def __init__(self, head: nn.Linear, features: Sequence[Tensor], labels: Tensor):
@@ -33,8 +37,12 @@ class HeadFit:
         self._images = summed(sums)[0].item()  # of all processes
         mean, square = sums[1:].div(self._images).chunk(2)
         self._mean = mean.to(head.weight.dtype)
-        # The root of the variance over images, averaged over features.
-        self._spread = (square - mean.square()).mean().clamp(min=1e-12).sqrt().item()
+        # Over images, averaged over features.
+        variance = (square - mean.square()).mean()
+        if variance <= _ALIKE * square.mean():
+            got = f"{self._images:.0f} images whose features are all alike"
+            refuse("splits.train", got, "images that the backbone tells apart")
+        self._spread = variance.sqrt().item()
         self.pool: list[Tensor] = []
         self.loss = math.inf
 

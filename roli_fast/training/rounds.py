@@ -114,7 +114,7 @@ def probe(
     head that is kept is the best on validation images. Under torchrun, the processes share the images.
 
     Raises as :func:`train` does, and ValueError for a streamed data set, which cannot be read twice in the
-    same order.
+    same order, and for training images whose features are all alike, such as a single one.
     """
     recipe = dataclasses.replace(
         recipe,

@@ -188,6 +188,21 @@ def test_features_that_are_not_finite_stop_it_with_the_images():
     assert e.value.index.tolist() == [*range(16)]
 
 
+@pytest.mark.parametrize("attack", ["pgd", "none"])
+@pytest.mark.parametrize("count", [1, 20])
+def test_images_that_are_all_alike_are_refused(count, attack, tmp_path):
+    some = blobs(12)
+    alike = StoredImages(some.images[:1].repeat(count, 1, 1, 1), torch.arange(count) % 3, some.classes)
+    model = small_model()
+    before = weights(model)
+    with pytest.raises(
+        ValueError, match=rf"splits.train: got {count} images whose features are all alike, accepted: "
+    ):
+        probe(model, Splits(alike, some, some), recipe(attack=attack), folder=tmp_path)
+    assert same(weights(model), before)
+    assert not (tmp_path / "recipe.json").exists()  # the folder is free for others
+
+
 def test_an_offset_of_the_features_changes_nothing():
     torch.manual_seed(0)
     splits = splits_of(two_features, 256, 64, 64)
