@@ -24,7 +24,7 @@ from .records import check_folder
 from .result import Trained
 from .rounds import Rounds, probe
 from .stage import train
-from .stage_checks import bound_settings, check_resume, check_splits, check_stage
+from .stage_checks import bound_settings, check_place, check_splits, check_stage
 from .surroundings import for_evaluation, own_randomness
 
 
@@ -85,7 +85,7 @@ def roli(
     """
     if method == "linear" and isinstance(probing, Recipe):
         refuse("probing", "a recipe with method='linear'", "None: finetuning is linear probing there")
-    check_resume(folder, resume)
+    check_place(folder, resume)
     check_splits(splits, *Splits._fields)
     _check_images(splits)
     options = dict(method_options or {})
@@ -135,6 +135,8 @@ def _check_folder(
 ) -> None:
     """Refuses now a folder that finetuning would refuse after hours of probing, and one of a run with other
     stages: weights finetuned from one head would go on as if from another."""
+    for name in plan:
+        check_place(folder / name, resume)
     if "probe" in plan:
         check_folder(folder / "finetune", bound_settings(finetuned, finetuning, splits), resume)
     there = [name for name in ("probe", "finetune") if (folder / name / "recipe.json").exists()]

@@ -19,9 +19,16 @@ from .recipe import Recipe
 from .records import OF_MODEL
 
 
-def check_resume(folder: str | Path | None, resume: bool) -> None:
-    if resume and folder is None:
-        refuse("resume", "True without a folder", "the folder of the run that goes on")
+def check_place(folder: str | Path | None, resume: bool) -> None:
+    """Raises ValueError for a run that goes on nowhere, and for a folder where there can be none."""
+    if folder is None:
+        if resume:
+            refuse("resume", "True without a folder", "the folder of the run that goes on")
+        return
+    path = Path(folder)
+    there = next((p for p in (path, *path.parents) if p.exists()), None)
+    if there is not None and not there.is_dir():
+        refuse("folder", f"{folder}, where {there} is a file", "a folder, or the name of a new one")
 
 
 def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool) -> None:

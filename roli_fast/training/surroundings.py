@@ -15,7 +15,7 @@ from .attack import chosen_precision
 from .processes import agree
 from .recipe import Recipe
 from .records import Records
-from .stage_checks import check_resume
+from .stage_checks import check_place
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def surroundings(
     """Around a stage: random numbers come from the recipe's seed, and no other run can use the folder. Yields
     the folder's records, or None without a folder. If the stage fails before it has saved anything, the
     folder is free again."""
-    check_resume(folder, resume)
+    check_place(folder, resume)
     with own_randomness(recipe.seed, device_of(model)):
         records = None if folder is None else Records(Path(folder), model)
         with contextlib.closing(records) if records else contextlib.nullcontext():

@@ -203,6 +203,23 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     train(small_model(), splits, recipe(), folder=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("trains", [train, probe, roli])
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_folder(trains, below, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    splits, model = splits_of(blobs, 32, 12, 12), small_model()
+    with pytest.raises(ValueError, match=r"folder: got .*, where .*file is a file, accepted: a folder, or"):
+        trains(model, splits, recipe(), folder=file / below)
+    if trains is roli:
+        (tmp_path / "finetune").symlink_to(file)
+        with pytest.raises(ValueError, match=r"folder: got .*, where .*finetune is a file, accepted: a fold"):
+            roli(model, splits, recipe(), folder=tmp_path)
+        assert not (tmp_path / "probe").exists()
+    assert file.read_text() == "mine"
+    assert find_classifier(model).method == "full"
+
+
 def test_a_disk_without_locks_takes_runs(tmp_path, monkeypatch):
     """As some network file systems are."""
 
