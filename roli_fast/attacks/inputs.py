@@ -157,6 +157,8 @@ class Values:
                 refuse(name, f"values in [{smallest:.4g}, {largest:.4g}]", "numbers >= 0")
         if self._dtype == torch.uint8:
             lo, hi = lo / 255, hi / 255
+        if lo != lo:
+            refuse("images", "NaN", "numbers")
         check_range((lo, hi), bounds, self._state)
         if extreme_labels:
             _check_label_range(extreme_labels[0], extreme_labels[1], classes)
@@ -178,10 +180,7 @@ class OutsideError(ValueError):
 
 
 def check_range(found: tuple[float, float], bounds: tuple[float, float], state: torch.dtype) -> None:
-    """Raises ValueError for NaN, and OutsideError. state: in whose precision bounds are held: 0.3 is another
-    number in float32."""
-    if found[0] != found[0]:
-        refuse("images", "NaN", "numbers")
+    """Raises OutsideError. state: in whose precision bounds are held: 0.3 is another number in float32."""
     lowest, highest = torch.tensor(bounds, dtype=state).tolist()
     if not (lowest <= found[0] and found[1] <= highest):
         box = f"[{bounds[0]:g}, {bounds[1]:g}]"

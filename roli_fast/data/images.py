@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from ..attacks.inputs import check_range
 from ..checks import refuse
 from .sources import Source
 from .view import Draws, View
@@ -105,7 +104,9 @@ class StoredImages(ImageSet):
             refuse("images", got, "(N, C, H, W), with torch.int64 labels (N,)")
         if images.is_floating_point() and images.numel():
             lowest, highest = torch.stack(images.aminmax()).tolist()
-            check_range((lowest, highest), (0, 1), images.dtype)
+            if not (lowest >= 0 and highest <= 1):  # NaN is not, either
+                accepted = "floats from 0 to 1, or bytes (torch.uint8); models normalise by themselves"
+                refuse("images", f"floats from {lowest:.6g} to {highest:.6g}", accepted)
         if classes is None:
             classes = [str(c) for c in range(int(labels.max()) + 1 if len(labels) else 0)]
         keys = [str(row) for row in range(len(labels))] if keys is None else keys

@@ -152,9 +152,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum, **fused)
     except (AssertionError, ImportError, TypeError) as error:  # a package or a device that it needs
         refuse("opt", f"{recipe.opt!r}, which cannot be made here ({error})", "another one")
-    except (
-        ValueError
-    ) as error:  # settings that do not fit the optimiser, as SGD with Nesterov's momentum of 0
+    except ValueError as error:  # as of SGD for Nesterov's momentum of 0
         given = ", ".join(f"{name}={getattr(recipe, name)}" for name in ("lr", "momentum", "weight_decay"))
         accepted = "settings that it takes, or another one: 'momentum' is SGD without Nesterov's"
         refuse("opt", f"{recipe.opt!r} with {given} ({error})", accepted)

@@ -233,14 +233,14 @@ def test_labels_that_are_no_classes():
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("images", "found"),
     [
-        (torch.linspace(0, 255, 8), r"images: got values in \[0, 255\], accepted: .* 0 to 255: images / 255"),
-        (torch.linspace(-2, 2, 8), r"images: got values in \[-2, 2\], accepted: .*If they are normalised, "),
-        (torch.full((8,), torch.nan), "images: got NaN, accepted: numbers"),
+        (torch.linspace(0, 255, 8), "0 to 255"),
+        (torch.linspace(-2, 2, 8), "-2 to 2"),
+        (torch.full((8,), torch.nan), "nan to nan"),
     ],
 )
-def test_floats_that_are_no_pixels(images, message):
+def test_floats_that_are_no_pixels(images, found):
     """Which training without an attack would take, and no test afterwards."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"images: got floats from {found}, accepted: floats from 0 to 1"):
         StoredImages(images.reshape(2, 1, 2, 2), torch.tensor([0, 1]))
