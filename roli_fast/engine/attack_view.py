@@ -114,12 +114,12 @@ class AttackView:
             return
         try:
             self._structure = Structure(model)
-            if self._structure.holds_a_stranger:
-                self._run_as_it_is(
-                    "it reaches a module that it has not registered there, which a copy would not follow"
-                )
+            if self._structure.obstacle is not None:
+                self._run_as_it_is(self._structure.obstacle)
                 return
-            self._copy = FrozenCopy(self._inner(model), fold, self._structure.loose)
+            inner = self._inner(model)
+            loose = (self._structure if inner is model else Structure(inner)).loose
+            self._copy = FrozenCopy(inner, fold, loose)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a module holds that cannot be copied

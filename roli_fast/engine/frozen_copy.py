@@ -43,9 +43,9 @@ class FrozenCopy:
             given = float_dtype(model)
             self.dtype = given and (torch.float64 if given == torch.float64 else torch.float32)
             self.module.requires_grad_(False).to(self.dtype)
-            self._loose = [
-                (t, counterparts[id(t)].requires_grad_(False)) for t in loose if id(t) in counterparts
-            ]
+            if any(id(t) not in counterparts for t in loose):
+                raise TypeError("what it holds copies a tensor in a way of its own")
+            self._loose = [(t, counterparts[id(t)].requires_grad_(False)) for t in loose]
             self._cast_loose(given, self.dtype)
         self._fold(model, fold)
         cut_stems(self.module)

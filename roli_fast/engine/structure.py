@@ -2,20 +2,24 @@
 
 import collections
 import contextlib
-import copyreg
-import dataclasses
+import copy
+import datetime
+import decimal
 import enum
 import functools
+import logging
 import operator
+import random
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from types import FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .buffers import can_be_written
 
@@ -38,10 +42,22 @@ _OF_FILES = (
     "_load_state_dict_post_hooks",
 )
 
+_STRANGER = "it reaches a module that it has not registered there, which a copy would not follow"
+_POINTER = struct.calcsize("P")
+
 # Values that cannot change in place.
 _FIXED = (
     *(bool, int, float, complex, str, bytes, type(None), range, slice, type, enum.Enum, PurePath),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, numpy.generic, numpy.dtype),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal),
+)
+
+# Objects that count as a whole, whatever changes inside.
+_WHOLE = (
+    logging.Logger,  # which a copy shares
+    # A copy draws other numbers than the model, and where these matter, does not confirm.
+    *(torch.Generator, numpy.random.Generator, numpy.random.RandomState, random.Random),
+    fx.Graph,  # of which a module's forward is made
 )
 
 
@@ -53,9 +69,9 @@ class Structure:
 
     loose: tensors that the model holds without having registered them, in lists and objects too. A copy has
         to follow their values, as it follows parameters and buffers.
-    holds_a_stranger: whether the model reaches a module in another way than by having registered it, such as
-        a teacher in a list, or itself in a lambda: a copy would not follow that module, or run it instead of
-        its own.
+    obstacle: why a copy would not follow the model, None if it would. It reaches a module in another way than
+        by having registered it, such as a teacher in a list, or itself in a lambda: a copy would run that
+        module instead of its own. Or it holds what a copy copies and nobody can look into.
     """
 
     def __init__(self, model: nn.Module):
@@ -68,7 +84,7 @@ class Structure:
         # Of these, changes in place are looked for, since nothing copies them.
         self._odd: list[Tensor] = []
         self._arrays: list[numpy.ndarray] = []
-        self.holds_a_stranger = False
+        self.obstacle: str | None = None
         self._registered = set(map(id, model.modules()))
         self._seen: set[int] = set()
         containers: list[Any] = []
@@ -96,7 +112,8 @@ class Structure:
             self._facts.append(name if name == "training" else (name, value))
         elif isinstance(value, nn.Module):
             self._objects.append(value)
-            self.holds_a_stranger |= id(value) not in self._registered
+            if id(value) not in self._registered:
+                self.obstacle = _STRANGER
         elif id(value) in self._seen:
             self._facts.append((name, "seen"))
         else:
@@ -114,11 +131,14 @@ class Structure:
             return
         if isinstance(value, FunctionType):  # which a copy shares, with all that it refers to
             self._objects.append(value)
-            self.holds_a_stranger |= _refers_to_a_module(value)
+            if _refers_to_a_module(value):
+                self.obstacle = _STRANGER
             return
         inside = _parts(value)
         if inside is None:
             self._objects.append(value)
+            if not isinstance(value, _WHOLE) and not _is_shared(value):
+                self.obstacle = f"what changes in {name}, a {type(value).__name__}, a copy would not follow"
             return
         self._facts.append((name, type(value), sum(map(len, inside))))
         containers += inside
@@ -133,7 +153,7 @@ class Structure:
             return self._state == self._state_of_tensors()
         other = Structure(model)
         if (
-            other.holds_a_stranger
+            other.obstacle is not None
             or self._facts != other._facts
             or self._state != other._state
             or not _same(self._objects, other._objects)
@@ -187,47 +207,51 @@ def _is_fixed_tuple(value: object) -> bool:
 
 
 def _parts(value: object) -> list[Any] | None:
-    """The containers of what is inside a value that a copy copies with it; None where that is not known."""
-    if isinstance(value, (dict, list, tuple, set, frozenset, collections.deque)):
-        return [value]
+    """The containers of what is inside a value, however a copy copies it; None where that cannot be seen."""
     if isinstance(value, MethodType):
         return [(value.__self__, value.__func__)]
     if isinstance(value, functools.partial):
         return [(value.func, *value.args), value.keywords]
-    if isinstance(value, SimpleNamespace):
-        return [vars(value)]
-    if _is_copied_its_own_way(type(value)):
+    is_container = isinstance(value, (dict, list, tuple, set, frozenset, collections.deque))
+    slots = _slots(type(value))
+    if isinstance(value, _WHOLE) or not (is_container or _is_of_python(type(value), len(slots))):
         return None
-    slots = [name for base in type(value).__mro__ for name in _names(vars(base).get("__slots__", ()))]
-    found = [vars(value)] if hasattr(value, "__dict__") else []
-    return [*found, *([_Slots(value, slots)] if slots else [])] or None
+    found: list[Any] = [value] if is_container else []
+    found += [vars(value)] if hasattr(value, "__dict__") else []
+    return [*found, _Slots(value, slots)] if slots else found
 
 
-def _is_copied_its_own_way(kind: type) -> bool:
-    return (
-        hasattr(kind, "__deepcopy__")
-        or kind in copyreg.dispatch_table
-        or kind.__reduce_ex__ is not object.__reduce_ex__
-        or kind.__reduce__ is not object.__reduce__
-        or (_has_own_state(kind) and not dataclasses.is_dataclass(kind))
-        or issubclass(kind, ModuleType)
-    )
+def _slots(kind: type) -> list[str]:
+    return [
+        name
+        for base in kind.__mro__
+        if "__slots__" in vars(base)
+        for name, member in vars(base).items()
+        if isinstance(member, MemberDescriptorType)
+    ]
 
 
-def _has_own_state(kind: type) -> bool:
-    return getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+def _is_of_python(kind: type, slots: int) -> bool:
+    """Whether objects of this class hold nothing but their attributes and slots: one that is written in C, or
+    made of one that is, is larger."""
+    references = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return kind.__basicsize__ <= object.__basicsize__ + references * _POINTER
 
 
-def _names(slots: Any) -> list[str]:
-    names = [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+def _is_shared(value: object) -> bool:
+    """Whether a copy of what holds this value holds the very same one."""
+    try:
+        return copy.deepcopy(value) is value
+    except Exception:  # nor can its holder be copied then, which is told there
+        return True
 
 
 def _kept(module: nn.Module) -> dict[str, Any]:
     """What a copy takes of a module's attributes: all, unless the module says otherwise, as a LightningModule
     does of its trainer."""
     held, kind = vars(module), type(module)
-    if not _has_own_state(kind) or hasattr(kind, "__deepcopy__"):
+    own_state = getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    if not own_state or hasattr(kind, "__deepcopy__"):
         return held
     state: Any = module.__getstate__()
     return {name: value for name, value in held.items() if state.get(name) is value}

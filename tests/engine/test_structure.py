@@ -2,10 +2,15 @@
 changed, and leaves the model alone."""
 
 import collections
+import copy
+import ctypes
 import dataclasses
+import datetime
 import enum
 import functools
+import logging
 import pathlib
+import re
 from types import SimpleNamespace
 
 import numpy
@@ -73,6 +78,46 @@ class Scale:
         return self.hook(module, inputs, output)
 
 
+class CopiesItself:
+    """As pydantic's models and omegaconf's do."""
+
+    __slots__ = ("__dict__", "__private")
+
+    def __init__(self, tensor=None):
+        self.scale, self.tensor = 1.0, tensor
+        self.__private = {"scale": 1.0}
+
+    def __deepcopy__(self, memo):
+        other = type(self).__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        other.__private = dict(self.__private)
+        return other
+
+    def private(self):
+        return self.__private
+
+
+class Forgets(Scale):
+    """Keeps what it copies from the copy that it is part of."""
+
+    def __deepcopy__(self, memo):
+        return Forgets(self.tensor.clone())
+
+
+class Reduces(Scale):
+    def __reduce__(self):
+        return (Reduces, (self.tensor,), vars(self))
+
+
+class GivesState(Scale):
+    def __getstate__(self):
+        return dict(vars(self))
+
+
+class Settings(dict):
+    scale = 1.0
+
+
 def attribute(held):
     return held.scale
 
@@ -86,6 +131,10 @@ OBJECTS = {
     "dataclass": Config,
     "slots": lambda: Slotted(1.0),
     "object with a tensor": lambda: Scale(torch.zeros(1)),
+    "object that copies itself": CopiesItself,
+    "object that reduces itself": Reduces,
+    "object that gives its state": GivesState,
+    "attribute of a dict": Settings,
 }
 # What is held, how the model reads it, how it is changed in place.
 HELD = {name: (make, attribute, change_attribute) for name, make in OBJECTS.items()} | {
@@ -124,6 +173,12 @@ HELD = {name: (make, attribute, change_attribute) for name, make in OBJECTS.item
         lambda h: h.tensor,
         lambda h: h.tensor.fill_(-3),
     ),
+    "tensor of an object that copies itself": (
+        lambda: CopiesItself(torch.ones(1)),
+        lambda h: h.tensor,
+        lambda h: h.tensor.fill_(-3),
+    ),
+    "private slot": (CopiesItself, lambda h: h.private()["scale"], lambda h: h.private().update(scale=-3.0)),
     "parameter in a list": (
         lambda: [nn.Parameter(torch.ones(1))],
         lambda h: h[0],
@@ -145,6 +200,58 @@ def test_what_has_changed_inside_what_a_model_holds_is_followed(kind, batch):
     assert_same_logits(view, model, batch[0])
     assert view.is_copy
     assert view.report.note is None
+
+
+UNSEEN = {
+    "memory": (
+        lambda: ctypes.c_double(1),
+        lambda h: h.value,
+        lambda h: setattr(h, "value", -3),
+        "what changes in held, a c_double, a copy would not follow",
+    ),
+    "tensor": (
+        lambda: Forgets(torch.ones(1)),
+        lambda h: h.tensor,
+        lambda h: h.tensor.fill_(-3),
+        "what it holds copies a tensor in a way of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_where_a_change_cannot_be_seen_the_model_runs_as_it_is(kind, batch):
+    make, read, change, note = UNSEEN[kind]
+    held = make()
+    model = Holding(held, read).eval()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert note in view.report.note
+    change(held)
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+
+
+LASTING = {
+    "logger": (lambda: logging.getLogger("model"), lambda h: h.isEnabledFor(logging.DEBUG)),
+    "generator": (torch.Generator, torch.Generator.seed),
+    "numpy's generator": (lambda: numpy.random.default_rng(0), lambda h: h.random()),
+    "number": (lambda: numpy.float64(1), float),
+    "date": (lambda: datetime.datetime(2024, 1, 1), str),
+    "pattern": (lambda: re.compile("a"), lambda h: h.match("a")),
+}
+
+
+@pytest.mark.parametrize("kind", LASTING)
+def test_what_changes_no_output_costs_no_copy(kind, batch):
+    make, use = LASTING[kind]
+    held = make()
+    view = AttackView(Holding(held, lambda h: 1.0).eval())
+    view.prepare(batch[0])
+    assert view.is_copy
+    before = view.generation
+    use(held)
+    view.refresh()
+    assert view.generation == before
 
 
 @pytest.mark.parametrize("kind", ["object", "method"])
