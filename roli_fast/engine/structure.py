@@ -62,8 +62,8 @@ _WHOLE = (
 
 
 class Structure:
-    """A snapshot of all that a copy of a model depends on except the values of its tensors: modules, hooks,
-    attributes, dtypes and devices. A later snapshot tells whether the copy has to be made anew.
+    """A snapshot of all that a copy of a model depends on except the values of its tensors: modules, classes,
+    hooks, attributes, dtypes and devices. A later snapshot tells whether the copy has to be made anew.
 
     It does not hold the model itself, which a cache must not keep alive; what the model holds, it does.
 
@@ -77,7 +77,8 @@ class Structure:
     def __init__(self, model: nn.Module):
         self._tensors = [*model.parameters(), *model.buffers()]
         # Compared by identity: modules, tensors, arrays, and objects of which nothing else is known.
-        self._objects: list[object] = [*list(model.modules())[1:], *self._tensors]
+        self._modules = list(model.modules())[1:]
+        self._objects: list[object] = [*self._modules, *self._classes_of(model), *self._tensors]
         # Compared by value: the names of simple attributes with what they hold.
         self._facts: list[object] = []
         self.loose: list[Tensor] = []
@@ -102,7 +103,7 @@ class Structure:
         self._empty = [c for c in containers if not c]
         self._containers = [c for c in containers if c]
         self._state = self._state_of_tensors()
-        self._everything = self._everything_now()
+        self._everything = self._everything_now(model)
 
     def _note(self, name: str, value: object, containers: list[Any]) -> None:
         """Takes down what a module holds under this name, and what is inside it, at any depth; adds the
@@ -149,7 +150,7 @@ class Structure:
     def is_that_of(self, model: nn.Module) -> bool:
         """Whether the model is still built as it was when this was taken."""
         # Between two steps of training nothing has changed: this costs a tenth of a new snapshot.
-        if not any(self._empty) and _same(self._everything_now(), self._everything):
+        if not any(self._empty) and _same(self._everything_now(model), self._everything):
             return self._state == self._state_of_tensors()
         other = Structure(model)
         if (
@@ -169,10 +170,16 @@ class Structure:
         names = {str(fact[0]) for fact in odd if isinstance(fact, tuple)}
         return ", ".join(sorted(names)) or "what it holds"
 
-    def _everything_now(self) -> list[object]:
-        """All that the modules hold, their modes too, and the items of their dicts and lists. Where a
-        container was replaced, the one around it shows that."""
-        found: list[object] = []
+    def _classes_of(self, model: nn.Module) -> list[object]:
+        """The modules' classes, and the forwards that each has or inherits: both can be replaced."""
+        kinds = [type(model), *map(type, self._modules)]
+        forwards = [vars(base).get("forward") for kind in dict.fromkeys(kinds) for base in kind.__mro__]
+        return [*kinds, *forwards]
+
+    def _everything_now(self, model: nn.Module) -> list[object]:
+        """All that the modules hold, their modes and classes too, and the items of their dicts and lists.
+        Where a container was replaced, the one around it shows that."""
+        found = self._classes_of(model)
         for container in self._containers:
             found += _items(container)
         return found

@@ -244,6 +244,23 @@ def patch_forward(model):
     model.forward = lambda x, forward=model.forward: -forward(x)
 
 
+def exchange_class(model):
+    class Flipped(type(model)):
+        def forward(self, x):
+            return super().forward(1 - x)
+
+    model.__class__ = Flipped
+
+
+def exchange_class_of_norm(model):
+    model[1].__class__ = Doubling
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class Flips(nn.Sequential):
     flip = 1.0
 
@@ -251,7 +268,9 @@ class Flips(nn.Sequential):
         return self.flip * super().forward(x)
 
 
-@pytest.mark.parametrize("change", [add_hook, flip_attribute, swap_hook, patch_forward])
+@pytest.mark.parametrize(
+    "change", [add_hook, flip_attribute, swap_hook, patch_forward, exchange_class, exchange_class_of_norm]
+)
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: Normalized(m, (0.5,) * 3, (0.2,) * 3)])
 def test_refresh_notices_another_function(change, wrap, batch):
     model = Flips(*plain())
@@ -263,6 +282,17 @@ def test_refresh_notices_another_function(change, wrap, batch):
     change(model if change in (add_hook, patch_forward) else getattr(model, "model", model))
     view.refresh()
     torch.testing.assert_close(through(view, batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_refresh_notices_another_forward_of_a_class(monkeypatch, randomize_norms, batch):
+    model = randomize_norms(plain())
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.report.folded
+    forward = nn.BatchNorm2d.forward
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: forward(self, x).neg())
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
 
 
 def test_a_subclass_of_normalized_may_do_otherwise(batch):
