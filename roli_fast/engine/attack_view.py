@@ -57,7 +57,9 @@ class AttackView:
     :meth:`prepare` normalises instead of the copy, before it casts, so that no precision is lost.
 
     Before the first use the copy's output is compared with the model's; :attr:`report` says what was done. A
-    model that cannot be copied faithfully, or is no module, is used as it is.
+    model that cannot be copied faithfully, or is no module, is used as it is. A forward that later uses its
+    layers otherwise, such as by a global flag, costs the copy its folds. (A CUDA graph repeats what was
+    captured, and sees nothing of what is outside of the model.)
 
     Call ``view(view.prepare(images))`` for the output, and :meth:`refresh` after the model's weights have
     changed.
@@ -117,15 +119,18 @@ class AttackView:
             if self._structure.obstacle is not None:
                 self._run_as_it_is(self._structure.obstacle)
                 return
-            inner = self._inner(model)
-            loose = (self._structure if inner is model else Structure(inner)).loose
-            self._copy = FrozenCopy(inner, fold, loose)
+            self._copy = self._copied(model, fold)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a module holds that cannot be copied
             self._run_as_it_is(f"the model cannot be copied ({brief(error)})")
             return
         self.report.folded, self.report.left = self._copy.folded, self._copy.left
+
+    def _copied(self, model: nn.Module, fold: bool) -> FrozenCopy:
+        inner = self._inner(model)
+        loose = (self._structure if inner is model else Structure(inner)).loose
+        return FrozenCopy(inner, fold, loose)
 
     def _run_as_it_is(self, reason: str) -> None:
         self.report.note = f"{reason}: it runs as it is"
@@ -152,11 +157,46 @@ class AttackView:
         """The output for prepared inputs (N, ...)."""
         if self._copy is not None:
             with attention(x):
-                return select(self._copy.module(x), self._output)
+                try:
+                    return select(self._copy.module(x), self._output)
+                except Exception as error:
+                    if not self._may_unfold(x, error):
+                        raise
+                    reason = brief(error)
+                return self._unfolded(x, reason)
         model = self._model()
         assert model is not None
         with eval_mode(model):
             return select(model(x), self._output)
+
+    def _may_unfold(self, x: Tensor, error: Exception) -> bool:
+        """Whether an error of a copy that was confirmed may be one of its folds."""
+        assert self._copy is not None
+        return (
+            self.output_shape is not None
+            and bool(self._copy.folded)
+            and not isinstance(error, torch.OutOfMemoryError)
+            and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        )
+
+    def _unfolded(self, x: Tensor, reason: str) -> Tensor:
+        """The output of a copy without folds, which then takes the place of the one that has failed. If it
+        fails too, so does the model for these inputs, and all stays as it was."""
+        model, before = self._model(), self._copy
+        assert isinstance(model, nn.Module)
+        assert before is not None
+        copied = self._copied(model, fold=False)
+        if self._precision.is_half:
+            copied.cast_to(self._precision.dtype, self._inner(model))
+        if not before.channels_last:
+            copied.give_up_channels_last()
+        output = select(copied.module(x), self._output)
+        self._copy = copied
+        self._generation += 1
+        self.report.left |= dict.fromkeys(before.folded, reason)
+        self.report.folded = {}
+        self.report.note = "its layers are not used as they were at first: BatchNorm is no longer folded"
+        return output
 
     def asked(self) -> AbstractContextManager[None]:
         """A context for calls and their backward passes. Keeps a model that is used as it is in eval mode for

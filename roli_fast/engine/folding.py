@@ -2,10 +2,13 @@
 in eval mode.
 
 Only what tracing proves is folded: the layer's output goes to the BatchNorm and nowhere else, both are called
-once, nothing is hooked in between and the weights are shared with nobody.
+once, nothing is hooked in between and the weights are shared with nobody. A forward that later takes another
+path, such as by a global flag, fails where it would have used a folded output for a plain one, or a plain one
+for a folded.
 """
 
 import dataclasses
+import functools
 import operator
 import sys
 import threading
@@ -19,8 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checks import brief
 
 # Exact types: a subclass may do something else with its weights.
-_RANKS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of their output, where it is folded
-_LAYERS = tuple(_RANKS)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -146,36 +148,65 @@ def _has_activation(norm: nn.Module) -> bool:
     return layers is not None and type(norm) is layers.BatchNormAct2d
 
 
-class _Activation(nn.Module):
-    """A timm BatchNormAct2d without its norm; the names of what remains stay the same."""
+@dataclasses.dataclass(slots=True, eq=False)
+class _Folded:
+    """The output of a layer with its norm in it. No operation takes it, since it is no tensor: only what is
+    left of this norm does."""
 
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        self.drop, self.act = cast(nn.Module, norm.drop), cast(nn.Module, norm.act)
+    output: Tensor
+    mark: object
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(x))
+
+class _FoldedLayer(nn.Module):
+    """A layer with its norm in it."""
+
+    mark: object  # of the two
+
+    def forward(self, x: Tensor) -> _Folded:
+        return _Folded(super().forward(x), self.mark)
+
+
+@functools.cache
+def _folded(kind: Any) -> Any:
+    return type(f"Folded{kind.__name__}", (_FoldedLayer, kind), {})
 
 
 class _Nothing(nn.Module):
     """What is left of a plain norm. Tracing knows no shapes: it is here that an output of another rank shows,
     whose channels are not where the norm looks for them (a linear layer's (N, L, C))."""
 
-    def __init__(self, layer: Layer):
+    def __init__(self, rank: int, mark: object):
         super().__init__()
-        self.rank = _RANKS[type(layer)]
+        self.rank, self.mark = rank, mark
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != self.rank:
+    def forward(self, folded: object) -> Tensor:
+        if not isinstance(folded, _Folded) or folded.mark is not self.mark:
+            raise RuntimeError("a BatchNorm was folded into a layer that it does not follow now")
+        if folded.output.dim() != self.rank:
             raise RuntimeError(
-                f"a BatchNorm was folded for an input of {self.rank} dimensions, not {x.dim()}"
+                f"a BatchNorm was folded for an input of {self.rank} dimensions, not {folded.output.dim()}"
             )
-        return x
+        return folded.output
+
+
+class _Activation(_Nothing):
+    """A timm BatchNormAct2d without its norm; the names of what remains stay the same."""
+
+    def __init__(self, rank: int, mark: object, norm: nn.Module):
+        super().__init__(rank, mark)
+        self.drop, self.act = cast(nn.Module, norm.drop), cast(nn.Module, norm.act)
+
+    def forward(self, folded: object) -> Tensor:
+        return self.act(self.drop(super().forward(folded)))
 
 
 def without_norm(layer: Layer, norm: nn.Module) -> nn.Module:
-    """What is left of a BatchNorm that has been folded into a layer."""
-    return _Activation(norm) if _has_activation(norm) else _Nothing(layer)
+    """What is left of a BatchNorm that has been folded into a layer, which from now on is a folded layer."""
+    rank = layer.weight.dim()  # of its output, where it is folded
+    folded = cast(_FoldedLayer, layer)
+    folded.__class__ = _folded(cast(Any, type(layer)))
+    folded.mark = mark = object()
+    return _Activation(rank, mark, norm) if _has_activation(norm) else _Nothing(rank, mark)
 
 
 class FoldedLayers:

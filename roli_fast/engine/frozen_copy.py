@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from .folding import FoldedLayers, Layer, find_folds, without_norm
+from .folding import Fold, FoldedLayers, Layer, find_folds, without_norm
 from .graphs import CudaRecording, GraphRunner
 from .modes import eval_mode, float_dtype
 from .on_cpu import cut_stems
@@ -47,16 +47,16 @@ class FrozenCopy:
                 raise TypeError("what it holds copies a tensor in a way of its own")
             self._loose = [(t, counterparts[id(t)].requires_grad_(False)) for t in loose]
             self._cast_loose(given, self.dtype)
-        self._fold(model, fold)
+        folds, self.left = find_folds(self.module) if fold else ([], {})
         cut_stems(self.module)
+        self._fold(model, folds)
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.module.modules())
         if self.channels_last:
             self._lay_out(torch.channels_last)
         self._pair_up(model)
         self.take_over(model)
 
-    def _fold(self, model: nn.Module, allowed: bool) -> None:
-        folds, self.left = find_folds(self.module) if allowed else ([], {})
+    def _fold(self, model: nn.Module, folds: Sequence[Fold]) -> None:
         self.folded = {f.norm: f.layer for f in folds}
         self._folds = FoldedLayers(
             [

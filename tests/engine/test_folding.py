@@ -159,6 +159,58 @@ def test_attack_step_refresh_attack(make, precision, randomize_norms, batch):
         optimizer.step()
 
 
+class Steered(nn.Module):
+    """Takes a path that is chosen outside of it."""
+
+    path = "norms"
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.first_norm, self.second_norm = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.head = nn.Linear(144, 5)
+
+    def forward(self, x):
+        a, b = self.first(x), self.second(x)
+        if type(self).path == "crossed":
+            return self.head((self.first_norm(b) + self.second_norm(a)).flatten(1))
+        if type(self).path == "twice":
+            return self.head((self.first_norm(self.first_norm(a)) + self.second_norm(b)).flatten(1))
+        c = self.first_norm(a) + self.second_norm(b)
+        if type(self).path == "besides":
+            c = c + a
+        if type(self).path == "instead":
+            c = a
+        if type(self).path == "on images":
+            c = self.first_norm(x.repeat(1, 2, 1, 1)[:, :4, 1:-1, 1:-1])
+        return self.head(c.flatten(1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("path", ["crossed", "twice", "besides", "instead", "on images"])
+def test_a_forward_that_takes_another_path_later(path, precision, monkeypatch, randomize_norms, batch):
+    model = randomize_norms(Steered()).eval()
+    attack = PGD(eps=0.1, random_start=False, precision=precision)
+    assert not attack.run(model, *batch).notes
+    assert attack.view(model).report.folded
+    for now in (path, "norms"):
+        monkeypatch.setattr(Steered, "path", now)
+        result = attack.run(model, *batch)
+        fresh = PGD(eps=0.1, random_start=False, precision=precision, fold=False)(model, *batch)
+        assert torch.equal(result.adversarial, fresh)
+        assert "BatchNorm is no longer folded" in result.notes[0]
+
+
+def test_images_that_the_model_refuses_cost_no_folds(randomize_norms, batch):
+    model = randomize_norms(nn.Sequential(nn.Conv2d(3, 5, 8), nn.BatchNorm2d(5), nn.Flatten())).eval()
+    attack = PGD(eps=0.1)
+    attack(model, *batch)
+    with pytest.raises(ValueError, match="expected 4D input"):
+        attack(model, batch[0][0], batch[1][:3])
+    assert attack.view(model).report.folded == {"1": "0"}
+    assert not attack.run(model, *batch).notes
+
+
 def test_a_model_without_norms_is_not_traced():
     class Untraceable(nn.Module):
         def forward(self, x):
