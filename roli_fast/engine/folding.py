@@ -95,6 +95,8 @@ def find_folds(model: nn.Module) -> tuple[list[Fold], dict[str, str]]:
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
         return [], {}
+    if (hooked := _hooked_inside(model)) is not None:
+        return [], dict.fromkeys(norms, f"a hook of {hooked} may see what folding changes")
     try:
         trace = _Trace(model)
     except Exception as error:  # whatever a forward does to a tracer
@@ -114,6 +116,16 @@ def _hooked(module: nn.Module) -> bool:
         getattr(module, hooks)
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     )
+
+
+def _hooked_inside(model: nn.Module) -> str | None:
+    """A module within which tracing looks and that has hooks, or where all modules have some: these would be
+    called with what is traced, which is no tensor, and see no layer's own output after folding."""
+    if nn.modules.module._has_any_global_hook():
+        return "all modules"
+    tracer = _Tracer()
+    modules = ((name, module) for name, module in model.named_modules() if name)  # not what is traced itself
+    return next((n for n, m in modules if _hooked(m) and not tracer.is_leaf_module(m, n)), None)
 
 
 def _layer_before(norm: _BatchNorm, trace: _Trace) -> fx.Node | str:

@@ -211,6 +211,32 @@ def test_images_that_the_model_refuses_cost_no_folds(randomize_norms, batch):
     assert not attack.run(model, *batch).notes
 
 
+@pytest.mark.parametrize("where", ["block", "model", "all modules"])
+def test_hooks_see_what_the_model_gives_them(where, randomize_norms, batch):
+    class Block(nn.Sequential):
+        pass
+
+    model = nn.Sequential(Block(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    randomize_norms(model).eval()
+    seen = []
+
+    def hook(module, inputs, output):
+        if isinstance(module, nn.Sequential if where == "model" else Block):
+            seen.append(output.detach())
+
+    if where == "all modules":
+        handle = nn.modules.module.register_module_forward_hook(hook)
+    else:
+        handle = (model if where == "model" else model[0]).register_forward_hook(hook)
+    try:
+        AttackView(model).prepare(batch[0])
+        logits(model, batch[0])
+    finally:
+        handle.remove()
+    for output in seen:
+        torch.testing.assert_close(output, seen[-1][: len(output)], rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_without_norms_is_not_traced():
     class Untraceable(nn.Module):
         def forward(self, x):
