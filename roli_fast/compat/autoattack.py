@@ -16,7 +16,7 @@ from ..attacks.norms import distance
 from ..attacks.reliability import square_finds_more
 from ..attacks.verify import predict
 from ..checks import check_count, refuse
-from ..engine.identity import answers_as_before, digest_of, fingerprint
+from ..engine.identity import FEW, answers_as_before, digest_of, fingerprint, noisy, surroundings
 from ..engine.modes import Model, few_or_all
 from ..files import write
 from .core import (
@@ -34,7 +34,6 @@ from .core import (
 
 _NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
 _VERSIONS = ("standard", "plus", "rand")
-_FEW = 8  # images, by the answers to which a model is known
 _WAY_OUT = (
     "If they are normalised: images in [0, 1] and AutoAttack(roli_fast.models.Normalized(model, mean, std))"
 )
@@ -165,7 +164,7 @@ class AutoAttack:
         attack = self._made(names)
         state = _State.found(state_path, attack, self._key(), self.model, images, labels)
         if state_path is not None and len(images) > 0:
-            state.bind(lambda: self._answers(images))
+            state.bind(lambda: self._answers(images), surroundings(torch.device(self.device)))
         if return_labels and state.broken_by:
             refuse("return_labels", "True for images of which a state is there", "False: it has no classes")
         key = torch.tensor([state.key], device=self.device)
@@ -191,11 +190,14 @@ class AutoAttack:
         return (adversarial, classes) if return_labels else adversarial
 
     def _answers(self, images: Tensor) -> Tensor:
-        """The logits for the first images, or for all where the model answers to no fewer."""
-        _, logits = few_or_all(
-            images, _FEW, lambda asked: predict(self.model, inside(asked, (0, 1)).to(self.device))
-        )
-        return logits.cpu()
+        """The logits for the first images, as they are and with noise, or for all where the model answers to
+        no fewer."""
+
+        def ask(asked: Tensor) -> Tensor:
+            both = (inside(x, (0, 1)).to(self.device) for x in (asked, noisy(asked)))
+            return torch.cat([predict(self.model, x) for x in both])
+
+        return few_or_all(images, FEW, ask)[1].cpu()
 
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
         # A custom selection has five restarts, as in version "plus".
@@ -243,6 +245,7 @@ class _State:
     key: the random key of the evaluation.
     broken_by: of the samples that are done, as in :class:`roli_fast.attacks.AutoAttackResult`.
     answers: the model's logits for the first images; None before they are known.
+    surroundings: what their rounding depends on.
     """
 
     def __init__(
@@ -252,9 +255,10 @@ class _State:
         key: int,
         broken_by: list[int],
         answers: list[list[float]] | None = None,
+        surroundings: str = "",
     ):
         self.path, self.about, self.key, self.broken_by = path, about, key, broken_by
-        self.answers = answers
+        self.answers, self.surroundings = answers, surroundings
 
     @classmethod
     def found(
@@ -286,21 +290,23 @@ class _State:
         if not isinstance(saved, dict) or saved.get("about") != about:
             got = saved.get("about") if isinstance(saved, dict) else saved
             refuse("state_path", f"the state of {got}", f"one of {about}")
-        return cls(file, about, saved["key"], saved["broken_by"], saved.get("answers"))
+        # An older version's answers are to other images.
+        known = (saved["answers"], saved["surroundings"]) if "surroundings" in saved else ()
+        return cls(file, about, saved["key"], saved["broken_by"], *known)
 
-    def bind(self, ask: Callable[[], Tensor]) -> None:
+    def bind(self, ask: Callable[[], Tensor], surroundings: str) -> None:
         """Binds the state to the model's answers. Raises ValueError if it is bound to others: not all that a
         model computes with shows in its fingerprint."""
         if self.answers is None:
-            self.answers = ask().tolist()
-        elif not answers_as_before(torch.tensor(self.answers), ask):
+            self.answers, self.surroundings = ask().tolist(), surroundings
+        elif not answers_as_before(torch.tensor(self.answers), ask, surroundings == self.surroundings):
             got = f"{self.path}, in which the model answered otherwise to the same images"
             refuse("state_path", got, "the state of the same model, or another file")
 
     def add(self, broken_by: Tensor) -> None:
         self.broken_by += broken_by.tolist()
         if self.path is not None:
-            names = ("about", "key", "broken_by", "answers")
+            names = ("about", "key", "broken_by", "answers", "surroundings")
             saved = {name: getattr(self, name) for name in names}
             write(self.path, json.dumps(saved).encode())
 

@@ -5,8 +5,9 @@ import dis
 import functools
 import hashlib
 import inspect
+import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import numpy
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .modes import unwrap
+from .precision import products_now
 
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 
@@ -26,11 +28,21 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 # Attributes of which the digest is made elsewhere, or which do not change what a module computes.
 _OF_TORCH = {*vars(nn.Module()), "_compiled_call_impl"}
 
-# How far a model's answers to the same images may be apart, relative to their length. Another machine's
-# kernels move them by some thousandths, in half precision by some hundredths; another model's are as far as
-# they are long.
-_NEAR = 0.05
-_CALLS = 4  # by which a random model is known
+# How far a model's answers to the same images may be apart, relative to their length. The same kernels move
+# them by their rounding at most, another machine's by some thousandths, in half precision by some hundredths.
+_ROUNDING = 1e-4
+_ELSEWHERE = 0.05
+_ULPS = 4  # in half precision, whose unit in the last place is more than that
+
+FEW = 8  # images, by whose answers a model is known
+
+# By which a random model is known, and how much further than its answers in these calls are apart, an earlier
+# one may be.
+_CALLS = 4
+_BY_CHANCE = 10
+
+# What calls a module, and what brings it into eval mode.
+_CALLED = frozenset({"__call__", "forward", "train", "eval"})
 
 
 def identity(function: Any) -> str:
@@ -44,9 +56,9 @@ def fingerprint(model: Any) -> str:
     """The class of a module and a digest of its printed structure, weights, buffers, hooks and attributes. Of
     another callable, its :func:`identity`.
 
-    What a forward may change does not count: integers and tuples that a method other than ``__init__``
-    assigns, such as a counter of calls, and what is in lists, dicts, objects and tensors that are not
-    registered. :func:`answers_as_before` notices those.
+    What a forward may change does not count: integers and tuples that it assigns, or a method that it calls,
+    such as a counter of calls, and what is in lists, dicts, objects and tensors that are not registered.
+    :func:`answers_as_before` notices those.
     """
     model = unwrap(model)
     if not isinstance(model, nn.Module):
@@ -57,24 +69,49 @@ def fingerprint(model: Any) -> str:
     return f"{type(model).__qualname__} {digest.hexdigest()[:16]}"
 
 
-def answers_as_before(before: Tensor, ask: Callable[[], Tensor]) -> bool:
-    """Whether a model's answers are those of before, as far as rounding lets them be. Yes for a model whose
-    answers are random: nothing can be told from them.
+def surroundings(device: torch.device) -> str:
+    """What the rounding of a model's answers depends on: torch, its kernels and how these multiply."""
+    kernels = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    )
+    return f"torch {torch.__version__}, {kernels}, {' '.join(products_now())}"
+
+
+def answers_as_before(before: Tensor, ask: Callable[[], Tensor], same_surroundings: bool) -> bool:
+    """Whether a model's answers are those of before: as far as rounding lets them be, and for a model whose
+    answers are random, as far as these are apart.
 
     before: answers (N, ...) to some images. ask: returns the model's answers to the same images now.
+    same_surroundings: whether :func:`surroundings` are those of before.
     """
     now = ask()
-    if _are_near(before, now, _NEAR):
+    rounding = max(_ROUNDING, _ULPS * torch.finfo(now.dtype).eps)
+    apart = _distance(before, now)
+    if apart <= (rounding if same_surroundings else max(rounding, _ELSEWHERE)):
         return True
-    return not all(_are_near(now, ask(), _NEAR / 2) for _ in range(_CALLS))
+    return apart <= _BY_CHANCE * max(_distance(now, ask()) for _ in range(_CALLS))
 
 
-def _are_near(these: Tensor, those: Tensor, share: float) -> bool:
+def noisy(images: Tensor) -> Tensor:
+    """Images (N, ...) with a tenth of noise, always the same, within their range: models that answer alike to
+    clean ones, such as defences of another strength, may be told apart by these."""
+    if images.numel() == 0:
+        return images
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    lowest, highest = images.aminmax()
+    return images.lerp(lowest + (highest - lowest) * noise, 0.1)
+
+
+def _distance(these: Tensor, those: Tensor) -> float:
+    """Relative to their length, up to 2."""
     if these.shape != those.shape:
-        return False
+        return math.inf
     # A class that is masked out has an infinite logit.
     one, other = (t.cpu().double().nan_to_num(0, 0, 0) for t in (these, those))
-    return bool((one - other).norm() <= share * torch.maximum(one.norm(), other.norm()))
+    longer = torch.maximum(one.norm(), other.norm()).item()
+    return (one - other).norm().item() / (longer or 1)
 
 
 def digest_of(images: Tensor, labels: Tensor) -> str:
@@ -95,7 +132,9 @@ def _held(model: nn.Module) -> Iterator[bytes]:
     for name, value in sorted(tensors.items()):
         if isinstance(value, Tensor):
             yield f"{name} {tuple(value.shape)} {value.dtype}".encode() + _bytes(value)
-    assigned = {kind: _assigned(kind) for kind in {type(module) for module in model.modules()}}
+    kinds = {type(module) for module in model.modules()}
+    reached = _reached(kinds, _CALLED.union(*map(_called_by_its_own, model.modules())))
+    assigned = {kind: _assigned(kind, reached) for kind in kinds}
     for place, module in model.named_modules():
         own = sorted(_settings(module, assigned[type(module)]))
         hooks = [[_content(hook, lasting=True) for hook in vars(module)[table].values()] for table in _HOOKS]
@@ -114,20 +153,55 @@ def _settings(module: nn.Module, assigned: set[str]) -> Iterator[tuple[str, obje
             yield name, _content(value, lasting=True)
 
 
-def _assigned(kind: type) -> set[str]:
-    """The names of the attributes that methods of a class assign, but for ``__init__``."""
-    methods = (
-        inspect.unwrap(method)
-        for above in kind.__mro__
-        if above not in (nn.Module, object)
-        for name, method in vars(above).items()
-        if name != "__init__" and inspect.isfunction(method)
-    )
-    return {name for method in methods for name in _stored(method.__code__, "STORE_ATTR")}
+def _called_by_its_own(module: nn.Module) -> set[str]:
+    """The names that a module's hooks and functions of its own use, such as a forward that was replaced."""
+    hooks = (hook for table in _HOOKS for hook in vars(module)[table].values())
+    functions = (f for f in (*vars(module).values(), *hooks) if inspect.isroutine(f))
+    return {name for f in functions if hasattr(f, "__code__") for name in _names(f.__code__)}
+
+
+def _reached(kinds: Iterable[type], called: Set[str]) -> set[str]:
+    """The names of all that methods of these names use, and the methods that these use, and so on: those of
+    any of the classes, since a module calls methods of the modules in it."""
+    codes = [(name, code) for kind in kinds for name, code in _methods(kind)]
+    reached, before = set(called), -1
+    while len(reached) > before:
+        before = len(reached)
+        reached |= {used for name, code in codes if name in reached for used in _names(code)}
+    return reached
+
+
+def _assigned(kind: type, reached: Set[str]) -> set[str]:
+    """The names of the attributes that methods of a class assign, of those that are reached."""
+    methods = [code for name, code in _methods(kind) if name in reached and name != "__init__"]
+    return {name for code in methods for name in _stored(code, "STORE_ATTR")}
+
+
+def _methods(kind: type) -> Iterator[tuple[str, types.CodeType]]:
+    for above in kind.__mro__:
+        if above in (nn.Module, object):
+            continue
+        for name, method in vars(above).items():
+            of_property = getattr(method, "fget", None) or getattr(method, "func", None)
+            function = inspect.unwrap(getattr(method, "__func__", None) or of_property or method)
+            if inspect.isfunction(function):
+                yield name, function.__code__
+
+
+def _within(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code, and that of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _within(constant)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    return {name for part in _within(code) for name in part.co_names}
 
 
 def _stored(code: types.CodeType, instruction: str) -> set[str]:
-    return {i.argval for i in dis.get_instructions(code) if i.opname == instruction}
+    return {i.argval for part in _within(code) for i in dis.get_instructions(part) if i.opname == instruction}
 
 
 def _content(value: Any, above: tuple[Any, ...] = (), lasting: bool = False) -> object:

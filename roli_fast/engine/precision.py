@@ -40,8 +40,7 @@ class Precision:
 
 @contextlib.contextmanager
 def _set(products: str) -> Iterator[None]:
-    places = _products()
-    before = [place.fp32_precision for place in places]
+    places, before = _products(), products_now()
     try:
         with _older_flags(products == "tf32"):
             for place in places:
@@ -82,6 +81,11 @@ with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
 
 
 _SHARED = SharedSetting(_set)
+
+
+def products_now() -> list[str]:
+    """How torch multiplies float32 at present, in each of its libraries."""
+    return [place.fp32_precision for place in _products()]
 
 
 @functools.cache

@@ -22,8 +22,8 @@ from ..attacks.verify import mean_of
 from ..checks import refuse
 from ..distributed import rank, world_size
 from ..engine import Output
-from ..engine.identity import answers_as_before
-from ..engine.modes import Model, beside
+from ..engine.identity import FEW, answers_as_before, noisy, surroundings
+from ..engine.modes import Model, beside, few_or_all
 from .accuracy import Accuracy
 from .attack_rules import check_one_size_for_all, key_of, pooled_notes, verified
 from .records import Record, Records
@@ -89,7 +89,7 @@ def evaluate(
         left out. See :func:`roli_fast.engine.select`.
     folder: where each finished batch is saved, with its adversarial images (read them by :func:`saved`), and
         a log. Calling evaluate again with the same model, data and attack goes on after an interruption, to
-        the same result; the model is asked once about images that are finished, to see that it is the same.
+        the same result; the model is asked about one batch that is finished, to see that it is the same.
         The random numbers are those with which the evaluation began, and an attack with a generator of
         another seed is refused. None saves nothing.
     progress: whether to show a bar on stderr.
@@ -168,15 +168,24 @@ class _Run:
         elif not self._has_answered:
             self._check_answers(record, images)
         # A data set's images are more than memory holds.
-        return dataclasses.replace(record, adversarial=None, logits=record.logits.new_empty(0))
+        return dataclasses.replace(record, adversarial=None, answers=record.answers.new_empty(0))
 
     def _check_answers(self, record: Record, images: Tensor) -> None:
         """Raises ValueError if the model answers otherwise to the images of a finished batch than it did: not
         all that a model computes with shows in its fingerprint."""
         assert self._records is not None
-        if not answers_as_before(record.logits, lambda: self._logits(as_floats(images))):
+        same = record.surroundings == surroundings(images.device)
+        if not answers_as_before(record.answers, lambda: self._answers(images, self._clean(images)), same):
             self._records.refuse_other_model()
         self._has_answered = True
+
+    def _answers(self, images: Tensor, clean: Tensor) -> Tensor:
+        """By what a model is known: its logits for a batch, and for some of its images with noise."""
+        _, few = few_or_all(as_floats(images), FEW, lambda some: self._logits(noisy(some)))
+        return torch.cat([clean, few])
+
+    def _clean(self, images: Tensor) -> Tensor:
+        return self._logits(as_floats(images))
 
     def _logits(self, images: Tensor) -> Tensor:
         calls = self._attack.eot if self._attack else 1
@@ -216,11 +225,13 @@ class _Run:
 
     def _measured(self, first: int, images: Tensor, labels: Tensor) -> Record:
         begin = time.perf_counter()
-        logits = self._logits(as_floats(images))
+        logits = self._clean(images)
         check_labels(labels, logits.shape[1])
         broken_by = torch.where(logits.argmax(dim=1) == labels, -1, 0)
         calls = self._attack.eot if self._attack else 1
-        record = Record(logits.cpu(), broken_by, None, (), calls * len(images), 0, 0.0)
+        answers = logits if self._records is None else self._answers(images, logits)
+        where = surroundings(images.device)
+        record = Record(answers.cpu(), where, broken_by, None, (), calls * len(images), 0, 0.0)
         if self._attack is not None:
             self._under(self._attack, first, images, labels, record)
         record.broken_by = record.broken_by.cpu()

@@ -21,7 +21,8 @@ from ..files import PARTIAL, read_json, write, write_json
 class Record:
     """What an evaluation found for one batch. Tensors are on the CPU.
 
-    logits: (N, classes), the model's for the clean images.
+    answers: (..., classes), the model's logits for the clean images and some with noise.
+    surroundings: what their rounding depends on.
     broken_by: (N,) int64, for each image the number of the stage that made it wrong, or -1.
     adversarial: (N, ...), the clean image where the attack found nothing; None without an attack, and once
         the record is saved.
@@ -29,7 +30,8 @@ class Record:
     directed, undirected: directed and undirected_by_stage of the batch's AttackResult.
     """
 
-    logits: Tensor
+    answers: Tensor
+    surroundings: str
     broken_by: Tensor
     adversarial: Tensor | None
     notes: tuple[str, ...]
@@ -93,12 +95,12 @@ class Records:
     def save(self, number: int, first: int, images: Tensor, labels: Tensor, record: Record) -> None:
         """Saves a batch, whole or not at all. first: the index of its first sample."""
         kept = {"broken_by": record.broken_by, "labels": labels.cpu().contiguous()}
-        kept["logits"] = record.logits.contiguous()
+        kept["answers"] = record.answers.contiguous()
         if record.adversarial is not None:
             kept["adversarial"] = record.adversarial.contiguous()
         facts = {"notes": record.notes} | {
             name: getattr(record, name)
-            for name in ("forwards", "gradients", "seconds", "directed", "undirected")
+            for name in ("surroundings", "forwards", "gradients", "seconds", "directed", "undirected")
         }
         metadata = {"facts": json.dumps(facts), "first": str(first), "data": digest_of(images, labels)}
         self._forget_count()
@@ -121,10 +123,10 @@ class Records:
             )
         facts: dict[str, Any] = json.loads(metadata["facts"])
         # Of a version that judged otherwise: evaluated anew.
-        if "directed" not in facts or "logits" not in tensors:
+        if "directed" not in facts or "answers" not in tensors:
             return None
         facts["notes"] = tuple(facts["notes"])
-        return Record(tensors["logits"], tensors["broken_by"], None, **facts)
+        return Record(answers=tensors["answers"], broken_by=tensors["broken_by"], adversarial=None, **facts)
 
     def refuse_other_model(self) -> NoReturn:
         got = f"{self._folder}, in which the model answered otherwise to the same images"

@@ -86,6 +86,68 @@ def test_a_module_is_known_by_all_that_it_holds():
     assert fingerprint(counted.train(False)) == plain
 
 
+class Defence(nn.Module):
+    """With a strength that a method sets, and calls that are counted wherever a forward can."""
+
+    def __init__(self):
+        super().__init__()
+        self.strength, self.calls, self.mode, self.inside = 0, 0, 0, nn.ModuleList([Counter()])
+
+    def set_strength(self, strength):
+        self.strength = strength
+
+    def train(self, mode=True):
+        self.mode = int(mode)
+        return super().train(mode)
+
+    def forward(self, x):
+        self._count()
+        self.inside[0].noted(x)
+        return x * self.twice
+
+    def _count(self):
+        self.calls += 1
+
+    @property
+    def twice(self):
+        self.asked = 2
+        return 2
+
+
+class Counter(nn.Module):
+    calls = 0
+
+    def noted(self, x):
+        def note():
+            self.calls += 1
+
+        note()
+
+
+def test_what_a_forward_counts_is_no_setting_and_what_a_method_sets_is_one():
+    model = Defence()
+    before = fingerprint(model)
+    model(torch.zeros(2))
+    model.eval()(torch.zeros(2))
+    assert (model.calls, model.inside[0].calls, model.asked) == (2, 2, 2)
+    assert fingerprint(model) == before
+    model.set_strength(4)
+    assert fingerprint(model) != before
+
+
+def test_what_a_method_counts_that_a_hook_calls_is_no_setting():
+    class Counted(nn.Linear):
+        def count(self):
+            self.calls = getattr(self, "calls", 0) + 1
+
+    model = Counted(2, 2)
+    model.register_forward_hook(lambda module, inputs, output: module.count())
+    before = fingerprint(model)
+    model(torch.zeros(1, 2))
+    assert model.calls == 1
+    assert fingerprint(model) == before
+
+
 class Set(nn.Linear):
     def __init__(self, **settings):
         super().__init__(2, 2)
@@ -161,8 +223,24 @@ def test_answers_are_compared_up_to_rounding(scale):
     torch.manual_seed(0)
     before = torch.randn(8, 5) * scale
     before[:, 4] = -torch.inf
-    assert answers_as_before(before, lambda: before * 1.001)
-    assert not answers_as_before(before, lambda: before * 1.1)
-    assert not answers_as_before(before, lambda: before.roll(1, 0))
-    assert not answers_as_before(before, lambda: before[:, :3])
-    assert answers_as_before(before, lambda: before + scale * torch.randn(8, 5))  # by chance
+
+    def same(now, same_surroundings=True):
+        return answers_as_before(before.to(now().dtype), now, same_surroundings)
+
+    assert same(lambda: before * 1.00001)
+    assert not same(lambda: before * 1.001)
+    assert same(lambda: before * 1.001, same_surroundings=False)
+    assert not same(lambda: before * 1.1, same_surroundings=False)
+    assert same(lambda: before.bfloat16() * 1.01)
+    assert not same(lambda: before.bfloat16() * 1.1)
+    assert not same(lambda: before.roll(1, 0))
+    assert not same(lambda: before[:, :3])
+
+
+def test_random_answers_are_compared_as_far_as_they_are_apart():
+    torch.manual_seed(0)
+    before = torch.randn(8, 5)
+    for noise in (1e-3, 0.1, 1):  # such as of sums on a GPU, whose order is another each time
+        assert answers_as_before(before, lambda noise=noise: before + noise * torch.randn(8, 5), True)
+    assert not answers_as_before(before, lambda: before * 1.1 + 1e-3 * torch.randn(8, 5), True)
+    assert not answers_as_before(before, lambda: -before + 0.1 * torch.randn(8, 5), False)

@@ -1,5 +1,6 @@
 """Evaluations that stop and go on, that several processes share, and what they leave behind."""
 
+import contextlib
 import functools
 import gc
 import json
@@ -127,7 +128,7 @@ def test_finished_batches_are_not_attacked_again(problem, tmp_path):
     first = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
     asked.clear()
     again = evaluate(net, batches(images, labels), attack(), folder=tmp_path)
-    assert asked == [5]  # whether it is the same model, once
+    assert asked == [5, 5]  # whether it is the same model, about one batch, as it is and with noise
     assert torch.equal(first.broken_by, again.broken_by)
     assert (first.forwards, first.notes, first.seconds) == (again.forwards, again.notes, again.seconds)
 
@@ -196,6 +197,70 @@ def test_a_folder_is_bound_to_what_the_model_answers(problem, kind, tmp_path):
     with pytest.raises(ValueError, match="the model answered otherwise to the same images, accepted: one of"):
         evaluate(Ordered(net, kind([4, 1, 2, 3, 0])), batches(images, labels), attack(), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+class Blurred(nn.Module):
+    """A defence with a strength, which makes no difference to flat images."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.net, self.kind = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), kind
+        self.set_strength(0)
+
+    def set_strength(self, strength):
+        self.strength = self.kind(strength)
+
+    def forward(self, x):
+        for _ in range(int(self.strength)):
+            x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1)
+        return self.net(x)
+
+
+class Boxed(list):
+    def __init__(self, strength):
+        super().__init__([strength])
+
+    def __int__(self):
+        return self[0]
+
+
+@pytest.mark.parametrize("kind", [int, Boxed])
+def test_a_folder_is_bound_to_a_defence_s_strength(kind, tmp_path):
+    torch.manual_seed(0)
+    model = Blurred(kind).eval()
+    images = torch.rand(10, 3, 1, 1).expand(-1, -1, 8, 8).contiguous()
+    labels = model(images).argmax(1)
+    found = []
+    for strength in (5, 0):
+        model.set_strength(strength)
+        found.append(evaluate(model, batches(images, labels), PGD(eps=0.05), folder=tmp_path / str(strength)))
+    assert found[0].value > found[1].value
+    with pytest.raises(ValueError, match=r"another model|answered otherwise"):
+        evaluate(model, batches(images, labels), PGD(eps=0.05), folder=tmp_path / "5")
+    again = evaluate(model, batches(images, labels), PGD(eps=0.05), folder=tmp_path / "0")
+    assert torch.equal(again.broken_by, found[1].broken_by)
+
+
+class Scaled(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.scale = net, [1.0]
+
+    def forward(self, x):
+        return self.net(x) * self.scale[0]
+
+
+@pytest.mark.parametrize("there", [torch.__version__, "1.0"])
+def test_how_near_answers_must_be_is_a_matter_of_where_they_were_made(problem, there, tmp_path, monkeypatch):
+    net, images, labels = problem
+    model = Scaled(net)
+    with monkeypatch.context() as then:
+        then.setattr(torch, "__version__", there)
+        evaluate(model, batches(images, labels), attack(), folder=tmp_path)
+    model.scale[0] = 1.001
+    goes_on = there != torch.__version__
+    with contextlib.nullcontext() if goes_on else pytest.raises(ValueError, match="answered otherwise"):
+        evaluate(model, batches(images, labels), attack(), folder=tmp_path)
 
 
 def test_a_folder_is_bound_to_the_seed(problem, tmp_path):
