@@ -23,6 +23,12 @@ _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch
 _LASTING = (*_SIMPLE, tuple, frozenset, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
             functools.partial, type)  # fmt: skip
 
+# What counts among the variables that a function names.
+_DATA = (*_SIMPLE, tuple, list, dict, set, frozenset, numpy.ndarray, numpy.generic, Tensor, nn.Module,
+         functools.partial)  # fmt: skip
+
+_DEEPEST = 50  # objects within each other, of which the digest is made
+
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 # Attributes of which the digest is made elsewhere, or which do not change what a module computes.
@@ -47,7 +53,8 @@ _CALLED = frozenset({"__call__", "forward", "train", "eval"})
 
 def identity(function: Any) -> str:
     """The name of a callable and a digest of all it computes with: its code, the variables in its closure,
-    the modules, tensors and functions of its own module that it names, and an object's attributes."""
+    the data, functions and objects of its own module that it names, and an object's attributes, without the
+    integers and tuples that its methods assign when they are called."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{name} {hashlib.sha256(repr(_content(function)).encode()).hexdigest()[:8]}"
 
@@ -174,7 +181,7 @@ def _reached(kinds: Iterable[type], called: Set[str]) -> set[str]:
 def _assigned(kind: type, reached: Set[str]) -> set[str]:
     """The names of the attributes that methods of a class assign, of those that are reached."""
     methods = [code for name, code in _methods(kind) if name in reached and name != "__init__"]
-    return {name for code in methods for name in _stored(code, "STORE_ATTR")}
+    return {name for code in methods for name in _with(code, "STORE_ATTR")}
 
 
 def _methods(kind: type) -> Iterator[tuple[str, types.CodeType]]:
@@ -200,57 +207,94 @@ def _names(code: types.CodeType) -> set[str]:
     return {name for part in _within(code) for name in part.co_names}
 
 
-def _stored(code: types.CodeType, instruction: str) -> set[str]:
+def _with(code: types.CodeType, instruction: str) -> set[str]:
+    """The names with which the code has this instruction."""
     return {i.argval for part in _within(code) for i in dis.get_instructions(part) if i.opname == instruction}
 
 
-def _content(value: Any, above: tuple[Any, ...] = (), lasting: bool = False) -> object:
+def _content(
+    value: Any,
+    above: tuple[Any, ...] = (),
+    lasting: bool = False,
+    called: Set[str] = frozenset(),
+    known: dict[int, tuple[Any, str]] | None = None,
+) -> object:
     """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end.
-    lasting: whether of what can change in place only the kind counts."""
+    lasting: whether of what can change in place only the kind counts. called: names that what holds it uses.
+    known: the digests of what was met already, since a value may be held in many ways."""
     if isinstance(value, _SIMPLE):
         return value
-    if any(value is a for a in above):
+    if any(value is a for a in above) or len(above) == _DEEPEST:
         return "above"
-    inside = functools.partial(_content, above=(*above, value), lasting=lasting)
+    known = {} if known is None else known
+    if id(value) not in known:
+        inside = functools.partial(
+            _content, above=(*above, value), lasting=lasting, called=called, known=known
+        )
+        found = _opened(value, inside, lasting, called)
+        known[id(value)] = value, hashlib.sha256(repr(found).encode()).hexdigest()  # held: ids are used again
+    return known[id(value)][1]
+
+
+def _opened(value: Any, inside: Callable[..., object], lasting: bool, called: Set[str]) -> object:
+    """What is in a value. inside: :func:`_content` of what it holds."""
     kind = type(value).__qualname__
     if isinstance(value, types.CodeType):
         return value.co_code, value.co_names, [inside(constant) for constant in value.co_consts]
     if isinstance(value, functools.partial):
         return inside(value.func), inside(value.args), inside(tuple(value.keywords.items()))
     if isinstance(value, types.MethodType):
-        return inside(value.__func__), inside(value.__self__)
+        return inside(value.__func__), inside(value.__self__, called={value.__name__})
     if isinstance(value, types.FunctionType):
-        return _content_of_function(value, inside, lasting)
+        return _content_of_function(value, inside, lasting, called)
     if isinstance(value, tuple):
         return kind, [inside(item) for item in value]
     if isinstance(value, frozenset):
         return kind, sorted(repr(inside(item)) for item in value)
-    if lasting or isinstance(value, type):
-        return kind, getattr(value, "__qualname__", "")
+    if lasting or isinstance(value, (type, types.ModuleType)):
+        return kind, getattr(value, "__qualname__", getattr(value, "__name__", ""))
     if isinstance(value, Tensor):
         return kind, str(value.dtype), tuple(value.shape), hashlib.sha256(_bytes(value)).hexdigest()
-    if isinstance(value, numpy.ndarray):
+    if isinstance(value, (numpy.ndarray, numpy.generic)):
         return kind, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
     if isinstance(value, nn.Module):
         return fingerprint(value)
     if isinstance(value, list):
         return kind, [inside(item) for item in value]
     if isinstance(value, dict):
-        return kind, [(repr(key), inside(item)) for key, item in value.items()]
+        return kind, [(inside(key), inside(item)) for key, item in value.items()]
     if isinstance(value, set):
         return kind, sorted(repr(inside(item)) for item in value)
-    if not hasattr(value, "__dict__"):
-        return kind, getattr(value, "__qualname__", "")
-    return kind, inside(vars(value))
+    return kind, getattr(value, "__qualname__", ""), _content_of_object(value, inside, called)
 
 
-def _content_of_function(function: types.FunctionType, inside: Any, lasting: bool) -> object:
+def _content_of_object(value: object, inside: Callable[..., object], called: Set[str]) -> object:
+    """Without what the methods that are called count."""
+    kind = type(value)
+    reached = _reached([kind], called | {"__call__"})
+    counts = _assigned(kind, reached)
+    slots = [name for above in kind.__mro__ for name in vars(above).get("__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(
+        value, "__dict__", {}
+    )
+    return [
+        (name, inside(item, called=reached))
+        for name, item in held.items()
+        if name not in counts or type(item) not in (int, tuple)
+    ]
+
+
+def _content_of_function(
+    function: types.FunctionType, inside: Callable[..., object], lasting: bool, called: Set[str]
+) -> object:
     """lasting: without what it assigns in its closure, such as a counter of its calls."""
     code = function.__code__
-    assigned = _stored(code, "STORE_DEREF") if lasting else ()
+    inside = functools.partial(inside, called=called | _names(code))
+    assigned = _with(code, "STORE_DEREF") if lasting else ()
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     enclosed = [inside(c.cell_contents) for name, c in cells if name not in assigned and _is_filled(c)]
-    named = {name: function.__globals__.get(name) for name in code.co_names}
+    counted = _with(code, "STORE_GLOBAL")
+    named = {name: function.__globals__.get(name) for name in sorted(_with(code, "LOAD_GLOBAL") - counted)}
     own = {name: inside(v) for name, v in named.items() if _is_own(v, function.__module__)}
     defaults = inside(function.__defaults__), inside(tuple((function.__kwdefaults__ or {}).items()))
     return function.__qualname__, inside(code), defaults, enclosed, own
@@ -265,7 +309,10 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _is_own(value: object, module: str) -> bool:
-    """Of what a function names: its data, and functions that stand beside it; not those of libraries."""
-    if isinstance(value, (nn.Module, Tensor, numpy.ndarray, functools.partial)):
-        return True
-    return isinstance(value, types.FunctionType) and value.__module__ == module
+    """Of what a function names: its data, and functions that stand beside it and objects of classes that do;
+    not those of libraries."""
+    if isinstance(value, types.MethodType):
+        return _is_own(value.__self__, module)
+    if isinstance(value, types.FunctionType):
+        return value.__module__ == module
+    return isinstance(value, _DATA) or type(value).__module__ == module

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -52,6 +53,86 @@ def test_a_function_is_known_by_what_it_computes_with(made):
     first, same, other = made(linear(0)), made(linear(0)), made(linear(1))
     assert identity(first) == identity(same)
     assert identity(first) != identity(other)
+
+
+def in_a_module(source, **variables):
+    """The variables of a module of this source."""
+    space = {"__name__": "somewhere", **variables}
+    exec(source, space)
+    return space
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(4, 5), (0.5, 0.6), ("a", "b"), (True, False), ((1, 2), (2, 1)), ([1], [2]), ({"a": 1}, {"a": 2})],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_function_is_known_by_the_variables_of_its_module(one, other):
+    def named(value):
+        return identity(in_a_module("model = lambda x: [part * V for part in x]", V=value)["model"])
+
+    assert named(one) == named(one)
+    assert named(one) != named(other)
+
+
+DEFENCE = """
+class Defence:
+    def __init__(self, net):
+        self.net, self.strength, self.calls, self.itself = net, 1, 0, self
+
+    def set_strength(self, strength):
+        self.strength = strength
+
+    def predict(self, x):
+        self.calls += 1
+        return self.net(x) * self.strength
+
+defence = Defence(net)
+model = lambda x: defence.predict(x)
+method = defence.predict
+by_name = lambda x: method(x)
+"""
+
+
+@pytest.mark.parametrize("name", ["model", "method", "by_name"])
+def test_a_function_is_known_by_an_object_of_its_module(name):
+    space, same, other = (in_a_module(DEFENCE, net=linear(seed)) for seed in (0, 0, 1))
+    before = identity(space[name])
+    assert identity(same[name]) == before
+    assert identity(other[name]) != before
+    space[name](torch.zeros(1, 3))  # is counted
+    assert identity(space[name]) == before
+    space["defence"].set_strength(2)
+    assert identity(space[name]) != before
+
+
+def test_objects_with_slots_and_numpy_s_numbers_count():
+    class Settings:
+        __slots__ = ("scale",)
+
+        def __init__(self, scale):
+            self.scale = scale
+
+    def named(value):
+        return identity(lambda x: x * value.scale)
+
+    assert named(Settings(numpy.float32(1))) == named(Settings(numpy.float32(1)))
+    assert named(Settings(numpy.float32(1))) != named(Settings(numpy.float32(2)))
+
+
+def test_much_that_refers_to_much_is_known_soon():
+    """There are millions of ways through these objects, and the chain is longer than calls may nest."""
+
+    class Node:
+        pass
+
+    nodes = [Node() for _ in range(12)]
+    for node in nodes:
+        node.others, node.library = nodes, torch.nn.functional
+    chain = []
+    for _ in range(10_000):
+        chain = [chain]
+    assert identity(lambda x: (x, nodes, chain)) == identity(lambda x: (x, nodes, chain))
 
 
 def test_code_within_code_has_no_address():
