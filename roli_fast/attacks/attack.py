@@ -259,6 +259,7 @@ class Attack:
         values = None if checked else Values(images, labels, self.sizes())
         oracle = self._oracle(model)
         view = oracle.view
+        view.images_dtype = images.dtype if images.is_floating_point() else None
         if values is not None:
             values.check(self._accepted, view.classes)
         if view.output_shape is None and len(images) > 0:

@@ -81,6 +81,8 @@ class AttackView:
         self._model: Callable[[], Model | None] = lambda: self._held
         self._generation = 0
         self._rebuilt = 0  # times in a row
+        # Of the caller's images: what a model that is no copy takes, where its parameters do not say.
+        self.images_dtype: torch.dtype | None = None
         self._build(fold)
 
     @property
@@ -167,7 +169,13 @@ class AttackView:
         model = self._model()
         assert model is not None
         with eval_mode(model):
-            return select(model(x), self._output)
+            return select(model(self._as_taken(x)), self._output)
+
+    def _as_taken(self, images: Tensor) -> Tensor:
+        """The images in the dtype that the model itself takes."""
+        model = self._model()
+        assert model is not None
+        return images.to(float_dtype(model) or self.images_dtype or images.dtype)
 
     def _may_unfold(self, x: Tensor, error: Exception) -> bool:
         """Whether an error of a copy that was confirmed may be one of its folds."""
@@ -264,7 +272,7 @@ class AttackView:
         assert model is not None
 
         def ask(images: Tensor) -> Tensor:
-            return own_output(model, images.to(float_dtype(model) or images.dtype), self._output)
+            return own_output(model, self._as_taken(images), self._output)
 
         # Without TF32, cuDNN's own choice, which would make equal networks differ.
         with get_precision("fp32").arithmetic(), eval_mode(model):

@@ -99,12 +99,13 @@ class InputGradient:
     def _once(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         returned = self._view(x)
         output = widened(returned)
-        if self._precision.scales_loss and returned.requires_grad:
+        in_fp16 = self._precision.scales_loss or returned.dtype == torch.float16  # the copy, or the model
+        if in_fp16 and returned.requires_grad:
             # In two parts, between which the slope is brought into range.
             output = output.detach().requires_grad_()
             loss = self._per_sample(output, target)
             slope = _slope(loss, output)
-            gradient = None if slope is None else _slope(returned, x, _in_range(slope).to(returned.dtype))
+            gradient = None if slope is None else _slope_in_range(slope, returned, x)
         else:
             loss = self._per_sample(output, target)
             gradient = _slope(loss, x)
@@ -152,7 +153,16 @@ def _slope(
     return slope.contiguous() if slope is not None and 0 in slope.stride() else slope
 
 
-def _in_range(slope: Tensor) -> Tensor:
-    """Each sample's slope, with its largest element at _LARGEST_SLOPE; a zero one stays zero."""
-    largest = slope.reshape(len(slope), -1).abs().amax(1).reshape(-1, *[1] * (slope.dim() - 1))
-    return torch.where(largest > 0, slope / largest * _LARGEST_SLOPE, slope)
+def _slope_in_range(slope: Tensor, output: Tensor, x: Tensor) -> Tensor | None:
+    """The gradient at x for a slope at the output. On its way each sample's slope has its largest element at
+    _LARGEST_SLOPE; a zero one stays zero."""
+    largest = slope.reshape(len(slope), -1).abs().amax(1)
+    scale = torch.where(largest > 0, largest, 1.0) / _LARGEST_SLOPE
+    gradient = _slope(output, x, (slope / _beside(scale, slope)).to(output.dtype))
+    if gradient is None or x.dtype == torch.float16:  # whose range has no room for its length
+        return gradient
+    return gradient * _beside(scale, x)
+
+
+def _beside(per_sample: Tensor, tensor: Tensor) -> Tensor:
+    return per_sample.reshape(-1, *[1] * (tensor.dim() - 1))

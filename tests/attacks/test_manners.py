@@ -206,6 +206,24 @@ def test_models_and_images_in_half_precision(name, dtype, convnet, batch):
     assert_in_ball(name, result.adversarial, images, eps_of(name))
 
 
+@each(ALL, dtype=[torch.bfloat16, torch.float16, torch.float64])
+def test_callables_of_the_images_precision(name, dtype, convnet, batch):
+    """Are given it, and no other: of a callable nobody knows what it takes."""
+    images, labels = batch[0].to(dtype), batch[1]
+    net = convnet.eval().to(dtype)
+
+    def model(x):
+        assert x.dtype == dtype
+        return net(x)
+
+    result = make(name).run(model, images, labels)
+    assert result.adversarial.dtype == dtype
+    assert (result.adversarial != images).any() or not always_moves(name)
+    assert_in_ball(name, result.adversarial, images, eps_of(name))
+    if result.success is not None:
+        assert torch.equal(result.success, net(result.adversarial).argmax(1) != labels)
+
+
 @each(KINDS, precision=["tf32", "bf16", "fp16"])
 def test_gradients_at_other_precisions(name, precision, convnet, batch):
     """Reach about the same loss."""

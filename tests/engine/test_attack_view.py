@@ -493,6 +493,34 @@ def test_a_random_model_runs_as_it_is_and_never_at_half_precision(batch):
             view.prepare(batch[0])
 
 
+class Noisy(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x + 0.5 * torch.randn_like(x))
+
+
+def replaced(net):
+    net.forward = lambda x, forward=net.forward: forward(x)
+    return net
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("made", [Noisy, replaced, torch.jit.script, lambda net: lambda x: net(x)])
+def test_what_runs_as_it_is_is_attacked_in_its_own_precision(made, dtype, batch):
+    torch.manual_seed(0)
+    images, labels = batch[0].to(dtype), batch[1]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).to(dtype).eval()
+    attack = PGD(eps=0.05, step_size=0.02, steps=3, eot=2)
+    result = attack.run(made(net), images, labels)
+    assert "runs as it is" in result.notes[0]
+    assert result.adversarial.dtype == dtype
+    clean, attacked = (attack.objective(net(x).double(), labels).mean() for x in (images, result.adversarial))
+    assert attacked > clean + 0.2
+
+
 def test_a_model_that_wants_its_weights_in_bf16_runs_as_it_is(batch):
     class Casts(nn.Module):
         def __init__(self):

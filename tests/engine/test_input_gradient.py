@@ -193,3 +193,18 @@ def test_a_model_that_computes_in_its_backward_pass_does_so_in_eval_mode():
     FAB(eps=0.05, steps=2).run(model, images, labels)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_a_model_in_float16_gives_small_gradients_in_their_length():
+    """Of a sample that it is sure of, the loss's slope is below float16's range."""
+    torch.manual_seed(0)
+    model = nn.Linear(7, 4)
+    with torch.no_grad():
+        model.bias[0] = 22
+    x, labels = torch.randn(5, 7), torch.tensor([0, 0, 0, 1, 2])
+    want = expected(model, x, labels)[0]
+    half = model.half()
+    gradient, *_ = InputGradient(lambda x: half(x.half()), cross_entropy)(x, labels)
+    assert 0 < want[0].norm() < 1e-7
+    length = want.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(gradient / length, want / length, atol=0.05, rtol=0)
