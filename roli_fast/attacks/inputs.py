@@ -172,10 +172,10 @@ class OutsideError(ValueError):
 
     def __init__(self, found: tuple[float, float], bounds: tuple[float, float], way_out: str):
         super().__init__(found, bounds, way_out)  # of which another process makes it anew
-        self.found, self.bounds, self._way_out = found, bounds, way_out
+        self.found, self.bounds, self.way_out = found, bounds, way_out
 
     def __str__(self) -> str:
-        accepted = f"values within bounds={tuple(self.bounds)}. {self._way_out}"
+        accepted = f"values within bounds={tuple(self.bounds)}. {self.way_out}"
         return f"images: got values in [{self.found[0]:.8g}, {self.found[1]:.8g}], accepted: {accepted}"
 
 
@@ -184,13 +184,18 @@ def check_range(found: tuple[float, float], bounds: tuple[float, float], state: 
     lowest, highest = torch.tensor(bounds, dtype=state).tolist()
     if not (lowest <= found[0] and found[1] <= highest):
         box = f"[{bounds[0]:g}, {bounds[1]:g}]"
-        # What is normalised lies on both sides of 0, and within a few of it.
-        if tuple(bounds) == (0, 1) and found[0] >= 0 and 2 < found[1] <= 255:
+        if are_of_bytes(found, bounds):
             way_out = "If they are pixels from 0 to 255: images / 255"
         else:
             pixels = f"images in {box} and model = roli_fast.models.Normalized(model, mean, std)"
             way_out = f"If they are normalised, attack pixels instead: {pixels}"
         raise OutsideError(found, bounds, way_out)
+
+
+def are_of_bytes(found: tuple[float, float], bounds: tuple[float, float]) -> bool:
+    """Whether images with these smallest and largest values are pixels from 0 to 255: what is normalised lies
+    on both sides of 0, and within a few of it."""
+    return tuple(bounds) == (0, 1) and found[0] >= 0 and 2 < found[1] <= 255
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.attack import Attack, ViewCache, undirected_notes
-from ..attacks.inputs import OutsideError, check_range, check_size, to_state
+from ..attacks.inputs import OutsideError, are_of_bytes, check_range, check_size, to_state
 from ..attacks.trial import AttackResult
 from ..checks import check_choice, refuse
 from ..engine import PRECISIONS
@@ -216,12 +216,15 @@ def check_images(images: Tensor, bounds: tuple[float, float], way_out: str) -> N
 
 @contextlib.contextmanager
 def _with_way_out(way_out: str | None) -> Iterator[None]:
-    """Puts this advice, if any, into errors inside ``with`` for images outside of the box."""
+    """Puts this advice, if any, into errors inside ``with`` for images outside of the box: in the place of
+    the attack's own, or behind it for what seem to be pixels from 0 to 255."""
     try:
         yield
     except OutsideError as error:
         if way_out is None:
             raise
+        if are_of_bytes(error.found, error.bounds):
+            way_out = f"{error.way_out}. {way_out}"
         raise OutsideError(error.found, error.bounds, way_out) from None
 
 

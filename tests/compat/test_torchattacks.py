@@ -273,6 +273,17 @@ def test_images_that_are_no_pixels_are_refused(s):
         attack(3 * s.images - 1, s.labels)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_pixels_from_0_to_255_are_told_from_normalised_ones(normalised, s):
+    attack = torchattacks.PGD(s.model)
+    if normalised:
+        attack.set_normalization_used([127.5], [127.5])
+    with pytest.raises(ValueError, match=r"If they are pixels from 0 to 255: images / 255\. .*normalis"):
+        attack(2 * s.images - 1 if normalised else 255 * s.images, s.labels)
+    with pytest.raises(ValueError, match=r"accepted: values within bounds=.*\)\. If they are normalised"):
+        torchattacks.PGD(s.model)(3 * s.images - 1, s.labels)
+
+
 def test_normalisation_has_to_be_set_before_it_is_asked_for(s):
     with pytest.raises(ValueError, match="set_normalization_used"):
         torchattacks.PGD(s.model).normalize(s.images)
