@@ -31,7 +31,8 @@ class Oracle:
         objective = weakly(attack.objective)
         self.eager = InputGradient(view, objective, precision=attack.precision, eot=attack.eot)
         self._ask = weakly(self._output)
-        self._obstacle = _obstacle(loss=vars(attack).get("loss"), output=attack.output)
+        obstacle = _obstacle(loss=vars(attack).get("loss"), output=attack.output)
+        self._obstacle = lambda: obstacle
         self._runners: dict[Function, GraphRunner] = {}
         self._generation = view.generation
 
@@ -49,7 +50,9 @@ class Oracle:
         if not self.view.is_copy:
             return function
         if function not in self._runners:
-            self._runners[function] = GraphRunner(function, obstacle=self._obstacle, at=at)
+            self._runners[function] = GraphRunner(
+                function, depends=self.view.holding, obstacle=self._obstacle, at=at
+            )
         return self._runners[function]
 
     def forget_graphs(self) -> None:

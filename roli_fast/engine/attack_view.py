@@ -95,6 +95,11 @@ class AttackView:
         """A number that grows when the copy is made anew, so that its memory is another."""
         return self._generation
 
+    def holding(self) -> int:
+        """A number that grows when calls have changed what the copy holds, such as a mask for batches of one
+        size, so that what was computed with is perhaps no more."""
+        return 0 if self._copy is None else self._copy.holding()
+
     def hold_weakly(self) -> None:
         """From now on refers to the model weakly, for a cache whose entry goes when the model does."""
         if isinstance(self._held, nn.Module):

@@ -14,6 +14,7 @@ from .folding import Fold, FoldedLayers, Layer, find_folds, without_norm
 from .graphs import CudaRecording, GraphRunner
 from .modes import eval_mode, float_dtype
 from .on_cpu import cut_stems
+from .structure import StructureWatch
 from .weakly import weakly
 
 
@@ -53,6 +54,7 @@ class FrozenCopy:
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in self.module.modules())
         if self.channels_last:
             self._lay_out(torch.channels_last)
+        self.holding = StructureWatch(self.module)
         self._pair_up(model)
         self.take_over(model)
 

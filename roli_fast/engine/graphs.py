@@ -6,7 +6,6 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,8 +35,9 @@ class Recording:
         self._outputs = self._record(function)
 
     def _record(self, function: Function) -> tuple[Tensor, ...]:
-        outputs = tuple(output.clone() for output in function(*self._inputs))
-        self._run: Callable[[], object] = lambda: torch._foreach_copy_(outputs, function(*self._inputs))
+        inputs = self._inputs  # not by way of self, which would then wait for the garbage collector
+        outputs = tuple(output.clone() for output in function(*inputs))
+        self._run: Callable[[], object] = lambda: torch._foreach_copy_(outputs, function(*inputs))
         return outputs
 
     def replay(self, inputs: Sequence[Any], *, lend: bool = False) -> tuple[Tensor, ...]:
@@ -65,9 +65,11 @@ class CudaRecording(Recording):
         stream = _side_stream(self._device.index)
         with no_other_capture:
             stream.wait_stream(callers)
-            with torch.cuda.stream(stream), _in_turn(self._device.index):
-                function(*self._inputs)  # what only a first call on a stream does: choosing algorithms
-            callers.wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream), _in_turn(self._device.index):
+                    function(*self._inputs)  # what only a first call on a stream does: choosing algorithms
+            finally:
+                callers.wait_stream(stream)  # for what had begun before an error, too
             try:
                 # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
@@ -137,24 +139,38 @@ def _difference(replayed: Sequence[Tensor], outputs: Sequence[Tensor]) -> str | 
     return None
 
 
+class Snapshot:
+    """What calls of a function change besides returning something, as it was when this was taken. This one is
+    of a function that changes nothing."""
+
+    def put_back(self) -> None:
+        """Makes it what it was."""
+
+    def check(self) -> None:
+        """Raises an exception if it has been changed in a way that a recording would not repeat."""
+
+
 class GraphRunner:
     """Calls a function, and replays a CUDA graph of it once calls of the same kind repeat.
 
     Two calls are of the same kind if their tensors agree in shape, strides, dtype and device, their other
     arguments in value, and what ``reads`` returns in where it lies. The first calls of a kind run eagerly. At
     the ``at``-th a recording is made as well, which the eager result confirms; later calls replay it. If
-    recording fails, all calls run eagerly from then on: :attr:`note` says why, and a warning says so once.
+    recording fails, or leaves no memory for a call of another kind, all calls run eagerly from then on:
+    :attr:`note` says why, and a warning says so once.
 
     function: takes tensors, numbers and other hashable values, and returns a tuple of tensors. Other memory
-        that it reads or writes must not move between calls, unless ``reads`` tells.
+        that it reads or writes must not move between calls, unless ``reads`` or ``depends`` tells.
     reads: returns tensors besides the arguments that the function reads or writes.
+    depends: returns something that is another when recordings are to be forgotten. Asked after each call that
+        runs eagerly, and by :meth:`forget_changed`: a replay changes nothing in Python.
     what: what the function is, for the note.
-    obstacle: why a recording of the function could go wrong later; it is then not made. None if it could not.
+    obstacle: returns why a recording of the function could go wrong later; it is then not made. None if it
+        could not.
     limit: how many recordings are kept; the least recently used is dropped.
     at: which call of a kind is recorded, at least 2. Recording takes as long as a few calls.
     lends: whether what a replay returns is lent until the next call, instead of copied for the caller.
-    undone: makes a context that puts back what calls inside it change, besides returning something, and
-        raises an exception for what a recording cannot repeat.
+    snapshot: takes one of what the function changes.
     differ: how a replay's outputs (first argument) differ from eager ones, in words; None if they do not.
     recording: the kind of recording; by default CUDA graphs for CUDA tensors, and none for others.
     """
@@ -164,20 +180,22 @@ class GraphRunner:
         function: Function,
         *,
         reads: Callable[[], Iterable[Tensor]] = tuple,
+        depends: Callable[[], Hashable] = tuple,
         what: str = "the attack",
-        obstacle: str | None = None,
+        obstacle: Callable[[], str | None] = lambda: None,
         limit: int = 4,
         at: int = 2,
         lends: bool = False,
-        undone: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        snapshot: Callable[[], Snapshot] = Snapshot,
         differ: Callable[[Sequence[Tensor], Sequence[Tensor]], str | None] = _difference,
         recording: Callable[..., Recording] | None = None,
     ):
         self._function, self._reads, self._what, self._obstacle = function, reads, what, obstacle
         self._limit, self._at, self._lends, self._recording = limit, at, lends, recording
-        self._undone, self._differ = undone, differ
+        self._depends, self._snapshot, self._differ = depends, snapshot, differ
         self._recordings: collections.OrderedDict[Hashable, Recording] = collections.OrderedDict()
         self._calls: collections.OrderedDict[Hashable, int] = collections.OrderedDict()  # not recorded yet
+        self._known: Hashable = None  # what the recordings depend on
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -190,15 +208,22 @@ class GraphRunner:
             self._recordings.move_to_end(kind)
             return recording.replay(inputs, lend=self._lends)
         calls = self._calls.pop(kind, 0) + 1
-        made = self._recorded(inputs) if calls == self._at else None
-        outputs = self._function(*inputs)
-        if made is not None:
-            self._keep(kind, *made, outputs)
+        before = self._snapshot() if self._recordings or calls == self._at else None
+        outputs = self._eagerly(inputs, before)
+        if self._recordings:
+            self.forget_changed()
+        if before is not None and calls == self._at:
+            self._record(kind, inputs, outputs, before)
         elif calls < self._at:
             self._calls[kind] = calls
             if len(self._calls) > _REMEMBERED:
                 self._calls.popitem(last=False)
         return outputs
+
+    def forget_changed(self) -> None:
+        """Forgets the recordings if what they depend on is another than when they were made."""
+        if self._recordings and self._depends() != self._known:
+            self.clear()
 
     def clear(self) -> None:
         """Forgets all recordings, and frees their memory."""
@@ -210,33 +235,43 @@ class GraphRunner:
             return self._recording
         return CudaRecording if _on_cuda(inputs) else None
 
-    def _recorded(self, inputs: Sequence[Any]) -> tuple[Recording, tuple[Tensor, ...]] | None:
-        """A recording, and what its first replay returned; None if there can be none."""
-        if self._obstacle is not None:
-            self._give_up(self._obstacle)
-            return None
+    def _eagerly(self, inputs: Sequence[Any], before: Snapshot | None) -> tuple[Tensor, ...]:
+        """before: where there are recordings, without whose memory the call may have enough."""
+        try:
+            return self._function(*inputs)
+        except torch.OutOfMemoryError:
+            if not self._recordings or before is None:
+                raise
+        self._give_up("no memory is left beside it")
+        before.put_back()
+        return self._function(*inputs)
+
+    def _record(
+        self, kind: Hashable, inputs: Sequence[Any], outputs: Sequence[Tensor], before: Snapshot
+    ) -> None:
+        """Keeps a recording, if its replay agrees with the outputs of the eager call, which has been made: a
+        recording holds the memory of a whole call. before: of that call."""
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            self._give_up(obstacle)
+            return
         recorder = self._recorder(inputs)
         assert recorder is not None
         while len(self._recordings) >= self._limit:
             self._recordings.popitem(last=False)
+        after = self._snapshot()
         try:
-            with self._undone():
-                recording = recorder(self._function, inputs)
-            with self._undone():
-                return recording, recording.replay(inputs)
+            before.check()
+            before.put_back()
+            recording = recorder(self._function, inputs)
+            before.put_back()
+            wrong = self._differ(recording.replay(inputs, lend=True), outputs)
         except Exception as error:  # whatever a model does that a graph cannot
-            self._give_up(brief(error))
-            return None
-
-    def _keep(
-        self, kind: Hashable, recording: Recording, replayed: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> None:
-        """Keeps a recording, if its replay agrees with the eager outputs."""
-        try:
-            wrong = self._differ(replayed, outputs)
-        except Exception as error:  # such as a lack of memory
             wrong = brief(error)
+        finally:
+            after.put_back()
         if wrong is None:
+            self._known = self._depends()
             self._recordings[kind] = recording
         else:
             self._give_up(wrong)

@@ -52,11 +52,13 @@ _FIXED = (
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal),
 )
 
+# A copy draws other numbers than the model, and where these matter, does not confirm.
+_GENERATORS = (torch.Generator, numpy.random.Generator, numpy.random.RandomState, random.Random)
+
 # Objects that count as a whole, whatever changes inside.
 _WHOLE = (
     logging.Logger,  # which a copy shares
-    # A copy draws other numbers than the model, and where these matter, does not confirm.
-    *(torch.Generator, numpy.random.Generator, numpy.random.RandomState, random.Random),
+    *_GENERATORS,
     fx.Graph,  # of which a module's forward is made
 )
 
@@ -72,6 +74,7 @@ class Structure:
     obstacle: why a copy would not follow the model, None if it would. It reaches a module in another way than
         by having registered it, such as a teacher in a list, or itself in a lambda: a copy would run that
         module instead of its own. Or it holds what a copy copies and nobody can look into.
+    generator: under which name it holds a random generator of its own; None if it holds none.
     """
 
     def __init__(self, model: nn.Module):
@@ -86,6 +89,7 @@ class Structure:
         self._odd: list[Tensor] = []
         self._arrays: list[numpy.ndarray] = []
         self.obstacle: str | None = None
+        self.generator: str | None = None
         self._registered = set(map(id, model.modules()))
         self._seen: set[int] = set()
         containers: list[Any] = []
@@ -138,6 +142,8 @@ class Structure:
         inside = _parts(value)
         if inside is None:
             self._objects.append(value)
+            if isinstance(value, _GENERATORS):
+                self.generator = name
             if not isinstance(value, _WHOLE) and not _is_shared(value):
                 self.obstacle = f"what changes in {name}, a {type(value).__name__}, a copy would not follow"
             return
@@ -189,6 +195,20 @@ class Structure:
         kinds += [(t.dtype, t.device, t.shape) for t in self.loose]
         versions = [None if t.is_inference() else t._version for t in self._odd]
         return kinds, versions, [zlib.crc32(array.tobytes()) for array in self._arrays]
+
+
+class StructureWatch:
+    """Called, returns a number that is another one than before if the module's structure is."""
+
+    def __init__(self, module: nn.Module):
+        self._module, self._number = module, 0
+        self._last: Structure | None = None  # before it is asked, it costs nothing
+
+    def __call__(self) -> int:
+        if self._last is None or not self._last.is_that_of(self._module):
+            self._last = Structure(self._module)
+            self._number += 1
+        return self._number
 
 
 class _Slots:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..attacks.inputs import to_state
 from ..checks import refuse
 from ..distributed import world_size
+from ..engine import GraphRunner
 from ..engine.graphs import Function
 from ..engine.modes import device_of
 from ..engine.precision import get_precision
@@ -34,10 +35,11 @@ class Learner:
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._net = model
         self._passes: Function = self._forward_and_backward
+        self._graph: GraphRunner | None = None
         if world_size() > 1:
             self._net = DistributedDataParallel(model)
         else:
-            self._passes = step_graph(model, weakly(self._forward_and_backward))
+            self._passes = self._graph = step_graph(model, weakly(self._forward_and_backward))
         self._optimizer = make_optimizer(model, recipe)
         self._schedule = CosineLRScheduler(
             self._optimizer,
@@ -67,8 +69,10 @@ class Learner:
         return self._optimizer.param_groups[0]["lr"]
 
     def train(self) -> None:
-        """Puts the model into train mode."""
+        """Puts the model into train mode, after an epoch or whatever else it was used for."""
         self._net.train()
+        if self._graph is not None:
+            self._graph.forget_changed()
 
     def step(self, number: int, images: Tensor, adversarial: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimiser. Returns the loss (), and (N,) bool, which adversarial images were

@@ -1,6 +1,7 @@
 """Recording and replaying, with the eager stand-in for CUDA graphs."""
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD
 from roli_fast.engine import GraphRunner
-from roli_fast.engine.graphs import Recording
+from roli_fast.engine.graphs import Recording, Snapshot
 
 
 class Watched:
@@ -83,7 +84,7 @@ def test_what_tells_calls_apart(watched):
 
 
 def test_what_a_recording_would_get_wrong_is_not_recorded(watched):
-    runner = watched.runner(obstacle="it reads what it likes")
+    runner = watched.runner(obstacle=lambda: "it reads what it likes")
     check(runner, torch.rand(3, 4))
     with pytest.warns(UserWarning, match="runs without a CUDA graph: it reads what it likes"):
         check(runner, torch.rand(3, 4))
@@ -94,6 +95,88 @@ def test_what_a_recording_would_get_wrong_is_not_recorded(watched):
     assert watched.recorded == 0
     assert watched.calls == 5
     assert "it reads what it likes" in runner.note
+
+
+def test_recordings_are_forgotten_when_what_they_depend_on_is_another(watched):
+    """Noticed after a call that runs eagerly, in which it may have changed, or where the owner asks."""
+    state = [0]
+    runner = watched.runner(depends=lambda: state[0])
+
+    def change():
+        state[0] += 1
+
+    for later in (lambda: check(runner, torch.rand(2, 4)), runner.forget_changed):
+        recorded = watched.recorded
+        for _ in range(3):
+            check(runner, torch.rand(3, 4))
+        assert watched.recorded == recorded + 1
+        change()
+        later()
+        assert not runner._recordings
+    assert runner.note is None
+
+
+class Pooled(Recording):
+    """Holds the memory of a call, as a graph does."""
+
+    held = 0
+
+    def __init__(self, function, inputs):
+        super().__init__(function, inputs)
+        Pooled.held += 1
+
+    def __del__(self):
+        Pooled.held -= 1
+
+
+def test_what_fits_into_memory_without_a_graph_is_computed():
+    """A call of the size that is recorded needs its memory before the graph has as much, and one of another
+    size gets what the graph has."""
+    state = torch.zeros(())
+
+    class Before(Snapshot):
+        def __init__(self):
+            self.value = state.clone()
+
+        def put_back(self):
+            state.copy_(self.value)
+
+    def function(x):
+        state.add_(1)
+        if Pooled.held > 0 and not inside:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (x * 2 + state,)
+
+    inside = []
+
+    class Inside(Pooled):
+        def replay(self, inputs, **options):
+            inside.append(True)
+            try:
+                return super().replay(inputs, **options)
+            finally:
+                inside.pop()
+
+    runner = GraphRunner(function, recording=Inside, snapshot=Before)
+    for call in range(1, 4):
+        assert torch.equal(runner(torch.ones(3))[0], torch.full((3,), 2.0 + call))
+    assert Pooled.held == 1
+    assert runner.note is None
+    with pytest.warns(UserWarning, match="runs without a CUDA graph: no memory is left beside it"):
+        assert torch.equal(runner(torch.ones(2))[0], torch.full((2,), 6.0))
+    assert Pooled.held == 0
+    assert torch.equal(runner(torch.ones(3))[0], torch.full((3,), 7.0))
+
+
+def test_a_lack_of_memory_that_is_no_graph_s_is_the_callers(watched):
+    def function(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    runner = GraphRunner(function, recording=Recording)
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            runner(torch.ones(2))
+    assert runner.note is None
 
 
 def test_nothing_is_a_constant_too():
@@ -425,3 +508,41 @@ def test_an_ensemble_keeps_no_graph_of_a_stage_that_is_over(recorded):
     oracles = [oracle for part in attack.parts.values() for oracle in part._oracles.values()]
     assert len(oracles) == 3
     assert not any(runner._recordings for oracle in oracles for runner in oracle._runners.values())
+
+
+class Masked(nn.Module):
+    """Keeps a mask for batches of the last size."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.mask = nn.Linear(12, 3), None
+
+    def forward(self, x):
+        if self.mask is None or len(self.mask) != len(x):
+            self.mask = torch.ones(len(x), 1)
+        return self.head(x.flatten(1) * self.mask)
+
+
+def test_a_replay_reads_no_memory_that_is_free(monkeypatch):
+    """A graph would read whatever comes to lie there."""
+    model, attack, there = Masked(), PGD(steps=2, random_start=False), []
+
+    class Reading(Recording):
+        def __init__(self, function, inputs):
+            super().__init__(function, inputs)
+            self.mask = weakref.ref(attack.view(model)._copy.module.mask)
+
+        def replay(self, inputs, **options):
+            there.append(self.mask() is not None)
+            return super().replay(inputs, **options)
+
+    initialise = GraphRunner.__init__
+    monkeypatch.setattr(
+        GraphRunner,
+        "__init__",
+        lambda self, function, **options: initialise(self, function, **options | {"recording": Reading}),
+    )
+    images, labels = torch.rand(8, 3, 2, 2), torch.randint(0, 3, (8,))
+    for size in (8, 8, 8, 8, 5, 8, 8, 8):  # the first makes the model's own mask, and so another copy
+        attack(model, images[:size], labels[:size])
+    assert there == [True] * 4  # each of the two recordings once to confirm it, and once in place of a call
