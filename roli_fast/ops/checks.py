@@ -131,6 +131,9 @@ def _not_differentiable(op: str, argument: str, value: Tensor) -> None:
             f"{argument}.detach(), or a call under torch.no_grad() (the op is not differentiable)",
             RuntimeError,
         )
+    if _has_tangent(value):  # in any grad mode: torch.no_grad() is for gradients alone
+        got = "a tensor with a tangent, in forward-mode differentiation"
+        _refuse(op, argument, got, f"{argument}.detach() (the op is not differentiable)", RuntimeError)
 
 
 def _has_tangent(value: Tensor) -> bool:
@@ -214,9 +217,6 @@ def _disjoint(op: str, written_name: str, written: Tensor, name: str, value: Ten
 def _written(op: str, argument: str, value: Tensor, /, **others: object) -> None:
     """others: what must not share its memory; numbers have none."""
     _not_differentiable(op, argument, value)
-    if _has_tangent(value):
-        got = "a tensor with a tangent, in forward-mode differentiation"
-        _refuse(op, argument, got, f"{argument}.detach() (the op is not differentiable)", RuntimeError)
     if has_memory(value) and value.is_inference() and not torch.is_inference_mode_enabled():
         got = "an inference tensor, outside inference mode"
         _refuse(op, argument, got, f"{argument}.clone()", RuntimeError)
