@@ -128,6 +128,15 @@ def test_any_layout_at_any_place_in_the_batch(backend, layout, dtype):
     assert_same_bits(ops.cross_entropy(layout(logits)[2:4], labels[2:4]), tuple(x[2:4] for x in expected))
 
 
+@pytest.mark.parametrize("layout", [*LAYOUTS, lambda x: x[:, :1].expand(5, 7)])
+def test_the_slope_is_laid_out_as_logits_are(backend_on_cpu, layout):
+    """As the op's fake says, by which torch.compile goes."""
+    logits, labels = layout(torch.randn(5, 7)), spaced(torch.tensor([0, 6, 3, 3, 1]))
+    loss, slope = ops.cross_entropy(logits, labels)
+    assert loss.stride() == (1,)
+    assert slope.stride() == torch.empty_like(logits).stride()
+
+
 def test_no_samples(backend):
     loss, slope = ops.cross_entropy(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
     assert loss.shape == (0,)

@@ -23,4 +23,4 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     length = gap.sigmoid().clamp(min=_LEAST)
     slope = (shares / total).scatter(1, label, -1.0) * length
     slope = torch.where(known & (largest == -math.inf), 0.0, slope)
-    return F.softplus(gap, threshold=_LINEAR)[:, 0], slope.to(logits.dtype)
+    return F.softplus(gap, threshold=_LINEAR)[:, 0], torch.empty_like(logits).copy_(slope)
