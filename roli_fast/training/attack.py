@@ -97,8 +97,8 @@ def validation_attack(recipe: Recipe, precision: str, generator: torch.Generator
 def _in_train_mode(model: nn.Module) -> Iterator[None]:
     """Attacks the model as it trains, but its buffers, such as running statistics, are afterwards what they
     were."""
-    norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
-    tracking = {m for m in norms if m.training and m.track_running_stats}  # which has a switch, for nothing
+    norms = (m for m in model.modules() if isinstance(m, _BatchNorm) and _has_switch(m))
+    tracking = {m for m in norms if m.training and m.track_running_stats}
     for module in tracking:
         module.track_running_stats = False
     try:
@@ -107,6 +107,14 @@ def _in_train_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+def _has_switch(norm: _BatchNorm) -> bool:
+    """Whether track_running_stats turns its statistics off, which costs nothing. A forward of the user's own
+    may track them whatever that says."""
+    function = getattr(norm.forward, "__func__", None)  # None where this one has another callable for it
+    place = getattr(function, "__globals__", {}).get("__name__") or ""  # __module__ may be a copy's
+    return place.split(".")[0] in ("torch", "timm", "roli_fast")
 
 
 def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:

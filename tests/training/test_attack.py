@@ -1,11 +1,12 @@
 """The attack in the loop: what it makes, how it grows, and what it leaves alone."""
 
 import contextlib
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import EvoNorm2dB0
+from timm.layers import BatchNormAct2d, EvoNorm2dB0
 from torch import nn
 
 from roli_fast.attacks import NFGSM, PGD
@@ -94,6 +95,22 @@ class Observer(nn.Module):
         return x
 
 
+class OwnStatistics(nn.BatchNorm2d):
+    """Tracks whenever it trains, whatever track_running_stats says."""
+
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked += 1
+            self.running_mean = self.running_mean.lerp(x.detach().mean((0, 2, 3)), 0.1)
+        return x - self.running_mean[:, None, None]
+
+
+def patched_norm():
+    norm = nn.BatchNorm2d(4)
+    norm.forward = functools.partial(OwnStatistics.forward, norm)
+    return norm
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -102,8 +119,14 @@ class Observer(nn.Module):
         lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)),
         lambda: nn.utils.spectral_norm(nn.Conv2d(4, 4, 1)),
         Observer,
+        lambda: OwnStatistics(4),
+        patched_norm,
+        lambda: BatchNormAct2d(4),
     ],
-    ids=["instance norm", "evonorm", "spectral norm", "older spectral norm", "observer"],
+    ids=[
+        *("instance norm", "evonorm", "spectral norm", "older spectral norm", "observer"),
+        *("batch norm of the user's", "patched batch norm", "timm's batch norm"),
+    ],
 )
 @pytest.mark.parametrize("fails", [False, True])
 def test_in_train_mode_no_buffer_changes(layer, fails, images_labels):
