@@ -96,4 +96,4 @@ class Oracle:
 def _obstacle(**own: object) -> str | None:
     """Why a graph may not contain these callables of the caller's; None if it may."""
     names = [name for name, value in own.items() if callable(value) and not is_closed(value)]
-    return f"{' and '.join(names)} may read other tensors in another call" if names else None
+    return f"{' and '.join(names)} may read other values in another call" if names else None

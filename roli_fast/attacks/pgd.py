@@ -40,7 +40,8 @@ class PGD(GradientAttack):
         fools the model before one that does not, then the one with the higher loss.
     loss: the loss to increase: "ce" (cross-entropy), "margin", "dlr" (Croce and Hein 2020), or a callable
         that takes float logits (N, classes) and labels (N,) and returns (N,). With one that may read more
-        than its arguments, such as a closure over soft labels, there is no CUDA graph, and a note says so.
+        than its arguments, such as soft labels in a closure or a global number, there is no CUDA graph,
+        and a note says so.
     targeted: whether labels are the classes to reach; the loss is then decreased.
     bounds: the lowest and the highest value that a pixel may have.
     iterate: which point of a run is its result: the "last", or the "best" of all including the last, chosen

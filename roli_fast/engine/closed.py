@@ -1,6 +1,10 @@
 """Which callables of a caller's a CUDA graph may contain."""
 
+import builtins
+import collections
+import dis
 import functools
+import itertools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +13,15 @@ import torch
 from torch import nn
 
 _CONSTANTS = (str, bytes, bool, int, float, complex, type(None), torch.dtype)
-_OF_LIBRARIES = (types.BuiltinFunctionType, types.ModuleType, type)
+# Whose modules, classes and functions keep nothing of the caller's. Not all of the standard library: sys,
+# random, time and os answer differently in another call.
+_LIBRARIES = {
+    *("torch", "roli_fast", "builtins"),
+    *("cmath", "contextlib", "functools", "itertools", "math", "numbers", "operator", "typing", "warnings"),
+}
+_LOOKUPS = {"__import__", "eval", "exec", "getattr", "globals", "input", "open", "vars"}  # find any variable
+_READS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_REACHES_OUT = {"IMPORT_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
 
 
 def is_closed(function: Any) -> bool:
@@ -17,34 +29,80 @@ def is_closed(function: Any) -> bool:
     right. Of another, such as a closure over a batch's soft labels, the graph would read what there was when
     it was recorded.
 
-    Closed are functions without a closure whose globals are constants, classes, modules or closed functions;
-    a functools.partial of such with constants; and torch's own modules.
+    Closed are functions without a closure whose globals are modules and classes of libraries, and closed
+    functions under the names that they were defined by. A number or a tensor is none of these, nor is a
+    function under another name: the caller may give that name to another. A functools.partial of closed
+    functions with constants is closed, and so are torch's own modules without tensors.
     """
-    if isinstance(function, functools.partial):
-        given = (*function.args, *function.keywords.values())
-        return is_closed(function.func) and all(isinstance(value, _CONSTANTS) for value in given)
-    if isinstance(function, nn.Module):
-        return type(function).__module__.startswith("torch.nn.")
     return _is_closed(function, ())
 
 
 def _is_closed(value: Any, above: tuple[types.FunctionType, ...]) -> bool:
     """above: functions that are looked at already, which may call each other."""
-    if isinstance(value, (*_CONSTANTS, *_OF_LIBRARIES)):
-        return True
-    if not isinstance(value, types.FunctionType):
+    if isinstance(value, (*_CONSTANTS, types.ModuleType, type, types.BuiltinFunctionType)):
+        return isinstance(value, _CONSTANTS) or _is_of_a_library(value)
+    if isinstance(value, types.FunctionType):
+        return value in above or _is_closed_function(value, (*above, value))
+    return (parts := _parts(value)) is not None and all(_is_closed(part, above) for part in parts)
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """All that an object computes with, where it is of a kind of which that is known."""
+    if type(value) is tuple:
+        return [*value]
+    if type(value) is functools.partial:
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, nn.Module) and type(value).__module__.startswith("torch.nn."):
+        own = vars(value).values()  # tensors, submodules and hooks are in dicts
+        tables = (held.values() if isinstance(held, dict) else held for held in own if _is_table(held))
+        return [*itertools.chain(*tables), *(held for held in own if not _is_table(held))]
+    return None
+
+
+def _is_table(held: Any) -> bool:
+    return isinstance(held, (dict, set))
+
+
+def _is_of_a_library(value: types.ModuleType | type | types.BuiltinFunctionType) -> bool:
+    if isinstance(value, types.ModuleType):
+        return value.__name__ != "builtins" and _is_library(value.__name__)  # which has the lookups
+    if isinstance(value, type):
+        return _is_library(value.__module__)
+    owner = value.__self__  # a method's may be a tensor
+    owned = owner is None or isinstance(owner, (types.ModuleType, type))
+    home = value.__module__ or getattr(owner, "__module__", None)
+    return owned and _is_library(home) and value.__name__ not in _LOOKUPS
+
+
+def _is_library(name: str | None) -> bool:
+    return (name or "").split(".")[0].removeprefix("_") in _LIBRARIES
+
+
+def _is_closed_function(function: types.FunctionType, above: tuple[types.FunctionType, ...]) -> bool:
+    if function.__closure__ is not None:
         return False
-    if value in above or value.__module__.split(".")[0] == "torch":
+    space = function.__globals__
+    if _is_library(space.get("__name__")):  # __module__ may be a copy of another's
         return True
-    space = value.__globals__
-    named = [space[name] for name in _names(value.__code__) if name in space]
-    enclosed = [*named, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    return value.__closure__ is None and all(_is_closed(held, (*above, value)) for held in enclosed)
+    instructions = [*_instructions(function.__code__)]
+    if vars(function) or any(done.opname in _REACHES_OUT for done in instructions):
+        return False
+    names = {done.argval for done in instructions if done.opname in _READS}
+    known = collections.ChainMap(space, vars(builtins))
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return all(_is_closed(value, above) for value in defaults) and all(
+        name in known and _is_lasting(name, known[name]) and _is_closed(known[name], above) for name in names
+    )
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """What code names, and functions that are defined in it."""
-    yield from code.co_names
+def _is_lasting(name: str, value: Any) -> bool:
+    """Whether a global looks like an import or a definition rather than a variable."""
+    return isinstance(value, types.ModuleType) or getattr(value, "__name__", None) == name
+
+
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    """Those of code, and of functions that are defined in it."""
+    yield from dis.get_instructions(code)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from _instructions(constant)

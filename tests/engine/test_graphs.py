@@ -434,7 +434,7 @@ def test_a_callable_that_may_read_something_else_is_not_recorded(option, recorde
         "output": lambda logits: held["scale"] * logits,
     }[option]
     attack = PGD(steps=2, **{option: own})
-    with pytest.warns(UserWarning, match=f"{option} may read other tensors in another call"):
+    with pytest.warns(UserWarning, match=f"{option} may read other values in another call"):
         notes = [attack.run(model, images, labels).notes for _ in range(3)]
     assert not recorded
     assert any(option in note for note in notes[-1])
