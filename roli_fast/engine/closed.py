@@ -31,8 +31,8 @@ def is_closed(function: Any) -> bool:
 
     Closed are functions without a closure whose globals are modules and classes of libraries, and closed
     functions under the names that they were defined by. A number or a tensor is none of these, nor is a
-    function under another name: the caller may give that name to another. A functools.partial of closed
-    functions with constants is closed, and so are torch's own modules without tensors.
+    function under another name: the caller may give that name to another. Closed are also the libraries' own
+    functions, torch's modules without tensors, and a functools.partial of closed functions with constants.
     """
     return _is_closed(function, ())
 
@@ -65,7 +65,7 @@ def _is_table(held: Any) -> bool:
 
 def _is_of_a_library(value: types.ModuleType | type | types.BuiltinFunctionType) -> bool:
     if isinstance(value, types.ModuleType):
-        return value.__name__ != "builtins" and _is_library(value.__name__)  # which has the lookups
+        return _is_library(value.__name__) and value.__name__ != "builtins"  # the lookups' own module
     if isinstance(value, type):
         return _is_library(value.__module__)
     owner = value.__self__  # a method's may be a tensor
@@ -79,11 +79,11 @@ def _is_library(name: str | None) -> bool:
 
 
 def _is_closed_function(function: types.FunctionType, above: tuple[types.FunctionType, ...]) -> bool:
-    if function.__closure__ is not None:
-        return False
-    space = function.__globals__
+    space, closure = function.__globals__, function.__closure__ or ()
     if _is_library(space.get("__name__")):  # __module__ may be a copy of another's
-        return True
+        return all(_is_closed(cell.cell_contents, above) for cell in closure)
+    if closure:
+        return False
     instructions = [*_instructions(function.__code__)]
     if vars(function) or any(done.opname in _REACHES_OUT for done in instructions):
         return False

@@ -163,7 +163,7 @@ def enclosing(value):
     [
         *(scaled, by_another, calls_itself, in_digits, from_nowhere()),
         *(lambda z: z["logits"], lambda z, y: F.log_softmax(z, 1).sum(1) + torch.ones(3).sum() * math.pi),
-        *(torch.logsumexp, F.cross_entropy, F.softplus, F.kl_div, operator.sub),
+        *(torch.logsumexp, F.cross_entropy, F.softplus, F.kl_div, F.max_pool1d, operator.sub),
         *(losses.cross_entropy, losses.margin, losses.dlr, losses.targeted_dlr, losses.kl_divergence),
         functools.partial(F.cross_entropy, reduction="none", label_smoothing=0.1),
         functools.partial(functools.partial(scaled), y=1),
@@ -183,6 +183,7 @@ def test_closed(function):
         *(by_a_number, by_a_module, by_a_class, by_a_tensors_method, by_a_tensors_method_of_its_name),
         *(by_what_a_name_stands_for, by_globals, by_getattr, by_an_import, by_chance, keeps, times),
         *(by_what_is_not_there_yet, by_its_attribute, in_the_name_of_torchs, State, settings),
+        *(torch.no_grad()(weighted), torch.func.vmap(weighted)),
         functools.partial(F.cross_entropy, weight=WEIGHTS),
         functools.partial(weighted),
         nn.CrossEntropyLoss(WEIGHTS, reduction="none"),
