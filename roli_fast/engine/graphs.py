@@ -210,9 +210,8 @@ class GraphRunner:
         calls = self._calls.pop(kind, 0) + 1
         before = self._snapshot() if self._recordings or calls == self._at else None
         outputs = self._eagerly(inputs, before)
-        if self._recordings:
-            self.forget_changed()
-        if before is not None and calls == self._at:
+        self.forget_changed()
+        if before is not None and calls == self._at and self.note is None:
             self._record(kind, inputs, outputs, before)
         elif calls < self._at:
             self._calls[kind] = calls
