@@ -5,12 +5,14 @@ import dataclasses
 import math
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..checks import brief, refuse
 from ..models.normalized import Normalized
@@ -22,6 +24,7 @@ from .outputs import Output, check_output, select
 from .precision import get_precision
 from .structure import Structure
 
+_NOTHING = contextlib.nullcontext()
 _CONFIRM_SAMPLES = 4
 _TOO_OFTEN = 3  # rebuilds in a row
 
@@ -45,6 +48,28 @@ class ViewReport:
     left: dict[str, str] = dataclasses.field(default_factory=dict)
     moved: float | None = None
     note: str | None = None
+
+
+class _Uses(TorchDispatchMode):
+    """Notes whether what this thread computes inside uses any of these tensors' memory."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        super().__init__()
+        self._own = set(map(_memory, tensors)) - {0}
+        self.found = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        self.found = self.found or any(_memory(tensor) in self._own for tensor in given)
+        return function(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where it begins; 0 for a tensor without memory of its own, such as a sparse one."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 class AttackView:
@@ -315,9 +340,18 @@ class AttackView:
 
     def _make_faithful(self, adv: Tensor, expected: Tensor, largest: float) -> None:
         """Keeps a copy that gives the expected output: with its folds, else without them, else none."""
+        model = self._model()
+        assert isinstance(model, nn.Module)
         assert self._copy is not None
         tolerance = _TOLERANCE[expected.dtype] * largest
-        moved, failure = self._moved_or_failed(adv, expected)
+        uses = _Uses((*model.parameters(), *model.buffers()))
+        moved, failure = self._moved_or_failed(adv, expected, uses)
+        if uses.found:  # by some way, such as a weak reference: in their mode, changing their statistics
+            self._copy, self.report = None, ViewReport()
+            self._run_as_it_is("a copy would compute with some of the model's own tensors")
+            return
+        if failure is not None:  # perhaps by being watched
+            moved, failure = self._moved_or_failed(adv, expected)
         self.report.moved = moved / (largest or 1)
         if moved <= tolerance:
             return
@@ -337,27 +371,37 @@ class AttackView:
             failure = f"a copy's output differs from the model's by {moved:.2g} (is it random?)"
         self._run_as_it_is(failure)
 
-    def _moved_or_failed(self, adv: Tensor, expected: Tensor) -> tuple[float, str | None]:
-        """How far the copy's output is from the expected one, and how the copy failed, if it did."""
+    def _moved_or_failed(
+        self,
+        adv: Tensor,
+        expected: Tensor,
+        around: AbstractContextManager[object] = _NOTHING,
+    ) -> tuple[float, str | None]:
+        """How far the copy's output is from the expected one, and how the copy failed, if it did. around: the
+        copy's call."""
         try:
-            return self._moved(adv, expected), None
+            return self._moved(adv, expected, around), None
         except torch.OutOfMemoryError:  # says nothing about the model
             raise
         except Exception as error:  # such as a dtype that the model's forward expects of its weights
             return math.inf, f"a copy fails ({brief(error)})"
 
-    def _moved(self, adv: Tensor, expected: Tensor) -> float:
+    def _moved(self, adv: Tensor, expected: Tensor, around: AbstractContextManager[object]) -> float:
         """How far the copy's output is from the expected one."""
         assert self._copy is not None
+        x = self._input(adv)
         try:
-            output = self(self._input(adv))
+            with around:
+                output = self(x)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # such as a view() of features, which wants them contiguous
             if not self._copy.channels_last:
                 raise
             self._copy.give_up_channels_last()
-            output = self(self._input(adv))
+            x = self._input(adv)
+            with around:
+                output = self(x)
         output = output.to(expected.dtype)
         same = (output == expected) | (output.isnan() & expected.isnan())  # infinite ones, such as masks, too
         return (output - expected).abs().masked_fill(same, 0).max().item()

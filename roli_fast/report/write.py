@@ -184,7 +184,7 @@ class _Report:
         parts = body(self._data, self._runs, self._found, drawn, self._comparison, compared)
         title = f"Robustness report: {', '.join(run.name for run in self._runs)}"
         path = folder / "report.html"
-        write(path, page(title, parts).encode())
+        write(path, page(title, parts).encode(errors="backslashreplace"))  # of files' names
         return path
 
     def _drawn(self, run: Run) -> Drawn:

@@ -685,3 +685,49 @@ def test_a_model_with_a_tensor_of_five_dimensions_is_copied(batch):
     assert_same_logits(view, model, batch[0])
     assert view.is_copy
     assert view.memory_format(batch[0]) == torch.channels_last
+
+
+class Part(nn.Module):
+    def forward(self, x):
+        return self.read(x)
+
+
+class Reaching(nn.Module):
+    """One of its parts computes with another one, to which it has some way."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.part, self.head = Part(), nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+        self.part.read = way(self.stem)
+
+    def forward(self, x):
+        return self.head(self.part(x))
+
+
+class Weakly:
+    def __init__(self, module):
+        self.module = weakref.ref(module)
+
+    def __call__(self, x):
+        return self.module()(x)
+
+
+class WithItsWeights(Weakly):
+    def __call__(self, x):
+        conv = self.module()[0]
+        return nn.functional.conv2d(x, conv.weight, conv.bias)
+
+
+@pytest.mark.parametrize("way", [Weakly, WithItsWeights])
+def test_a_copy_that_would_reach_into_the_model_is_none(way):
+    """It would run what the model has in the mode that it is in, and change its statistics."""
+    torch.manual_seed(0)
+    model = Reaching(way).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    attack = PGD(steps=2, random_start=False)
+    found = attack.run(model, images, labels)
+    assert any("a copy would compute with some of the model's own tensors" in note for note in found.notes)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
