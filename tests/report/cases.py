@@ -117,7 +117,7 @@ def save_images(folder) -> dict:
     for split, count in (("train", 48), ("val", 24), ("test", 30)):
         stored = blobs(count)
         for row, (image, label) in enumerate(stored):
-            place = folder / split / f"class{label}"
+            place = folder / split / f"class{label}\udce9"  # of bytes that are not UTF-8
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image[0].numpy()).save(place / f"{row}.png")
     return {"dataset": "folder", "data_dir": str(folder), "input_img_mode": "L"}
