@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,24 +49,80 @@ def _refuse_shards(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
-    """Puts the model into eval mode, and afterwards every module back into its own. Inside,
-    DistributedDataParallel does not synchronise, so that no process waits for others."""
+    """Puts the model into eval mode, and every module back into its own when the last thread that has it here
+    leaves. Inside, DistributedDataParallel does not synchronise, so that no process waits for others."""
     owner = getattr(model, "__self__", model)  # of a bound method
     modules = [m for m in owner.modules() if _has_mode(m)] if isinstance(owner, nn.Module) else []
-    modes = [m.training for m in modules]
-    # DistributedDataParallel would broadcast its buffers, but processes call their models at different times.
-    spreading = [
-        m for m in modules if isinstance(m, nn.parallel.DistributedDataParallel) and m.broadcast_buffers
-    ]
-    _set_modes(modules, [False] * len(modules))
-    for module in spreading:
-        module.broadcast_buffers = False
+    with _changing_modes:
+        trained = _hold(modules)
+        try:
+            _set_modes(modules, [False] * len(modules))
+        except BaseException:
+            _release(modules, trained)
+            raise
     try:
         yield
     finally:
-        _set_modes(modules, modes)
-        for module in spreading:
+        with _changing_modes:
+            _release(modules, trained)
+
+
+_changing_modes = threading.RLock()  # a module's own ``train`` may do anything
+
+
+class _Held:
+    """What a module that is held in eval mode goes back to.
+
+    spreads: whether it is a DistributedDataParallel that broadcasts its buffers.
+    thread: the only one that holds it; None once there are several.
+    """
+
+    __slots__ = ("mode", "spreads", "thread", "users")
+
+    def __init__(self, mode: bool, thread: int):
+        self.mode, self.spreads, self.users = mode, False, 1
+        self.thread: int | None = thread
+
+
+# By id, while held: a thread may hold a model and another one a part of it.
+_held: dict[int, _Held] = {}
+
+
+def _hold(modules: Sequence[nn.Module]) -> set[int]:
+    """Returns the ids of modules that this thread has set to train mode where it held them already."""
+    thread, trained = threading.get_ident(), set()
+    for module in modules:
+        held = _held.get(id(module))
+        if held is None:
+            held = _held[id(module)] = _Held(module.training, thread)
+            if isinstance(module, nn.parallel.DistributedDataParallel) and module.broadcast_buffers:
+                # It would broadcast its buffers, but processes call their models at different times.
+                held.spreads, module.broadcast_buffers = True, False
+            continue
+        held.users += 1
+        if held.thread != thread:
+            held.thread = None
+        if module.training and held.thread is None:
+            held.mode = True  # somebody has set it meanwhile, for afterwards
+        elif module.training:
+            trained.add(id(module))
+    return trained
+
+
+def _release(modules: Sequence[nn.Module], trained: set[int]) -> None:
+    modes = []
+    for module in modules:
+        held = _held[id(module)]
+        held.users -= 1
+        if held.users:
+            modes.append(held.thread is not None and id(module) in trained)
+            continue
+        del _held[id(module)]
+        modes.append(held.mode)
+        if held.spreads:
+            assert isinstance(module, nn.parallel.DistributedDataParallel)
             module.broadcast_buffers = True
+    _set_modes(modules, modes)
 
 
 def _has_mode(module: nn.Module) -> bool:

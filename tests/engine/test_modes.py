@@ -1,11 +1,13 @@
 """A model is asked in eval mode, and each of its modules is in its own mode afterwards."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from roli_fast.attacks import PGD
-from roli_fast.engine import AttackView
+from roli_fast.engine import AttackView, eval_mode
 
 from .cases import logits, through
 
@@ -123,3 +125,67 @@ def test_a_training_loop_by_the_name_of_train_is_left_alone(batch):
     torch.testing.assert_close(
         through(AttackView(model), batch[0]), logits(model, batch[0]), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("first", ["all", "part"])
+@pytest.mark.parametrize("second", ["all", "part"])
+def test_threads_that_overlap(first, second):
+    """The first one leaves while the second is inside."""
+    model = nn.Sequential(nn.Sequential(*layers()), nn.Dropout()).train()
+    model[0][1].eval()
+    modes = [module.training for module in model.modules()]
+    held = {"all": model, "part": model[0]}
+    here, there = eval_mode(held[second]), eval_mode(held[first])
+    with ThreadPoolExecutor(1) as other:
+        other.submit(there.__enter__).result()
+        with here:
+            other.submit(there.__exit__, None, None, None).result()
+            assert not any(module.training for module in held[second].modules())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_attacks_of_several_threads_on_one_model(batch):
+    model = nn.Sequential(*layers()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def work(_):
+        for _ in range(20):
+            PGD(steps=1)(model, batch[0], batch[1] % 4)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_mode_that_is_set_inside_is_found_again_by_what_set_it():
+    model = nn.Sequential(*layers())
+    with eval_mode(model.eval()):
+        model.train()
+        with eval_mode(model[0]), eval_mode(model):
+            assert not any(module.training for module in model.modules())
+        assert model.training
+        assert model[0].training
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_a_train_that_fails(mode):
+    class Failing(nn.Sequential):
+        fails_for = None
+
+        def train(self, mode=True):
+            if mode == self.fails_for:
+                raise RuntimeError("no")
+            return super().train(mode)
+
+    model = nn.Sequential(nn.Linear(2, 2), Failing()).train()
+    model[1].fails_for = mode
+    with pytest.raises(RuntimeError, match="no"), eval_mode(model):
+        assert mode
+    assert model[0].training
+    model[1].fails_for = None
+    model.train()
+    with eval_mode(model):
+        assert not model[1].training
+    assert all(module.training for module in model.modules())
