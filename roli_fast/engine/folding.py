@@ -4,7 +4,7 @@ in eval mode.
 Only what tracing proves is folded: the layer's output goes to the BatchNorm and nowhere else, both are called
 once, nothing is hooked in between and the weights are shared with nobody. A forward that later takes another
 path, such as by a global flag, fails where it would have used a folded output for a plain one, or a plain one
-for a folded.
+for a folded, and where it reads the weights of a folded layer.
 """
 
 import dataclasses
@@ -169,18 +169,35 @@ class _Folded:
     mark: object
 
 
-class _FoldedLayer(nn.Module):
-    """A layer with its norm in it."""
+class FoldedLayer(nn.Module):
+    """A layer with its norm in it. It has no weights of its own, which a forward that reads them would take
+    for the layer's.
 
+    folded: the layer that computes.
+    """
+
+    folded: Layer
     mark: object  # of the two
+    has_bias: bool  # of the model's
 
     def forward(self, x: Tensor) -> _Folded:
-        return _Folded(super().forward(x), self.mark)
+        return _Folded(self.folded(x), self.mark)
+
+    @property
+    def weight(self) -> Tensor:
+        raise RuntimeError("a BatchNorm was folded into the weights of a layer that are read now")
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.weight if self.has_bias else None
+
+    def extra_repr(self) -> str:
+        return ""  # the layer's own would read its bias
 
 
 @functools.cache
 def _folded(kind: Any) -> Any:
-    return type(f"Folded{kind.__name__}", (_FoldedLayer, kind), {})
+    return type(f"Folded{kind.__name__}", (FoldedLayer, kind), {})
 
 
 class _Nothing(nn.Module):
@@ -213,18 +230,23 @@ class _Activation(_Nothing):
 
 
 def without_norm(layer: Layer, norm: nn.Module) -> nn.Module:
-    """What is left of a BatchNorm that has been folded into a layer, which from now on is a folded layer."""
+    """What is left of a BatchNorm that is folded into a layer, which becomes a :class:`FoldedLayer`."""
     rank = layer.weight.dim()  # of its output, where it is folded
-    folded = cast(_FoldedLayer, layer)
-    folded.__class__ = _folded(cast(Any, type(layer)))
-    folded.mark = mark = object()
+    kind: Any = type(layer)
+    computing = kind.__new__(kind)
+    vars(computing).update(vars(layer))
+    here, mark = cast(FoldedLayer, layer), object()
+    here.has_bias, here.mark = layer.bias is not None, mark
+    here._parameters, here._modules = {}, {"folded": computing}
+    here.__class__ = _folded(kind)
     return _Activation(rank, mark, norm) if _has_activation(norm) else _Nothing(rank, mark)
 
 
 class FoldedLayers:
     """Layers that have taken up the BatchNorms behind them, and follow the model's.
 
-    layers: (layer of the copy, which gets a bias if it has none; that layer and its BatchNorm in the model).
+    layers: (what computes in the copy, which gets a bias if it has none; that layer and its BatchNorm in the
+        model).
     """
 
     def __init__(self, layers: list[tuple[Layer, Layer, _BatchNorm]]):

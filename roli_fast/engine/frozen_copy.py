@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from .folding import Fold, FoldedLayers, Layer, find_folds, without_norm
+from .folding import Fold, FoldedLayer, FoldedLayers, Layer, find_folds, without_norm
 from .graphs import CudaRecording, GraphRunner
 from .modes import eval_mode, float_dtype
 from .on_cpu import cut_stems
@@ -60,19 +60,19 @@ class FrozenCopy:
 
     def _fold(self, model: nn.Module, folds: Sequence[Fold]) -> None:
         self.folded = {f.norm: f.layer for f in folds}
+        for f in folds:
+            layer, norm = self.module.get_submodule(f.layer), self.module.get_submodule(f.norm)
+            self.module.set_submodule(f.norm, without_norm(cast(Layer, layer), norm))
         self._folds = FoldedLayers(
             [
                 (
-                    cast(Layer, self.module.get_submodule(f.layer)),
+                    cast(FoldedLayer, self.module.get_submodule(f.layer)).folded,
                     cast(Layer, model.get_submodule(f.layer)),
                     cast(_BatchNorm, model.get_submodule(f.norm)),
                 )
                 for f in folds
             ]
         )
-        for f in folds:
-            layer, norm = self.module.get_submodule(f.layer), self.module.get_submodule(f.norm)
-            self.module.set_submodule(f.norm, without_norm(cast(Layer, layer), norm))
 
     def give_up_channels_last(self) -> None:
         self.channels_last = False

@@ -181,13 +181,19 @@ class Steered(nn.Module):
             c = c + a
         if type(self).path == "instead":
             c = a
+        if type(self).path == "by function":
+            c = F.conv2d(x, self.first.weight, self.first.bias)
+        if type(self).path == "by the class":
+            c = nn.Conv2d.forward(self.first, x)
         if type(self).path == "on images":
             c = self.first_norm(x.repeat(1, 2, 1, 1)[:, :4, 1:-1, 1:-1])
         return self.head(c.flatten(1))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("path", ["crossed", "twice", "besides", "instead", "on images"])
+@pytest.mark.parametrize(
+    "path", ["crossed", "twice", "besides", "instead", "by function", "by the class", "on images"]
+)
 def test_a_forward_that_takes_another_path_later(path, precision, monkeypatch, randomize_norms, batch):
     model = randomize_norms(Steered()).eval()
     attack = PGD(eps=0.1, random_start=False, precision=precision)
@@ -199,6 +205,18 @@ def test_a_forward_that_takes_another_path_later(path, precision, monkeypatch, r
         fresh = PGD(eps=0.1, random_start=False, precision=precision, fold=False)(model, *batch)
         assert torch.equal(result.adversarial, fresh)
         assert "BatchNorm is no longer folded" in result.notes[0]
+
+
+def test_a_forward_that_asks_whether_its_layer_has_a_bias(randomize_norms, batch):
+    class Asking(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if self[0].bias is None else -x)
+
+    layers = nn.Conv2d(3, 5, 8, bias=False), nn.BatchNorm2d(5), nn.Flatten()
+    model = randomize_norms(Asking(*layers)).eval()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.report.folded == {"1": "0"}
 
 
 def test_images_that_the_model_refuses_cost_no_folds(randomize_norms, batch):
