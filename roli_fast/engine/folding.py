@@ -67,8 +67,12 @@ class _Trace:
     """A model's modules as its forward calls them."""
 
     def __init__(self, model: nn.Module):
-        with _one_at_a_time:
-            graph = _Tracer().trace(model)
+        tracer = _Tracer()
+        try:
+            with _one_at_a_time:
+                graph = tracer.trace(model)
+        finally:
+            vars(tracer).clear()  # it is part of a cycle, and would keep the model until that is collected
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._calls: dict[int, list[fx.Node]] = {}
         for node in graph.nodes:

@@ -1,5 +1,8 @@
 """What is folded and what must not be, where the first batch alone cannot tell."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -217,6 +220,25 @@ def test_a_forward_that_asks_whether_its_layer_has_a_bias(randomize_norms, batch
     view = AttackView(model)
     assert_same_logits(view, model, batch[0])
     assert view.report.folded == {"1": "0"}
+
+
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_copy_goes_with_its_model(traceable, batch):
+    class Model(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if traceable or x.sum() > 0 else -x)
+
+    attack = PGD(steps=1)
+    gc.disable()
+    try:
+        model = Model(nn.Conv2d(3, 5, 8), nn.BatchNorm2d(5), nn.Flatten())
+        attack(model, *batch)
+        assert bool(attack.view(model).report.folded) == traceable
+        copied = weakref.ref(attack.view(model)._copy.module)
+        del model
+        assert copied() is None
+    finally:
+        gc.enable()
 
 
 def test_images_that_the_model_refuses_cost_no_folds(randomize_norms, batch):
