@@ -185,7 +185,7 @@ class FoldedLayer(nn.Module):
     has_bias: bool  # of the model's
 
     def forward(self, x: Tensor) -> _Folded:
-        return _Folded(self.folded(x), self.mark)
+        return _Folded(self.folded.forward(x), self.mark)  # hooks are called once
 
     @property
     def weight(self) -> Tensor:
