@@ -8,6 +8,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Set
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -28,6 +29,9 @@ _DATA = (*_SIMPLE, tuple, list, dict, set, frozenset, numpy.ndarray, numpy.gener
          functools.partial)  # fmt: skip
 
 _DEEPEST = 50  # objects within each other, of which the digest is made
+_NESTED = 4  # containers and functions within each other, in which a module's methods are looked for
+
+_REMEMBERED = 4096  # code objects, of which the names are found
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -48,7 +52,12 @@ _CALLS = 4
 _BY_CHANCE = 10
 
 # What calls a module, and what brings it into eval mode.
-_CALLED = frozenset({"__call__", "forward", "train", "eval"})
+_CALLED = frozenset({"__call__", "_call_impl", "forward", "train", "eval"})
+
+_TORCH = str(Path(torch.__file__).parent)
+
+# What makes an object: what these assign are its settings.
+_MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
 
 
 def identity(function: Any) -> str:
@@ -161,26 +170,53 @@ def _settings(module: nn.Module, assigned: set[str]) -> Iterator[tuple[str, obje
 
 
 def _called_by_its_own(module: nn.Module) -> set[str]:
-    """The names that a module's hooks and functions of its own use, such as a forward that was replaced."""
-    hooks = (hook for table in _HOOKS for hook in vars(module)[table].values())
-    functions = (f for f in (*vars(module).values(), *hooks) if inspect.isroutine(f))
-    return {name for f in functions if hasattr(f, "__code__") for name in _names(f.__code__)}
+    """The names of the methods that a module's hooks and attributes hold, and those that its functions of its
+    own use, such as a forward that was replaced."""
+    hooks = [hook for table in _HOOKS for hook in vars(module)[table].values()]
+    own = [value for name, value in vars(module).items() if name not in _OF_TORCH]
+    return set().union(*map(_callables_within, (*own, *hooks)))
+
+
+def _callables_within(value: object, deep: int = 0) -> set[str]:
+    """The names of the methods in a value, and those that functions in it use."""
+    if deep > _NESTED or isinstance(value, (nn.Module, *_SIMPLE)):
+        return set()
+    if isinstance(value, functools.partial):
+        inside: Iterable[object] = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, (tuple, list, set, frozenset)):
+        inside = value
+    elif isinstance(value, types.MethodType):
+        return {value.__name__} | _callables_within(value.__func__, deep + 1)
+    elif isinstance(value, types.FunctionType):
+        # What a decorator wrapped is in its closure.
+        inside = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return set().union(_names(value.__code__), *(_callables_within(i, deep + 1) for i in inside))
+    else:
+        return set()
+    return set().union(*(_callables_within(item, deep + 1) for item in inside))
 
 
 def _reached(kinds: Iterable[type], called: Set[str]) -> set[str]:
     """The names of all that methods of these names use, and the methods that these use, and so on: those of
-    any of the classes, since a module calls methods of the modules in it."""
-    codes = [(name, code) for kind in kinds for name, code in _methods(kind)]
-    reached, before = set(called), -1
+    any of the classes, since a module calls methods of the modules in it. Signs such as [] call methods too:
+    all of those are reached."""
+    codes = [(name, code) for kind in kinds for name, code in _methods(kind) if name not in _MAKERS]
+    methods = {name for name, code in codes}
+    reached = set(called).union(name for name in methods if name.startswith("__"))
+    before = -1
     while len(reached) > before:
         before = len(reached)
-        reached |= {used for name, code in codes if name in reached for used in _names(code)}
+        for name, code in codes:
+            if name in reached:
+                reached |= methods if _looks_up(code) else _names(code)
     return reached
 
 
 def _assigned(kind: type, reached: Set[str]) -> set[str]:
     """The names of the attributes that methods of a class assign, of those that are reached."""
-    methods = [code for name, code in _methods(kind) if name in reached and name != "__init__"]
+    methods = [code for name, code in _methods(kind) if name in reached - _MAKERS]
     return {name for code in methods for name in _with(code, "STORE_ATTR")}
 
 
@@ -203,13 +239,37 @@ def _within(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _within(constant)
 
 
-def _names(code: types.CodeType) -> set[str]:
-    return {name for part in _within(code) for name in part.co_names}
+@functools.lru_cache(_REMEMBERED)
+def _names(code: types.CodeType) -> frozenset[str]:
+    """With its strings, by which it may look methods up."""
+    found = (name for part in _within(code) for name in (*part.co_names, *part.co_consts))
+    return frozenset(name for name in found if isinstance(name, str))
 
 
-def _with(code: types.CodeType, instruction: str) -> set[str]:
+@functools.lru_cache(_REMEMBERED)
+def _looks_up(code: types.CodeType) -> bool:
+    """Whether the code calls getattr with another name than a string in it, so that any method may be called;
+    torch's containers look their parts up so."""
+    if code.co_filename.startswith(_TORCH):
+        return False
+    for part in _within(code):
+        steps = [i for i in dis.get_instructions(part) if i.opname not in ("PRECALL", "CACHE")]
+        for at, step in enumerate(steps):
+            if step.opname == "LOAD_GLOBAL" and step.argval == "getattr":
+                calls = (n for n in range(at, len(steps)) if steps[n].opname in ("CALL", "CALL_FUNCTION"))
+                end = next(calls, at)
+                # Where the name stands: last, or last but one before a default.
+                named = steps[end - {3: 2}.get(steps[end].arg or 0, 1)]
+                if named.opname != "LOAD_CONST" or not isinstance(named.argval, str):
+                    return True
+    return False
+
+
+@functools.lru_cache(_REMEMBERED)
+def _with(code: types.CodeType, instruction: str) -> frozenset[str]:
     """The names with which the code has this instruction."""
-    return {i.argval for part in _within(code) for i in dis.get_instructions(part) if i.opname == instruction}
+    steps = (step for part in _within(code) for step in dis.get_instructions(part))
+    return frozenset(step.argval for step in steps if step.opname == instruction)
 
 
 def _content(

@@ -229,6 +229,117 @@ def test_what_a_method_counts_that_a_hook_calls_is_no_setting():
     assert fingerprint(model) == before
 
 
+class Counting(nn.Module):
+    """Whose integers count calls, however the method that counts is called, and one of which is a setting."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.calls, self.blur, self.texts = linear(0), 0, 1, nn.ParameterList([torch.zeros(1)])
+        self.made()
+
+    def made(self):
+        pass
+
+    def set_blur(self, blur):
+        self.blur = blur
+
+    def count(self, *arguments):
+        self.calls += 1
+        self.shape = (self.calls, 1)
+
+    def forward(self, x):
+        return self.net(x) * getattr(self, "scale", 1)
+
+
+class ByHook(Counting):
+    def made(self):
+        self.net.register_forward_hook(self.count)
+
+
+class ByPartialHook(Counting):
+    def made(self):
+        self.net.register_forward_pre_hook(functools.partial(self.count, "a"))
+
+
+class ByDecoratedHook(Counting):
+    def made(self):
+        self.net.register_forward_hook(torch.no_grad()(self.count))
+
+
+class ByAttribute(Counting):
+    def made(self):
+        self.noted = self.count
+
+    def forward(self, x):
+        self.noted()
+        return self.net(x)
+
+
+class ByTable(Counting):
+    def made(self):
+        self.noted = {"a": [functools.partial(self.count)]}
+
+    def forward(self, x):
+        self.noted["a"][0]()
+        return self.net(x)
+
+
+class ByName(Counting):
+    def forward(self, x):
+        getattr(self, "count", None)()
+        return self.net(x)
+
+
+class ByIndex(Counting):
+    def __getitem__(self, at):
+        self.count()
+        return self.net
+
+    def forward(self, x):
+        return self[0](x)
+
+
+class ByContext(Counting):
+    def __enter__(self):
+        self.calls += 1
+
+    def __exit__(self, *raised):
+        pass
+
+    def forward(self, x):
+        with self:
+            return self.net(x)
+
+
+class ByCallImpl(Counting):
+    def _call_impl(self, x):
+        self.count()
+        return super()._call_impl(x)
+
+
+@pytest.mark.parametrize("kind", Counting.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_what_is_counted_is_no_setting_however_the_method_is_called(kind):
+    model = kind()
+    before = fingerprint(model)
+    model(torch.zeros(1, 3))
+    assert model.calls == 1
+    assert fingerprint(model) == before
+    model.set_blur(2)
+    assert fingerprint(model) != before
+
+
+def test_any_method_may_be_called_by_a_name_that_is_made():
+    class Dispatching(Counting):
+        def forward(self, x, kind="nt"):
+            getattr(self, "cou" + kind)()
+            return self.net(x)
+
+    model = Dispatching()
+    before = fingerprint(model)
+    model(torch.zeros(1, 3))
+    assert fingerprint(model) == before
+
+
 class Set(nn.Linear):
     def __init__(self, **settings):
         super().__init__(2, 2)
