@@ -1,6 +1,7 @@
 """Digests of models, functions and batches: the same in every process, so that a saved result can be compared
 with what a later run has."""
 
+import collections
 import dis
 import functools
 import hashlib
@@ -27,6 +28,17 @@ _LASTING = (*_SIMPLE, tuple, frozenset, types.FunctionType, types.MethodType, ty
 # What counts among the variables that a function names.
 _DATA = (*_SIMPLE, tuple, list, dict, set, frozenset, numpy.ndarray, numpy.generic, Tensor, nn.Module,
          functools.partial)  # fmt: skip
+
+# What a function may count or keep in.
+_CONTAINERS = (list, dict, set, collections.deque, bytearray, numpy.ndarray, Tensor)
+_NUMBERS = (int, float, complex, numpy.number)
+
+# Methods that change a container. Those of tensors end in _.
+_CHANGING = frozenset({
+    "add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "fill",
+    "insert", "intersection_update", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault",
+    "sort", "subtract", "symmetric_difference_update", "update",
+})  # fmt: skip
 
 _DEEPEST = 50  # objects within each other, of which the digest is made
 _NESTED = 4  # containers and functions within each other, in which a module's methods are looked for
@@ -62,8 +74,11 @@ _MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
 
 def identity(function: Any) -> str:
     """The name of a callable and a digest of all it computes with: its code, the variables in its closure,
-    the data, functions and objects of its own module that it names, and an object's attributes, without the
-    integers and tuples that its methods assign when they are called."""
+    the data, functions and objects of its own module that it names, and an object's attributes.
+
+    What is counted or kept during calls is left out: variables that the function assigns, containers and
+    tensors that it changes, and of an object's attributes the numbers, tuples and containers that called
+    methods assign or change. The model's answers tell whether that matters."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{name} {hashlib.sha256(repr(_content(function)).encode()).hexdigest()[:8]}"
 
@@ -272,15 +287,72 @@ def _with(code: types.CodeType, instruction: str) -> frozenset[str]:
     return frozenset(step.argval for step in steps if step.opname == instruction)
 
 
+@functools.lru_cache(_REMEMBERED)
+def _changed(code: types.CodeType) -> frozenset[str]:
+    """The names of the variables and attributes in which the code changes something in place: by an index, or
+    by a method of containers or tensors."""
+    found = set()
+    for part in _within(code):
+        steps = list(dis.get_instructions(part))
+        for at, step in enumerate(steps):
+            if step.opname in ("LOAD_METHOD", "LOAD_ATTR") and _changes(step.argval):
+                found |= _names_before(steps, at - 1)
+            elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
+                found |= _names_before(steps, _before_value(steps, _before_index(steps, at)))
+            elif step.opname == "STORE_SLICE":  # of Python 3.12 and later: between two indices
+                upper = _before_index(steps, at)
+                found |= _names_before(steps, _before_value(steps, _before_value(steps, upper)))
+    return frozenset(found)
+
+
+def _changes(method: str) -> bool:
+    of_tensors = method.endswith("_") and not method.endswith("__") and method != "requires_grad_"
+    return method in _CHANGING or of_tensors
+
+
+def _before_index(steps: list[dis.Instruction], at: int) -> int:
+    """Where the index ends with which the instruction there stores: in x[i] += 1, before both are copied."""
+    at -= 1
+    if steps[at].opname in ("SWAP", "ROT_THREE"):
+        while at > 0 and steps[at].opname not in ("COPY", "DUP_TOP_TWO"):
+            at -= 1
+        while at > 0 and steps[at].opname in ("COPY", "DUP_TOP_TWO"):
+            at -= 1
+    return at
+
+
+def _before_value(steps: list[dis.Instruction], end: int) -> int:
+    """Where what is before a value ends, whose last instruction is given."""
+    height = 0
+    while end >= 0 and height < 1:
+        height += dis.stack_effect(steps[end].opcode, steps[end].arg, jump=False)
+        end -= 1
+    return end
+
+
+def _names_before(steps: list[dis.Instruction], end: int) -> set[str]:
+    """The name of the variable or attribute, of which the last instruction is given; of what is in it too."""
+    while end >= 0:
+        step = steps[end]
+        if step.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "LOAD_ATTR"):
+            return {step.argval}
+        if step.opname != "BINARY_SUBSCR" and step.argrepr != "[]":
+            return set()
+        end = _before_value(steps, end - 1)
+    return set()
+
+
 def _content(
     value: Any,
     above: tuple[Any, ...] = (),
     lasting: bool = False,
     called: Set[str] = frozenset(),
+    counted: Set[str] = frozenset(),
     known: dict[int, tuple[Any, str]] | None = None,
 ) -> object:
     """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end.
     lasting: whether of what can change in place only the kind counts. called: names that what holds it uses.
+    counted: attributes that what holds it assigns or changes.
     known: the digests of what was met already, since a value may be held in many ways."""
     if isinstance(value, _SIMPLE):
         return value
@@ -289,14 +361,16 @@ def _content(
     known = {} if known is None else known
     if id(value) not in known:
         inside = functools.partial(
-            _content, above=(*above, value), lasting=lasting, called=called, known=known
+            _content, above=(*above, value), lasting=lasting, called=called, counted=counted, known=known
         )
-        found = _opened(value, inside, lasting, called)
+        found = _opened(value, inside, lasting, called, counted)
         known[id(value)] = value, hashlib.sha256(repr(found).encode()).hexdigest()  # held: ids are used again
     return known[id(value)][1]
 
 
-def _opened(value: Any, inside: Callable[..., object], lasting: bool, called: Set[str]) -> object:
+def _opened(
+    value: Any, inside: Callable[..., object], lasting: bool, called: Set[str], counted: Set[str]
+) -> object:
     """What is in a value. inside: :func:`_content` of what it holds."""
     kind = type(value).__qualname__
     if isinstance(value, types.CodeType):
@@ -306,7 +380,7 @@ def _opened(value: Any, inside: Callable[..., object], lasting: bool, called: Se
     if isinstance(value, types.MethodType):
         return inside(value.__func__), inside(value.__self__, called={value.__name__})
     if isinstance(value, types.FunctionType):
-        return _content_of_function(value, inside, lasting, called)
+        return _content_of_function(value, inside, lasting, called, counted)
     if isinstance(value, tuple):
         return kind, [inside(item) for item in value]
     if isinstance(value, frozenset):
@@ -325,37 +399,55 @@ def _opened(value: Any, inside: Callable[..., object], lasting: bool, called: Se
         return kind, [(inside(key), inside(item)) for key, item in value.items()]
     if isinstance(value, set):
         return kind, sorted(repr(inside(item)) for item in value)
-    return kind, getattr(value, "__qualname__", ""), _content_of_object(value, inside, called)
+    return kind, getattr(value, "__qualname__", ""), _content_of_object(value, inside, called, counted)
 
 
-def _content_of_object(value: object, inside: Callable[..., object], called: Set[str]) -> object:
-    """Without what the methods that are called count."""
+def _content_of_object(
+    value: object, inside: Callable[..., object], called: Set[str], counted: Set[str]
+) -> object:
+    """Without what the methods that are called count or keep."""
     kind = type(value)
     reached = _reached([kind], called | {"__call__"})
-    counts = _assigned(kind, reached)
+    codes = [code for name, code in _methods(kind) if name in reached - _MAKERS]
+    counted = set(counted).union(_assigned(kind, reached), *map(_changed, codes))
     slots = [name for above in kind.__mro__ for name in vars(above).get("__slots__", ())]
     held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(
         value, "__dict__", {}
     )
     return [
-        (name, inside(item, called=reached))
+        (name, inside(item, called=reached, counted=counted))
         for name, item in held.items()
-        if name not in counts or type(item) not in (int, tuple)
+        if name not in counted
+        or isinstance(item, bool)
+        or not isinstance(item, (*_NUMBERS, tuple, *_CONTAINERS))
     ]
 
 
 def _content_of_function(
-    function: types.FunctionType, inside: Callable[..., object], lasting: bool, called: Set[str]
+    function: types.FunctionType,
+    inside: Callable[..., object],
+    lasting: bool,
+    called: Set[str],
+    counted: Set[str],
 ) -> object:
-    """lasting: without what it assigns in its closure, such as a counter of its calls."""
+    """Without the variables that it assigns, such as a counter of its calls, and what it changes in place."""
     code = function.__code__
-    inside = functools.partial(inside, called=called | _names(code))
-    assigned = _with(code, "STORE_DEREF") if lasting else ()
+    changed = frozenset() if lasting else _changed(code)
+    counted = counted | _with(code, "STORE_ATTR") | changed
+    inside = functools.partial(inside, called=called | _names(code), counted=counted)
+
+    def kept(name: str, value: object) -> bool:
+        return name in changed and isinstance(value, _CONTAINERS)
+
+    assigned = _with(code, "STORE_DEREF") & set(code.co_freevars)
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-    enclosed = [inside(c.cell_contents) for name, c in cells if name not in assigned and _is_filled(c)]
-    counted = _with(code, "STORE_GLOBAL")
-    named = {name: function.__globals__.get(name) for name in sorted(_with(code, "LOAD_GLOBAL") - counted)}
-    own = {name: inside(v) for name, v in named.items() if _is_own(v, function.__module__)}
+    filled = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
+    enclosed = [inside(v) for name, v in filled.items() if name not in assigned and not kept(name, v)]
+    assigned = _with(code, "STORE_GLOBAL")
+    named = {name: function.__globals__.get(name) for name in sorted(_with(code, "LOAD_GLOBAL") - assigned)}
+    own = {
+        name: inside(v) for name, v in named.items() if _is_own(v, function.__module__) and not kept(name, v)
+    }
     defaults = inside(function.__defaults__), inside(tuple((function.__kwdefaults__ or {}).items()))
     return function.__qualname__, inside(code), defaults, enclosed, own
 

@@ -106,6 +106,74 @@ def test_a_function_is_known_by_an_object_of_its_module(name):
     assert identity(space[name]) != before
 
 
+COUNTERS = """
+import collections
+from types import SimpleNamespace
+
+kept, seen, last = [], set(), collections.deque()
+calls, tallies, sums = {"n": 0}, collections.Counter(), collections.defaultdict(list)
+buffer, array, spent = torch.zeros(2), numpy.zeros(2), SimpleNamespace(seconds=0.0)
+
+class Log:
+    def __init__(self):
+        self.seconds, self.kept, self.of, self.strength = 0.0, [], {}, STRENGTH
+    def note(self, x):
+        self.seconds += 0.5
+        self.kept.append(x)
+        self.of["a"] = self.of.get("a", 0) + 1
+
+class Callable(Log):
+    def __call__(self, x):
+        self.note(x)
+        return net(x)
+
+log, of_object = Log(), Callable()
+
+def of_list(x): kept.append(len(x)); return net(x)
+def of_set(x): seen.add(len(seen)); return net(x)
+def of_deque(x): last.extend([1]); return net(x)
+def of_dict(x): calls["n"] += 1 if len(x) else 2; return net(x)
+def of_counter(x): tallies[len(x)] = tallies[len(x)] + 1; return net(x)
+def of_lists(x): sums["a"].append(1); return net(x)
+def of_tensor(x): buffer.add_(1); return net(x)
+def of_array(x): array[:1] += 1; return net(x)
+def of_attribute(x): spent.seconds += 0.5; return net(x)
+def of_methods(x): log.note(x); return net(x)
+
+def enclosing():
+    n, items = 0, []
+    def of_cell(x):
+        nonlocal n
+        n += 1
+        items.insert(0, x)
+        return net(x)
+    return of_cell
+
+of_cells = enclosing()
+"""
+
+
+@pytest.mark.parametrize("of", ["list", "set", "deque", "dict", "counter", "lists", "tensor", "array",
+                                "attribute", "methods", "object", "cells"])  # fmt: skip
+def test_what_a_function_counts_does_not_matter(of):
+    variables = {"net": linear(0), "torch": torch, "numpy": numpy}
+    model, stronger = (in_a_module(COUNTERS, **variables, STRENGTH=s)[f"of_{of}"] for s in (1, 2))
+    before = identity(model)
+    model(torch.zeros(1, 3))
+    assert identity(model) == before
+    assert (identity(stronger) != before) == (of in ("methods", "object"))
+
+
+def test_what_a_function_reads_where_it_counts_matters():
+    def named(scales):
+        source = "def model(x):\n    seen[len(x)] = scales[0]\n    seen[scales[1]] = x.add(weight)\n"
+        space = in_a_module(source, seen={}, scales=scales, weight=torch.ones(scales[0]))
+        return identity(space["model"])
+
+    assert named([1, 2]) == named([1, 2])
+    assert len({named([1, 2]), named([2, 2]), named([1, 3])}) == 3
+
+
 def test_objects_with_slots_and_numpy_s_numbers_count():
     class Settings:
         __slots__ = ("scale",)
