@@ -1,6 +1,7 @@
 """What tells models and functions apart, when an evaluation goes on."""
 
 import functools
+import logging
 
 import numpy
 import pytest
@@ -186,6 +187,24 @@ def test_objects_with_slots_and_numpy_s_numbers_count():
 
     assert named(Settings(numpy.float32(1))) == named(Settings(numpy.float32(1)))
     assert named(Settings(numpy.float32(1))) != named(Settings(numpy.float32(2)))
+
+
+def test_a_logger_is_known_by_its_name():
+    def named(name):
+        return identity(Holder(logging.getLogger(f"roli_fast.tests.{name}")))
+
+    before = named("one")
+    logging.getLogger("roli_fast.tests.one").isEnabledFor(logging.DEBUG)  # is remembered
+    logging.getLogger("roli_fast.tests.further")
+    assert named("one") == before != named("other")
+
+
+def test_an_array_of_objects_is_known_by_these():
+    def named(word):
+        array = numpy.array([word * 2, {"a": word * 2}, None], dtype=object)
+        return identity(lambda x: array)
+
+    assert named("one") == named("one") != named("other")
 
 
 def test_much_that_refers_to_much_is_known_soon():
