@@ -42,6 +42,9 @@ _CHANGING = frozenset({
 })  # fmt: skip
 
 _DEEPEST = 50  # objects within each other, of which the digest is made
+_OPENED = (
+    2000  # objects of a digest, after which circles are no longer followed anew from each object in them
+)
 _NESTED = 4  # containers and functions within each other, in which a module's methods are looked for
 
 _REMEMBERED = 4096  # code objects, of which the names are found
@@ -343,30 +346,46 @@ def _names_before(steps: list[dis.Instruction], end: int) -> set[str]:
     return set()
 
 
+class _Met:
+    """What a digest is made of. known: the digests of what was met already, since a value may be held in many
+    ways. circles: how often a value was within itself. opened: how many values were looked into."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Any, str]] = {}
+        self.circles = self.opened = 0
+
+
 def _content(
     value: Any,
     above: tuple[Any, ...] = (),
     lasting: bool = False,
     called: Set[str] = frozenset(),
     counted: Set[str] = frozenset(),
-    known: dict[int, tuple[Any, str]] | None = None,
+    met: "_Met | None" = None,
 ) -> object:
     """What distinguishes a value, with a repr that says so. above: what holds it, so that circles end.
     lasting: whether of what can change in place only the kind counts. called: names that what holds it uses.
     counted: attributes that what holds it assigns or changes.
-    known: the digests of what was met already, since a value may be held in many ways."""
+    met: what the digest is made of so far."""
     if isinstance(value, _SIMPLE):
         return value
+    met = met or _Met()
     if any(value is a for a in above) or len(above) == _DEEPEST:
+        met.circles += 1
         return "above"
-    known = {} if known is None else known
-    if id(value) not in known:
-        inside = functools.partial(
-            _content, above=(*above, value), lasting=lasting, called=called, counted=counted, known=known
-        )
-        found = _opened(value, inside, lasting, called, counted)
-        known[id(value)] = value, hashlib.sha256(repr(found).encode()).hexdigest()  # held: ids are used again
-    return known[id(value)][1]
+    if id(value) in met.known:
+        return met.known[id(value)][1]
+    met.opened += 1
+    circles = met.circles
+    inside = functools.partial(
+        _content, above=(*above, value), lasting=lasting, called=called, counted=counted, met=met
+    )
+    found = _opened(value, inside, lasting, called, counted)
+    digest = hashlib.sha256(repr(found).encode()).hexdigest()
+    # What is in a circle looks otherwise from elsewhere, and which of a set is met first is chance.
+    if met.circles == circles or met.opened > _OPENED:
+        met.known[id(value)] = value, digest  # held: ids are used again
+    return digest
 
 
 def _opened(

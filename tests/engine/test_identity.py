@@ -1,6 +1,7 @@
 """What tells models and functions apart, when an evaluation goes on."""
 
 import functools
+import itertools
 import logging
 
 import numpy
@@ -220,6 +221,28 @@ def test_much_that_refers_to_much_is_known_soon():
     for _ in range(10_000):
         chain = [chain]
     assert identity(lambda x: (x, nodes, chain)) == identity(lambda x: (x, nodes, chain))
+
+
+class InOrder(set):
+    """A set with the order in which its items were given: another process has another."""
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def test_the_order_of_a_set_does_not_matter():
+    def named(order):
+        nodes = [Holder(None) for _ in range(4)]
+        for node, name, following in zip(nodes, "abcd", [*nodes[1:], nodes[0]], strict=True):
+            node.name, node.following = name, following
+        ordered = InOrder([nodes[i] for i in order])
+        return identity(lambda x: ordered)
+
+    assert len({named(order) for order in itertools.permutations(range(4))}) == 1
 
 
 def test_code_within_code_has_no_address():
