@@ -121,6 +121,46 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(problem, after, tmp_path):
         assert torch.equal(ours.adversarial, theirs.adversarial)
 
 
+class Hooked(nn.Module):
+    """Whose hook, a method of its own, counts."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.calls = net, 0
+        net.register_forward_hook(self.count)
+
+    def count(self, module, inputs, output):
+        self.calls += 1
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def with_queries(net):
+    queries = []
+
+    def model(x):
+        queries.append(len(x))
+        return net(x)
+
+    return model
+
+
+@pytest.mark.parametrize("kind", [Hooked, with_queries])
+def test_a_model_that_counts_its_calls_goes_on(problem, kind, tmp_path):
+    net, images, labels = problem
+    model = kind(net)
+    parts = batches(images, labels)[:2]
+
+    def stopping():
+        yield parts[0]
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        evaluate(model, stopping(), PGD(steps=1), folder=tmp_path)
+    assert evaluate(model, parts, PGD(steps=1), folder=tmp_path).right.shape == (10,)
+
+
 def test_finished_batches_are_not_attacked_again(problem, tmp_path):
     net, images, labels = problem
     asked = []
