@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from types import FunctionType, MemberDescriptorType, MethodType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType
 from typing import Any
 
 import numpy
@@ -81,7 +81,10 @@ class Structure:
         self._tensors = [*model.parameters(), *model.buffers()]
         # Compared by identity: modules, tensors, arrays, and objects of which nothing else is known.
         self._modules = list(model.modules())[1:]
-        self._objects: list[object] = [*self._modules, *self._classes_of(model), *self._tensors]
+        self._kinds = [type(model), *map(type, self._modules)]
+        self._objects: list[object] = [*self._modules, *self._kinds, *self._tensors]
+        # Compared by what they compute: torch.fx makes them anew when a module's mode is set.
+        self._forwards = _forwards_of(self._kinds)
         # Compared by value: the names of simple attributes with what they hold.
         self._facts: list[object] = []
         self.loose: list[Tensor] = []
@@ -98,6 +101,8 @@ class Structure:
                 if name in _HOOKS:
                     for hook in value.values():
                         self._note(name, hook, containers)
+                elif name == "_graph" and isinstance(module, fx.GraphModule):
+                    pass  # a model may have several that say the same: the forward and its code tell
                 elif name not in (*_TABLES, *_OF_FILES):
                     self._note(name, value, containers)
             held = vars(module)
@@ -164,6 +169,8 @@ class Structure:
             or self._facts != other._facts
             or self._state != other._state
             or not _same(self._objects, other._objects)
+            or len(self._forwards) != len(other._forwards)
+            or not all(map(_compute_the_same, self._forwards, other._forwards))
         ):
             return False
         vars(self).update(vars(other))  # equal, and taken of the containers as they are now
@@ -176,16 +183,11 @@ class Structure:
         names = {str(fact[0]) for fact in odd if isinstance(fact, tuple)}
         return ", ".join(sorted(names)) or "what it holds"
 
-    def _classes_of(self, model: nn.Module) -> list[object]:
-        """The modules' classes, and the forwards that each has or inherits: both can be replaced."""
-        kinds = [type(model), *map(type, self._modules)]
-        forwards = [vars(base).get("forward") for kind in dict.fromkeys(kinds) for base in kind.__mro__]
-        return [*kinds, *forwards]
-
     def _everything_now(self, model: nn.Module) -> list[object]:
         """All that the modules hold, their modes and classes too, and the items of their dicts and lists.
         Where a container was replaced, the one around it shows that."""
-        found = self._classes_of(model)
+        kinds = [type(model), *map(type, self._modules)]
+        found: list[object] = [*kinds, *_forwards_of(kinds)]
         for container in self._containers:
             found += _items(container)
         return found
@@ -307,6 +309,33 @@ def _given(function: FunctionType) -> list[Any]:
         with contextlib.suppress(ValueError):  # of a variable that is not bound yet
             cells.append(cell.cell_contents)
     return [cells, function.__defaults__ or (), function.__kwdefaults__ or {}, vars(function)]
+
+
+def _forwards_of(kinds: list[type]) -> list[object]:
+    """The forwards that each class has or inherits: both can be replaced, as a class can."""
+    return [vars(base).get("forward") for kind in dict.fromkeys(kinds) for base in kind.__mro__]
+
+
+def _compute_the_same(this: object, that: object) -> bool:
+    """Whether two forwards are one, or of the same code with the same objects for its names."""
+    if this is that:
+        return True
+    if not (isinstance(this, FunctionType) and isinstance(that, FunctionType)):
+        return False
+    return this.__code__ == that.__code__ and _same(_bound(this), _bound(that))
+
+
+def _bound(function: FunctionType) -> list[object]:
+    names = sorted(_names_in(function.__code__))
+    found = [function.__globals__.get(name) for name in names]
+    for container in _given(function):
+        found += _items(container)
+    return found
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = (_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _same(these: list[object], those: list[object]) -> bool:

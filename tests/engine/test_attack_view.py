@@ -731,3 +731,39 @@ def test_a_copy_that_would_reach_into_the_model_is_none(way):
     assert any("a copy would compute with some of the model's own tensors" in note for note in found.notes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
+
+
+def test_a_feature_extractor_in_train_mode_is_copied(batch):
+    """Whose forward torch.fx makes anew each time its mode is set."""
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    model = extraction.create_feature_extractor(net, {"3": "out"}).train()
+    view = AttackView(model, precision="bf16", output="out")
+    view.prepare(batch[0])
+    assert view.is_copy
+    assert view.report.folded == {"1": "0"}
+    for mode in (False, True):
+        view.refresh()
+        model.train(mode)
+    view.refresh()
+    assert view.generation == 1
+
+
+def test_a_graph_is_compared_by_what_it_computes(batch):
+    factors = [lambda x: 1.0 * x, lambda x: -3.0 * x]
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)))
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    with model.graph.inserting_before(output):
+        node = model.graph.call_function(factors[0], (output.args[0],))
+    output.args = (node,)
+    model.recompile()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    model.recompile()
+    view.refresh()
+    assert view.generation == 1
+    node.target = factors[1]  # under the same name
+    model.recompile()
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+    assert view.generation == 2
