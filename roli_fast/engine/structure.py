@@ -1,20 +1,24 @@
 """What of a model, besides the values of its weights, decides whether a copy of it still stands for it."""
 
+import array
 import collections
 import contextlib
-import copy
+import ctypes
 import datetime
 import decimal
 import enum
 import functools
+import io
 import logging
 import operator
 import random
 import struct
+import types
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from types import CodeType, FunctionType, MemberDescriptorType, MethodType
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, MethodWrapperType
 from typing import Any
 
 import numpy
@@ -50,10 +54,21 @@ _FIXED = (
     *(bool, int, float, complex, str, bytes, type(None), range, slice, type, enum.Enum, PurePath),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, numpy.generic, numpy.dtype),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal),
+    *(types.GenericAlias, types.UnionType, operator.itemgetter, operator.attrgetter, operator.methodcaller),
+    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.Tag),
 )
 
+# The bases of what ctypes makes have no public names.
+_CTYPES = tuple(kind.__mro__[-2] for kind in (ctypes.c_int, ctypes.Structure))
+# Plain memory, compared by its content.
+_MEMORY = (numpy.ndarray, bytearray, array.array, io.BytesIO, io.StringIO, *_CTYPES)
+
+
 # A copy draws other numbers than the model, and where these matter, does not confirm.
-_GENERATORS = (torch.Generator, numpy.random.Generator, numpy.random.RandomState, random.Random)
+_GENERATORS = (
+    *(numpy.random.Generator, numpy.random.RandomState, numpy.random.BitGenerator),
+    *(torch.Generator, random.Random),
+)
 
 # Objects that count as a whole, whatever changes inside.
 _WHOLE = (
@@ -73,7 +88,7 @@ class Structure:
         to follow their values, as it follows parameters and buffers.
     obstacle: why a copy would not follow the model, None if it would. It reaches a module in another way than
         by having registered it, such as a teacher in a list, or itself in a lambda: a copy would run that
-        module instead of its own. Or it holds what a copy copies and nobody can look into.
+        module instead of its own.
     generator: under which name it holds a random generator of its own; None if it holds none.
     """
 
@@ -90,7 +105,7 @@ class Structure:
         self.loose: list[Tensor] = []
         # Of these, changes in place are looked for, since nothing copies them.
         self._odd: list[Tensor] = []
-        self._arrays: list[numpy.ndarray] = []
+        self._memory: list[Any] = []
         self.obstacle: str | None = None
         self.generator: str | None = None
         self._registered = set(map(id, model.modules()))
@@ -117,7 +132,9 @@ class Structure:
     def _note(self, name: str, value: object, containers: list[Any]) -> None:
         """Takes down what a module holds under this name, and what is inside it, at any depth; adds the
         containers that it comes to."""
-        if isinstance(value, _FIXED) or _is_fixed_tuple(value):
+        if type(value) in weakref.ProxyTypes:  # asks, whatever it is asked, what may be no more
+            self._objects.append(value)
+        elif isinstance(value, _FIXED) or _is_fixed_tuple(value):
             # Whether a module trains does not matter to a copy, which is in eval mode.
             self._facts.append(name if name == "training" else (name, value))
         elif isinstance(value, nn.Module):
@@ -135,9 +152,9 @@ class Structure:
             self._objects.append(value)
             (self.loose if can_be_written(value) else self._odd).append(value)
             return
-        if isinstance(value, numpy.ndarray):
+        if isinstance(value, _MEMORY):
             self._objects.append(value)
-            self._arrays.append(value)
+            self._memory.append(value)
             return
         if isinstance(value, FunctionType):  # which a copy shares, with all that it refers to
             self._objects.append(value)
@@ -145,12 +162,10 @@ class Structure:
                 self.obstacle = _STRANGER
             return
         inside = _parts(value)
-        if inside is None:
+        if inside is None:  # a copy has such an object of its own, and what changes inside is not followed
             self._objects.append(value)
             if isinstance(value, _GENERATORS):
                 self.generator = name
-            if not isinstance(value, _WHOLE) and not _is_shared(value):
-                self.obstacle = f"what changes in {name}, a {type(value).__name__}, a copy would not follow"
             return
         self._facts.append((name, type(value), sum(map(len, inside))))
         containers += inside
@@ -196,7 +211,7 @@ class Structure:
         kinds: list[Any] = [(t.dtype, t.device) for t in self._tensors]
         kinds += [(t.dtype, t.device, t.shape) for t in self.loose]
         versions = [None if t.is_inference() else t._version for t in self._odd]
-        return kinds, versions, [zlib.crc32(array.tobytes()) for array in self._arrays]
+        return kinds, versions, list(map(_checksum, self._memory))
 
 
 class StructureWatch:
@@ -226,6 +241,13 @@ class _Slots:
         return len(self._names)
 
 
+def _checksum(memory: Any) -> object:
+    if isinstance(memory, (io.BytesIO, io.StringIO)):
+        # Where it is read next is part of what a copy copies.
+        return None if memory.closed else (hash(memory.getvalue()), memory.tell())
+    return zlib.crc32(memory.tobytes() if isinstance(memory, numpy.ndarray) else memory)
+
+
 def _items(container: Any) -> Iterable[object]:
     return container.values() if isinstance(container, dict) else container
 
@@ -239,11 +261,16 @@ def _parts(value: object) -> list[Any] | None:
     """The containers of what is inside a value, however a copy copies it; None where that cannot be seen."""
     if isinstance(value, MethodType):
         return [(value.__self__, value.__func__)]
+    if isinstance(value, MethodWrapperType):
+        return [(value.__self__,)]
+    if isinstance(value, BaseException):  # where it was raised, a copy leaves out
+        return [_Slots(value, ["args"]), vars(value)]
     if isinstance(value, functools.partial):
         return [(value.func, *value.args), value.keywords]
     is_container = isinstance(value, (dict, list, tuple, set, frozenset, collections.deque))
     slots = _slots(type(value))
-    if isinstance(value, _WHOLE) or not (is_container or _is_of_python(type(value), len(slots))):
+    is_opaque = not (is_container or _is_of_python(type(value), len(slots)))
+    if isinstance(value, (*_WHOLE, *_MEMORY)) or is_opaque:
         return None
     found: list[Any] = [value] if is_container else []
     found += [vars(value)] if hasattr(value, "__dict__") else []
@@ -265,14 +292,6 @@ def _is_of_python(kind: type, slots: int) -> bool:
     made of one that is, is larger."""
     references = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     return kind.__basicsize__ <= object.__basicsize__ + references * _POINTER
-
-
-def _is_shared(value: object) -> bool:
-    """Whether a copy of what holds this value holds the very same one."""
-    try:
-        return copy.deepcopy(value) is value
-    except Exception:  # nor can its holder be copied then, which is told there
-        return True
 
 
 def _kept(module: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Whatever a model holds, and in whatever way: a view computes what the model computes, also after that has
 changed, and leaves the model alone."""
 
+import array
 import collections
 import copy
 import ctypes
@@ -8,9 +9,13 @@ import dataclasses
 import datetime
 import enum
 import functools
+import io
+import itertools
 import logging
+import operator
 import pathlib
 import re
+import weakref
 from types import SimpleNamespace
 
 import numpy
@@ -150,6 +155,18 @@ HELD = {name: (make, attribute, change_attribute) for name, make in OBJECTS.item
         lambda h: h["a"][0].update(scale=-3.0),
     ),
     "array": (lambda: numpy.ones(1), lambda h: float(h[0]), lambda h: h.fill(-3)),
+    "memory": (lambda: ctypes.c_double(1), lambda h: h.value, lambda h: setattr(h, "value", -3)),
+    "memory of several": (lambda: (ctypes.c_int * 2)(1), lambda h: h[0], lambda h: h.__setitem__(0, -3)),
+    "bytes": (lambda: bytearray([1]), lambda h: h[0], lambda h: h.__setitem__(0, 3)),
+    "plain array": (lambda: array.array("d", [1]), lambda h: h[0], lambda h: h.__setitem__(0, -3)),
+    "file of bytes": (lambda: io.BytesIO(b"1"), lambda h: float(h.getvalue()), lambda h: h.write(b"3")),
+    "file of text": (lambda: io.StringIO("1"), lambda h: float(h.getvalue()), lambda h: h.write("-3")),
+    "error": (lambda: ValueError([1.0]), lambda h: h.args[0][0], lambda h: h.args[0].__setitem__(0, -3)),
+    "error, by its arguments": (
+        lambda: ValueError(1.0),
+        lambda h: h.args[0],
+        lambda h: setattr(h, "args", (-3,)),
+    ),
     "set": (lambda: {1.0}, sum, lambda h: (h.clear(), h.add(-3.0))),
     "empty set": (set, lambda h: 1.0 - 4 * len(h), lambda h: h.add(1)),
     "deque": (lambda: collections.deque([1.0]), lambda h: h[0], lambda h: (h.clear(), h.append(-3.0))),
@@ -203,12 +220,6 @@ def test_what_has_changed_inside_what_a_model_holds_is_followed(kind, batch):
 
 
 UNSEEN = {
-    "memory": (
-        lambda: ctypes.c_double(1),
-        lambda h: h.value,
-        lambda h: setattr(h, "value", -3),
-        "what changes in held, a c_double, a copy would not follow",
-    ),
     "tensor": (
         lambda: Forgets(torch.ones(1)),
         lambda h: h.tensor,
@@ -231,12 +242,22 @@ def test_where_a_change_cannot_be_seen_the_model_runs_as_it_is(kind, batch):
     assert_same_logits(view, model, batch[0])
 
 
+REFERRED_TO = Scale()
 LASTING = {
     "logger": (lambda: logging.getLogger("model"), lambda h: h.isEnabledFor(logging.DEBUG)),
     "generator": (torch.Generator, torch.Generator.seed),
     "numpy's generator": (lambda: numpy.random.default_rng(0), lambda h: h.random()),
     "number": (lambda: numpy.float64(1), float),
     "date": (lambda: datetime.datetime(2024, 1, 1), str),
+    "numpy's bits": (lambda: numpy.random.PCG64(0), lambda h: h.random_raw()),
+    "getter": (lambda: operator.itemgetter(0), lambda h: h([1])),
+    "alias": (lambda: [list[int], int | None], str),
+    "operator": (lambda: [torch.ops.aten.relu, torch.ops.aten.relu.default], lambda h: h[0](torch.ones(1))),
+    "counter": (itertools.count, next),
+    "iterator": (lambda: iter([1, 2]), next),
+    "method of a function": (lambda: attribute.__call__, repr),
+    "storage": (lambda: torch.ones(1).untyped_storage(), len),
+    "proxy": (lambda: weakref.proxy(REFERRED_TO), lambda h: h.scale),
     "pattern": (lambda: re.compile("a"), lambda h: h.match("a")),
 }
 
