@@ -3,6 +3,8 @@
 import array
 import collections
 import contextlib
+import copy
+import copyreg
 import ctypes
 import datetime
 import decimal
@@ -112,7 +114,7 @@ class Structure:
         self._seen: set[int] = set()
         containers: list[Any] = []
         for module in model.modules():
-            for name, value in _kept(module).items():
+            for name, value in _kept_of_module(module).items():
                 if name in _HOOKS:
                     for hook in value.values():
                         self._note(name, hook, containers)
@@ -134,6 +136,8 @@ class Structure:
         containers that it comes to."""
         if type(value) in weakref.ProxyTypes:  # asks, whatever it is asked, what may be no more
             self._objects.append(value)
+            if _is_module(value):
+                self.obstacle = _STRANGER
         elif isinstance(value, _FIXED) or _is_fixed_tuple(value):
             # Whether a module trains does not matter to a copy, which is in eval mode.
             self._facts.append(name if name == "training" else (name, value))
@@ -161,7 +165,12 @@ class Structure:
             if _refers_to_a_module(value):
                 self.obstacle = _STRANGER
             return
-        inside = _parts(value)
+        inside = _parts(value, _kept(value))
+        if inside is not None and _is_shared(value):  # such as a logging run, with all that it counts
+            self._objects.append(value)
+            if _refers_to_a_module(value):
+                self.obstacle = _STRANGER
+            return
         if inside is None:  # a copy has such an object of its own, and what changes inside is not followed
             self._objects.append(value)
             if isinstance(value, _GENERATORS):
@@ -257,8 +266,10 @@ def _is_fixed_tuple(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(item, _FIXED) for item in value)
 
 
-def _parts(value: object) -> list[Any] | None:
-    """The containers of what is inside a value, however a copy copies it; None where that cannot be seen."""
+def _parts(value: object, held: Any = None) -> list[Any] | None:
+    """The containers of what is inside a value, however a copy copies it; None where that cannot be seen.
+
+    held: what to look into instead of its attributes."""
     if isinstance(value, MethodType):
         return [(value.__self__, value.__func__)]
     if isinstance(value, MethodWrapperType):
@@ -273,7 +284,8 @@ def _parts(value: object) -> list[Any] | None:
     if isinstance(value, (*_WHOLE, *_MEMORY)) or is_opaque:
         return None
     found: list[Any] = [value] if is_container else []
-    found += [vars(value)] if hasattr(value, "__dict__") else []
+    if hasattr(value, "__dict__"):
+        found.append(vars(value) if held is None else held)
     return [*found, _Slots(value, slots)] if slots else found
 
 
@@ -294,26 +306,83 @@ def _is_of_python(kind: type, slots: int) -> bool:
     return kind.__basicsize__ <= object.__basicsize__ + references * _POINTER
 
 
-def _kept(module: nn.Module) -> dict[str, Any]:
+def _is_shared(value: object) -> bool:
+    """Whether a copy of what holds this value holds the very same one, since its class says so."""
+    with contextlib.suppress(Exception):  # nor can its holder be copied then, which is told there
+        if hasattr(type(value), "__deepcopy__"):
+            return copy.deepcopy(value) is value
+        return _reduces_itself(type(value)) and isinstance(value.__reduce_ex__(4), str)
+    return False
+
+
+def _reduces_itself(kind: type) -> bool:
+    own = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
+    return own or kind in copyreg.dispatch_table
+
+
+def _gives_state(kind: type) -> bool:
+    """Whether a copy takes what the class's own ``__getstate__`` returns."""
+    own = getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
+    return own and not hasattr(kind, "__deepcopy__")
+
+
+def _kept_of_module(module: nn.Module) -> dict[str, Any]:
     """What a copy takes of a module's attributes: all, unless the module says otherwise, as a LightningModule
     does of its trainer."""
-    held, kind = vars(module), type(module)
-    own_state = getattr(kind, "__getstate__", None) is not getattr(object, "__getstate__", None)
-    if not own_state or hasattr(kind, "__deepcopy__"):
+    held = vars(module)
+    if not _gives_state(type(module)):
         return held
     state: Any = module.__getstate__()
     return {name: value for name, value in held.items() if state.get(name) is value}
 
 
-def _refers_to_a_module(function: FunctionType) -> bool:
-    """Whether a function reaches a module by what it has been given, at any depth."""
+class _State:
+    """The values of what an object gives of its attributes to a copy, as they are now."""
+
+    def __init__(self, owner: Any):
+        self._owner = owner
+
+    def __iter__(self) -> Iterator[object]:
+        with contextlib.suppress(Exception):  # that it fails is a change, too
+            return iter(self._owner.__getstate__().values())
+        return iter(())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _kept(value: Any) -> _State | None:
+    """What a copy takes of an object's attributes; None for all of them, and where it computes something
+    from them."""
+    if not _gives_state(type(value)) or _reduces_itself(type(value)) or not hasattr(value, "__dict__"):
+        return None
+    with contextlib.suppress(Exception):
+        state, held = value.__getstate__(), vars(value)
+        if isinstance(state, dict) and all(
+            item is None or held.get(name) is item for name, item in state.items()
+        ):
+            return _State(value)
+    return None
+
+
+def _is_module(value: object) -> bool:
+    with contextlib.suppress(ReferenceError):  # of a proxy whose object is gone
+        return isinstance(value, nn.Module)
+    return False
+
+
+def _refers_to_a_module(shared: object) -> bool:
+    """Whether a function reaches a module by what it has been given, or an object by what it holds, at any
+    depth."""
     seen: set[int] = set()
-    left: list[object] = [function]
+    left: list[object] = [shared]
     while left:
         value = left.pop()
-        if isinstance(value, nn.Module):
+        if _is_module(value):
             return True
-        if id(value) in seen or isinstance(value, (Tensor, numpy.ndarray, *_FIXED)):
+        if id(value) in seen or type(value) in weakref.ProxyTypes:
+            continue
+        if isinstance(value, (Tensor, numpy.ndarray, *_FIXED)):
             continue
         seen.add(id(value))
         inside = _given(value) if isinstance(value, FunctionType) else _parts(value) or []

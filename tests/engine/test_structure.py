@@ -119,6 +119,35 @@ class GivesState(Scale):
         return dict(vars(self))
 
 
+class Computes(Scale):
+    def __getstate__(self):
+        return {"scale": 2 * self.scale}
+
+    def __setstate__(self, state):
+        self.scale = state["scale"] / 2
+
+
+class Shared(Scale):
+    """As a logging run is."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class SharedByName(Scale):
+    def __reduce__(self):
+        return "SHARED_BY_NAME"
+
+
+class Forgetful(Scale):
+    """Keeps its scale from a copy, which takes the class's."""
+
+    scale = 1.0
+
+    def __getstate__(self):
+        return {"tensor": self.tensor}
+
+
 class Settings(dict):
     scale = 1.0
 
@@ -139,6 +168,7 @@ OBJECTS = {
     "object that copies itself": CopiesItself,
     "object that reduces itself": Reduces,
     "object that gives its state": GivesState,
+    "object that gives a state that it computes": Computes,
     "attribute of a dict": Settings,
 }
 # What is held, how the model reads it, how it is changed in place.
@@ -242,6 +272,7 @@ def test_where_a_change_cannot_be_seen_the_model_runs_as_it_is(kind, batch):
     assert_same_logits(view, model, batch[0])
 
 
+SHARED_BY_NAME = SharedByName()
 REFERRED_TO = Scale()
 LASTING = {
     "logger": (lambda: logging.getLogger("model"), lambda h: h.isEnabledFor(logging.DEBUG)),
@@ -258,6 +289,9 @@ LASTING = {
     "method of a function": (lambda: attribute.__call__, repr),
     "storage": (lambda: torch.ones(1).untyped_storage(), len),
     "proxy": (lambda: weakref.proxy(REFERRED_TO), lambda h: h.scale),
+    "what is shared": (Shared, change_attribute),
+    "what is shared by its name": (lambda: SHARED_BY_NAME, change_attribute),
+    "what a copy leaves out": (Forgetful, change_attribute),
     "pattern": (lambda: re.compile("a"), lambda h: h.match("a")),
 }
 
@@ -307,8 +341,10 @@ STRANGERS = {
     "method": (lambda m: m.forward, reading),
     "partial": (functools.partial, reading),
     "partial of a method": (lambda m: functools.partial(m.forward), reading),
+    "object that a copy shares": (Shared, lambda h: h.tensor.weight.sum()),
     "closure": (closing_over, reading),
     "default": (with_default, reading),
+    "proxy": (lambda m: [weakref.proxy(m)], lambda h: h[0].weight.sum()),
     "closure over an object": (lambda m: closing_over(SimpleNamespace(m=m).m), reading),
 }
 
@@ -406,3 +442,15 @@ def test_a_snapshot_follows_circles_to_their_end():
     model.held.me, model.held.list = model.held, [model.held]
     assert Structure(model).is_that_of(model)
     assert AttackView(model).is_copy
+
+
+@pytest.mark.parametrize("hold", [lambda proxy: proxy, lambda proxy: Shared(proxy)])
+def test_a_reference_may_have_lost_its_object(hold, batch):
+    referred_to = Scale()
+    view = AttackView(Holding(hold(weakref.proxy(referred_to)), lambda h: 1.0).eval())
+    before = view.generation
+    del referred_to
+    view._model().new = 1  # so that all is looked into again
+    view.refresh()
+    view.refresh()
+    assert view.generation == before + 1
