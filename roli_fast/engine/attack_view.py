@@ -148,14 +148,16 @@ class AttackView:
             return
         try:
             self._structure = Structure(model)
-            if self._structure.obstacle is not None:
-                self._run_as_it_is(self._structure.obstacle)
-                return
-            self._copy = self._copied(model, fold)
+            obstacle = self._structure.obstacle
+            if obstacle is None:
+                self._copy = self._copied(model, fold)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a module holds that cannot be copied
-            self._run_as_it_is(f"the model cannot be copied ({brief(error)})")
+            obstacle = f"the model cannot be copied ({brief(error)})"
+        if self._copy is None:
+            assert obstacle is not None
+            self._run_as_it_is(obstacle)
             return
         self.report.folded, self.report.left = self._copy.folded, self._copy.left
 
