@@ -137,6 +137,7 @@ class AttackView:
         # Of a sample; known once the first batch has confirmed the copy.
         self.output_shape: torch.Size | None = None
         self._copy: FrozenCopy | None = None
+        self._in_the_way: Structure | None = None  # the structure for which there is no copy
         self._normalized = _is_normalized(model)
         if not isinstance(model, nn.Module):
             self._run_as_it_is("the model is a callable and no module")
@@ -151,6 +152,8 @@ class AttackView:
             obstacle = self._structure.obstacle
             if obstacle is None:
                 self._copy = self._copied(model, fold)
+            else:
+                self._in_the_way = self._structure
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a module holds that cannot be copied
@@ -273,10 +276,14 @@ class AttackView:
         """Copies the model's parameters and buffers as they are now.
 
         Memory is reused, so that captured CUDA graphs stay valid, unless the model's modules, devices or
-        dtypes have changed: then the copy is made anew.
+        dtypes have changed: then the copy is made anew. A model that could not be followed gets a copy once
+        it can.
         """
         model = self._model()
-        if self._copy is None or not isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module):
+            return
+        if self._copy is None:
+            self._look_again(model)
             return
         if self._structure.is_that_of(model):
             self._copy.take_over(self._inner(model))
@@ -290,6 +297,15 @@ class AttackView:
             self.report.note = f"the model changes {what} from call to call: its copy is made anew each time"
             if self._rebuilt == _TOO_OFTEN:  # training asks for no notes
                 warnings.warn(f"roli_fast: {self.report.note}", stacklevel=2)
+
+    def _look_again(self, model: nn.Module) -> None:
+        if self._in_the_way is None or self._in_the_way.is_untouched(model):
+            return
+        now = Structure(model)
+        if now.obstacle is None:
+            self._build(self._fold)
+        else:
+            self._in_the_way = now
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:

@@ -72,6 +72,8 @@ _GENERATORS = (
     *(torch.Generator, random.Random),
 )
 
+_PLAIN = (dict, collections.OrderedDict, list, tuple, set)
+
 # Objects that count as a whole, whatever changes inside.
 _WHOLE = (
     logging.Logger,  # which a copy shares
@@ -165,8 +167,11 @@ class Structure:
             if _refers_to_a_module(value):
                 self.obstacle = _STRANGER
             return
-        inside = _parts(value, _kept(value))
-        if inside is not None and _is_shared(value):  # such as a logging run, with all that it counts
+        is_plain = type(value) in _PLAIN  # as most are
+        inside = _parts(value, None if is_plain else _kept(value))
+        if (
+            inside is not None and not is_plain and _is_shared(value)
+        ):  # such as a logging run, with all that it counts
             self._objects.append(value)
             if _refers_to_a_module(value):
                 self.obstacle = _STRANGER
@@ -184,8 +189,7 @@ class Structure:
 
     def is_that_of(self, model: nn.Module) -> bool:
         """Whether the model is still built as it was when this was taken."""
-        # Between two steps of training nothing has changed: this costs a tenth of a new snapshot.
-        if not any(self._empty) and _same(self._everything_now(model), self._everything):
+        if self.is_untouched(model):
             return self._state == self._state_of_tensors()
         other = Structure(model)
         if (
@@ -199,6 +203,11 @@ class Structure:
             return False
         vars(self).update(vars(other))  # equal, and taken of the containers as they are now
         return True
+
+    def is_untouched(self, model: nn.Module) -> bool:
+        """Whether the model holds the very same objects. Between two steps of training it does: to ask costs
+        a hundredth of a new snapshot."""
+        return not any(self._empty) and _same(self._everything_now(model), self._everything)
 
     def difference(self, other: "Structure") -> str:
         """What differs, in words: the names of the attributes, where it is attributes that do."""

@@ -461,3 +461,21 @@ def test_what_stands_in_the_way_of_half_precision_is_said_once():
         ValueError, match=f"^precision: got 'bf16', accepted: fp32, tf32, since {NOT_REGISTERED}"
     ):
         AttackView(Holding([nn.Linear(1, 1)], None), precision="bf16")
+
+
+def test_a_model_gets_its_copy_once_nothing_is_in_the_way(batch):
+    model = Holding([nn.Linear(1, 1)], lambda h: 1.0).eval()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    model.held.append(1)
+    view.refresh()
+    assert NOT_REGISTERED in view.report.note
+    del model.held
+    model.held = None
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+    assert view.report.note is None
+    model.held = [nn.Linear(1, 1)]
+    view.refresh()
+    assert NOT_REGISTERED in view.report.note
