@@ -56,7 +56,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         # By default, readers ask torch.distributed; but in evaluation each process may read all images.
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world_size
         dataset.set_loader_cfg(num_workers=workers)
-        return iter(
+        batches = iter(
             DataLoader(
                 _Samples(dataset, self.view, (seed, epoch) if train else None, rank, world_size),
                 batch_size=batch_size,
@@ -67,6 +67,20 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
                 generator=random,  # draws the workers' seeds, by which readers shuffle
             )
         )
+        return batches if train or world_size > 1 else self._whole(batches)
+
+    def _whole(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """A pass over all images. Raises OSError at its end if there were others than the set tells: readers
+        leave out what they cannot read, such as a shard that is missing, with no more than a warning."""
+        found = 0
+        for batch in batches:
+            yield batch
+            found += len(batch[0])
+        if found != self.length:
+            raise OSError(
+                f"images: got {found} of a stream, accepted: {self.length}, as it tells: a shard is missing, "
+                "a picture cannot be read, or the number is another"
+            )
 
 
 class _Samples(IterableDataset[tuple[Tensor, int, int]]):

@@ -189,6 +189,14 @@ def test_a_stream_is_evaluated_once(workers):
         assert torch.equal(labels, images[:, 0, 0, 0].long() % 2)
 
 
+@pytest.mark.parametrize("told", [19, 21])
+def test_a_stream_that_is_not_all_there_is_no_evaluation(told):
+    """As where a shard is missing, which readers skip."""
+    images = ImageStream(create, told, ["even", "odd"], View(resize=10, crop=8), padded=False)
+    with pytest.raises(OSError, match=f"images: got 20 of a stream, accepted: {told}, as it tells"):
+        list(Loader(images, 3, workers=0))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_streams_epoch_is_a_function_of_seed_and_number(workers):
     loader = Loader(stream(padded=False), 3, train=True, seed=1, workers=workers)
