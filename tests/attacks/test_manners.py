@@ -46,10 +46,11 @@ def distance(name, adv, images):
 
 
 def assert_in_ball(name, adv, images, eps, bounds=(0.0, 1.0)):
-    """By plain norms, to a unit in the last place of each pixel."""
+    """By plain norms, to a unit in the last place of each pixel, and to what sums in float64 round."""
     state = torch.float64 if torch.float64 in (adv.dtype, images.dtype) else torch.float32
     magnitude = torch.maximum(adv.abs(), images.abs()).double()
     rounding = torch.finfo(state).eps * distance(name, magnitude, torch.zeros_like(magnitude))
+    rounding = rounding + eps * images[0].numel() ** 0.5 * torch.finfo(torch.float64).eps
     lo, hi = torch.tensor(bounds, dtype=state).tolist()
     assert adv.isfinite().all()
     assert ((adv >= lo) & (adv <= hi)).all()
