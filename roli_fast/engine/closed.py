@@ -2,15 +2,15 @@
 
 import builtins
 import collections
-import dis
 import functools
 import itertools
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from .bytecode import instructions
 
 _CONSTANTS = (str, bytes, bool, int, float, complex, type(None), torch.dtype)
 # Whose modules, classes and functions keep nothing of the caller's. Not all of the standard library: sys,
@@ -84,10 +84,10 @@ def _is_closed_function(function: types.FunctionType, above: tuple[types.Functio
         return all(_is_closed(cell.cell_contents, above) for cell in closure)
     if closure:
         return False
-    instructions = [*_instructions(function.__code__)]
-    if vars(function) or any(done.opname in _REACHES_OUT for done in instructions):
+    steps = [*instructions(function.__code__)]
+    if vars(function) or any(done.opname in _REACHES_OUT for done in steps):
         return False
-    names = {done.argval for done in instructions if done.opname in _READS}
+    names = {done.argval for done in steps if done.opname in _READS}
     known = collections.ChainMap(space, vars(builtins))
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     return all(_is_closed(value, above) for value in defaults) and all(
@@ -98,11 +98,3 @@ def _is_closed_function(function: types.FunctionType, above: tuple[types.Functio
 def _is_lasting(name: str, value: Any) -> bool:
     """Whether a global looks like an import or a definition rather than a variable."""
     return isinstance(value, types.ModuleType) or getattr(value, "__name__", None) == name
-
-
-def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
-    """Those of code, and of functions that are defined in it."""
-    yield from dis.get_instructions(code)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _instructions(constant)

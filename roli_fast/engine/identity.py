@@ -2,7 +2,6 @@
 with what a later run has."""
 
 import collections
-import dis
 import functools
 import hashlib
 import inspect
@@ -10,15 +9,16 @@ import logging
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Set
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
+from .bytecode import changes_of, looks_up, names, names_with
 from .modes import unwrap
 from .precision import products_now
+from .structure import slots_of
 
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 
@@ -34,20 +34,9 @@ _DATA = (*_SIMPLE, tuple, list, dict, set, frozenset, numpy.ndarray, numpy.gener
 _CONTAINERS = (list, dict, set, collections.deque, bytearray, numpy.ndarray, Tensor)
 _NUMBERS = (int, float, complex, numpy.number)
 
-# Methods that change a container. Those of tensors end in _.
-_CHANGING = frozenset({
-    "add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "fill",
-    "insert", "intersection_update", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault",
-    "sort", "subtract", "symmetric_difference_update", "update",
-})  # fmt: skip
-
 _DEEPEST = 50  # objects within each other, of which the digest is made
-_OPENED = (
-    2000  # objects of a digest, after which circles are no longer followed anew from each object in them
-)
+_OPENED = 2000  # objects of a digest, from which on circles are not followed anew from each object in them
 _NESTED = 4  # containers and functions within each other, in which a module's methods are looked for
-
-_REMEMBERED = 4096  # code objects, of which the names are found
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -69,8 +58,6 @@ _BY_CHANCE = 10
 
 # What calls a module, and what brings it into eval mode.
 _CALLED = frozenset({"__call__", "_call_impl", "forward", "train", "eval"})
-
-_TORCH = str(Path(torch.__file__).parent)
 
 # What makes an object: what these assign are its settings.
 _MAKERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__"})
@@ -211,7 +198,7 @@ def _callables_within(value: object, deep: int = 0) -> set[str]:
     elif isinstance(value, types.FunctionType):
         # What a decorator wrapped is in its closure.
         inside = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return set().union(_names(value.__code__), *(_callables_within(i, deep + 1) for i in inside))
+        return set().union(names(value.__code__), *(_callables_within(i, deep + 1) for i in inside))
     else:
         return set()
     return set().union(*(_callables_within(item, deep + 1) for item in inside))
@@ -229,14 +216,14 @@ def _reached(kinds: Iterable[type], called: Set[str]) -> set[str]:
         before = len(reached)
         for name, code in codes:
             if name in reached:
-                reached |= methods if _looks_up(code) else _names(code)
+                reached |= methods if looks_up(code) else names(code)
     return reached
 
 
 def _assigned(kind: type, reached: Set[str]) -> set[str]:
     """The names of the attributes that methods of a class assign, of those that are reached."""
     methods = [code for name, code in _methods(kind) if name in reached - _MAKERS]
-    return {name for code in methods for name in _with(code, "STORE_ATTR")}
+    return {name for code in methods for name in names_with(code, "STORE_ATTR")}
 
 
 def _methods(kind: type) -> Iterator[tuple[str, types.CodeType]]:
@@ -248,102 +235,6 @@ def _methods(kind: type) -> Iterator[tuple[str, types.CodeType]]:
             function = inspect.unwrap(getattr(method, "__func__", None) or of_property or method)
             if inspect.isfunction(function):
                 yield name, function.__code__
-
-
-def _within(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code, and that of the functions inside it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _within(constant)
-
-
-@functools.lru_cache(_REMEMBERED)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """With its strings, by which it may look methods up."""
-    found = (name for part in _within(code) for name in (*part.co_names, *part.co_consts))
-    return frozenset(name for name in found if isinstance(name, str))
-
-
-@functools.lru_cache(_REMEMBERED)
-def _looks_up(code: types.CodeType) -> bool:
-    """Whether the code calls getattr with another name than a string in it, so that any method may be called;
-    torch's containers look their parts up so."""
-    if code.co_filename.startswith(_TORCH):
-        return False
-    for part in _within(code):
-        steps = [i for i in dis.get_instructions(part) if i.opname not in ("PRECALL", "CACHE")]
-        for at, step in enumerate(steps):
-            if step.opname == "LOAD_GLOBAL" and step.argval == "getattr":
-                calls = (n for n in range(at, len(steps)) if steps[n].opname in ("CALL", "CALL_FUNCTION"))
-                end = next(calls, at)
-                # Where the name stands: last, or last but one before a default.
-                named = steps[end - {3: 2}.get(steps[end].arg or 0, 1)]
-                if named.opname != "LOAD_CONST" or not isinstance(named.argval, str):
-                    return True
-    return False
-
-
-@functools.lru_cache(_REMEMBERED)
-def _with(code: types.CodeType, instruction: str) -> frozenset[str]:
-    """The names with which the code has this instruction."""
-    steps = (step for part in _within(code) for step in dis.get_instructions(part))
-    return frozenset(step.argval for step in steps if step.opname == instruction)
-
-
-@functools.lru_cache(_REMEMBERED)
-def _changed(code: types.CodeType) -> frozenset[str]:
-    """The names of the variables and attributes in which the code changes something in place: by an index, or
-    by a method of containers or tensors."""
-    found = set()
-    for part in _within(code):
-        steps = list(dis.get_instructions(part))
-        for at, step in enumerate(steps):
-            if step.opname in ("LOAD_METHOD", "LOAD_ATTR") and _changes(step.argval):
-                found |= _names_before(steps, at - 1)
-            elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-                found |= _names_before(steps, _before_value(steps, _before_index(steps, at)))
-            elif step.opname == "STORE_SLICE":  # of Python 3.12 and later: between two indices
-                upper = _before_index(steps, at)
-                found |= _names_before(steps, _before_value(steps, _before_value(steps, upper)))
-    return frozenset(found)
-
-
-def _changes(method: str) -> bool:
-    of_tensors = method.endswith("_") and not method.endswith("__") and method != "requires_grad_"
-    return method in _CHANGING or of_tensors
-
-
-def _before_index(steps: list[dis.Instruction], at: int) -> int:
-    """Where the index ends with which the instruction there stores: in x[i] += 1, before both are copied."""
-    at -= 1
-    if steps[at].opname in ("SWAP", "ROT_THREE"):
-        while at > 0 and steps[at].opname not in ("COPY", "DUP_TOP_TWO"):
-            at -= 1
-        while at > 0 and steps[at].opname in ("COPY", "DUP_TOP_TWO"):
-            at -= 1
-    return at
-
-
-def _before_value(steps: list[dis.Instruction], end: int) -> int:
-    """Where what is before a value ends, whose last instruction is given."""
-    height = 0
-    while end >= 0 and height < 1:
-        height += dis.stack_effect(steps[end].opcode, steps[end].arg, jump=False)
-        end -= 1
-    return end
-
-
-def _names_before(steps: list[dis.Instruction], end: int) -> set[str]:
-    """The name of the variable or attribute, of which the last instruction is given; of what is in it too."""
-    while end >= 0:
-        step = steps[end]
-        if step.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "LOAD_ATTR"):
-            return {step.argval}
-        if step.opname != "BINARY_SUBSCR" and step.argrepr != "[]":
-            return set()
-        end = _before_value(steps, end - 1)
-    return set()
 
 
 class _Met:
@@ -433,11 +324,9 @@ def _content_of_object(
     kind = type(value)
     reached = _reached([kind], called | {"__call__"})
     codes = [code for name, code in _methods(kind) if name in reached - _MAKERS]
-    counted = set(counted).union(_assigned(kind, reached), *map(_changed, codes))
-    slots = [name for above in kind.__mro__ for name in vars(above).get("__slots__", ())]
-    held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(
-        value, "__dict__", {}
-    )
+    counted = set(counted).union(_assigned(kind, reached), *map(changes_of, codes))
+    slots = {name: getattr(value, name) for name in slots_of(kind) if hasattr(value, name)}
+    held = slots | getattr(value, "__dict__", {})
     return [
         (name, inside(item, called=reached, counted=counted))
         for name, item in held.items()
@@ -456,19 +345,21 @@ def _content_of_function(
 ) -> object:
     """Without the variables that it assigns, such as a counter of its calls, and what it changes in place."""
     code = function.__code__
-    changed = frozenset() if lasting else _changed(code)
-    counted = counted | _with(code, "STORE_ATTR") | changed
-    inside = functools.partial(inside, called=called | _names(code), counted=counted)
+    changed = frozenset() if lasting else changes_of(code)
+    counted = counted | names_with(code, "STORE_ATTR") | changed
+    inside = functools.partial(inside, called=called | names(code), counted=counted)
 
     def kept(name: str, value: object) -> bool:
         return name in changed and isinstance(value, _CONTAINERS)
 
-    assigned = _with(code, "STORE_DEREF") & set(code.co_freevars)
+    assigned = names_with(code, "STORE_DEREF") & set(code.co_freevars)
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     filled = {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
     enclosed = [inside(v) for name, v in filled.items() if name not in assigned and not kept(name, v)]
-    assigned = _with(code, "STORE_GLOBAL")
-    named = {name: function.__globals__.get(name) for name in sorted(_with(code, "LOAD_GLOBAL") - assigned)}
+    assigned = names_with(code, "STORE_GLOBAL")
+    named = {
+        name: function.__globals__.get(name) for name in sorted(names_with(code, "LOAD_GLOBAL") - assigned)
+    }
     own = {
         name: inside(v) for name, v in named.items() if _is_own(v, function.__module__) and not kept(name, v)
     }

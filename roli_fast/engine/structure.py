@@ -288,7 +288,7 @@ def _parts(value: object, held: Any = None) -> list[Any] | None:
     if isinstance(value, functools.partial):
         return [(value.func, *value.args), value.keywords]
     is_container = isinstance(value, (dict, list, tuple, set, frozenset, collections.deque))
-    slots = _slots(type(value))
+    slots = slots_of(type(value))
     is_opaque = not (is_container or _is_of_python(type(value), len(slots)))
     if isinstance(value, (*_WHOLE, *_MEMORY)) or is_opaque:
         return None
@@ -298,7 +298,8 @@ def _parts(value: object, held: Any = None) -> list[Any] | None:
     return [*found, _Slots(value, slots)] if slots else found
 
 
-def _slots(kind: type) -> list[str]:
+def slots_of(kind: type) -> list[str]:
+    """The names of the slots of a class's objects."""
     return [
         name
         for base in kind.__mro__
