@@ -169,7 +169,7 @@ struct KeepBest {
   PlanOptions options() const { return {}; }
 };
 
-// Each sample's, and its slope with respect to the logits.
+// The loss of each sample, and its slope with respect to the logits.
 struct CrossEntropy {
   static constexpr const char* kName = "cross_entropy";
   Array logits, slope;
