@@ -35,9 +35,9 @@ def chosen(name, device_type, monkeypatch):
     if missing:
         pytest.skip(missing)
     if device_type != "cpu":
-        for name in (*(op.name for op in OPS), "cross_entropy"):
-            moved = device.elsewhere(getattr(roli_fast.ops, name), device_type)
-            monkeypatch.setattr(roli_fast.ops, name, moved)
+        for op in (*(op.name for op in OPS), "cross_entropy"):
+            moved = device.elsewhere(getattr(roli_fast.ops, op), device_type)
+            monkeypatch.setattr(roli_fast.ops, op, moved)
     with roli_fast.backend(name):
         yield
 
