@@ -17,7 +17,7 @@ from .inputs import to_images, to_state
 from .losses import Loss, get_loss
 from .options import AttackOptions
 from .oracle import WHOLE, Oracle
-from .samples import Best, Samples
+from .samples import Best, Samples, keep, some_of, taken
 from .trial import Trial
 
 
@@ -200,9 +200,10 @@ class GradientAttack(Attack):
         if self.early_stop:
             self._run_stopping(trial, rows, run)
             return
-        adv, directed = self._run_whole(trial, rows, run)
-        trial.directed[rows] |= directed
-        trial.judge(rows, adv)
+        computed, asked = trial.with_room(rows)
+        adv, directed = self._run_whole(trial, computed, run)
+        trial.directed[rows] |= directed[asked]
+        trial.judge(rows, adv[asked])
 
     def _oracle_of(self, view: AttackView) -> Ascent:
         return Ascent(self, view)
@@ -218,23 +219,21 @@ class GradientAttack(Attack):
         """A run that a sample leaves once it fools the model itself. The others are judged at the end."""
         ascent = trial.oracle
         assert isinstance(ascent, Ascent)
+        rows, asked = trial.with_room(rows)
         state = self.begin(ascent, self._batch(trial, rows, run))
+        left = Leaving(trial, rows, asked, state)
         for step in range(self.steps):
             state.gradient, loss, output = ascent.gradient(state.x, state.target)
-            trial.spend(len(rows), forwards=1, gradients=1)
+            trial.spend(len(left.rows), forwards=1, gradients=1)
             if step == 0:
                 trial.directed[rows] |= has_direction(state.gradient)
-            leaves = self.look(state, step, loss, output)
-            if leaves.any():
-                leaves[leaves.clone()] = trial.judge(rows[leaves], state.adv[leaves])
-                stays = ~leaves
-                rows, state = rows[stays], state.take(stays)
-                if len(rows) == 0:
-                    return
+            state = left.without(state, self.look(state, step, loss, output))
+            if len(left.rows) == 0:
+                return
             self.move(ascent, state, step)
         self.look(state, self.steps, *ascent.loss(state.x, state.target))
-        trial.spend(len(rows), forwards=1)
-        trial.judge(rows, state.result())
+        trial.spend(len(left.rows), forwards=1)
+        left.judge_all(state)
 
     def _batch(self, trial: Trial, rows: Tensor, run: int) -> Batch:
         target = self.loss_target(trial, run)
@@ -248,6 +247,54 @@ class GradientAttack(Attack):
             seed=trial.seed(run),
             sample_index=trial.index[rows],
         )
+
+
+class Leaving:
+    """Which samples of a run are still asked for, while those leave that fool the model itself.
+
+    On a GPU, the batch shrinks to a few sizes only (:meth:`Oracle.room`). The model is asked when the batch
+    could shrink: until then, a sample that fools the attack's copy of it goes along.
+
+    rows: (n,) int64, the samples that are computed with.
+    """
+
+    def __init__(self, trial: Trial, rows: Tensor, asked: Tensor, state: State):
+        self._trial, self.rows, self._asked = trial, rows, asked
+        self._suspect = torch.zeros_like(asked)  # which have fooled the copy, there:
+        self._adv = state.adv.clone()
+
+    def without(self, state: State, fooled: Tensor) -> State:
+        """The state without those that have left. fooled: (n,) bool, which fool the copy where they are."""
+        fooled = fooled & self._asked & ~self._suspect
+        if not fooled.any():
+            return state
+        self._suspect |= fooled
+        keep(self._adv, fooled, state.adv)
+        if self._room(self._asked & ~self._suspect) < len(self.rows):
+            self._judge_suspects()
+            size = self._room(self._asked)
+            if size < len(self.rows):
+                kept = some_of(self._asked, size)
+                self.rows, self._asked, self._suspect, self._adv, state = (
+                    taken(value, kept) for value in (self.rows, self._asked, self._suspect, self._adv, state)
+                )
+        return state
+
+    def judge_all(self, state: State) -> None:
+        """Has the model judge the results of all that have not left."""
+        if self._suspect.any():
+            self._judge_suspects()
+        if self._asked.any():
+            self._trial.judge(self.rows[self._asked], state.result()[self._asked])
+
+    def _judge_suspects(self) -> None:
+        """Those that fool the model are not asked for any more; the others are no suspects any more."""
+        suspects = self._suspect.nonzero().flatten()
+        self._asked[suspects] = ~self._trial.judge(self.rows[suspects], self._adv[suspects])
+        self._suspect.zero_()
+
+    def _room(self, of: Tensor) -> int:
+        return self._trial.oracle.room(int(of.sum()), self._trial.images)
 
 
 def has_direction(gradient: Tensor) -> Tensor:

@@ -177,8 +177,27 @@ class Attack:
         strict: whether to raise ValueError if no sample at all had a gradient to follow; if not, the result
             says how many had none.
         """
+        return self.run_on(None, model, images, labels, index=index, key=key, strict=strict)
+
+    def run_on(
+        self,
+        rows: Tensor | None,
+        model: Model,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        key: Tensor | None = None,
+        strict: bool = True,
+    ) -> AttackResult:
+        """As :meth:`run`, against some samples of the batch: what is returned of the others means nothing. On
+        a GPU this is faster than a batch of these samples alone, whose size would be another in each batch.
+
+        rows: (n,) int64, in order; None for all.
+        """
         with self._alone():
-            return self._judged(self._begin(model, images, labels, index, key), strict=strict)
+            trial = self._begin(model, images, labels, index, key)
+            return self._result(trial, trial.rows if rows is None else rows, strict)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -191,10 +210,9 @@ class Attack:
         """The model as this attack computes with it, with the model's current weights."""
         return self._oracle(model).view
 
-    def _judged(self, trial: Trial, rows: Tensor | None = None, *, strict: bool = True) -> AttackResult:
-        """Makes all runs, and has the model judge their results. rows: the samples to attack; default all.
-        strict: as in :meth:`run`."""
-        rows = trial.rows if rows is None else rows
+    def _result(self, trial: Trial, rows: Tensor, strict: bool) -> AttackResult:
+        """Makes all runs, and has the model judge their results. rows: the samples to attack. strict: as in
+        :meth:`run`."""
         if len(rows) > 0:
             self.prepare(trial)
         for run in range(self.runs(trial) if len(rows) > 0 else 0):

@@ -4,6 +4,7 @@ Parameter-free Attacks, ICML 2020; in L1 Mind the Box, ICML 2021)."""
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -129,16 +130,19 @@ class AutoAttack(Attack):
         key: Tensor | None = None,
         strict: bool = True,
     ) -> AutoAttackResult:
-        with self._alone():
-            ensemble = _Ensemble(self, model, self._begin(model, images, labels, index, key))
-            if len(images) > 0:
-                ensemble.run_all()
-            result = ensemble.result()
-        if strict:
-            self.check_directed(result.directed, result.undirected_by_stage, len(images))
-        return result
+        result = super().run(model, images, labels, index=index, key=key, strict=strict)
+        return cast(AutoAttackResult, result)
 
     run.__doc__ = Attack.run.__doc__
+
+    def _result(self, trial: Trial, rows: Tensor, strict: bool) -> AutoAttackResult:
+        ensemble = _Ensemble(self, trial, rows)
+        if len(rows) > 0:
+            ensemble.run_all()
+        result = ensemble.result()
+        if strict:
+            self.check_directed(result.directed, result.undirected_by_stage, len(rows))
+        return result
 
     def share_views(self, views: ViewCache) -> None:
         super().share_views(views)
@@ -172,8 +176,8 @@ def _stage(name: str, ensemble: AutoAttack, norm: str, eps: float | Tensor, shar
 class _Ensemble:
     """One call on one batch."""
 
-    def __init__(self, attack: AutoAttack, model: Model, trial: Trial):
-        self._attack, self._model, self._trial = attack, model, trial
+    def __init__(self, attack: AutoAttack, trial: Trial, rows: Tensor):
+        self._attack, self._trial, self._rows = attack, trial, rows
         self._adversarial = as_floats(trial.images)
         self._notes = list(trial.oracle.notes)
         self._broken_by = torch.full_like(trial.rows, -1)
@@ -192,7 +196,7 @@ class _Ensemble:
         for name, attack in self._attack._stages.items():
             if reasons[name]:
                 continue
-            rows = (self._broken_by < 0).nonzero().flatten()
+            rows = self._rows[self._broken_by[self._rows] < 0]
             if len(rows) > 0:
                 self._run(name, attack, rows)
 
@@ -207,9 +211,9 @@ class _Ensemble:
         trial = self._trial
         assert trial.key is not None
         key = trial.key + NAMES.index(name)
-        own = attack._begin(self._model, trial.images, trial.labels, trial.index, key)
+        own = attack._begin(trial.model, trial.images, trial.labels, trial.index, key)
         own.clean_output = trial.clean_output  # computed once for all stages
-        result = attack._judged(own, rows, strict=False)
+        result = attack._result(own, rows, strict=False)
         own.oracle.forget_graphs()  # the next stage needs their memory, and the next batch has other sizes
         broken = rows[own.fooled[rows]]
         self._adversarial[broken] = result.adversarial[broken]

@@ -18,8 +18,10 @@ __all__ = ["Oracle", "widened"]
 
 # At which call with inputs of the same shape a CUDA graph is recorded: PASS for a single pass, WHOLE for what
 # runs once per batch. Recording costs two more passes and a wait for the device, which does not pay for a
-# batch size that lasts a step or two, as most do while samples leave the batch.
+# batch size that comes a time or two.
 PASS, WHOLE = 4, 2
+# How many sizes have a graph, at most: as many as :meth:`Oracle.room` gives, and the one of a last batch.
+_SIZES = 8
 
 
 class Oracle:
@@ -51,9 +53,20 @@ class Oracle:
             return function
         if function not in self._runners:
             self._runners[function] = GraphRunner(
-                function, depends=self.view.holding, obstacle=self._obstacle, at=at
+                function, depends=self.view.holding, obstacle=self._obstacle, at=at, limit=_SIZES
             )
         return self._runners[function]
+
+    def room(self, rows: int, images: Tensor) -> int:
+        """How many rows of a batch (N, ...) to compute with where so many are asked for. On a GPU, passes of
+        a size that repeats become graphs, and so there are only a few sizes: 2 ** n and 3 * 2 ** n, from an
+        eighth of the batch on."""
+        runner = self.captured(self.eager)
+        if rows == 0 or not (isinstance(runner, GraphRunner) and runner.may_record(images)):
+            return rows
+        rows = max(rows, len(images) // 8)
+        step = max(1, 1 << rows.bit_length() >> 2)
+        return min(-(-rows // step) * step, len(images))
 
     def forget_graphs(self) -> None:
         """Frees the graphs' memory: each has that of a whole pass."""

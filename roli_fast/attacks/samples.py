@@ -33,6 +33,11 @@ def taken(value: Any, rows: Tensor) -> Any:
     return value[rows]
 
 
+def some_of(chosen: Tensor, count: int) -> Tensor:
+    """(count,) int64, in order: where chosen (N,) is True, and as many others as there is room for."""
+    return chosen.byte().argsort(descending=True, stable=True)[:count].sort().values
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """values (N,), reshaped so that they broadcast over like (N, ...)."""
     return values.reshape(-1, *[1] * (like.dim() - 1))

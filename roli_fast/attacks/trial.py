@@ -11,7 +11,7 @@ from ..engine import own_output
 from ..engine.modes import Model
 from .inputs import as_floats, to_images, to_state
 from .oracle import WHOLE, Oracle
-from .samples import beats, lowest, taken
+from .samples import beats, lowest, some_of, taken
 from .verify import mean_of, predict
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class AttackResult:
 class Trial:
     """One call of an attack on one batch: what it works on, what it has found so far, and what it has cost.
 
+    model: the caller's own.
     images, labels: (N, ...), and (N,) int64 or None.
     index: (N,) int64, the place of each sample in the data set.
     key: (1,) int64, from which all random numbers derive; None for an attack that needs none.
@@ -73,7 +74,7 @@ class Trial:
         index: Tensor | None,
         key: Tensor | None,
     ):
-        self._attack, self._model, self.oracle, self.images = attack, model, oracle, images
+        self._attack, self.model, self.oracle, self.images = attack, model, oracle, images
         # Autograd saves labels for the backward pass, and cannot save an inference tensor.
         self.labels = labels.clone() if labels is not None and labels.is_inference() else labels
         self.rows = torch.arange(len(images), device=images.device)
@@ -115,7 +116,7 @@ class Trial:
         attack = self._attack
         self.forwards += len(images) * attack.eot
         ask = own_output if attack.label_free else predict
-        return mean_of(attack.eot, lambda: ask(self._model, images, attack.output))
+        return mean_of(attack.eot, lambda: ask(self.model, images, attack.output))
 
     def judge(self, rows: Tensor, adv: Tensor) -> Tensor:
         """Asks the model about adversarial images of these samples, and keeps those that are better than the
@@ -140,6 +141,14 @@ class Trial:
         """Counts passes of so many samples through the attack's copy of the model."""
         self.forwards += samples * forwards * self._attack.eot
         self.gradients += samples * gradients * self._attack.eot
+
+    def with_room(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """These samples and, if :meth:`Oracle.room` is for more, others of the batch, in order; and which of
+        them are these, (n,) bool."""
+        asked = torch.zeros(len(self.rows), dtype=torch.bool, device=rows.device)
+        asked[rows] = True
+        computed = some_of(asked, self.oracle.room(len(rows), self.images))
+        return computed, asked[computed]
 
     def images_of(self, rows: Tensor) -> Tensor:
         return self.images if self._all(rows) else self.images[rows]

@@ -28,9 +28,15 @@ class Recording:
     replay; :class:`CudaRecording` replays its kernels instead.
 
     Inputs that are not tensors are constants: they stay as they were when it was recorded.
+
+    pool: where memory comes from that is free between replays; another recording's :attr:`pool`, where no two
+        replays overlap. None for its own.
     """
 
-    def __init__(self, function: Function, inputs: Sequence[Any]):
+    pool: Any = None
+
+    def __init__(self, function: Function, inputs: Sequence[Any], pool: Any = None):
+        self.pool = pool
         self._inputs = [i.clone() if isinstance(i, Tensor) else i for i in inputs]
         self._outputs = self._record(function)
 
@@ -54,11 +60,11 @@ class CudaRecording(Recording):
     """A captured CUDA graph, on the device of its inputs: captured in another one's stream it would be empty,
     and a replay would leave the outputs as they were."""
 
-    def __init__(self, function: Function, inputs: Sequence[Any]):
+    def __init__(self, function: Function, inputs: Sequence[Any], pool: Any = None):
         devices = (i.device for i in inputs if isinstance(i, Tensor) and i.is_cuda)
         self._device = next(devices, torch.device("cuda", torch.cuda.current_device()))
         with torch.cuda.device(self._device):
-            super().__init__(function, inputs)
+            super().__init__(function, inputs, pool)
 
     def _record(self, function: Function) -> tuple[Tensor, ...]:
         graph, callers = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -72,13 +78,15 @@ class CudaRecording(Recording):
                 callers.wait_stream(stream)  # for what had begun before an error, too
             try:
                 # Only this thread's mistakes end the capture: a loader that pins memory beside it makes none.
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"
+                ):
                     outputs = function(*self._inputs)
             except Exception:
                 torch.cuda.set_stream(callers)  # which a capture whose end fails does not do
                 _end_failed_capture(stream)
                 raise
-        self._run = graph.replay
+        self._run, self.pool = graph.replay, graph.pool()
         return outputs
 
     def replay(self, inputs: Sequence[Any], *, lend: bool = False) -> tuple[Tensor, ...]:
@@ -167,7 +175,8 @@ class GraphRunner:
     what: what the function is, for the note.
     obstacle: returns why a recording of the function could go wrong later; it is then not made. None if it
         could not.
-    limit: how many recordings are kept; the least recently used is dropped.
+    limit: how many recordings are kept; the least recently used is dropped. They share memory: all of them
+        together take what the largest does, and their outputs.
     at: which call of a kind is recorded, at least 2. Recording takes as long as a few calls.
     lends: whether what a replay returns is lent until the next call, instead of copied for the caller.
     snapshot: takes one of what the function changes.
@@ -199,8 +208,7 @@ class GraphRunner:
         self.note: str | None = None
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
-        # While somebody else captures, too: a graph cannot have another in it.
-        if self.note is not None or self._recorder(inputs) is None or _is_captured(inputs):
+        if not self.may_record(*inputs):
             return self._function(*inputs)
         kind = (*map(_kind, inputs), *((t.data_ptr(), t.stride()) for t in self._reads()))
         recording = self._recordings.get(kind)
@@ -228,6 +236,11 @@ class GraphRunner:
         """Forgets all recordings, and frees their memory."""
         self._recordings.clear()
         self._calls.clear()
+
+    def may_record(self, *inputs: Any) -> bool:
+        """Whether calls with such inputs become recordings once they repeat. Not while somebody else
+        captures: a graph cannot have another in it."""
+        return self.note is None and self._recorder(inputs) is not None and not _is_captured(inputs)
 
     def _recorder(self, inputs: Sequence[Any]) -> Callable[..., Recording] | None:
         if self._recording is not None:
@@ -262,7 +275,7 @@ class GraphRunner:
         try:
             before.check()
             before.put_back()
-            recording = recorder(self._function, inputs)
+            recording = recorder(self._function, inputs, self._pool())
             before.put_back()
             wrong = self._differ(recording.replay(inputs, lend=True), outputs)
         except Exception as error:  # whatever a model does that a graph cannot
@@ -274,6 +287,10 @@ class GraphRunner:
             self._recordings[kind] = recording
         else:
             self._give_up(wrong)
+
+    def _pool(self) -> Any:
+        """That of the recordings. Once all have gone it has, too."""
+        return next((recording.pool for recording in self._recordings.values()), None)
 
     def _give_up(self, reason: str) -> None:
         self.clear()

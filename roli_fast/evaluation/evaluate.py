@@ -243,14 +243,14 @@ class _Run:
         adversarial = as_floats(images)
         rows = (record.broken_by < 0).nonzero().flatten()
         if len(rows) > 0:
-            key = self._key.to(images.device)
-            result = attack.run(
-                self._model, images[rows], labels[rows], index=first + rows, key=key, strict=False
+            index = torch.arange(first, first + len(images), device=images.device)
+            result = attack.run_on(
+                rows, self._model, images, labels, index=index, key=self._key.to(images.device), strict=False
             )
-            success = verified(self._model, attack, images[rows], result.adversarial, labels[rows])
-            stage = result.broken_by if isinstance(result, AutoAttackResult) else torch.ones_like(rows)
-            record.broken_by[rows[success]] = stage[success]
-            adversarial[rows[success]] = result.adversarial[success]
+            success = verified(self._model, attack, images[rows], result.adversarial[rows], labels[rows])
+            broken = rows[success]
+            record.broken_by[broken] = result.broken_by[broken] if isinstance(result, AutoAttackResult) else 1
+            adversarial[broken] = result.adversarial[broken]
             record.directed, record.undirected = result.directed, result.undirected_by_stage
             own = undirected_notes(result.undirected_by_stage)  # counted for all batches together
             record.notes = tuple(note for note in result.notes if note not in own)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from roli_fast.attacks import FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD
+from roli_fast.attacks import APGD, FGSM, MIFGSM, PGD, TPGD, AutoAttack, FeaturePGD, verify
 from roli_fast.engine import GraphRunner
 from roli_fast.engine.graphs import Recording, Snapshot
 
@@ -22,7 +22,7 @@ class Watched:
         self.calls += 1
         return self.function(*inputs)
 
-    def recorder(self, function, inputs):
+    def recorder(self, function, inputs, pool):
         self.recorded += 1
         return Recording(function, inputs)
 
@@ -121,7 +121,7 @@ class Pooled(Recording):
 
     held = 0
 
-    def __init__(self, function, inputs):
+    def __init__(self, function, inputs, pool):
         super().__init__(function, inputs)
         Pooled.held += 1
 
@@ -248,7 +248,7 @@ def test_inputs_are_not_modified(layout, watched):
 
 
 def test_a_recording_that_fails_is_given_up_with_one_warning():
-    def fails(function, inputs):
+    def fails(function, inputs, pool):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     runner = GraphRunner(lambda x: (x * 2,), recording=fails)
@@ -288,7 +288,7 @@ class Wrong(Recording):
 )
 def test_a_recording_of_something_else_is_noticed(how, reason):
     function = Watched()
-    runner = GraphRunner(function, recording=lambda f, inputs: Wrong(f, inputs, how))
+    runner = GraphRunner(function, recording=lambda f, inputs, pool: Wrong(f, inputs, how))
     x = torch.rand(8, 4)
     check(runner, x)
     with pytest.warns(UserWarning, match="without a CUDA graph"):
@@ -305,7 +305,7 @@ def test_a_little_noise_is_no_other_function():
         moved[0, :2] += 1
         return moved, outputs[1]
 
-    runner = GraphRunner(Watched(), recording=lambda f, inputs: Wrong(f, inputs, noisy))
+    runner = GraphRunner(Watched(), recording=lambda f, inputs, pool: Wrong(f, inputs, noisy))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
@@ -420,6 +420,44 @@ def test_attacks_are_the_same_recorded(attack_of, norm, monkeypatch, request):
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize(
+    "attack_of",
+    [
+        lambda **o: PGD(eps=0.015, step_size=0.004, iterate="best", early_stop=True, **o),
+        lambda **o: APGD(eps=0.015, steps=10, early_stop=True, **o),
+        lambda **o: PGD(eps=0.015, step_size=0.004, iterate="best", **o),
+    ],
+    ids=["pgd", "apgd", "to its end"],
+)
+def test_samples_that_leave_need_only_a_few_graphs(attack_of, restarts, recorded):
+    """In each batch others are attacked, and leave at other steps. Results are as of these samples alone."""
+    torch.manual_seed(0)
+    model = classifier(torch.float64).eval()
+    attack, alone = attack_of(restarts=restarts), attack_of(restarts=restarts)
+    alone._oracle(model).room = lambda rows, images: rows
+    sizes, fooled = set(), 0
+    for number in range(12):
+        images = torch.rand(24, 3, 8, 8, dtype=torch.float64)
+        labels = model(images).argmax(1)
+        index = torch.arange(24) + 24 * number
+        rows = (torch.rand(24) < 0.6).nonzero().flatten()
+        recorded.clear()
+        given = {"index": index, "key": torch.tensor([5])}
+        found = attack.run_on(rows, model, images, labels, **given)
+        sizes |= set(recorded)
+        expected = alone.run(model, images[rows], labels[rows], index=given["index"][rows], key=given["key"])
+        assert torch.equal(found.success[rows], expected.success)
+        fooled += expected.success.sum()
+        assert found.directed == expected.directed == len(rows)
+        checked = verify(model, images[rows], found.adversarial[rows], labels[rows], "linf", 0.015)
+        assert torch.equal(checked.success, found.success[rows])
+        assert found.forwards < 3 * expected.forwards
+    assert 20 < fooled < 150
+    assert sizes <= {3, 4, 6, 8, 12, 16, 24}
+    assert found.notes == ()
+
+
 def plain_loss(logits, labels):
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
@@ -480,7 +518,7 @@ def test_what_runs_as_it_is_is_not_recorded(recorded):
 
 
 def test_a_capture_that_fails_is_noted_in_the_result(monkeypatch, convnet, batch):
-    def fails(function, inputs):
+    def fails(function, inputs, pool):
         raise RuntimeError("no capture here")
 
     initialise = GraphRunner.__init__
@@ -529,7 +567,7 @@ def test_a_replay_reads_no_memory_that_is_free(monkeypatch):
     model, attack, there = Masked(), PGD(steps=2, random_start=False), []
 
     class Reading(Recording):
-        def __init__(self, function, inputs):
+        def __init__(self, function, inputs, pool):
             super().__init__(function, inputs)
             self.mask = weakref.ref(attack.view(model)._copy.module.mask)
 
