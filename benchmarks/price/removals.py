@@ -188,7 +188,7 @@ def of_validation(data: Splits) -> dict[str, Callable[[], object]]:
     probe(model, data, recipe, Rounds(1, other_weight_decays=()))
     model.requires_grad_(True)
     batches = list(zip(data.val.images.split(BATCH), data.val.labels.split(BATCH), strict=True))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(problem.DEVICE).manual_seed(0)
     stopping = validation_attack(recipe, recipe.precision, generator)
     staying = PGD(
         recipe.norm, recipe.eps, recipe.eps / 4, recipe.val_steps, iterate="best", generator=generator

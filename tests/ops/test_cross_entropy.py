@@ -72,7 +72,7 @@ def test_is_torchs_where_it_is_exact(backend):
     torch.testing.assert_close(slope, expected_slope)
 
 
-@pytest.mark.parametrize("classes", [31, 32, 33, 1000, 1025])
+@pytest.mark.parametrize("classes", [31, 32, 33, 1000, 1024, 1025, 5000])
 def test_many_classes(backend, classes, monkeypatch):
     if backend == "triton":
         from roli_fast.kernels import layout
