@@ -96,7 +96,7 @@ def measure(subject: Subject) -> dict[str, Any]:
     for name in subject.ours:
         recipe = replace(base, epochs=subject.epochs, **OURS[name])  # type: ignore[arg-type]
         model = subject.model(0, "linear")
-        begin = time.perf_counter()
+        begin = _now()
         rounds = probe(model, splits, recipe)
         seconds = {"probing": [_now() - begin]}
         finetune(model, "full")

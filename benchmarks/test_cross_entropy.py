@@ -54,10 +54,13 @@ CONTENDERS: dict[str, Callable[[], Callable[[Tensor, Tensor], Pair]]] = {
 }
 
 
+def contenders(device: str) -> list[str]:
+    return [who for who in CONTENDERS if device == "cuda" or who != "triton"]
+
+
 def pytest_generate_tests(metafunc: Any) -> None:
     device = metafunc.config.getoption("--device")
-    there = [who for who in CONTENDERS if device == "cuda" or who != "triton"]
-    cases = [(device, shape, who) for shape in SHAPES for who in there]
+    cases = [(device, shape, who) for shape in SHAPES for who in contenders(device)]
     metafunc.parametrize(("device", "shape", "contender"), cases)
 
 
@@ -66,12 +69,12 @@ def measure(device: str, shape: str) -> Measurement:
     torch.manual_seed(0)
     logits = 3 * torch.randn(SHAPES[shape], device=device)
     labels = torch.randint(SHAPES[shape][1], SHAPES[shape][:1], device=device)
-    functions = {who: make() for who, make in CONTENDERS.items() if device == "cuda" or who != "triton"}
+    functions = {who: CONTENDERS[who]() for who in contenders(device)}
     ours = functions["ours"](logits, labels)
     for who, function in functions.items():
         for got, expected in zip(function(logits, labels), ours, strict=True):
             torch.testing.assert_close(
-                got.float(), expected.float(), rtol=2e-2, atol=1e-2, msg=f"{who} differs from ours"
+                got.float(), expected.float(), rtol=1e-5, atol=1e-5, msg=f"{who} differs from ours"
             )
     calls: dict[str, list[Call]] = {who: [partial(f, logits, labels)] for who, f in functions.items()}
     return interleaved(calls, ROUNDS, REPEATS, on_the_gpu if device == "cuda" else on_the_clock)

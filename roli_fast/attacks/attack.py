@@ -167,6 +167,7 @@ class Attack:
         index: Tensor | None = None,
         key: Tensor | None = None,
         strict: bool = True,
+        rows: Tensor | None = None,
     ) -> AttackResult:
         """As calling the attack, but returns all that an evaluation needs.
 
@@ -176,24 +177,9 @@ class Attack:
             batches of a data set the same one. Default: drawn from the attack's generator.
         strict: whether to raise ValueError if no sample at all had a gradient to follow; if not, the result
             says how many had none.
-        """
-        return self.run_on(None, model, images, labels, index=index, key=key, strict=strict)
-
-    def run_on(
-        self,
-        rows: Tensor | None,
-        model: Model,
-        images: Tensor,
-        labels: Tensor | None = None,
-        *,
-        index: Tensor | None = None,
-        key: Tensor | None = None,
-        strict: bool = True,
-    ) -> AttackResult:
-        """As :meth:`run`, against some samples of the batch: what is returned of the others means nothing. On
-        a GPU this is faster than a batch of these samples alone, whose size would be another in each batch.
-
-        rows: (n,) int64, in order; None for all.
+        rows: (n,) int64, in order, which samples of the batch to attack; what is returned of the others means
+            nothing. On a GPU this is faster than a batch of these alone, whose size would be another in each
+            batch. Default: all.
         """
         with self._alone():
             trial = self._begin(model, images, labels, index, key)

@@ -129,8 +129,9 @@ class AutoAttack(Attack):
         index: Tensor | None = None,
         key: Tensor | None = None,
         strict: bool = True,
+        rows: Tensor | None = None,
     ) -> AutoAttackResult:
-        result = super().run(model, images, labels, index=index, key=key, strict=strict)
+        result = super().run(model, images, labels, index=index, key=key, strict=strict, rows=rows)
         return cast(AutoAttackResult, result)
 
     run.__doc__ = Attack.run.__doc__
@@ -214,7 +215,7 @@ class _Ensemble:
         own = attack._begin(trial.model, trial.images, trial.labels, trial.index, key)
         own.clean_output = trial.clean_output  # computed once for all stages
         result = attack._result(own, rows, strict=False)
-        own.oracle.forget_graphs()  # the next stage needs their memory, and the next batch has other sizes
+        own.oracle.forget_graphs()  # the next stage needs their memory
         broken = rows[own.fooled[rows]]
         self._adversarial[broken] = result.adversarial[broken]
         self._broken_by[broken] = self._attack.stages.index(name)

@@ -69,7 +69,7 @@ class Oracle:
         return min(-(-rows // step) * step, len(images))
 
     def forget_graphs(self) -> None:
-        """Frees the graphs' memory: each has that of a whole pass."""
+        """Frees the graphs' memory: that of a whole pass, and what graphs of all sizes return."""
         for runner in self._runners.values():
             runner.clear()
 

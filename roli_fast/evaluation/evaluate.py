@@ -244,9 +244,8 @@ class _Run:
         rows = (record.broken_by < 0).nonzero().flatten()
         if len(rows) > 0:
             index = torch.arange(first, first + len(images), device=images.device)
-            result = attack.run_on(
-                rows, self._model, images, labels, index=index, key=self._key.to(images.device), strict=False
-            )
+            key = self._key.to(images.device)
+            result = attack.run(self._model, images, labels, index=index, key=key, strict=False, rows=rows)
             success = verified(self._model, attack, images[rows], result.adversarial[rows], labels[rows])
             broken = rows[success]
             record.broken_by[broken] = result.broken_by[broken] if isinstance(result, AutoAttackResult) else 1

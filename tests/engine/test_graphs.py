@@ -444,7 +444,7 @@ def test_samples_that_leave_need_only_a_few_graphs(attack_of, restarts, recorded
         rows = (torch.rand(24) < 0.6).nonzero().flatten()
         recorded.clear()
         given = {"index": index, "key": torch.tensor([5])}
-        found = attack.run_on(rows, model, images, labels, **given)
+        found = attack.run(model, images, labels, rows=rows, **given)
         sizes |= set(recorded)
         expected = alone.run(model, images[rows], labels[rows], index=given["index"][rows], key=given["key"])
         assert torch.equal(found.success[rows], expected.success)

@@ -123,8 +123,8 @@ def test_an_attack_that_cheats_is_not_believed(norm, eps, convnet, batch):
     labels = convnet.eval()(images).argmax(1)
 
     class Cheat(PGD):
-        def run_on(self, *args, **kwargs):
-            result = super().run_on(*args, **kwargs)
+        def run(self, *args, **kwargs):
+            result = super().run(*args, **kwargs)
             result.adversarial.lerp_(images, -0.5)
             assert 0 < result.adversarial.min() < result.adversarial.max() < 1
             return result
