@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a JSON file; what is finished there stays")
     parser.add_argument("--no-bf16", action="store_true", help="for a processor that emulates it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--again", action="store_true", help="measure what is finished once more")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # pyautoattack reports every batch
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -196,6 +197,12 @@ def main() -> None:
         if arguments.no_bf16:
             problem = replace(problem, sides=tuple(side for side in problem.sides if side != BF16))
         entry = result.setdefault(name, {"machine": machine.describe(DEVICE), "turns": {}})
+        if arguments.again:
+            entry["turns"] = {
+                turn: found
+                for turn, found in entry["turns"].items()
+                if not any(f"seed {seed}," in turn for seed in arguments.seeds)
+            }
 
         def save(batches: int, entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
             entry["found"] = summary(problem, entry["turns"], batches)

@@ -15,7 +15,8 @@ OURS = "ours-bf16"
 
 
 def lines(suite: str, cases: Cases) -> list[str]:
-    return {"test_ops": of_ops, "test_attacks": of_attacks}[suite](cases) if cases else []
+    of = {"test_ops": of_ops, "test_attacks": of_attacks, "test_cross_entropy": of_cross_entropy}
+    return of[suite](cases) if cases else []
 
 
 def of_ops(cases: Cases) -> list[str]:
@@ -36,6 +37,21 @@ def of_ops(cases: Cases) -> list[str]:
             if of == form and rival not in ("ours", "copy")
         )
         found.append(f"{form}: {share:.0%} of copy bandwidth; times as fast as rivals: {', '.join(rivals)}")
+    return found
+
+
+def of_cross_entropy(cases: Cases) -> list[str]:
+    """Ours for each shape, beside its rivals."""
+    found = []
+    for shape in dict.fromkeys(case["params"]["shape"] for case in cases):
+        of = {c["params"]["contender"]: c for c in cases if c["params"]["shape"] == shape}
+        rivals = (
+            f"{who} {case['extra_info']['ratio_to_ours']['median']:.2f}"
+            for who, case in of.items()
+            if who != "ours"
+        )
+        microseconds = 1e6 * of["ours"]["stats"]["median"]
+        found.append(f"{shape}: {microseconds:.1f} us; times as fast as rivals: {', '.join(rivals)}")
     return found
 
 

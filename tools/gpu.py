@@ -1,10 +1,11 @@
 """Everything that a GPU can show, in one command: ``make gpu``, or ``python tools/gpu.py tests ops``.
 
 Builds the package into the Python that runs this, without the network; runs the tests marked ``gpu``, the
-memory checker where it is there, and the benchmarks; writes one JSON and its pictures, and a summary last. A
-step that fails, or for which no time is left, keeps no other from running; benchmarks that did not run stay
-in the JSON as an earlier run has measured them. ``--device cpu --quick`` does the same on tiny shapes, to see
-that it works.
+memory checker where it is there, and the benchmarks; writes one JSON and its pictures, and a summary last.
+Benchmarks that are scripts write a JSON of their own beside it. A step that fails, or for which no time is
+left, keeps no other from running; benchmarks that did not run stay in the JSON as an earlier run has measured
+them. ``--device cpu --quick`` does the same on tiny shapes, and only asks the scripts how they are used, to
+see that it works.
 """
 
 import argparse
@@ -37,20 +38,42 @@ PUBLISHING = 10.0  # seconds that the JSON and its pictures take
 @dataclass(frozen=True)
 class Part:
     """What can be chosen. tests: the most important first. quick: tests that are enough to see that the
-    script works. memory: whether accesses are looked at, too."""
+    script works. slow: whether the tests are those that take long. memory: whether accesses are looked at,
+    too. scripts: modules of benchmarks that need ../shared/data, with their arguments and the file that they
+    write, in which MACHINE stands for the machine's name."""
 
     tests: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
+    slow: bool = False
     benchmarks: tuple[str, ...] = ()
     memory: bool = False
+    scripts: tuple[tuple[str, str], ...] = ()
 
 
 FOLDERS = "gpu", "ops", "attacks", "engine", "training", "evaluation", "cli", "compat", "speed"
-QUICK = "ops/test_prepare.py", "engine/test_input_gradient.py", "training/test_recipe.py"
+TESTS = tuple(f"tests/{folder}" for folder in FOLDERS)
+QUICK = "tests/ops/test_prepare.py", "tests/engine/test_input_gradient.py", "tests/training/test_recipe.py"
+PRICE = "price.json"
+DRAWN = "test_ops", "test_attacks"
 PARTS = {
-    "tests": Part(tests=tuple(f"tests/{f}" for f in FOLDERS), quick=tuple(f"tests/{f}" for f in QUICK)),
-    "ops": Part(benchmarks=("test_ops",), memory=True),
+    "tests": Part(tests=TESTS, quick=QUICK),
+    "slow": Part(tests=TESTS, quick=QUICK[:1], slow=True),
+    "ops": Part(benchmarks=("test_ops", "test_cross_entropy"), memory=True),
     "attacks": Part(benchmarks=("test_attacks",)),
+    "strength": Part(
+        scripts=(
+            ("strength resnet-precision vit-precision", "strength-MACHINE.json"),
+            ("autoattack resnet10_tin200_robust --seeds 0 --again", "autoattack-MACHINE.json"),
+        )
+    ),
+    "training": Part(
+        scripts=(
+            ("stages resnet10 swin_base", "stages-MACHINE.json"),
+            ("price times", PRICE),
+            ("price phases", PRICE),
+            ("price removals", PRICE),
+        )
+    ),
 }
 
 
@@ -164,13 +187,14 @@ def build(run: Run) -> None:
 
 def test(run: Run, part: Part) -> dict[str, Any]:
     paths = part.quick if run.quick else part.tests
-    marked = "gpu" if run.device == "cuda" else "not gpu and not slow"
+    marked = f"{'' if run.device == 'cuda' else 'not '}gpu and {'' if part.slow else 'not '}slow"
+    chosen = ("-m", marked, *(("--slow",) if part.slow else ()))
     workers = str(os.cpu_count() or 1)
     parallel = ("-n", workers) if importlib.util.find_spec("xdist") and not run.quick else ()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = Path(folder, "outcomes")
         done = run.command(
-            *(sys.executable, "-m", "pytest", "-q", "-m", marked, *parallel, "-p", "outcomes", *paths),
+            *(sys.executable, "-m", "pytest", "-q", *chosen, *parallel, "-p", "outcomes", *paths),
             check=False,
             OMP_NUM_THREADS="1",  # workers that share the cores would wait for each other in every loop
             PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "tools"), os.environ.get("PYTHONPATH")))),
@@ -248,10 +272,23 @@ def benchmark(run: Run, suite: str) -> dict[str, Any]:
     return measured
 
 
+def script(run: Run, command: str, path: Path) -> None:
+    """Adds to a copy of what is committed, where the file is not there yet."""
+    committed = RESULTS / path.name
+    if not run.quick and not path.exists() and committed.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(committed, path)
+    module, *arguments = command.split()
+    aim = ("--help",) if run.quick else (*arguments, "--out", path)
+    run.command(sys.executable, "-m", f"benchmarks.{module}", *aim)
+
+
 # The whole
 
 
-def run_part(run: Run, name: str) -> dict[str, Any]:
+def run_part(run: Run, name: str, folder: Path) -> dict[str, Any]:
+    from roli_fast.speed import machine
+
     part, found = PARTS[name], {}
     if part.tests:
         found["tests"] = run.step(name, lambda: test(run, part))
@@ -262,6 +299,9 @@ def run_part(run: Run, name: str) -> dict[str, Any]:
         }
     if part.memory and run.device == "cuda":
         found["memory"] = run.step(f"{name}: memory checker", lambda: check_memory(run))
+    for command, file in part.scripts:
+        path = folder / file.replace("MACHINE", machine.slug(run.device))
+        run.step(f"{name}: {command}", lambda command=command, path=path: script(run, command, path))
     return found
 
 
@@ -280,6 +320,8 @@ def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -
         "commit_info": {"id": commit, "dirty": None} if commit else machine.commit(),
     }
     for name, part in parts.items():
+        if not part:  # of scripts, which write what they find themselves
+            continue
         earlier[name] = _on_top(earlier.get(name, {}), about | {"steps": steps} | part)
     result = {"parts": earlier}
     folder.mkdir(parents=True, exist_ok=True)
@@ -287,7 +329,7 @@ def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -
     print(f"== results\n   {path}", flush=True)
     for part in parts.values():
         for suite, measured in part.get("benchmarks", {}).items():
-            if measured:
+            if measured and suite in DRAWN:
                 _draw(measured, folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png")
 
 
@@ -348,7 +390,7 @@ def main() -> int:
     parts: dict[str, Any] = {}
     try:
         for name in arguments.parts or PARTS:
-            parts[name] = run_part(run, name)
+            parts[name] = run_part(run, name, arguments.out)
     finally:  # also of a run that is interrupted
         try:
             publish(run, parts, arguments.out, arguments.commit)

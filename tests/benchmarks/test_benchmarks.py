@@ -33,12 +33,16 @@ def test_everything_runs_on_tiny_shapes(tmp_path):
     assert set((ROOT / "benchmarks" / "results").glob("*")) == before
     (result,) = tmp_path.glob("gpu-*.json")
     found = json.loads(result.read_text())
-    assert [step["outcome"] for step in found["parts"]["ops"]["steps"]] == ["ok"] * 3
+    assert {step["outcome"] for step in found["parts"]["ops"]["steps"]} == {"ok"}
+    assert "training: price removals" in {step["step"] for step in found["parts"]["ops"]["steps"]}
     assert found["parts"]["tests"]["tests"]["passed"] > 10
-    assert found["parts"]["tests"]["tests"]["failed"] == []
+    assert found["parts"]["slow"]["tests"]["passed"] > 0
+    assert [found["parts"][part]["tests"]["failed"] for part in ("tests", "slow")] == [[], []]
     cases = found["parts"]["ops"]["benchmarks"]["test_ops"]["benchmarks"]
     assert {"float32", "bf16-out-channels-last", "project", "start"} < {c["params"]["form"] for c in cases}
     assert result.with_name(f"{result.stem}-ops.png").stat().st_size > 10_000
+    losses = found["parts"]["ops"]["benchmarks"]["test_cross_entropy"]["benchmarks"]
+    assert {case["params"]["shape"] for case in losses} >= {"64x10", "64x21843"}
     attacks = found["parts"]["attacks"]["benchmarks"]["test_attacks"]["benchmarks"]
     assert len({case["params"]["contender"] for case in attacks}) == 15
     for case in attacks:
@@ -48,6 +52,7 @@ def test_everything_runs_on_tiny_shapes(tmp_path):
         assert (about["robust_accuracy"] is None) == case["params"]["contender"].startswith("alone")
     assert result.with_name(f"{result.stem}-attacks.png").stat().st_size > 10_000
     assert "== summary" in done.stdout
+    assert re.search(r"ops: 64x10: [\d.]+ us; times as fast as rivals: torch [\d.]+, ", done.stdout)
     assert re.search(r"test-resnet-2: ours-bf16 [\d.]+ ms, \d+ images/s, robust", done.stdout)
 
     tables(result)
@@ -110,7 +115,26 @@ def test_what_has_no_time_left_is_not_begun(tool):
         run.command(sys.executable, "-c", "pass")
 
 
-def test_all_gpu_tests_are_in_some_part(tool):
+def test_a_script_adds_to_what_is_committed(tool, tmp_path, monkeypatch):
+    """In a folder of its own, and there to what an earlier part has added."""
+    (tmp_path / "committed").mkdir()
+    (tmp_path / "committed" / "price.json").write_text("1")
+    monkeypatch.setattr(tool, "RESULTS", tmp_path / "committed")
+    run, path = tool.Run("cpu", quick=False), tmp_path / "out" / "price.json"
+    asked = []
+    monkeypatch.setattr(run, "command", lambda *command: asked.append((command, path.read_text())))
+    tool.script(run, "price times", path)
+    path.write_text("2")
+    tool.script(run, "price phases", path)
+    assert [(command[2:], there) for command, there in asked] == [
+        (("benchmarks.price", "times", "--out", path), "1"),
+        (("benchmarks.price", "phases", "--out", path), "2"),
+    ]
+
+
+def test_all_gpu_tests_and_benchmarks_are_in_some_part(tool):
+    measured = {f"{suite}.py" for part in tool.PARTS.values() for suite in part.benchmarks}
+    assert measured == {path.name for path in (ROOT / "benchmarks").glob("test_*.py")}
     marked = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "tests").rglob("test_*.py")
@@ -178,7 +202,7 @@ def test_the_peers_loops_spend_what_they_should():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "got nonsense, accepted: tests, ops, attacks"),
+        (["nonsense"], "got nonsense, accepted: tests, slow, ops, attacks, strength, training"),
         pytest.param(
             [],
             "torch sees no CUDA device",
@@ -202,3 +226,27 @@ def test_the_readme_shows_the_committed_results(monkeypatch):
     assert results
     assert readme.with_highlights(text, results) == text
     assert readme.results(results) == readme.ALL_RESULTS.read_text()
+
+
+def test_the_readmes_first_table_says_what_was_measured():
+    result = json.loads((ROOT / "benchmarks" / "results" / "gpu-nvidia-h200.json").read_text())
+    seconds = {
+        (case["params"]["case"], case["params"]["contender"]): case["stats"]["median"]
+        for case in result["parts"]["attacks"]["benchmarks"]["test_attacks"]["benchmarks"]
+    }
+
+    def times(case, rival, ours):
+        return f"{seconds[case, rival] / seconds[case, ours]:.1f}"
+
+    text = (ROOT / "README.md").read_text()
+    resnet, swin = "resnet18-128", "swin-b-64"
+    assert (
+        f"{times(resnet, 'torchattacks-autocast', 'ours-bf16')} times as fast as torchattacks' loop, both in "
+        f"bfloat16; {times(resnet, 'torchattacks', 'ours-tf32')} times, both with TF32"
+    ) in text
+    assert (
+        f"{times(swin, 'torchattacks-autocast', 'ours-bf16')} times, both in bfloat16; "
+        f"{times(swin, 'torchattacks', 'ours-fp32')} times with the same float32 products; "
+        f"{times(swin, 'torchattacks', 'ours-tf32')} times where ours alone uses TF32"
+    ) in text
+    assert f"takes {times('resnet18-1024', 'ours-fp32', 'torchattacks')} times as long by default" in text
