@@ -22,6 +22,7 @@ from .inputs import (
     check_generator,
     check_inputs,
     check_key,
+    check_rows,
     check_size,
     draw_key,
     refuse_one_class,
@@ -177,12 +178,12 @@ class Attack:
             batches of a data set the same one. Default: drawn from the attack's generator.
         strict: whether to raise ValueError if no sample at all had a gradient to follow; if not, the result
             says how many had none.
-        rows: (n,) int64, in order, which samples of the batch to attack; what is returned of the others means
-            nothing. On a GPU this is faster than a batch of these alone, whose size would be another in each
-            batch. Default: all.
+        rows: (n,) int64 on the images' device, in ascending order: which samples of the batch to attack. What
+            is returned of the others means nothing. On a GPU this is faster than a batch of these alone,
+            whose size would be another in each batch. Default: all.
         """
         with self._alone():
-            trial = self._begin(model, images, labels, index, key)
+            trial = self._begin(model, images, labels, index, key, rows=rows)
             return self._result(trial, trial.rows if rows is None else rows, strict)
 
     @contextlib.contextmanager
@@ -247,13 +248,16 @@ class Attack:
         index: Tensor | None,
         key: Tensor | None,
         checked: bool = False,
+        rows: Tensor | None = None,
     ) -> Trial:
-        """All checks, then a trial that is ready to go. checked: values of images and labels need none."""
+        """All checks, then a trial that is ready to go. checked: values of images and labels need none. rows:
+        which of the batch will be attacked."""
         if labels is None and not self.compares_with_clean:
             refuse("labels", "None", "int64 (N,)", TypeError)
         if self.label_free:
             labels = None
         check_inputs(images, labels, index, **self.sizes())
+        check_rows(rows, images)
         if images.dtype == torch.uint8 and tuple(self.bounds) != (0, 1):
             accepted = "float images in these bounds; bytes are v / 255, in (0, 1)"
             refuse("images", f"torch.uint8 with bounds={self.bounds}", accepted)

@@ -71,6 +71,24 @@ def check_key(key: Tensor | None, device: torch.device) -> None:
         refuse("key", f"{key.dtype} of shape {tuple(key.shape)} on {key.device}", accepted)
 
 
+def check_rows(rows: Tensor | None, images: Tensor) -> None:
+    """Checks which samples of a batch are asked for. Waits for the device once."""
+    if rows is None:
+        return
+    accepted = f"torch.int64 of shape (n,) on the images' device, {images.device}"
+    if not isinstance(rows, Tensor):
+        refuse("rows", f"a {type(rows).__name__}", accepted, TypeError)
+    if rows.dtype != torch.int64 or rows.dim() != 1 or rows.device != images.device:
+        refuse("rows", f"{rows.dtype} of shape {tuple(rows.shape)} on {rows.device}", accepted)
+    if len(rows) == 0:
+        return
+    ascend = (rows.diff() > 0).all()
+    smallest, largest, ascends = torch.stack([*rows.aminmax(), ascend.long()]).tolist()
+    if not (ascends and smallest >= 0 and largest < len(images)):
+        got = f"values in [{smallest}, {largest}]" if ascends else "numbers that do not ascend"
+        refuse("rows", got, f"0 .. {len(images) - 1}, in ascending order, each once")
+
+
 def check_inputs(
     images: Tensor, labels: Tensor | None, index: Tensor | None, **sizes: float | Tensor
 ) -> None:

@@ -128,6 +128,36 @@ def test_tensors_on_another_device_than_the_images(name, convnet, batch):
         attack.run(convnet, images, labels, key=torch.zeros(1, dtype=torch.int64, device="meta"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([3, 1], "got numbers that do not ascend, accepted: 0 .. 5, in ascending order, each once"),
+        ([1, 1], "got numbers that do not ascend"),
+        ([5, 4, 3, 2, 1, 0], "got numbers that do not ascend"),
+        ([-1, 2], r"got values in \[-1, 2\], accepted: 0 .. 5"),
+        ([2, 6], r"got values in \[2, 6\]"),
+        ([[0, 1]], r"got torch.int64 of shape \(1, 2\) on cpu, accepted: torch.int64 of shape \(n,\)"),
+        ([True, False] * 3, "got torch.bool"),
+        ([0.0, 1.0], "got torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("name", ["PGD-linf", "AutoAttack-linf"])
+def test_rows_that_are_not_some_of_the_batch_in_order(name, rows, message, convnet, batch):
+    """In another order, an image would be taken for what the attack made of another one."""
+    generator = torch.Generator()
+    attack, before = make(name, generator=generator), generator.get_state()
+    with pytest.raises(ValueError, match=f"^rows: {message}"):
+        attack.run(convnet, *batch, rows=torch.tensor(rows))
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_rows_of_another_kind_or_device(convnet, batch):
+    with pytest.raises(TypeError, match=r"rows: got a list, accepted: torch.int64"):
+        PGD().run(convnet, *batch, rows=[0, 2])
+    with pytest.raises(ValueError, match=r"rows: got torch.int64 of shape .* on meta, accepted: .*, cpu"):
+        PGD().run(convnet, *batch, rows=torch.arange(2, device="meta"))
+
+
 @each
 @pytest.mark.parametrize("change", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: x / 0])
 def test_images_outside_the_bounds(name, change, convnet, batch):
