@@ -458,6 +458,30 @@ def test_samples_that_leave_need_only_a_few_graphs(attack_of, restarts, recorded
     assert found.notes == ()
 
 
+@pytest.mark.parametrize("options", [{}, {"iterate": "best", "early_stop": True}])
+def test_without_graphs_only_the_rows_are_computed(options, monkeypatch):
+    """A size that comes again helps no run that was given up."""
+
+    class Fails(Recording):
+        def __init__(self, *_):
+            raise RuntimeError("no capture here")
+
+    initialise = GraphRunner.__init__
+    monkeypatch.setattr(
+        GraphRunner, "__init__", lambda self, f, **given: initialise(self, f, **given | {"recording": Fails})
+    )
+    model = classifier(torch.float64).eval()
+    images, attack = torch.rand(24, 3, 8, 8, dtype=torch.float64), PGD(eps=0.0, steps=5, **options)
+    labels = model(images).argmax(1)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        before, after = (
+            [attack.run(model, images, labels, rows=torch.arange(5)).gradients for _ in range(2)]
+            for _ in range(2)
+        )
+    assert before[0] == 6 * 5
+    assert after == [5 * 5] * 2
+
+
 def plain_loss(logits, labels):
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
