@@ -226,7 +226,7 @@ class GradientAttack(Attack):
             state.gradient, loss, output = ascent.gradient(state.x, state.target)
             trial.spend(len(left.rows), forwards=1, gradients=1)
             if step == 0:
-                trial.directed[rows] |= has_direction(state.gradient)
+                trial.directed[rows] |= has_direction(state.gradient) & asked
             state = left.without(state, self.look(state, step, loss, output))
             if len(left.rows) == 0:
                 return

@@ -458,6 +458,29 @@ def test_samples_that_leave_need_only_a_few_graphs(attack_of, restarts, recorded
     assert found.notes == ()
 
 
+class Cliff(nn.Module):
+    """Of class 0 where the first pixel is above 0.5; below, nothing has a gradient."""
+
+    def forward(self, x):
+        height = (x.flatten(1)[:, :1] - 0.5).clamp(min=0)
+        return torch.cat([height, torch.full_like(height, 1e-9)], dim=1)
+
+
+def test_rows_that_only_make_up_the_size_have_no_direction(recorded):
+    """In the second run those do that are fooled: without a gradient, where they began in the first."""
+    images, labels = torch.full((24, 1, 2, 2), 0.52, dtype=torch.float64), torch.zeros(24, dtype=torch.int64)
+    attack, alone = (
+        PGD(eps=0.1, step_size=0.0, steps=2, restarts=2, iterate="best", early_stop=True) for _ in range(2)
+    )
+    model = Cliff()
+    alone._oracle(model).room = lambda rows, images: rows
+    for number in range(4):
+        given = {"index": torch.arange(24) + 24 * number, "key": torch.tensor([5])}
+        found, expected = (one.run(model, images, labels, **given) for one in (attack, alone))
+        assert found.gradients > expected.gradients
+        assert found.directed == expected.directed
+
+
 @pytest.mark.parametrize("options", [{}, {"iterate": "best", "early_stop": True}])
 def test_without_graphs_only_the_rows_are_computed(options, monkeypatch):
     """A size that comes again helps no run that was given up."""
