@@ -116,6 +116,35 @@ def test_recordings_are_forgotten_when_what_they_depend_on_is_another(watched):
     assert runner.note is None
 
 
+def test_recordings_share_memory_as_long_as_there_are_any():
+    """And what a call returned stays as it is, though other sizes' replays overwrite it there."""
+    pools = []
+
+    class Shared(Recording):
+        def __init__(self, function, inputs, pool):
+            pools.append(pool)
+            super().__init__(function, inputs, [] if pool is None else pool)
+            self.pool.append(self)
+
+        def replay(self, inputs, **options):
+            for other in self.pool:
+                torch._foreach_zero_(other._outputs)
+            return super().replay(inputs, **options)
+
+    runner = GraphRunner(lambda x: (x + 1, x * 2), recording=Shared, limit=2)
+    for _ in range(4):
+        returned = [(size, runner(torch.ones(size))) for size in (3, 4)]
+        assert all(torch.equal(more, torch.full((size,), 2.0)) for size, both in returned for more in both)
+    for _ in range(2):
+        runner(torch.ones(5))  # takes the place of the first
+    assert pools[0] is None
+    assert pools[1] is pools[2] is not None
+    runner.clear()
+    for _ in range(2):
+        runner(torch.ones(3))
+    assert pools[3] is None
+
+
 class Pooled(Recording):
     """Holds the memory of a call, as a graph does."""
 
