@@ -20,8 +20,8 @@ __all__ = ["Oracle", "widened"]
 # runs once per batch. Recording costs two more passes and a wait for the device, which does not pay for a
 # batch size that comes a time or two.
 PASS, WHOLE = 4, 2
-# How many sizes have a graph, at most: as many as :meth:`Oracle.room` gives, and the one of a last batch.
-_SIZES = 8
+# How many sizes have a graph, at most: the 8 that :meth:`Oracle.room` gives, and the one of a last batch.
+_SIZES = 9
 
 
 class Oracle:

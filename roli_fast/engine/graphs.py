@@ -175,8 +175,8 @@ class GraphRunner:
     what: what the function is, for the note.
     obstacle: returns why a recording of the function could go wrong later; it is then not made. None if it
         could not.
-    limit: how many recordings are kept; the least recently used is dropped. They share memory: all of them
-        together take what the largest does, and their outputs.
+    limit: how many recordings are kept; the least recently used is dropped. They share memory: together
+        they take about what the largest does, besides their inputs and outputs.
     at: which call of a kind is recorded, at least 2. Recording takes as long as a few calls.
     lends: whether what a replay returns is lent until the next call, instead of copied for the caller.
     snapshot: takes one of what the function changes.

@@ -487,6 +487,18 @@ def test_samples_that_leave_need_only_a_few_graphs(attack_of, restarts, recorded
     assert found.notes == ()
 
 
+def test_all_sizes_of_a_batch_and_a_last_one_have_graphs(recorded):
+    """Whatever is asked for has room, in a size that is itself one of these."""
+    oracle = PGD()._oracle(classifier(torch.float64))
+    for samples in range(1, 140):
+        images = torch.empty(samples, 1)
+        found = [oracle.room(rows, images) for rows in range(samples + 1)]
+        assert found[0] == 0
+        assert all(rows <= size <= samples for rows, size in enumerate(found))
+        assert all(found[size] == size for size in found)
+        assert len(set(found[1:])) < oracle.captured(oracle.eager)._limit
+
+
 class Cliff(nn.Module):
     """Of class 0 where the first pixel is above 0.5; below, nothing has a gradient."""
 
