@@ -16,7 +16,7 @@ class Samples:
     for all samples."""
 
     def take(self: Some, stays: Tensor) -> Some:
-        """The same for those samples only that stay. stays: (N,) bool."""
+        """The same for those samples only that stay. stays: (N,) bool, or (n,) int64, their places."""
         fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self)  # type: ignore[arg-type]
         kept = {field.name: taken(getattr(self, field.name), stays) for field in fields}
         return type(self)(**kept)
