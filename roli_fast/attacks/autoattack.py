@@ -214,8 +214,10 @@ class _Ensemble:
         key = trial.key + NAMES.index(name)
         own = attack._begin(trial.model, trial.images, trial.labels, trial.index, key)
         own.clean_output = trial.clean_output  # computed once for all stages
-        result = attack._result(own, rows, strict=False)
-        own.oracle.forget_graphs()  # the next stage needs their memory
+        try:
+            result = attack._result(own, rows, strict=False)
+        finally:
+            own.oracle.forget_graphs()  # the next stage, or another try, needs their memory
         broken = rows[own.fooled[rows]]
         self._adversarial[broken] = result.adversarial[broken]
         self._broken_by[broken] = self._attack.stages.index(name)

@@ -637,6 +637,24 @@ def test_an_ensemble_keeps_no_graph_of_a_stage_that_is_over(recorded):
     assert not any(runner._recordings for oracle in oracles for runner in oracle._runners.values())
 
 
+def test_an_ensemble_that_ran_out_of_memory_keeps_no_graph(recorded, monkeypatch):
+    """So that there is more of it for another try with a smaller batch."""
+    model = classifier(torch.float64).eval()
+    images = torch.rand(6, 3, 8, 8, dtype=torch.float64)
+    attack = AutoAttack(eps=1e-6, attacks=("apgd-ce",), steps=8)
+    (stage,) = attack.parts.values()
+
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(stage), "merit", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        attack.run(model, images, model(images).argmax(1))
+    assert recorded
+    (oracle,) = stage._oracles.values()
+    assert not any(runner._recordings for runner in oracle._runners.values())
+
+
 class Masked(nn.Module):
     """Keeps a mask for batches of the last size."""
 
