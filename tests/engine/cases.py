@@ -1,6 +1,7 @@
 """What the engine's tests share."""
 
 import torch
+from torch import nn
 
 from roli_fast.engine import eval_mode
 
@@ -22,3 +23,7 @@ def assert_same_logits(view, model, images):
     expected = logits(model, images)
     scale = expected.abs().max().item()
     torch.testing.assert_close(through(view, images), expected, rtol=0, atol=2e-5 * scale)
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
