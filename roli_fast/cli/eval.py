@@ -70,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.count("--batch-size", "N", "number of images in a batch", default=100)
     option.count("--seed", "N", "seed of the attacks", least=0, default=0)
     option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    option.text("--output", "FOLDER", "folder for the results", type=Path, default=Path("runs/eval"))
+    where = "folder for the results (default: eval in the run's folder; runs/eval for a file)"
+    option.text("--output", "FOLDER", where, type=Path)
     option.flag(
         "--save-adversarial", "keep the adversarial images in --output, where an interrupted run goes on"
     )
@@ -101,12 +102,14 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     with users_mistakes():
         path = _model_file(arguments)
         model = load_model(path).to(device)
+    if arguments.dataset is None and not arguments.model.is_dir():
+        raise UserError("--dataset: got none, accepted: that of MODEL's images; a run's folder has its own")
     splits = load_data(arguments)
     with users_mistakes():
         batches = sampled(splits, arguments, device)
         check_fits(model, next(iter(batches))[0][0], len(splits.classes))
         notes = _of_other_data(path, splits)
-    folder = new_folder("--output", arguments.output)
+    folder = new_folder("--output", arguments.output, "eval.json")
     console = Console(quiet=rank() != 0)
     ball = f", {arguments.norm}, eps {arguments.eps:.4g}" if arguments.attacks else ""
     plain: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}
@@ -155,7 +158,9 @@ def _model_file(arguments: argparse.Namespace) -> Path:
             raise UserError(f"MODEL: got {given}, which holds no run of train, accepted: a run, or a file")
         there, recipe = read_arguments(settled)
         there |= {name: recipe.get(name) for name in ("norm", "eps")}
+        arguments.output = arguments.output or given / "eval"
         given = given / "finetune" / "best.safetensors"
+    arguments.output = arguments.output or Path("runs/eval")
     same_data = arguments.dataset in (None, there.get("dataset") or "digits")
     for name in ("dataset", *DATA_OPTIONS) if same_data else ():
         if getattr(arguments, name) is None:

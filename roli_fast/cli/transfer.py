@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         batches = sampled(splits, arguments, device)
         image = next(iter(batches))[0][:1]
         subjects = load_subjects(arguments, image, len(splits.classes), device)
-    folder = new_folder("--output", arguments.output)
+    folder = new_folder("--output", arguments.output, "transfer.json")
 
     console = Console(width=None if Console().is_terminal else 140)
     say(

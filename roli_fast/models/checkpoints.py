@@ -117,7 +117,18 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
             f"metadata: got {', '.join(sorted(taken))}, accepted: other names than {', '.join(own)}"
         )
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
-    write(Path(path), safetensors.torch.save(tensors, {**(metadata or {}), **own}))
+    write(Path(path), _in_order(safetensors.torch.save(tensors, {**(metadata or {}), **own})))
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order: safetensors writes them in any, so that
+    files of the same model would differ."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(file)[end:]))
 
 
 def architecture_json(model: nn.Module) -> str:
@@ -180,7 +191,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"path: got {path}, accepted: a file that is there")
+        got = "a folder" if path.is_dir() else "which is not there"
+        raise FileNotFoundError(f"path: got {path}, {got}, accepted: a file")
 
 
 def _sha256(path: Path) -> str:

@@ -151,8 +151,11 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
     assert low <= pgd["value"] <= high
     assert sum(c["value"] * c["images"] for c in pgd["classes"].values()) == pytest.approx(pgd["value"] * 12)
     assert list((out / "pgd").glob("batch-*.safetensors"))
-    assert main([*command[:-1], "--attacks"]) == 0  # clean alone
-    assert list(json.loads((out / "eval.json").read_text())["accuracies"]) == ["clean"]
+    assert main([*command[:-1], "--attacks"]) == 2
+    assert f"{out} has an earlier eval.json, accepted: a folder without one" in capsys.readouterr().err
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert main(["eval", str(run), "--workers", "0", "--attacks"]) == 0  # clean alone
+    assert list(json.loads((run / "eval" / "eval.json").read_text())["accuracies"]) == ["clean"]
     capsys.readouterr()
     assert main([*command, "--norm", "l2"]) == 2  # the run's eps is none of l2
     assert "--eps: got none in l2, accepted: a radius" in capsys.readouterr().err
@@ -186,7 +189,7 @@ def test_a_normal_training_from_scratch_on_the_digits(tmp_path):
         (["--lr", "0.1", "--lr-base", "0.1"], "--lr, --lr-base: got both, accepted: one of them"),
         (["--loss", "trades", "--attack", "nfgsm"], "loss: got 'trades' with attack='nfgsm'"),
         (["--num-classes", "7"], "num_classes: got 7, accepted: 10, as many as digits has"),
-        (["--initial-checkpoint", "/nowhere.pth"], "path: got /nowhere.pth, accepted: a file that is there"),
+        (["--initial-checkpoint", "/no.pth"], "path: got /no.pth, which is not there, accepted: a file"),
         (["--init", "pretrained"], "--init: got pretrained, accepted: roli, small"),
         (
             ["--pretrained", "--initial-checkpoint", "m.safetensors"],
@@ -334,7 +337,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere.safetensors"], "path: got /nowhere.safetensors, accepted: a file that is there"),
+        (["/nowhere.safetensors"], "path: got /nowhere.safetensors, which is not there, accepted: a file"),
         (["."], "MODEL: got ., which holds no run of train, accepted: a run, or a file"),
         (["MODEL", "--seed", "9" * 20], f"--seed: got '{'9' * 20}', accepted: 0 or more, below 2^63"),
         (["MODEL", "--attacks", "cw"], "--attacks: got 'cw', accepted: pgd, autoattack"),
@@ -358,6 +361,8 @@ def test_eval_of_a_model_for_other_classes(tmp_path, capsys):
     save_model(create_model("small_resnet", 4, in_chans=1, channels=(8, 8, 8, 8)), tmp_path / "m.safetensors")
     command = ["eval", str(tmp_path / "m.safetensors"), "--attacks", "--output", str(tmp_path / "out")]
     assert main(command) == 2
+    assert "--dataset: got none, accepted: that of MODEL's images" in capsys.readouterr().err
+    assert main([*command, "--dataset", "digits"]) == 2
     assert "model: got outputs of shape (N, 4), accepted: (N, 10)" in capsys.readouterr().err
 
 
@@ -439,9 +444,9 @@ def test_finetuning_from_torchs_small_head():
 
 def test_eval_says_that_a_run_has_seen_other_images(trained, images, tmp_path, capsys):
     out = ["--attacks", "--workers", "0", "--output", str(tmp_path)]
-    assert main(["eval", str(trained), *out]) == 0
+    assert main(["eval", str(trained), *out[:-1], str(tmp_path / "same")]) == 0
     assert "may be among its own" not in " ".join(capsys.readouterr().out.split())
-    assert "eps" not in json.loads((tmp_path / "eval.json").read_text())  # nothing attacked
+    assert "eps" not in json.loads((tmp_path / "same" / "eval.json").read_text())  # nothing attacked
     file = str(trained / "finetune" / "best.safetensors")
     data = ["--dataset", "folder", "--data-dir", str(images), "--split-seed", "1"]
     assert main(["eval", file, *data, *out]) == 0

@@ -49,7 +49,7 @@ def files(tmp_path_factory):
 
 
 def run(files, tmp_path, *arguments):
-    out = tmp_path / "new" / "out"
+    out = tmp_path / "new" / str(len(list(tmp_path.glob("new/*"))))
     given = [str(files / a) if a.endswith((".safetensors", ".pth")) else a for a in arguments]
     assert main(["transfer", *given, *QUICK, "--output", str(out)]) == 0
     return json.loads((out / "transfer.json").read_text())
@@ -142,7 +142,8 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
         ),
         (["full.safetensors", "--resize"], "--resize: got True beside model files, accepted: either"),
         (["full.safetensors", "full.safetensors"], "accepted: each once"),
-        (["absent.safetensors"], "absent.safetensors, accepted: a file that is there"),
+        (["absent.safetensors"], "absent.safetensors, which is not there, accepted: a file"),
+        (["."], "path: got ., a folder, accepted: a file"),
         (["backbone.pth"], "backbone.pth, accepted: a safetensors file"),
         (
             ["rgb.safetensors"],

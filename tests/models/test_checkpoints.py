@@ -204,7 +204,7 @@ def test_a_broken_file(suffix, tmp_path):
 
 def test_a_missing_file(tmp_path):
     refused(
-        tiny("resnet"), tmp_path / "none.pth", "path: got .*none.pth, accepted: a file", FileNotFoundError
+        tiny("resnet"), tmp_path / "none.pth", "path: got .*none.pth, which is not there", FileNotFoundError
     )
 
 
@@ -281,6 +281,17 @@ def test_what_was_not_built_by_name_is_not_saved(tmp_path):
 def test_options_that_no_file_can_hold(tmp_path):
     with pytest.raises(ValueError, match="model: got one with options that are no JSON"):
         save_model(tiny("resnet", act_layer=nn.SiLU), tmp_path / "model.safetensors")
+
+
+def test_files_of_the_same_model_are_the_same(tmp_path):
+    model = tiny("resnet")
+    metadata = {name: f"{name} \u00e9" for name in ("epoch", "a", "z", "seed")}
+    files = [tmp_path / f"{n}.safetensors" for n in range(4)]
+    for file in files:
+        save_model(model, file, metadata)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert read_metadata(files[0]).items() >= metadata.items()
+    assert int.from_bytes(files[0].read_bytes()[:8], "little") % 8 == 0
 
 
 def test_metadata_of_our_own_names(tmp_path):
