@@ -4,10 +4,17 @@ import dataclasses
 from typing import Any
 
 import numpy
-from scipy.stats import binomtest
 from torch import Tensor
 
 _RESAMPLES = 9999
+
+
+def wilson(right: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's confidence interval of a share, both ends between 0 and 1."""
+    from scipy.stats import binomtest  # which takes over a second to import
+
+    low, high = binomtest(right, images).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +34,7 @@ class Accuracy:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """The value's confidence interval (Wilson), both ends between 0 and 1."""
-        test = binomtest(int(self.right.sum()), len(self.right))
-        low, high = test.proportion_ci(confidence, method="wilson")
-        return float(low), float(high)
+        return wilson(int(self.right.sum()), len(self.right), confidence)
 
     def summary(self) -> dict[str, Any]:
         """Value, 95 % interval and number of images, fit for JSON."""
@@ -79,5 +84,5 @@ def unanimous(gap: float, images: int, confidence: float = 0.95) -> Difference:
     certain. Wilson's interval bounds the share of all images that show it from below; for the others the gap
     may be anything in [-1, 1].
     """
-    share = float(binomtest(images, images).proportion_ci(confidence, method="wilson").low)
+    share, _ = wilson(images, images, confidence)
     return Difference(gap, share * (gap + 1) - 1, share * (gap - 1) + 1)

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy
-from scipy.stats import binomtest
 from torch import Tensor
 
-from .accuracy import Accuracy, Difference, unanimous
+from .accuracy import Accuracy, Difference, unanimous, wilson
 from .sensitivity import Sensitivity, quantile
 from .transfer_result import Transfer
 
@@ -136,7 +135,7 @@ def advise(found: Transfer) -> Advice:
             f"{found.classes} classes may do, too: there is no robustness to keep"
         )
         return Advice("finetune", reason, _OPEN)
-    low, high = binomtest(stayed, right).proportion_ci(0.95, method="wilson")
+    low, high = wilson(stayed, right)
     kept = f"the attacks leave {stayed} of {right} right images right"
     if low > 0.5:
         reason = (

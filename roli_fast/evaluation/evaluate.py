@@ -126,6 +126,10 @@ def evaluate(
 def _check_attack(attack: Attack | None) -> None:
     if attack is None:
         return
+    if not isinstance(attack, Attack):
+        kind = attack if isinstance(attack, type) else type(attack)
+        got = f"{'the class' if attack is kind else 'a'} {kind.__name__} of {kind.__module__}"
+        refuse("attack", got, "an attack of roli_fast.attacks, such as PGD(eps=8 / 255), or None", TypeError)
     if attack.targeted or attack.label_free:
         kind = "a targeted one" if attack.targeted else f"{type(attack).__name__}, which has no success"
         raise ValueError(f"attack: got {kind}, accepted: one against the labels")

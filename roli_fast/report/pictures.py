@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
-from scipy.stats import binomtest
 
+from ..evaluation.accuracy import wilson
 from ..training import Cost
 from .compare import Comparison, Gap, pairs
 from .examples import Shown
@@ -202,7 +202,7 @@ def _accuracy_curves(run: Run, validated: int) -> Picture:
 
 
 def _interval(share: float, images: int) -> tuple[float, float]:
-    low, high = binomtest(round(share * images), images).proportion_ci(0.95, method="wilson")
+    low, high = wilson(round(share * images), images)
     return 100 * low, 100 * high
 
 

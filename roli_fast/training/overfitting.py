@@ -13,10 +13,11 @@ def overfitting(history: Sequence[dict[str, Any]]) -> str | None:
     """What the last epoch of a history calls for, as a sentence; None for nothing.
 
     Catastrophic overfitting (Wong et al. 2020): the model learns to resist the attack that it is trained with
-    and loses all others, so that accuracy under it rises while validation robustness under PGD collapses.
+    and loses all others, so that accuracy under it rises while validation robustness under PGD collapses, and
+    accuracy on clean images does not: where that collapses, too, the model has lost what it had learnt.
     Robust overfitting (Rice et al. 2020): validation robustness stays below its best.
 
-    history: rows with train_accuracy and val_robust, one per epoch.
+    history: rows with train_accuracy, val_clean and val_robust, one per epoch.
     """
     if len(history) < 2:
         return None
@@ -24,7 +25,8 @@ def overfitting(history: Sequence[dict[str, Any]]) -> str | None:
     before, now = history[-2], history[-1]
     best = max(range(len(robust)), key=lambda epoch: (robust[epoch], epoch))  # the last, where several are
     fell = robust[-2] - robust[-1] > max(_COLLAPSE * robust[-2], _POINTS)
-    if fell and now["train_accuracy"] > before["train_accuracy"]:
+    still_right = now["val_clean"] > (1 - _COLLAPSE) * before["val_clean"]
+    if fell and still_right and now["train_accuracy"] > before["train_accuracy"]:
         return (
             f"catastrophic overfitting: validation robustness fell from {robust[-2]:.1%} to {robust[-1]:.1%} "
             "while accuracy under the training attack rose; more steps, smaller ones or eps warm-up help"

@@ -15,6 +15,7 @@ from torch import nn
 
 from roli_fast.attacks import APGD, PGD, AutoAttack, verify
 from roli_fast.attacks.reliability import square_finds_more
+from roli_fast.compat import torchattacks
 from roli_fast.data import Loader, StoredImages
 from roli_fast.evaluation import evaluate, saved
 from roli_fast.evaluation.records import fingerprint
@@ -46,6 +47,21 @@ def attack(**options):
 @pytest.fixture
 def problem():
     return make_problem()
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (lambda net: torchattacks.PGD(net), "a PGD of roli_fast.compat.torchattacks"),
+        (lambda net: PGD, "the class PGD of"),
+        (lambda net: [PGD()], "a list of builtins"),
+        (lambda net: "autoattack", "a str of builtins"),
+    ],
+)
+def test_what_is_no_attack_is_named(problem, given, got):
+    net, images, labels = problem
+    with pytest.raises(TypeError, match=f"attack: got {got}.*, accepted: an attack of roli_fast.attacks"):
+        evaluate(net, batches(images, labels), given(net))
 
 
 def test_who_broke_what(problem):

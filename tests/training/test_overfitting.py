@@ -5,8 +5,11 @@ import pytest
 from roli_fast.training.overfitting import PATIENCE, overfitting
 
 
-def history(robust, trained):
-    return [{"val_robust": r, "train_accuracy": t} for r, t in zip(robust, trained, strict=True)]
+def history(robust, trained, clean=None):
+    return [
+        {"val_robust": r, "train_accuracy": t, "val_clean": c}
+        for r, t, c in zip(robust, trained, clean or [0.6] * len(robust), strict=True)
+    ]
 
 
 def test_catastrophic():
@@ -27,6 +30,12 @@ def test_catastrophic():
 )
 def test_nothing_is_said_of_what_does_not_overfit(robust, trained):
     assert overfitting(history(robust, trained)) is None
+
+
+def test_a_model_that_is_lost_as_a_whole_does_not_overfit():
+    """As one that has learnt nothing yet, whose guesses change."""
+    assert overfitting(history([0.103, 0.0], [0.08, 0.16], clean=[0.122, 0.061])) is None
+    assert overfitting(history([0.103, 0.0], [0.08, 0.16], clean=[0.122, 0.12])) is not None
 
 
 def test_robust_overfitting_is_said_after_some_epochs_and_not_at_each():
