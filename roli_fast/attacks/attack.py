@@ -27,6 +27,7 @@ from .inputs import (
     draw_key,
     refuse_one_class,
     to_state,
+    warn_of_whole_range,
 )
 from .norms import NORMS
 from .oracle import Oracle
@@ -100,6 +101,8 @@ class Attack:
         self.bounds, self.early_stop, self.precision = bounds, early_stop, precision
         self.generator, self.eot, self.fold, self.output = generator, eot, fold, output
         self._begin_caches()
+        if norm == "linf":
+            warn_of_whole_range(bounds, **self.sizes())
         self._fixed = True
 
     # --- what an attack is ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import warnings
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -42,6 +43,19 @@ def check_lengths(precision: object) -> None:
     if precision == "fp16":
         accepted = "fp32, tf32, bf16: loss scaling changes a gradient's length, which FAB needs"
         refuse("precision", repr(precision), accepted)
+
+
+def warn_of_whole_range(bounds: tuple[float, float], **sizes: float | Tensor) -> None:
+    """Warns of Linf sizes that take a pixel from one bound beyond the other: 8 where 8 / 255 is meant. (An
+    infinite one is meant to be.)"""
+    span = bounds[1] - bounds[0]
+    for name, size in sizes.items():
+        if name != "sparsity" and not isinstance(size, Tensor) and span < size < math.inf:
+            warnings.warn(
+                f"roli_fast: {name} = {size:g} takes any pixel within {bounds} to any other; for pixels in "
+                "[0, 1] it is in units of these, such as 8 / 255",
+                stacklevel=2,
+            )
 
 
 def check_bounds(bounds: tuple[float, float]) -> None:

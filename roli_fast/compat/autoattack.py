@@ -76,6 +76,7 @@ class AutoAttack:
         if version != "custom" and len(attacks_to_run) > 0:
             refuse("attacks_to_run", repr(attacks_to_run), f"none, which version={version!r} has itself")
         self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
+        _check_names(attacks_to_run)
         if is_tf_model:
             refuse("is_tf_model", True, "False: models are torch's")
         self.version, self.is_tf_model, self.device = version, is_tf_model, device
@@ -200,6 +201,9 @@ class AutoAttack:
         return few_or_all(images, FEW, ask)[1].cpu()
 
     def _made(self, names: Sequence[str]) -> ours.AutoAttack:
+        _check_names(names)
+        if not names:
+            refuse("attacks_to_run", "none", f"at least one of {', '.join(ours.autoattack.NAMES)}")
         # A custom selection has five restarts, as in version "plus".
         version = self._set or ("plus" if self.version == "custom" else self.version)
         attack = ours.AutoAttack(_NORMS[self.norm], self.epsilon, version, attacks=names, **chosen())
@@ -374,3 +378,10 @@ def _check_part(original: Any, name: str, attack: ours.Attack) -> None:
         got = vars(part).get(setting, "nothing")
         if got != accepted:
             refuse(f"attack.{place}.{setting}", got, f"{accepted}; for others, use roli_fast.attacks")
+
+
+def _check_names(attacks: Sequence[str]) -> None:
+    accepted = ours.autoattack.NAMES
+    for name in attacks:
+        if name not in accepted:
+            refuse("attacks_to_run", repr(name), ", ".join(accepted))

@@ -139,7 +139,7 @@ def _as_taken(x: Tensor, model: Model) -> Tensor:
 
 def _check(norm: float, accepted: tuple[float, ...], **sizes: float) -> None:
     if norm not in accepted:
-        refuse("norm", norm, ", ".join(map(str, accepted)))
+        refuse("norm", repr(norm), ", ".join(map(str, accepted)))
     for name, size in sizes.items():
         if size < 0:
             refuse(name, size, "0 or more")

@@ -1,5 +1,6 @@
 """One clear error for what cannot be attacked, and never a wrong robust accuracy."""
 
+import math
 import pickle
 
 import numpy
@@ -402,3 +403,26 @@ def test_errors_reach_another_process(convnet, batch):
         assert type(again) is type(error)
         assert str(again) == str(error)
     assert "on images 3, 5. Nothing was kept." in str(diverged)
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [(lambda: PGD(eps=8, step_size=0.1), "eps = 8 "), (lambda: PGD(step_size=2), "step_size = 2 ")],
+)
+def test_sizes_in_units_of_bytes_are_warned_of(made, named):
+    with pytest.warns(UserWarning, match=f"roli_fast: {named}takes any pixel within .0.0, 1.0. to any other"):
+        made()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: PGD(eps=8, step_size=2, bounds=(0, 255)),
+        lambda: PGD("l2", eps=8, step_size=2),
+        lambda: PGD(eps=math.inf, step_size=1),
+        lambda: PGD(eps=torch.tensor(8.0), step_size=1),
+    ],
+)
+def test_sizes_that_may_be_meant_are_not(made, recwarn):
+    made()
+    assert not recwarn.list

@@ -216,11 +216,23 @@ def test_clean_accuracy(s, quick):
             {"attacks_to_run": ["fab"]},
             r"attacks_to_run: got \['fab'\], accepted: none, which version",
         ),
+        (
+            {"version": "custom", "attacks_to_run": ["apgd"]},
+            "attacks_to_run: got 'apgd', accepted: apgd-ce, apgd-dlr, fab, square",
+        ),
     ],
 )
 def test_what_is_refused(s, options, message):
     with pytest.raises(ValueError, match=message):
         AutoAttack(s.model, **options)
+
+
+def test_attacks_that_are_set_later_are_checked_by_their_own_name(s):
+    adversary = AutoAttack(s.model, version="custom", device="cpu", verbose=False)
+    for names, got in (([], "none, accepted: at least one of"), (["cw"], "'cw', accepted: apgd-ce")):
+        adversary.attacks_to_run = names
+        with pytest.raises(ValueError, match=f"attacks_to_run: got {got}"):
+            adversary.run_standard_evaluation(s.images, s.labels)
 
 
 def test_versions_that_are_set_later(s, capsys):

@@ -79,6 +79,7 @@ def test_rand_minmax(s):
     ("arguments", "error", "message"),
     [
         ({"norm": 3}, ValueError, "norm: got 3"),
+        ({"norm": "inf"}, ValueError, "norm: got 'inf', accepted: inf, 2"),
         ({"norm": 1}, NotImplementedError, "norm: got 1, accepted: inf, 2; for L1, roli_fast"),
         ({"eps": -1}, ValueError, "eps: got -1"),
         ({"eps_iter": -1}, ValueError, "eps_iter: got -1"),

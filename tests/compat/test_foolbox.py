@@ -99,6 +99,8 @@ def test_what_is_refused(s, fmodel):
     attack = foolbox.attacks.LinfPGD()
     with pytest.raises(NotImplementedError, match="epsilons: got None, accepted: numbers"):
         attack(fmodel, s.images, s.labels, epsilons=None)
+    with pytest.raises(ValueError, match="epsilons: got none, accepted: a number, or one at least"):
+        attack(fmodel, s.images, s.labels, epsilons=[])
     with pytest.raises(TypeError, match="unexpected keyword argument 'early_stop'"):
         attack(fmodel, s.images, s.labels, epsilons=0.1, early_stop=True)
     with pytest.raises(ValueError, match=r"model: got a torch.*Sequential, accepted: foolbox\.PyTorchModel"):

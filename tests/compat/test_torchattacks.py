@@ -401,6 +401,16 @@ def test_save_and_load(s, tmp_path, save_type, capsys):
     assert torch.equal(predictions, predicted)
 
 
+def test_files_that_cannot_be_as_asked(s, tmp_path):
+    attack, path = torchattacks.FGSM(s.model), tmp_path / "adversarial.pt"
+    attack.save([(s.images, s.labels)], path, verbose=False)
+    for name, option in (("preds", "load_predictions"), ("clean_inputs", "load_clean_inputs")):
+        with pytest.raises(ValueError, match=f"without {name}, accepted: a file of save"):
+            torchattacks.FGSM.load(path, **{option: True})
+    with pytest.raises(FileNotFoundError, match=r"save_path: got .*none/a\.pt, accepted: a file in a folder"):
+        attack.save(iter(lambda: pytest.fail("was attacked"), None), tmp_path / "none" / "a.pt")
+
+
 def test_a_file_is_the_librarys_own(s, tmp_path, capsys):
     library = pytest.importorskip("torchattacks")
     batches = [(s.images, s.labels)]

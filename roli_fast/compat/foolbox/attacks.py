@@ -92,8 +92,11 @@ class _GradientDescent(Closed):
         NotImplementedError for an epsilon of None.
         """
         several = isinstance(epsilons, Iterable)
+        each = list(epsilons) if several else [epsilons]
+        if not each:
+            refuse("epsilons", "none", "a number, or one at least")
         found, clipped, fooled = [], [], []
-        for epsilon in epsilons if several else [epsilons]:
+        for epsilon in each:
             images, success = self._found(model, inputs, criterion, epsilon, **kwargs)
             found.append(_like(inputs, images))
             clipped.append(_like(inputs, images.clone()))  # the images never leave the ball

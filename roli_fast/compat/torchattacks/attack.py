@@ -270,6 +270,8 @@ class Attack(Closed):
         With ``return_verbose``, returns robust accuracy in %, the mean L2 distance of the images that fooled
         the model, and the seconds that the last batch took.
         """
+        if save_path is not None and not Path(save_path).parent.is_dir():
+            refuse("save_path", save_path, "a file in a folder that is there", FileNotFoundError)
         kept = ["adv_inputs", "labels", *["preds"] * save_predictions, *["clean_inputs"] * save_clean_inputs]
         as_saved = functools.partial(self._as_saved, save_type=save_type)
         saved = None if save_path is None else Saved(Path(save_path), kept, save_type, as_saved)
@@ -337,6 +339,9 @@ class Attack(Closed):
         """
         saved = torch.load(load_path, weights_only=True)
         names = ["adv_inputs", "labels", *["preds"] * load_predictions, *["clean_inputs"] * load_clean_inputs]
+        for name, option in (("preds", "save_predictions"), ("clean_inputs", "save_clean_inputs")):
+            if name in names and name not in saved:
+                refuse("load_path", f"{load_path}, without {name}", f"a file of save(..., {option}=True)")
         for name in ("adv_inputs", *["clean_inputs"] * load_clean_inputs):
             saved[name] = Attack.to_type(saved[name], "float")
             if normalize is not None:
