@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..attacks.norms import NORMS
-from ..data import Splits
+from ..data import ImageStream, Splits
 from ..distributed import rank
 from ..engine import PRECISIONS
 from ..files import write_json
@@ -173,6 +173,8 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     with users_mistakes():
         settle(arguments)
         finetuning, probing = recipes(arguments)
+        if isinstance(probing, Rounds) and isinstance(splits.train, ImageStream):
+            raise UserError("--probe: got rounds, which need images by number, accepted: sgd for a stream")
         model = _model(arguments, splits, console).to(device)
         by_the_first(lambda: _open(arguments, finetuning, probing))
         _say(console, arguments, splits, model)

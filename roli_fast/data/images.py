@@ -198,7 +198,7 @@ class Pictures(ImageSet):
 
     def _resized(self, row: int) -> Image.Image:
         with self._opened(row) as picture:
-            return self.view.resized(_of_bytes(picture).convert(self.mode))
+            return self.view.resized(of_bytes(picture).convert(self.mode))
 
     def _size(self, row: int) -> tuple[int, int]:
         """Width and height before resizing. Of a file, only the header is read."""
@@ -221,7 +221,7 @@ class Pictures(ImageSet):
         refuse("input_size", f"None, but {' and '.join(sizes)} pixels", "pixels a side for all, such as 224")
 
 
-def _of_bytes(picture: Image.Image) -> Image.Image:
+def of_bytes(picture: Image.Image) -> Image.Image:
     """The picture with grey values of 12 or 16 bits scaled to 8 bits; PIL's conversion would cut them off at
     255.
 

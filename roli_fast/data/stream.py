@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms.v2 import functional as F
 
+from ..checks import refuse
 from .batch import Batch, generator
+from .images import of_bytes
 from .view import DRAWS, View
 
 
@@ -20,21 +23,29 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     augmented in training.
 
     make: makes timm's IterableImageDataset of (PIL image, label); takes ``is_training`` (whether in random
-        order), ``seed`` and ``batch_size``.
+        order), ``seed`` and ``batch_size``. Grey values of 16 bits may be as they are stored.
     length: number of images.
     classes: the classes' names, in the order of the labels.
     view: how pictures are resized, cropped and mirrored.
     padded: whether evaluation in several processes would see some images twice.
+    mode: PIL's mode to which all pictures are converted, "RGB" or "L".
     """
 
     def __init__(
-        self, make: Callable[..., Any], length: int, classes: Sequence[str], view: View, padded: bool
+        self,
+        make: Callable[..., Any],
+        length: int,
+        classes: Sequence[str],
+        view: View,
+        padded: bool,
+        mode: str = "RGB",
     ):
         self.make = make
         self.length = length
         self.classes = tuple(classes)
         self.view = view
         self.padded = padded
+        self.mode = mode
 
     def __len__(self) -> int:
         return self.length
@@ -42,8 +53,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         dataset = self.make()
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
-        for picture, label in dataset:
-            yield F.pil_to_tensor(self.view.centre(self.view.resized(picture))), int(label)
+        for picture, label in _pictures(dataset, self.mode):
+            yield F.pil_to_tensor(self.view.centre(self.view.resized(picture))), label
 
     def batches(
         self, batch_size: int, train: bool, seed: int, epoch: int, workers: int, rank: int, world_size: int
@@ -56,18 +67,26 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         # By default, readers ask torch.distributed; but in evaluation each process may read all images.
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world_size
         dataset.set_loader_cfg(num_workers=workers)
-        batches = iter(
-            DataLoader(
-                _Samples(dataset, self.view, (seed, epoch) if train else None, rank, world_size),
-                batch_size=batch_size,
-                drop_last=train,
-                num_workers=workers,
-                collate_fn=_collated,
-                pin_memory=torch.cuda.is_available(),
-                generator=random,  # draws the workers' seeds, by which readers shuffle
-            )
+        samples = _Samples(self, dataset, (seed, epoch) if train else None, rank, world_size)
+        fetched = DataLoader(
+            _Batches(samples, batch_size, train),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=random,  # draws the workers' seeds, by which readers shuffle
         )
-        return batches if train or world_size > 1 else self._whole(batches)
+        batches = map(_read, fetched)
+        if train:
+            return self._some(batches)
+        return batches if world_size > 1 else self._whole(batches)
+
+    def _some(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches without end. Raises OSError if there is none: no worker of this process has a shard."""
+        yield from batches
+        raise OSError(
+            "images: got none of a stream in one of the processes, accepted: as many shards as processes, or "
+            "more, that can be read"
+        )
 
     def _whole(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """A pass over all images. Raises OSError at its end if there were others than the set tells: readers
@@ -83,13 +102,14 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
             )
 
 
-class _Samples(IterableDataset[tuple[Tensor, int, int]]):
+class _Samples:
     """(image, label, index) of this worker's images. seeds: of the augmentation, in passes without end; None
     for one pass without augmentation."""
 
-    def __init__(self, dataset: Any, view: View, seeds: tuple[int, int] | None, rank: int, world_size: int):
-        self._dataset = dataset
-        self._view = view
+    def __init__(
+        self, images: ImageStream, dataset: Any, seeds: tuple[int, int] | None, rank: int, world_size: int
+    ):
+        self._dataset, self._view, self._mode = dataset, images.view, images.mode
         self._seeds = seeds
         self._rank = rank
         self._world_size = world_size
@@ -99,29 +119,69 @@ class _Samples(IterableDataset[tuple[Tensor, int, int]]):
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         first = self._rank * workers + number
         if self._seeds is None:
-            for place, (picture, label) in enumerate(self._dataset):
+            for place, (picture, label) in enumerate(_pictures(self._dataset, self._mode)):
                 image = self._view.centre(self._view.resized(picture))
-                yield F.pil_to_tensor(image), int(label), first + place * workers * self._world_size
+                yield F.pil_to_tensor(image), label, first + place * workers * self._world_size
             return
         random = generator(*self._seeds, first)
         for place, (picture, label) in enumerate(self._without_end()):
             image = self._view.random(
                 self._view.resized(picture), torch.rand(DRAWS, generator=random).tolist()
             )
-            yield F.pil_to_tensor(image), int(label), first + place * workers * self._world_size
+            yield F.pil_to_tensor(image), label, first + place * workers * self._world_size
 
-    def _without_end(self) -> Iterator[tuple[Any, Any]]:
-        for _ in itertools.count():
+    def _without_end(self) -> Iterator[tuple[Image.Image, int]]:
+        """Nothing where there are more workers than shards and this one has none: the others go on."""
+        empty = False
+        while not empty:
             empty = True
-            for pair in self._dataset:
+            for pair in _pictures(self._dataset, self._mode):
                 empty = False
                 yield pair
-            if empty:
-                raise RuntimeError(
-                    "workers: got one without a shard, accepted: as many workers as shards at most"
-                )
+
+
+class _Batches(IterableDataset[Batch | Exception]):
+    """This worker's batches, in training full ones. What is refused is returned rather than raised, since a
+    worker's exceptions arrive with its stack, in which their text is lost."""
+
+    def __init__(self, samples: _Samples, batch_size: int, full: bool):
+        self._samples = samples
+        self._batch_size = batch_size
+        self._full = full
+
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        try:
+            yield from self._batches()
+        except (OSError, ValueError) as error:
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
+        samples = iter(self._samples)
+        while batch := list(itertools.islice(samples, self._batch_size)):
+            if len(batch) == self._batch_size or not self._full:
+                yield _collated(batch)
+
+
+def _read(fetched: Batch | Exception) -> Batch:
+    if isinstance(fetched, Exception):
+        raise fetched
+    return fetched
+
+
+def _pictures(dataset: Any, mode: str) -> Iterator[tuple[Image.Image, int]]:
+    """The pictures, converted, and their labels. Raises OSError for what cannot be read."""
+    try:
+        for picture, label in dataset:
+            yield of_bytes(picture).convert(mode), int(label)
+    except Exception as error:  # readers and decoders raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise OSError(f"images: got {reason}, of a stream, accepted: one that can be read") from error
 
 
 def _collated(samples: list[tuple[Tensor, int, int]]) -> Batch:
     images, labels, index = zip(*samples, strict=True)
+    sizes = list(dict.fromkeys(f"{image.shape[2]}x{image.shape[1]}" for image in images))
+    if len(sizes) > 1:
+        got = f"None, but pictures of a stream have {sizes[0]} and {sizes[1]} pixels"
+        refuse("input_size", got, "pixels a side for all, such as 224")
     return torch.stack(images), torch.tensor(labels), torch.tensor(index)

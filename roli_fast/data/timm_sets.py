@@ -55,7 +55,10 @@ def load_timm(
     if prefix in ("torch", "wds") and data_dir is None:
         refuse("data_dir", "None", f"where {name} lies")
     refuse_same(train_split, val_split, test_split)
-    make = partial(_create, name, root=data_dir, download=download, input_img_mode=mode)
+    # Readers would convert by PIL, which cuts off grey values of 16 bits: "" has them convert nothing. Only
+    # tfds decodes by the mode.
+    theirs = mode if prefix == "tfds" else ""
+    make = partial(_create, name, root=data_dir, download=download, input_img_mode=theirs)
 
     if prefix in _STREAMED:
         if val_split is None:
@@ -63,7 +66,8 @@ def load_timm(
                 "val_split", "None", f"the name of one: {name} is streamed, so that none can be cut from it"
             )
         names = (train_split, val_split, test_split)
-        return Splits(*(_stream(make, split, view, num_classes, prefix == "tfds") for split in names))
+        padded = prefix == "tfds"
+        return Splits(*(_stream(make, split, view, mode, num_classes, padded) for split in names))
 
     parts = {split: make(split=split) for split in (train_split, val_split, test_split) if split is not None}
     if prefix == "torch":
@@ -143,7 +147,7 @@ def _names(numbers: dict[str, int] | None, num_classes: int | None) -> list[str]
 
 
 def _stream(
-    make: Callable[..., Any], split: str, view: View, num_classes: int | None, padded: bool
+    make: Callable[..., Any], split: str, view: View, mode: str, num_classes: int | None, padded: bool
 ) -> ImageStream:
     make = partial(make, split=split)
     reader = make().reader
@@ -151,4 +155,5 @@ def _stream(
         refuse(
             "train_split, val_split, test_split", split, "one that tells its number of images, SHARDS|NUMBER"
         )
-    return ImageStream(make, reader.num_samples, _names(reader.class_to_idx, num_classes), view, padded)
+    classes = _names(reader.class_to_idx, num_classes)
+    return ImageStream(make, reader.num_samples, classes, view, padded, mode)

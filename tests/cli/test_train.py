@@ -14,7 +14,8 @@ from rich.console import Console
 from roli_fast.cli import train
 from roli_fast.cli.main import main
 from roli_fast.cli.train_recipes import method_options, model_options, recipes, settle
-from roli_fast.data import digits
+from roli_fast.data import ImageStream, Splits, digits
+from roli_fast.data.view import View
 from roli_fast.models import create_model, find_classifier, load_model, save_model
 from roli_fast.training import Rounds, paper_settings
 
@@ -440,6 +441,15 @@ def test_finetuning_from_torchs_small_head():
         spread[init] = find_classifier(model).head.weight.std().item()
         assert recipes(parsed("--init", init))[1] is None
     assert spread["small"] < spread["random"] * 0.7  # of eight features: sqrt(1 / 24) and sqrt(2 / 10)
+
+
+def test_rounds_on_a_stream_are_refused_by_their_option(tmp_path, monkeypatch, capsys):
+    stream = ImageStream(lambda **_: None, 20, ["a", "b"], View(), padded=False)
+    monkeypatch.setattr(train, "load_data", lambda _: Splits(stream, stream, stream))
+    checkpoint = ["--initial-checkpoint", "backbone.pth", "--output", str(tmp_path / "run")]
+    assert main(["train", *TINY, *checkpoint]) == 2
+    assert "--probe: got rounds, which need images by number, accepted: sgd" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_eval_says_that_a_run_has_seen_other_images(trained, images, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -273,13 +274,68 @@ def test_a_stream_that_processes_would_pad_is_not_evaluated_in_shares(monkeypatc
     Loader(stream(padded=True), 3, train=True)
 
 
-def test_more_workers_than_shards():
-    def single(**options):
-        return IterableImageDataset(None, reader=Shards(shards=1, each=20))
+def of_pictures(pictures, mode="RGB", view=None):
+    """A stream of one shard."""
 
-    images = ImageStream(single, 20, ["even", "odd"], View(resize=10, crop=8), padded=False)
-    with pytest.raises(RuntimeError, match="workers: got one without a shard"):
-        list(Loader(images, 2, train=True, workers=2).epoch(0))
+    class Reader(Shards):
+        def __init__(self, **_):
+            super().__init__(shards=1, each=len(pictures))
+
+        def __iter__(self):
+            worker = torch.utils.data.get_worker_info()
+            if (0 if worker is None else worker.id) + self.dist_rank == 0:
+                yield from ((picture, 0) for picture in pictures)
+
+    def make(**_):
+        return IterableImageDataset(None, reader=Reader())
+
+    return ImageStream(make, len(pictures), ["all"], view or View(), padded=False, mode=mode)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_without_a_shard_have_nothing_to_do(workers):
+    images = of_pictures([Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(20)])
+    trained = Loader(images, 3, train=True, workers=workers).epoch(0)
+    assert content(trained) == list(range(18))
+    assert content(Loader(images, 3, workers=workers)) == list(range(20))
+
+
+def test_a_process_without_a_shard_says_so():
+    images = of_pictures([Image.new("RGB", (8, 8))] * 20)
+    with pytest.raises(OSError, match=r"got none .* in one of the processes, accepted: as many shards as"):
+        next(Loader(images, 3, train=True, workers=0, rank=1, world_size=2).epoch(0))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_grey_values_of_16_bits_are_scaled(mode, channels):
+    values = [0, 1000, 30000, 65535]
+    pictures = [Image.fromarray(numpy.full((4, 4), value, numpy.uint16)) for value in values]
+    ((images, _, _),) = Loader(of_pictures(pictures, mode), 4, workers=0)
+    expected = [round(value * 255 / 65535) for value in values]
+    assert images[:, :, 0, 0].tolist() == [[value] * channels for value in expected]
+    plain = [int(image[0, 0, 0]) for image, _ in of_pictures(pictures, mode)]
+    assert plain == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("train", [False, True])
+def test_pictures_of_several_sizes_are_refused_in_a_stream(workers, train):
+    images = of_pictures([Image.new("RGB", size) for size in [(8, 8), (8, 8), (12, 8)]])
+    said = r"^input_size: got None, but pictures of a stream have 8x8 and 12x8 pixels, accepted: pixels a"
+    with pytest.raises(ValueError, match=said):
+        list(Loader(images, 3, train=train, workers=workers).epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_of_a_stream_that_cannot_be_read(workers):
+    file = io.BytesIO()
+    noise = numpy.random.default_rng(0).integers(0, 256, (40, 40, 3), numpy.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    cut = Image.open(io.BytesIO(file.getvalue()[:500]))
+    images = of_pictures([Image.new("RGB", (40, 40)), cut])
+    with pytest.raises(OSError, match=r"^images: got .*, of a stream, accepted: one that can be read"):
+        list(Loader(images, 1, workers=workers))
 
 
 @pytest.mark.parametrize(
