@@ -23,7 +23,14 @@ from .recipe import Recipe
 from .records import Records
 from .result import DivergedError, Trained
 from .stage_checks import bound_settings, check_stage
-from .surroundings import derived_seed, for_evaluation, settled_precision, surroundings, to_device
+from .surroundings import (
+    derived_seed,
+    for_evaluation,
+    settled_precision,
+    surroundings,
+    to_device,
+    trains_in_channels_last,
+)
 
 _LOOK = 20  # steps between two waits for the device, to look at losses
 _SAVE_EVERY = 600.0  # seconds, within an epoch
@@ -97,8 +104,9 @@ class _Stage:
         self.recipe, self.on_epoch_end = recipe, on_epoch_end
         self.device = device_of(model)
         check_stage(model, splits, recipe, sync_bn)
-        if recipe.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        self.channels_last = recipe.channels_last and trains_in_channels_last(model)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        model = model.to(memory_format=layout)
         self.model = synchronize_norms(model) if sync_bn and world_size() > 1 else model
         self.loader = Loader(
             splits.train, recipe.batch_size // world_size(), train=True, seed=recipe.seed, workers=workers
@@ -129,6 +137,11 @@ class _Stage:
         progress.note(
             f"attacks in {self.precision}, training in {str(self.learner.amp_dtype).removeprefix('torch.')}"
         )
+        if self.channels_last != self.recipe.channels_last:
+            progress.note(
+                "in torch's default memory layout: in channels-last, oneDNN's gradients of strided 1x1 "
+                "convolutions of few channels are wrong"
+            )
         if self.records is not None and not self.records.has_tensorboard:
             progress.note("no events for TensorBoard: pip install 'roli-fast[train]'")
         progress.advance(self.epoch * len(self.loader) + self.step)
@@ -159,7 +172,7 @@ class _Stage:
             with self.history.watch("data"):
                 images, labels, index = next(batches)
             key = keys[self.step : self.step + 1]
-            batch = to_device(images, labels, self.device, self.recipe.channels_last)
+            batch = to_device(images, labels, self.device, self.channels_last)
             loss = self._train_step(*batch, index.to(self.device, non_blocking=True), key)
             self.unseen.append((self.step, loss, index))
             self.step += 1

@@ -66,6 +66,23 @@ def for_evaluation(images: ImageSet | ImageStream, recipe: Recipe, workers: int 
     return Loader(images, batch_size, workers=workers, rank=0, world_size=1)
 
 
+def trains_in_channels_last(model: nn.Module) -> bool:
+    """Whether torch's gradients of this model's weights can be relied on in channels-last.
+
+    On CPUs, oneDNN (3.12; its issue 6035) overruns its memory in the weights' gradient of strided 1x1
+    convolutions that read fewer channels than it takes at once, 8 or 16: it returns wrong numbers, or the
+    process dies.
+    """
+    return device_of(model).type != "cpu" or not any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < 16
+        and layer.weight.requires_grad
+        for layer in model.modules()
+    )
+
+
 def to_device(
     images: Tensor, labels: Tensor, device: torch.device, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
