@@ -8,12 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .checks import refuse
+
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"  # how the name of an interrupted write ends
+
+
+def check_name(argument: str, path: str | Path) -> None:
+    """Raises ValueError for a path that is no UTF-8: safetensors and TensorBoard write none there."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        refuse(argument, f"{str(path)!r}, which is no UTF-8", "a path that is")
 
 
 def read_json(path: Path) -> Any:

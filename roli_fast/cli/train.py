@@ -19,7 +19,7 @@ from ..attacks.norms import NORMS
 from ..data import ImageStream, Splits
 from ..distributed import rank
 from ..engine import PRECISIONS
-from ..files import write_json
+from ..files import check_name, write_json
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
 from ..speed import machine
 from ..training import DivergedError, Outcome, Recipe, Rounds, roli
@@ -262,6 +262,7 @@ def _load(arguments: argparse.Namespace, model: Normalized, console: Console) ->
 
 def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | Rounds | None) -> None:
     """Writes args.json, or, where a run is resumed, compares the arguments with those in it."""
+    check_name("--output", arguments.output)
     folder = new_folder("--output", arguments.output)
     given = {n: str(v) if isinstance(v, Path) else v for n, v in vars(arguments).items() if n not in _FREE}
     path = folder / "args.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import refuse
 from ..engine.identity import digest_of, fingerprint
 from ..engine.modes import Model
-from ..files import PARTIAL, read_json, write, write_json
+from ..files import PARTIAL, check_name, read_json, write, write_json
 
 
 @dataclasses.dataclass
@@ -70,6 +70,7 @@ class Records:
 
         Raises ValueError if the folder has an evaluation of another attack, model or seed, or other files.
         """
+        check_name("folder", self._folder)
         bound: dict[str, Any] = {"attack": attack, "model": fingerprint(model)}
         path = self._folder / "evaluation.json"
         if not path.exists():

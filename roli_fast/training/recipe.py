@@ -47,7 +47,8 @@ class Recipe:
     amp_dtype: what autocast computes in, in the training step: "float32" (no autocast), "bfloat16",
         "float16" (with loss scaling); or "auto", bfloat16 if the attack runs in a half precision, else
         float32.
-    channels_last: whether images and weights are in channels-last memory layout.
+    channels_last: whether images and weights are in channels-last memory layout. Not on CPUs where oneDNN
+        would get gradients wrong, those of strided 1x1 convolutions of few channels: the run then says so.
     ema_decay: decay of an exponential moving average of the weights, which is then validated and kept instead
         of the weights themselves; None for no average. During timm's warm-up the decay is no more than
         1 - (1 + step)^(-2/3), which reaches 0.998 after 11,000 steps.

@@ -13,6 +13,7 @@ from ..data import ImageSet, ImageStream, Splits
 from ..distributed import world_size
 from ..engine import own_output
 from ..engine.modes import device_of
+from ..files import check_name
 from ..models.checkpoints import built_as
 from .learner import make_optimizer
 from .recipe import Recipe
@@ -25,6 +26,7 @@ def check_place(folder: str | Path | None, resume: bool) -> None:
         if resume:
             refuse("resume", "True without a folder", "the folder of the run that goes on")
         return
+    check_name("folder", folder)
     path = Path(folder)
     there = next((p for p in (path, *path.parents) if p.exists()), None)
     if there is not None and not there.is_dir():

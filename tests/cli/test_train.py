@@ -443,6 +443,12 @@ def test_finetuning_from_torchs_small_head():
     assert spread["small"] < spread["random"] * 0.7  # of eight features: sqrt(1 / 24) and sqrt(2 / 10)
 
 
+def test_an_output_whose_name_is_no_utf8_is_refused(images, tmp_path, capsys):
+    assert main(command(images, tmp_path / "run\udcff")) == 2
+    assert "run\\udcff', which is no UTF-8, accepted: a path that is" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_rounds_on_a_stream_are_refused_by_their_option(tmp_path, monkeypatch, capsys):
     stream = ImageStream(lambda **_: None, 20, ["a", "b"], View(), padded=False)
     monkeypatch.setattr(train, "load_data", lambda _: Splits(stream, stream, stream))

@@ -397,6 +397,13 @@ def test_images_are_not_kept_in_memory(problem, tmp_path):
         del sizes[:]
 
 
+def test_a_folder_whose_name_is_no_utf8_is_refused(problem, tmp_path):
+    net, images, labels = problem
+    with pytest.raises(ValueError, match=r"folder: got '.*run.udcff', which is no UTF-8, accepted: a path"):
+        evaluate(net, batches(images, labels), attack(), folder=tmp_path / "run\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_an_interrupted_write_left_is_nothing(problem, tmp_path):
     net, images, labels = problem
     (tmp_path / "evaluation.json.123.partial").write_text("{")

@@ -220,6 +220,14 @@ def test_a_file_is_no_folder(trains, below, tmp_path):
     assert find_classifier(model).method == "full"
 
 
+@pytest.mark.parametrize("trains", [train, probe, roli])
+def test_a_folder_whose_name_is_no_utf8_is_refused(trains, tmp_path):
+    """Neither TensorBoard nor safetensors could write there."""
+    with pytest.raises(ValueError, match=r"folder: got '.*run.udcff', which is no UTF-8, accepted: a path"):
+        trains(small_model(), splits_of(blobs, 32, 12, 12), recipe(), folder=tmp_path / "run\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_without_locks_takes_runs(tmp_path, monkeypatch):
     """As some network file systems are."""
 
