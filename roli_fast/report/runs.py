@@ -1,16 +1,23 @@
 """What a finished run has left in its folder."""
 
+import contextlib
 import csv
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checks import refuse
+from ..attacks.norms import NORMS
+from ..checks import check_choice, check_number, refuse
 from ..models import read_metadata
 from ..training import Cost
 
 _COUNTS = ("forwards", "input_gradients", "weight_gradients")
+# By column of metrics.csv that a report shows, the most that it can be.
+_MOST = {field.name: math.inf for field in dataclasses.fields(Cost)} | {"train_loss": math.inf}
+_MOST |= dict.fromkeys(("train_accuracy", "val_clean", "val_robust"), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,29 +103,56 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         refuse("run", f"{folder}, which holds no run", "a folder of roli-fast train or of roli(folder=...)")
     if not (folder / "result.json").is_file() or "finetune" not in names:
         refuse("run", f"{folder}, which is unfinished", "a finished run: roli-fast train --resume ends it")
+    with _reading(folder / "result.json") as file:
+        result = json.loads(file.read_text())
+        kept = {n: (int(s["best"]["epoch"]), list(s["warnings"])) for n, s in result["stages"].items()}
+        test = dict(result["test"])
+        for which in test.keys() & {"clean", "robust"}:  # what is missing fails here, not after all attacks
+            _ = test[which]["value"], test[which]["interval"]
+    stages = {n: _stage(folder / n, *kept[n]) for n in names if n in kept}
+    about: dict[str, Any] = {}
+    if (folder / "args.json").is_file():
+        with _reading(folder / "args.json") as file:
+            about = dict(json.loads(file.read_text()))
+            about["arguments"] = dict(about["arguments"])
+    with _reading(folder / "finetune" / "best.safetensors") as file:
+        method = json.loads(read_metadata(file)["method"])["name"]
+    name = name or folder.resolve().name
+    return Run(name, folder, stages, method, _kind(stages, method, about), test, about)
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[Path]:
+    """Raises ValueError, which names the file, for whatever goes wrong with it."""
     try:
-        result = json.loads((folder / "result.json").read_text())
-        stages = {n: _stage(folder / n, n, result["stages"][n]) for n in names if n in result["stages"]}
-        there = folder / "args.json"
-        about = dict(json.loads(there.read_text())) if there.is_file() else {}
-        method = json.loads(read_metadata(folder / "finetune" / "best.safetensors")["method"])["name"]
-        name = name or folder.resolve().name
-        for which in result["test"].keys() & {
-            "clean",
-            "robust",
-        }:  # what is missing fails here, not after all attacks
-            _ = result["test"][which]["value"], result["test"][which]["interval"]
-        return Run(name, folder, stages, method, _kind(stages, method, about), result["test"], about)
+        yield file
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        refuse("run", f"{folder}, whose files cannot be read ({reason})", "a whole run")
+        refuse("run", f"{file}, which cannot be read ({reason})", "a whole run's")
 
 
-def _stage(folder: Path, name: str, result: dict[str, Any]) -> Stage:
-    with (folder / "metrics.csv").open() as file:
+def _stage(folder: Path, best: int, warnings: list[str]) -> Stage:
+    """best: the epoch, counted from 1."""
+    with _reading(folder / "metrics.csv") as path, path.open() as file:
         history = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
-    recipe = json.loads((folder / "recipe.json").read_text())
-    return Stage(name, recipe, history, int(result["best"]["epoch"]) - 1, list(result["warnings"]))
+        _check(history, best)
+    with _reading(folder / "recipe.json") as path:
+        recipe = dict(json.loads(path.read_text()))
+        check_choice("norm", recipe["norm"], tuple(NORMS))
+        check_number("eps", recipe["eps"], 0)
+    return Stage(folder.name, recipe, history, best - 1, warnings)
+
+
+def _check(history: list[dict[str, float | None]], best: int) -> None:
+    if not 1 <= best <= len(history):
+        raise ValueError(f"{len(history)} epochs, where epoch {best} was the best")
+    for number, row in enumerate(history, 1):
+        for column, most in _MOST.items():
+            value = row[column]
+            if value is None and column == "val_robust":
+                continue
+            if value is None or not (0 <= value <= most and math.isfinite(value)):
+                raise ValueError(f"{column} is {value} in epoch {number}")
 
 
 def _kind(stages: dict[str, Stage], method: str, about: dict[str, Any]) -> str:

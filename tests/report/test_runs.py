@@ -34,6 +34,18 @@ def renamed(file, old, new):
     file.write_text(file.read_text().replace(old, new))
 
 
+def metrics(folder):
+    return folder / "finetune" / "metrics.csv"
+
+
+def with_cell(folder, column, value):
+    """In the first epoch's row."""
+    head, first, *others = metrics(folder).read_text().splitlines()
+    cells = first.split(",")
+    cells[head.split(",").index(column)] = value
+    metrics(folder).write_text("\n".join([head, ",".join(cells), *others]))
+
+
 def test_kinds_of_runs(made):
     assert read_run(made / "ranli").title == "RanLI, full"
     assert read_run(made / "linear").title == "linear probing"
@@ -53,12 +65,21 @@ def broken(made, tmp_path, change):
         (lambda f: shutil.rmtree(f), "run, which holds no run, accepted: a folder of roli-fast train"),
         (lambda f: (f / "result.json").unlink(), "run, which is unfinished, accepted: a finished run"),
         (lambda f: shutil.rmtree(f / "finetune"), "which is unfinished"),
-        (lambda f: (f / "result.json").write_text("{"), "whose files cannot be read"),
-        (lambda f: renamed(f / "result.json", '"value"', '"share"'), "whose files cannot be read"),
-        (lambda f: (f / "finetune" / "metrics.csv").write_text("epoch\nx\n"), "whose files cannot be read"),
-        (lambda f: (f / "finetune" / "metrics.csv").unlink(), "whose files cannot be read"),
-        (lambda f: (f / "finetune" / "best.safetensors").write_bytes(b"no"), "whose files cannot be read"),
-        (lambda f: (f / "args.json").write_text("[1]"), "whose files cannot be read"),
+        (lambda f: (f / "result.json").write_text("{"), r"result\.json, which cannot be read"),
+        (lambda f: renamed(f / "result.json", '"value"', '"share"'), r"result\.json, which cannot be read"),
+        (lambda f: metrics(f).write_text("epoch\nx\n"), r"metrics\.csv, which cannot be read"),
+        (lambda f: metrics(f).unlink(), r"metrics\.csv, which cannot be read"),
+        (lambda f: renamed(metrics(f), "val_clean", "clean"), r"metrics\.csv, .*KeyError: 'val_clean'"),
+        (lambda f: metrics(f).write_text(""), r"metrics\.csv, .*: 0 epochs, where epoch \d was the best"),
+        (lambda f: with_cell(f, "train_accuracy", "nan"), "train_accuracy is nan in epoch 1"),
+        (lambda f: with_cell(f, "val_clean", "1.5"), r"val_clean is 1\.5 in epoch 1"),
+        (lambda f: with_cell(f, "train_loss", ""), "train_loss is None in epoch 1"),
+        (lambda f: renamed(f / "finetune" / "recipe.json", '"linf"', "3"), r"recipe\.json, .*norm: got 3"),
+        (
+            lambda f: (f / "finetune" / "best.safetensors").write_bytes(b"no"),
+            r"best\.safetensors, which cannot",
+        ),
+        (lambda f: (f / "args.json").write_text("[1]"), r"args\.json, which cannot be read"),
     ],
 )
 def test_what_is_no_finished_run(change, message, made, tmp_path):
