@@ -69,6 +69,7 @@ PARTS = {
     "training": Part(
         scripts=(
             ("stages resnet10 swin_base", "stages-MACHINE.json"),
+            ("early_stop", "early-stop-MACHINE.json"),
             ("price times", PRICE),
             ("price phases", PRICE),
             ("price removals", PRICE),
