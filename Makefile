@@ -23,7 +23,7 @@ help:
 	@echo "make test-all  the same, with the slow tests"
 	@echo "make sanitize  only the tests of the native code under AddressSanitizer and UBSan"
 	@echo "make bench     measure the ops; results go to benchmarks/results"
-	@echo "make gpu       all that a GPU can show, with the Python that is there; PARTS=\"tests ops attacks\""
+	@echo "make gpu       tests and measurements of a GPU, with the Python that is there; PARTS=\"tests ops\""
 	@echo "make gpu-static  the machine code of the GPU kernels, without a GPU"
 	@echo "make format    put the code into its format"
 	@echo "make wheel     build a wheel in dist"

@@ -7,6 +7,7 @@ problem's model in float32.
 """
 
 import argparse
+import importlib
 import json
 import logging
 import statistics
@@ -26,6 +27,7 @@ from roli_fast.speed import machine
 from roli_fast.speed.timing import OtherLoad
 
 from . import real
+from .shared import commit
 from .strength import compared
 
 OURS, BF16, THEIRS = "ours", "ours-bf16", "pyautoattack"
@@ -125,10 +127,15 @@ def turn(
     right = (predict(model, images).argmax(1) == labels) & ~checked.success
     found = {"right": [int(r) for r in right], "seconds": seconds, "notes": notes, **spent}
     found["quiet"] = others is not None and others < 0.1
-    return found | {"commit": machine.commit()["id"][:10]}
+    return found | {"commit": commit()}
 
 
-def measure(name: str, problem: Problem, entry: dict[str, Any], save: Callable[[int], None]) -> None:
+def measure(
+    name: str, problem: Problem, entry: dict[str, Any], save: Callable[[int], None], again: bool
+) -> None:
+    """again: whether what is finished is measured once more, and replaced turn by turn."""
+    if THEIRS in problem.sides:
+        importlib.import_module("pyautoattack")  # what is missing is missing before anything is measured
     model, images, labels, indices = problem.load()
     model, images, labels = model.to(DEVICE), images.to(DEVICE), labels.to(DEVICE)
     entry["indices"] = indices.tolist()
@@ -138,7 +145,7 @@ def measure(name: str, problem: Problem, entry: dict[str, Any], save: Callable[[
     todo = [(s, b, side) for s in problem.seeds for b in range(len(parts)) for side in problem.sides]
     for seed, batch, side in track(todo, name):
         key = f"{side}, seed {seed}, batch {batch}"
-        if key not in turns:
+        if again or key not in turns:
             turns[key] = turn(side, model, *parts[batch], problem.eps, seed)
             save(len(parts))
 
@@ -196,13 +203,9 @@ def main() -> None:
         problem = replace(PROBLEMS[name], seeds=tuple(arguments.seeds))
         if arguments.no_bf16:
             problem = replace(problem, sides=tuple(side for side in problem.sides if side != BF16))
-        entry = result.setdefault(name, {"machine": machine.describe(DEVICE), "turns": {}})
-        if arguments.again:
-            entry["turns"] = {
-                turn: found
-                for turn, found in entry["turns"].items()
-                if not any(f"seed {seed}," in turn for seed in arguments.seeds)
-            }
+        entry = result.setdefault(name, {"turns": {}})
+        if arguments.again or "machine" not in entry:
+            entry["machine"] = machine.describe(DEVICE)
 
         def save(batches: int, entry: dict[str, Any] = entry, problem: Problem = problem) -> None:
             entry["found"] = summary(problem, entry["turns"], batches)
@@ -210,7 +213,7 @@ def main() -> None:
             partial.write_text(json.dumps(result, indent=1))
             partial.replace(arguments.out)
 
-        measure(name, problem, entry, save)
+        measure(name, problem, entry, save, arguments.again)
 
 
 if __name__ == "__main__":

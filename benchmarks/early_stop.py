@@ -20,6 +20,7 @@ from roli_fast.speed.timing import OtherLoad
 from roli_fast.training import Recipe, probe
 
 from .price import problem
+from .shared import commit
 
 CALLS, STEPS = 8, 10
 PRECISIONS = ("fp32", "bf16")
@@ -58,7 +59,7 @@ def main() -> None:
     probe(model, splits, Recipe(1, 1e-4, eps=problem.EPS, batch_size=64, precision="fp32"))
     loader = Loader(splits.val, 64, workers=0)
     found = {precision: measure(model, loader, precision) for precision in PRECISIONS}
-    about = {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
+    about = {"machine": machine.describe(problem.DEVICE), "commit": commit()}
     write_json(given.out, about | {"milliseconds": found, "other_cores_busy": load.cores()})
     print(found)
 

@@ -29,6 +29,7 @@ from roli_fast.training import Recipe, probe, train
 
 from .baselines import recipe as public
 from .price import problem
+from .shared import commit
 
 EPOCHS = 20  # of each stage
 METHODS = {"probing": "linear", "finetuning": "full"}
@@ -143,7 +144,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.subjects:
         result = json.loads(given.out.read_text()) if given.out.exists() else {}
-        about = {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
+        about = {"machine": machine.describe(problem.DEVICE), "commit": commit()}
         result[name] = about | measure(SUBJECTS[name])
         write_json(given.out, result)
         print(name, json.dumps(result[name], indent=1))

@@ -26,6 +26,7 @@ from roli_fast.speed import machine
 from roli_fast.training import Recipe, train
 
 from . import real
+from .shared import commit
 
 SEEDS = (0, 1, 2)
 BATCH = 100
@@ -137,6 +138,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for part in arguments.parts:
-        about = {"machine": machine.describe(DEVICE), "commit": machine.commit()}
+        about = {"machine": machine.describe(DEVICE), "commit": commit()}
         result[part] = about | {"models": parts[part]()}
         arguments.out.write_text(json.dumps(result, indent=1))

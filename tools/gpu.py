@@ -1,4 +1,4 @@
-"""Everything that a GPU can show, in one command: ``make gpu``, or ``python tools/gpu.py tests ops``.
+"""Tests and measurements of a GPU, in one command: ``make gpu``, or ``python tools/gpu.py tests ops``.
 
 Builds the package into the Python that runs this, without the network; runs the tests marked ``gpu``, the
 memory checker where it is there, and the benchmarks; writes one JSON and its pictures, and a summary last.
@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CHECKING = 120.0  # seconds of the memory checker at most
 GRACE = 20.0  # seconds in which a command that is out of time may write down what it has found
+MOST_WORKERS = 12  # each has a context on the device, of half a GB
 PUBLISHING = 10.0  # seconds that the JSON and its pictures take
 
 
@@ -68,7 +69,8 @@ PARTS = {
     ),
     "training": Part(
         scripts=(
-            ("stages resnet10 swin_base", "stages-MACHINE.json"),
+            ("stages swin_base", "stages-MACHINE.json"),  # needs no data
+            ("stages resnet10", "stages-MACHINE.json"),
             ("early_stop", "early-stop-MACHINE.json"),
             ("price times", PRICE),
             ("price phases", PRICE),
@@ -96,10 +98,11 @@ class Done:
 
 
 class Run:
-    """One run: where it happens, what is left of its time, and what it has found. seconds: of all steps."""
+    """One run: where it happens, what is left of its time, and what it has found. seconds: of all steps.
+    commit: of which this is a copy."""
 
-    def __init__(self, device: str, quick: bool, seconds: float = math.inf):
-        self.device, self.quick = device, quick
+    def __init__(self, device: str, quick: bool, seconds: float = math.inf, commit: str | None = None):
+        self.device, self.quick, self.commit = device, quick, commit
         self.ends = perf_counter() + seconds - PUBLISHING
         self.outcomes: list[tuple[str, str, float]] = []
 
@@ -190,7 +193,7 @@ def test(run: Run, part: Part) -> dict[str, Any]:
     paths = part.quick if run.quick else part.tests
     marked = f"{'' if run.device == 'cuda' else 'not '}gpu and {'' if part.slow else 'not '}slow"
     chosen = ("-m", marked, *(("--slow",) if part.slow else ()))
-    workers = str(os.cpu_count() or 1)
+    workers = str(min(os.cpu_count() or 1, MOST_WORKERS))
     parallel = ("-n", workers) if importlib.util.find_spec("xdist") and not run.quick else ()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = Path(folder, "outcomes")
@@ -267,7 +270,7 @@ def benchmark(run: Run, suite: str) -> dict[str, Any]:
         wrong = [f"pytest's exit code {done.code}"]
     if wrong:
         print(done.output)
-        raise StepError("; ".join(wrong), measured)
+        raise StepError("; ".join(wrong), measured and measured | {"whole": False})
     if table >= 0:
         print(done.output[done.output.rfind("\n", 0, table) + 1 :])
     return measured
@@ -276,12 +279,13 @@ def benchmark(run: Run, suite: str) -> dict[str, Any]:
 def script(run: Run, command: str, path: Path) -> None:
     """Adds to a copy of what is committed, where the file is not there yet."""
     committed = RESULTS / path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not run.quick and not path.exists() and committed.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(committed, path)
     module, *arguments = command.split()
-    aim = ("--help",) if run.quick else (*arguments, "--out", path)
-    run.command(sys.executable, "-m", f"benchmarks.{module}", *aim)
+    aim = ("--help",) if run.quick else ("--out", path)
+    about = {"ROLI_FAST_COMMIT": run.commit} if run.commit else {}
+    run.command(sys.executable, "-m", f"benchmarks.{module}", *arguments, *aim, **about)
 
 
 # The whole
@@ -306,7 +310,7 @@ def run_part(run: Run, name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -> None:
+def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
     """The JSON, and a picture of each benchmark."""
     from roli_fast.speed import machine
 
@@ -318,12 +322,11 @@ def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -
     about = {
         "datetime": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {name: machine.version(name) for name in ("torch", "triton", "roli-fast")},
-        "commit_info": {"id": commit, "dirty": None} if commit else machine.commit(),
+        "commit_info": {"id": run.commit, "dirty": None} if run.commit else machine.commit(),
     }
     for name, part in parts.items():
-        if not part:  # of scripts, which write what they find themselves
-            continue
-        earlier[name] = _on_top(earlier.get(name, {}), about | {"steps": steps} | part)
+        before = earlier.get(name, {}) if part else {}  # scripts write what they find themselves
+        earlier[name] = _on_top(before, about | {"steps": steps} | part)
     result = {"parts": earlier}
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
@@ -335,15 +338,32 @@ def publish(run: Run, parts: dict[str, Any], folder: Path, commit: str | None) -
 
 
 def _on_top(earlier: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """What was found; earlier benchmarks in the place of none, which say themselves of which commit they are,
-    and all of an earlier run in the place of one that found nothing."""
+    """What was found; earlier benchmarks in the place of those that a run did not reach, and all of an
+    earlier run in the place of one that found nothing."""
     measured = part.get("benchmarks", {})
     if earlier and not any((part.get("tests"), part.get("memory"), *measured.values())):
         return earlier
     if measured:
         before = earlier.get("benchmarks", {})
-        part |= {"benchmarks": {suite: found or before.get(suite) for suite, found in measured.items()}}
+        part |= {
+            "benchmarks": {suite: _joined(before.get(suite), found) for suite, found in measured.items()}
+        }
+    if "memory" in part:
+        part |= {"memory": part["memory"] or earlier.get("memory")}
     return part
+
+
+def _joined(before: dict[str, Any] | None, found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A suite's results. What a run that did not end well has not measured stays as it was, with a note."""
+    if not found:
+        return before
+    if found.pop("whole", True) or not before:
+        return found
+    cases = {case["name"]: case for case in (*before["benchmarks"], *found["benchmarks"])}
+    kept = len(cases) - len(found["benchmarks"])
+    of = f"{before['datetime'][:10]} at {str(before['commit_info']['id'])[:10]}"
+    note = f"{kept} of {len(cases)} cases are of {of}, or as an earlier note says."
+    return found | {"benchmarks": [*cases.values()], "notes": [*before.get("notes", []), note]}
 
 
 def _draw(measured: dict[str, Any], picture: Path) -> None:
@@ -385,7 +405,7 @@ def main() -> int:
 
     sys.path.insert(0, str(ROOT))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that it publishes
-    run = Run(arguments.device, arguments.quick, arguments.seconds)
+    run = Run(arguments.device, arguments.quick, arguments.seconds, arguments.commit)
     if run.device == "cuda":
         run.step("build", lambda: build(run))
     parts: dict[str, Any] = {}
@@ -394,7 +414,7 @@ def main() -> int:
             parts[name] = run_part(run, name, arguments.out)
     finally:  # also of a run that is interrupted
         try:
-            publish(run, parts, arguments.out, arguments.commit)
+            publish(run, parts, arguments.out)
         finally:
             summarize(run, parts)
     return int(run.failed)

@@ -19,6 +19,7 @@ from roli_fast.files import write_json
 from roli_fast.speed import machine
 
 from ..jobs import Perform, run_all
+from ..shared import commit
 from . import arms, cells, judges, pages, problem
 from .phases import phases
 from .removals import removals
@@ -87,7 +88,7 @@ def write_result(given: argparse.Namespace) -> None:
             "phases": lambda: phases(given.repeats),
             "removals": lambda: removals(given.rounds),
         }[given.what]()
-        where = {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
+        where = {"machine": machine.describe(problem.DEVICE), "commit": commit()}
         result.setdefault(given.what, {})[machine.slug(problem.DEVICE)] = measured | where
     write_json(given.out, result)
 

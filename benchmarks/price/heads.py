@@ -18,6 +18,7 @@ from roli_fast.files import write_json
 from roli_fast.speed import machine
 from roli_fast.training import Recipe, Rounds, Trained, probe, train
 
+from ..shared import commit
 from . import problem
 
 SETTINGS = [(50, 1), (200, 1), (50, 2)]  # images of each class, eps as a multiple of the problem's
@@ -86,7 +87,7 @@ def measurements() -> dict[str, Callable[[], dict[str, Accuracies]]]:
 def main() -> None:
     file = Path(sys.argv[1])
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    result |= {"machine": machine.describe(problem.DEVICE), "commit": machine.commit()["id"][:10]}
+    result |= {"machine": machine.describe(problem.DEVICE), "commit": commit()}
     cells = result.setdefault("clean_and_robust", {})
     for name, measure in measurements().items():
         if name not in cells:

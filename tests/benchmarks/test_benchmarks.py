@@ -93,7 +93,7 @@ def test_a_form_is_measured(tool, monkeypatch):
 
 
 def published(tool, folder, name, part, commit=None):
-    tool.publish(tool.Run("cpu", quick=True), {name: part}, folder, commit)
+    tool.publish(tool.Run("cpu", quick=True, commit=commit), {name: part}, folder)
     (result,) = folder.glob("gpu-*.json")
     return json.loads(result.read_text())["parts"]
 
@@ -102,9 +102,25 @@ def test_what_was_found_stays_until_it_is_found_anew(tool, tmp_path, monkeypatch
     """In other parts, and in place of what a run had no time for."""
     monkeypatch.setattr(tool, "_draw", lambda *_: None)
     published(tool, tmp_path, "tests", {"tests": "they passed"}, commit="abc")
-    published(tool, tmp_path, "ops", {"benchmarks": {"one": "1 ms", "two": "2 ms"}, "memory": None})
-    parts = published(tool, tmp_path, "ops", {"benchmarks": {"one": "3 ms", "two": None}, "memory": None})
-    assert parts["ops"]["benchmarks"] == {"one": "3 ms", "two": "2 ms"}
+
+    def measured(**cases):
+        found = [{"name": name, "stats": value} for name, value in cases.items()]
+        return {"benchmarks": found, "datetime": "2020-02-02", "commit_info": {"id": "abc"}}
+
+    def of(suite):
+        return {case["name"]: case["stats"] for case in suite["benchmarks"]}
+
+    first = {"one": measured(a=1, b=1), "two": measured(a=2)}
+    published(tool, tmp_path, "ops", {"benchmarks": first, "memory": "no errors"})
+    cut = {"one": measured(b=3) | {"whole": False}, "two": None}
+    parts = published(tool, tmp_path, "ops", {"benchmarks": cut, "memory": None})
+    suites = parts["ops"]["benchmarks"]
+    assert [of(suites[name]) for name in ("one", "two")] == [{"a": 1, "b": 3}, {"a": 2}]
+    assert suites["one"]["notes"] == ["1 of 2 cases are of 2020-02-02 at abc, or as an earlier note says."]
+    assert parts["ops"]["memory"] == "no errors"
+    parts = published(tool, tmp_path, "ops", {"benchmarks": {"one": measured(c=4)}, "memory": None})
+    assert of(parts["ops"]["benchmarks"]["one"]) == {"c": 4}
+    assert published(tool, tmp_path, "training", {})["training"]["steps"] == []
     assert (parts["tests"]["tests"], parts["tests"]["commit_info"]["id"]) == ("they passed", "abc")
     assert published(tool, tmp_path, "tests", {"tests": None})["tests"] == parts["tests"]
 
@@ -121,8 +137,14 @@ def test_a_script_adds_to_what_is_committed(tool, tmp_path, monkeypatch):
     (tmp_path / "committed" / "price.json").write_text("1")
     monkeypatch.setattr(tool, "RESULTS", tmp_path / "committed")
     run, path = tool.Run("cpu", quick=False), tmp_path / "out" / "price.json"
+    run.commit = "abc"
     asked = []
-    monkeypatch.setattr(run, "command", lambda *command: asked.append((command, path.read_text())))
+
+    def command(*words, **environment):
+        asked.append((words, path.read_text()))
+        assert environment == {"ROLI_FAST_COMMIT": "abc"}
+
+    monkeypatch.setattr(run, "command", command)
     tool.script(run, "price times", path)
     path.write_text("2")
     tool.script(run, "price phases", path)
