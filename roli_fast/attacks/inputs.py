@@ -47,10 +47,11 @@ def check_lengths(precision: object) -> None:
 
 def warn_of_whole_range(bounds: tuple[float, float], **sizes: float | Tensor) -> None:
     """Warns of Linf sizes that take a pixel from one bound beyond the other: 8 where 8 / 255 is meant. (An
-    infinite one is meant to be.)"""
-    span = bounds[1] - bounds[0]
+    infinite one is meant to be, and so are steps of up to 10 eps, which the ball cuts off.)"""
+    span, eps = bounds[1] - bounds[0], sizes["eps"]
+    most = {"eps": span, "step_size": span if isinstance(eps, Tensor) else max(span, 10 * eps)}
     for name, size in sizes.items():
-        if name != "sparsity" and not isinstance(size, Tensor) and span < size < math.inf:
+        if name in most and not isinstance(size, Tensor) and most[name] < size < math.inf:
             warnings.warn(
                 f"roli_fast: {name} = {size:g} takes any pixel within {bounds} to any other; for pixels in "
                 "[0, 1] it is in units of these, such as 8 / 255",

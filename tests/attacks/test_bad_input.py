@@ -421,6 +421,8 @@ def test_sizes_in_units_of_bytes_are_warned_of(made, named):
         lambda: PGD("l2", eps=8, step_size=2),
         lambda: PGD(eps=math.inf, step_size=1),
         lambda: PGD(eps=torch.tensor(8.0), step_size=1),
+        lambda: PGD(eps=0.3, step_size=10 * 0.3, steps=1),  # as probe() makes one
+        lambda: APGD(eps=0.6),  # whose first step is 2 eps
     ],
 )
 def test_sizes_that_may_be_meant_are_not(made, recwarn):
