@@ -86,8 +86,9 @@ def trains_in_channels_last(model: nn.Module) -> bool:
 def to_device(
     images: Tensor, labels: Tensor, device: torch.device, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
-    """Moves a batch to the device, without waiting for it."""
-    layout = torch.channels_last if channels_last and images.dim() == 4 else torch.preserve_format
+    """Moves a batch to the device, without waiting for it, and lays its images out, whatever layout a data
+    set has them in: a network's convolutions follow them."""
+    layout = torch.channels_last if channels_last and images.dim() == 4 else torch.contiguous_format
     images = images.to(device, non_blocking=True, memory_format=layout)
     return images, labels.to(device, non_blocking=True)
 
