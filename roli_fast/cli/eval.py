@@ -40,7 +40,10 @@ _SHOWN = 20  # classes in the table; the file has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    about = "a file of save_model, or the folder of a run of train, whose data and eps are then the default"
+    about = (
+        "a file of save_model, for which --dataset has no default, or the folder of a run of train, whose "
+        "data and eps are then the default"
+    )
     parser.add_argument("model", metavar="MODEL", help=about, type=Path)
     add_data_arguments(parser)
     option = Options(parser, "evaluation")

@@ -25,15 +25,8 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("device", [[], ["--device", "cuda"], ["--device", "cuda:0"]])
 def test_evaluation(trained, device, tmp_path):
-    command = [
-        "eval",
-        str(trained / "finetune" / "best.safetensors"),
-        "--eps",
-        "0.1",
-        "--output",
-        str(tmp_path / "eval"),
-    ]
-    assert main([*command, *device]) == 0
+    command = ["eval", str(trained / "finetune" / "best.safetensors"), "--dataset", "digits", "--eps", "0.1"]
+    assert main([*command, "--output", str(tmp_path / "eval"), *device]) == 0
 
 
 def test_transfer(trained, tmp_path):
