@@ -15,3 +15,12 @@ def generator(*parts: int) -> torch.Generator:
     name = "/".join(map(str, parts)).encode()
     seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
     return torch.Generator().manual_seed(seed)
+
+
+def received(fetched: Batch | Exception) -> Batch:
+    """What a worker has returned: a batch, of which torch makes a list on its way, or what went wrong, which
+    is raised here."""
+    if isinstance(fetched, Exception):
+        raise fetched
+    images, labels, index = fetched
+    return images, labels, index

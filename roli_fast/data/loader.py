@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
 from ..checks import refuse
-from .batch import Batch, generator
+from .batch import Batch, generator, received
 from .images import ImageSet, Pictures, StoredImages
 from .stream import ImageStream
 from .view import DRAWS
@@ -115,7 +115,7 @@ class Loader:
         requests = itertools.islice(self._requests(epoch), start, None)
         if self._workers == 0 or isinstance(self.images, StoredImages):
             fetched = map(_Fetched(self.images).__getitem__, requests)
-            return map(_pinned if torch.cuda.is_available() else _decoded, fetched)
+            return map(_pinned if torch.cuda.is_available() else received, fetched)
         self._requested.requests = requests
         if self._decoding is None:
             self._decoding = DataLoader(
@@ -127,7 +127,7 @@ class Loader:
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # by default, the global one would be used
             )
-        return map(_decoded, self._decoding)
+        return map(received, self._decoding)
 
     def _requests(self, epoch: int) -> Iterator[_Request]:
         count = len(self.images)
@@ -158,14 +158,8 @@ class _Fetched(Dataset[Batch | OSError]):
             return error
 
 
-def _decoded(fetched: Batch | OSError) -> Batch:
-    if isinstance(fetched, OSError):
-        raise fetched
-    return fetched
-
-
 def _pinned(fetched: Batch | OSError) -> Batch:
-    images, labels, index = _decoded(fetched)
+    images, labels, index = received(fetched)
     return images.pin_memory(), labels.pin_memory(), index.pin_memory()
 
 

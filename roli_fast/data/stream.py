@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.transforms.v2 import functional as F
 
 from ..checks import refuse
-from .batch import Batch, generator
+from .batch import Batch, generator, received
 from .images import of_bytes
 from .view import DRAWS, View
 
@@ -75,7 +75,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
             pin_memory=torch.cuda.is_available(),
             generator=random,  # draws the workers' seeds, by which readers shuffle
         )
-        batches = map(_read, fetched)
+        batches = map(received, fetched)
         if train:
             return self._some(batches)
         return batches if world_size > 1 else self._whole(batches)
@@ -160,12 +160,6 @@ class _Batches(IterableDataset[Batch | Exception]):
         while batch := list(itertools.islice(samples, self._batch_size)):
             if len(batch) == self._batch_size or not self._full:
                 yield _collated(batch)
-
-
-def _read(fetched: Batch | Exception) -> Batch:
-    if isinstance(fetched, Exception):
-        raise fetched
-    return fetched
 
 
 def _pictures(dataset: Any, mode: str) -> Iterator[tuple[Image.Image, int]]:

@@ -75,7 +75,7 @@ def test_an_epoch_is_a_function_of_seed_and_number():
 def test_workers_change_nothing(photos, workers):
     expected = list(Loader(photos, 5, train=True, seed=4, workers=0).epoch(2))
     loader = Loader(photos, 5, train=True, seed=4, workers=workers)
-    list(loader.epoch(0))
+    assert {type(batch) for batch in loader.epoch(0)} == {tuple}
     assert same(loader.epoch(2), expected)  # the same workers, in another epoch
     assert same(loader.epoch(2, start=3), expected[3:])
     next(loader.epoch(1))  # given up

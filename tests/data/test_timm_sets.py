@@ -204,6 +204,7 @@ def test_a_streams_epoch_is_a_function_of_seed_and_number(workers):
     before = torch.get_rng_state()
     epoch = list(loader.epoch(2))
     assert len(epoch) == len(loader) == 6
+    assert {type(batch) for batch in epoch} == {tuple}
     assert all(len(labels) == 3 for _, labels, _ in epoch)
     for a, b in zip(loader.epoch(2), epoch, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
