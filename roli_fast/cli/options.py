@@ -216,7 +216,7 @@ def chosen_device(name: str | None) -> torch.device:
 def new_folder(option: str, path: Path, result: str | None = None) -> Path:
     """result: the name of what will be in it; an earlier one is never overwritten."""
     if result is not None and (path / result).exists():
-        raise UserError(f"{option}: {path} has an earlier {result}, accepted: a folder without one")
+        raise UserError(f"{option}: got {path}, which has an earlier {result}, accepted: another")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -153,7 +153,7 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
     assert sum(c["value"] * c["images"] for c in pgd["classes"].values()) == pytest.approx(pgd["value"] * 12)
     assert list((out / "pgd").glob("batch-*.safetensors"))
     assert main([*command[:-1], "--attacks"]) == 2
-    assert f"{out} has an earlier eval.json, accepted: a folder without one" in capsys.readouterr().err
+    assert f"got {out}, which has an earlier eval.json, accepted: another" in capsys.readouterr().err
     run = shutil.copytree(trained, tmp_path / "run")
     assert main(["eval", str(run), "--workers", "0", "--attacks"]) == 0  # clean alone
     assert list(json.loads((run / "eval" / "eval.json").read_text())["accuracies"]) == ["clean"]
