@@ -331,8 +331,8 @@ def publish(run: Run, parts: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
     print(f"== results\n   {path}", flush=True)
-    for part in parts.values():
-        for suite, measured in part.get("benchmarks", {}).items():
+    for name in parts:
+        for suite, measured in earlier[name].get("benchmarks", {}).items():
             if measured and suite in DRAWN:
                 _draw(measured, folder / f"gpu-{slug}-{suite.removeprefix('test_')}.png")
 
