@@ -27,7 +27,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     length: number of images.
     classes: the classes' names, in the order of the labels.
     view: how pictures are resized, cropped and mirrored.
-    padded: whether evaluation in several processes would see some images twice.
+    padded: whether evaluation in several processes would see some images twice, or not at all.
     mode: PIL's mode to which all pictures are converted, "RGB" or "L".
     """
 

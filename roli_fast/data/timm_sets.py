@@ -25,6 +25,7 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "tfds": ("tensorflow", "tensorflow_datasets"),
 }
 _STREAMED = ("hfids", "wds", "tfds")
+_PADDED = ("wds", "tfds")  # whose readers give all processes as many images, by repeating or leaving out some
 PREFIXES = tuple(f"{prefix}/" for prefix in _PACKAGES)
 
 
@@ -66,7 +67,7 @@ def load_timm(
                 "val_split", "None", f"the name of one: {name} is streamed, so that none can be cut from it"
             )
         names = (train_split, val_split, test_split)
-        padded = prefix == "tfds"
+        padded = prefix in _PADDED
         return Splits(*(_stream(make, split, view, mode, num_classes, padded) for split in names))
 
     parts = {split: make(split=split) for split in (train_split, val_split, test_split) if split is not None}

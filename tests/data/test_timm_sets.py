@@ -242,6 +242,8 @@ def test_streams_through_timms_factory(monkeypatch):
     assert [len(split) for split in splits] == [20, 12, 8]
     assert splits.classes == ("even", "odd")
     assert sorted(content(Loader(splits.val, 4, workers=0))) == list(range(12))
+    for name, padded in (("wds", True), ("tfds", True), ("hfids", False)):
+        assert load(f"{name}/shapes", "/somewhere", val_split="val", **options).test.padded == padded
     with pytest.raises(
         ValueError, match="val_split: got None, accepted: the name of one: wds/shapes is streamed"
     ):
