@@ -102,7 +102,7 @@ class Attack:
         self.generator, self.eot, self.fold, self.output = generator, eot, fold, output
         self._begin_caches()
         if norm == "linf":
-            warn_of_whole_range(bounds, **self.sizes())
+            warn_of_whole_range(bounds, eps, self.sizes().get("step_size", 0.0))
         self._fixed = True
 
     # --- what an attack is ---------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Attack:
         if key is None:
             check_generator(self.generator, images.device)
         check_key(key, images.device)
-        values = None if checked else Values(images, labels, self.sizes())
+        values = None if checked else Values(images, labels, self.sizes(), rows)
         oracle = self._oracle(model)
         view = oracle.view
         view.images_dtype = images.dtype if images.is_floating_point() else None
@@ -275,7 +275,7 @@ class Attack:
             values.check(self._accepted, view.classes)
         if view.output_shape is None and len(images) > 0:
             view.confirm(to_state(images))
-            (values or Values(images, labels, self.sizes())).check(self._accepted, view.classes)
+            (values or Values(images, labels, self.sizes(), rows)).check(self._accepted, view.classes)
         if view.output_shape is not None and view.classes is None and not self.label_free:
             shape = ", ".join(map(str, ("N", *view.output_shape)))
             refuse("model", f"an output of shape ({shape})", "float logits (N, classes)")

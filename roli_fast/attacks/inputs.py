@@ -3,7 +3,7 @@
 import math
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -45,13 +45,15 @@ def check_lengths(precision: object) -> None:
         refuse("precision", repr(precision), accepted)
 
 
-def warn_of_whole_range(bounds: tuple[float, float], **sizes: float | Tensor) -> None:
+def warn_of_whole_range(
+    bounds: tuple[float, float], eps: float | Tensor, step_size: float | Tensor = 0.0
+) -> None:
     """Warns of Linf sizes that take a pixel from one bound beyond the other: 8 where 8 / 255 is meant. (An
     infinite one is meant to be, and so are steps of up to 10 eps, which the ball cuts off.)"""
-    span, eps = bounds[1] - bounds[0], sizes["eps"]
-    most = {"eps": span, "step_size": span if isinstance(eps, Tensor) else max(span, 10 * eps)}
-    for name, size in sizes.items():
-        if name in most and not isinstance(size, Tensor) and most[name] < size < math.inf:
+    span = bounds[1] - bounds[0]
+    longest_step = span if isinstance(eps, Tensor) else max(span, 10 * eps)
+    for name, size, most in (("eps", eps, span), ("step_size", step_size, longest_step)):
+        if not isinstance(size, Tensor) and most < size < math.inf:
             warnings.warn(
                 f"roli_fast: {name} = {size:g} takes any pixel within {bounds} to any other; for pixels in "
                 "[0, 1] it is in units of these, such as 8 / 255",
@@ -87,21 +89,15 @@ def check_key(key: Tensor | None, device: torch.device) -> None:
 
 
 def check_rows(rows: Tensor | None, images: Tensor) -> None:
-    """Checks which samples of a batch are asked for. Waits for the device once."""
+    """Checks which samples of a batch are asked for, but for their numbers, which :class:`Values` checks."""
     if rows is None:
         return
-    accepted = f"torch.int64 of shape (n,) on the images' device, {images.device}"
+    accepted = f"torch.int64 of shape (n,), n up to {len(images)}, on the images' device, {images.device}"
     if not isinstance(rows, Tensor):
         refuse("rows", f"a {type(rows).__name__}", accepted, TypeError)
-    if rows.dtype != torch.int64 or rows.dim() != 1 or rows.device != images.device:
+    fits = rows.dtype == torch.int64 and rows.dim() == 1 and len(rows) <= len(images)
+    if not fits or rows.device != images.device:
         refuse("rows", f"{rows.dtype} of shape {tuple(rows.shape)} on {rows.device}", accepted)
-    if len(rows) == 0:
-        return
-    ascend = (rows.diff() > 0).all()
-    smallest, largest, ascends = torch.stack([*rows.aminmax(), ascend.long()]).tolist()
-    if not (ascends and smallest >= 0 and largest < len(images)):
-        got = f"values in [{smallest}, {largest}]" if ascends else "numbers that do not ascend"
-        refuse("rows", got, f"0 .. {len(images) - 1}, in ascending order, each once")
 
 
 def check_inputs(
@@ -152,23 +148,32 @@ def refuse_one_class() -> NoReturn:
 
 
 class Values:
-    """The smallest and largest values of a call's images, labels and sizes, to be checked later. On a GPU,
-    their transfer to the host begins here, so that :meth:`check` waits for them alone, and not for work that
-    was queued after them."""
+    """The smallest and largest values of a call's images, labels, sizes and rows, to be checked later. On a
+    GPU, their transfer to the host begins here, so that :meth:`check` waits for them alone, and not for work
+    that was queued after them."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None, sizes: Mapping[str, float | Tensor]):
-        self._dtype, self._state = images.dtype, state_dtype(images)
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        sizes: Mapping[str, float | Tensor],
+        rows: Tensor | None,
+    ):
+        self._dtype, self._state, self._count = images.dtype, state_dtype(images), len(images)
         self._arrived: torch.cuda.Event | None = None
         if images.numel() == 0:
             self._extremes = torch.empty(0)
             return
-        self._labelled = labels is not None
+        self._labelled, self._chosen = labels is not None, rows is not None and len(rows) > 0
         tensors = {name: size for name, size in sizes.items() if isinstance(size, Tensor)}
         beside = {name: size for name, size in tensors.items() if size.device == images.device}
         self._sizes = list(beside)
         # Of those on the host, which are there already: sending them would wait for the device.
         self._known = {n: [v.item() for v in s.aminmax()] for n, s in tensors.items() if n not in beside}
         of = [images, *(() if labels is None else (labels,)), *beside.values()]
+        if self._chosen:
+            assert rows is not None
+            of += [rows, rows.diff(prepend=rows[:1] - 1)]
         extremes = [extreme for tensor in of for extreme in tensor.aminmax()]
         self._extremes = torch.stack([v.double() for v in extremes])
         if images.is_cuda:
@@ -184,6 +189,9 @@ class Values:
             return
         (lo, hi), *others = self._extremes.reshape(-1, 2).tolist()
         extreme_labels = others.pop(0) if self._labelled else None
+        if self._chosen:
+            steps, chosen = others.pop(), others.pop()
+            _check_row_numbers(chosen, steps[0], self._count)
         found = dict(zip(self._sizes, others, strict=True)) | self._known
         for name, (smallest, largest) in found.items():
             if not smallest >= 0:  # NaN is not, either
@@ -195,6 +203,14 @@ class Values:
         check_range((lo, hi), bounds, self._state)
         if extreme_labels:
             _check_label_range(extreme_labels[0], extreme_labels[1], classes)
+
+
+def _check_row_numbers(extremes: Sequence[float], least_step: float, count: int) -> None:
+    smallest, largest = extremes
+    if least_step < 1 or smallest < 0 or largest >= count:
+        within = f"values in [{smallest:.0f}, {largest:.0f}]"
+        got = "numbers that do not ascend" if least_step < 1 else within
+        refuse("rows", got, f"0 .. {count - 1}, in ascending order, each once")
 
 
 class OutsideError(ValueError):

@@ -61,9 +61,9 @@ class Oracle:
         """How many rows of a batch (N, ...) to compute with where so many are asked for. On a GPU, passes of
         a size that repeats become graphs, and so there are only a few sizes: 2 ** n and 3 * 2 ** n, from an
         eighth of the batch on."""
-        self.captured(self.eager)  # whose runner is there from the first call on
-        passes = self._runners.values()
-        if rows == 0 or not (self.view.is_copy and all(one.may_record(images) for one in passes)):
+        self.captured(self.eager)  # so that there is a runner to ask before the first gradient, too
+        runners = self._runners.values()
+        if rows == 0 or not (self.view.is_copy and all(runner.may_record(images) for runner in runners)):
             return rows
         rows = max(rows, len(images) // 8)
         step = max(1, 1 << rows.bit_length() >> 2)
