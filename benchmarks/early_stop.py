@@ -1,10 +1,11 @@
 """An early stop beside a whole run, as validation meets them: evaluate() of 200 images, call after call.
 
 ``python -m benchmarks.early_stop --out FILE``; needs ../shared/data. On a GPU, the first calls record graphs:
-all calls are in the file, in milliseconds.
+all calls are in the file, in milliseconds, beside those of other commits.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -52,15 +53,17 @@ def measure(model: nn.Module, loader: Loader, precision: str) -> dict[str, list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file; other commits in it stay")
     given = parser.parse_args()
     load, splits = OtherLoad(), problem.splits(50)
     model = problem.backbone(0, "linear")
     probe(model, splits, Recipe(1, 1e-4, eps=problem.EPS, batch_size=64, precision="fp32"))
     loader = Loader(splits.val, 64, workers=0)
     found = {precision: measure(model, loader, precision) for precision in PRECISIONS}
-    about = {"machine": machine.describe(problem.DEVICE), "commit": commit()}
-    write_json(given.out, about | {"milliseconds": found, "other_cores_busy": load.cores()})
+    result = json.loads(given.out.read_text()) if given.out.exists() else {}
+    about = {"machine": machine.describe(problem.DEVICE), "other_cores_busy": load.cores()}
+    result[f"at {commit()}"] = about | {"milliseconds": found}
+    write_json(given.out, result)
     print(found)
 
 
