@@ -180,26 +180,6 @@ def test_a_state_is_bound_to_what_the_model_answers(s, quick, tmp_path):
     assert path.read_text() == state
 
 
-def test_a_state_is_bound_to_a_defence_s_strength(s, quick, tmp_path):
-    class Shifted(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net, self.shift = s.model, 0
-
-        def set_shift(self, shift):
-            self.shift = shift
-
-        def forward(self, x):
-            return self.net(x + 1e-9 * self.shift)
-
-    adversary, path = quick(verbose=False), tmp_path / "state.json"
-    adversary.model = Shifted()
-    adversary.run_standard_evaluation(s.images, s.labels, bs=8, state_path=path)
-    adversary.model.set_shift(1)
-    with pytest.raises(ValueError, match="state_path: got the state of roli_fast"):
-        adversary.run_standard_evaluation(s.images, s.labels, bs=8, state_path=path)
-
-
 def test_clean_accuracy(s, quick):
     with torch.no_grad():
         expected = (s.model(s.images).argmax(1) == s.labels).double().mean().item()

@@ -18,7 +18,6 @@ from roli_fast.attacks.reliability import square_finds_more
 from roli_fast.compat import torchattacks
 from roli_fast.data import Loader, StoredImages
 from roli_fast.evaluation import evaluate, saved
-from roli_fast.evaluation.records import fingerprint
 
 from ..selection import slow
 
@@ -242,56 +241,58 @@ class Ordered(nn.Module):
         return self.net(x)[:, self.order]
 
 
-@pytest.mark.parametrize("kind", [list, torch.tensor])
+def by_hook(net, order):
+    model = nn.Sequential(net)
+    model.register_forward_hook(lambda module, inputs, output: output[:, order])
+    return model
+
+
+def by_forward(net, order):
+    model = nn.Sequential(net)
+    model.forward = lambda x: net(x)[:, order]
+    return model
+
+
+def by_closure(net, order):
+    return lambda x: net(x)[:, order]
+
+
+@pytest.mark.parametrize("kind", [Ordered, by_hook, by_forward, by_closure])
 def test_a_folder_is_bound_to_what_the_model_answers(problem, kind, tmp_path):
     net, images, labels = problem
-    ordered = Ordered(net, kind([0, 1, 2, 3, 4]))
-    found = evaluate(ordered, batches(images, labels), attack(), folder=tmp_path)
-    again = evaluate(Ordered(net, kind([0, 1, 2, 3, 4])), batches(images, labels), attack(), folder=tmp_path)
+    found = evaluate(kind(net, [0, 1, 2, 3, 4]), batches(images, labels), attack(), folder=tmp_path)
+    again = evaluate(kind(net, [0, 1, 2, 3, 4]), batches(images, labels), attack(), folder=tmp_path)
     assert torch.equal(again.broken_by, found.broken_by)
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="the model answered otherwise to the same images, accepted: one of"):
-        evaluate(Ordered(net, kind([4, 1, 2, 3, 0])), batches(images, labels), attack(), folder=tmp_path)
+        evaluate(kind(net, [4, 1, 2, 3, 0]), batches(images, labels), attack(), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 class Blurred(nn.Module):
     """A defence with a strength, which makes no difference to flat images."""
 
-    def __init__(self, kind):
+    def __init__(self):
         super().__init__()
-        self.net, self.kind = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), kind
-        self.set_strength(0)
-
-    def set_strength(self, strength):
-        self.strength = self.kind(strength)
+        self.net, self.strength = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 0
 
     def forward(self, x):
-        for _ in range(int(self.strength)):
+        for _ in range(self.strength):
             x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1)
         return self.net(x)
 
 
-class Boxed(list):
-    def __init__(self, strength):
-        super().__init__([strength])
-
-    def __int__(self):
-        return self[0]
-
-
-@pytest.mark.parametrize("kind", [int, Boxed])
-def test_a_folder_is_bound_to_a_defence_s_strength(kind, tmp_path):
+def test_a_folder_is_bound_to_a_defence_s_strength(tmp_path):
     torch.manual_seed(0)
-    model = Blurred(kind).eval()
+    model = Blurred().eval()
     images = torch.rand(10, 3, 1, 1).expand(-1, -1, 8, 8).contiguous()
     labels = model(images).argmax(1)
     found = []
     for strength in (5, 0):
-        model.set_strength(strength)
+        model.strength = strength
         found.append(evaluate(model, batches(images, labels), PGD(eps=0.05), folder=tmp_path / str(strength)))
     assert found[0].value > found[1].value
-    with pytest.raises(ValueError, match=r"another model|answered otherwise"):
+    with pytest.raises(ValueError, match="answered otherwise"):
         evaluate(model, batches(images, labels), PGD(eps=0.05), folder=tmp_path / "5")
     again = evaluate(model, batches(images, labels), PGD(eps=0.05), folder=tmp_path / "0")
     assert torch.equal(again.broken_by, found[1].broken_by)
@@ -341,19 +342,6 @@ def test_a_random_model_goes_on(tmp_path):
 
     found = evaluate(model, batches(images, labels), folder=tmp_path)
     assert torch.equal(evaluate(model, batches(images, labels), folder=tmp_path).broken_by, found.broken_by)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), lambda net: nn.Sequential(*net, nn.Tanh())),
-        (lambda x: x.flatten(1)[:, :2] * 2, lambda _: lambda x: x.flatten(1)[:, :2] * 3),
-    ],
-    ids=["modules", "lambdas"],
-)
-def test_models_with_the_same_weights_are_told_apart(one, other):
-    assert fingerprint(one) == fingerprint(one)
-    assert fingerprint(one) != fingerprint(other(one))
 
 
 def test_settings_are_told_apart():
