@@ -8,6 +8,7 @@ from torch import Tensor
 from ..engine import AttackView, GraphRunner, InputGradient, widened
 from ..engine.closed import is_closed
 from ..engine.graphs import Function
+from ..engine.precision import products_now
 from ..engine.weakly import weakly
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ class Oracle:
         obstacle = _obstacle(loss=vars(attack).get("loss"), output=attack.output)
         self._obstacle = lambda: obstacle
         self._runners: dict[Function, GraphRunner] = {}
-        self._generation = view.generation
+        self._follows_torch = attack.precision == "torch"
+        self._recorded_for = self._now()
+
+    def _now(self) -> tuple[object, ...]:
+        """What graphs are forgotten for when it is another: a replay would compute as before."""
+        return self.view.generation, *(products_now() if self._follows_torch else ())
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -46,9 +52,9 @@ class Oracle:
     def captured(self, function: Function, at: int = PASS) -> Function:
         """The function, run as a CUDA graph from its ``at``-th call with the same shapes on. Unchanged where
         the view is no copy: a callable of the user's may do anything between its kernels."""
-        if self._generation != self.view.generation:
+        if self._recorded_for != (now := self._now()):
             self.forget_graphs()
-            self._generation = self.view.generation
+            self._recorded_for = now
         if not self.view.is_copy:
             return function
         if function not in self._runners:

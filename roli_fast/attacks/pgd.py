@@ -48,8 +48,9 @@ class PGD(GradientAttack):
         sample by sample as with restarts.
     early_stop: whether a sample leaves the batch as soon as it fools the model, which makes evaluation faster
         and needs iterate="best". Which samples succeed stays the same; their images and losses may differ.
-    precision: "fp32", "tf32", "bf16" or "fp16": what gradients are computed in, on a copy of the model.
-        Success is always decided by the model itself, at its own precision.
+    precision: what gradients are computed in, on a copy of the model: "fp32", "tf32", "bf16" or "fp16"; or
+        "torch", float32 whose products are computed as torch's own settings say (on a GPU, unless told
+        otherwise, convolutions in TF32). Success is always decided by the model itself, at its own precision.
     generator: where random numbers come from; by default torch's global generator, so that
         ``torch.manual_seed`` makes a run repeatable.
     eot: number of calls of the model whose outputs or gradients are averaged (expectation over

@@ -35,7 +35,7 @@ def options(*, precision: str | None = None, fold: bool | None = None) -> Iterat
     """Sets how the faces compute inside ``with``, where the originals have no argument for it.
 
     precision, fold: as in :class:`roli_fast.attacks.PGD`. None keeps what holds outside of this ``with``:
-        without another one around it, "fp32", as in the originals, and True.
+        without another one around it, "torch", as the originals compute, and True.
 
     Raises ValueError for an unknown precision.
     """
@@ -52,7 +52,7 @@ def options(*, precision: str | None = None, fold: bool | None = None) -> Iterat
 
 def chosen() -> dict[str, Any]:
     """The options that hold here, as arguments of an attack."""
-    return {"precision": "fp32", "fold": True, **_OPTIONS.get({})}
+    return {"precision": "torch", "fold": True, **_OPTIONS.get({})}
 
 
 class _Copies(threading.local):

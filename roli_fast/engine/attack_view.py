@@ -91,7 +91,7 @@ class AttackView:
 
     model: maps inputs (N, ...) to logits (N, classes), or to something in which ``output`` finds a tensor
         (N, ...). The wrappers DistributedDataParallel, DataParallel and torch.compile's are taken off.
-    precision: "fp32" (float64 if the model is float64), "tf32", "bf16" or "fp16".
+    precision: "fp32" (float64 if the model is float64), "tf32", "bf16", "fp16" or "torch".
     fold: whether BatchNorm may be folded, where tracing proves that this is exact up to rounding.
     output: where the tensor is in what the model returns; see :func:`roli_fast.engine.select`.
 

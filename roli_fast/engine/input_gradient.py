@@ -22,7 +22,7 @@ class InputGradient:
     respect to weights.
 
     Works inside the caller's no_grad, inference_mode and autocast, and leaves these settings as they are.
-    Inside, float32 products are exact ("fp32") or in TF32 ("tf32").
+    Inside, float32 products are exact ("fp32"), in TF32 ("tf32"), or as torch is set ("torch").
 
     view: maps prepared inputs (N, ...) to an output (N, ...); usually an :class:`AttackView`.
     loss: maps the output, in float32 or float64, and the target to (N,).

@@ -1,4 +1,4 @@
-"""What gradients are computed in: "fp32", "tf32", "bf16" or "fp16"."""
+"""What gradients are computed in: "fp32", "tf32", "bf16", "fp16" or "torch"."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,8 @@ class Precision:
 
     dtype: of weights and inputs; float32 stands for float64 too, if the model is float64.
     products: how float32 matrix products and convolutions are computed: "ieee" in full precision, "tf32" with
-        ten bits of mantissa; None for half precisions, which this setting does not concern.
+        ten bits of mantissa, "torch" as the caller's settings of torch say; None for half precisions, which
+        this does not concern.
     scales_loss: whether the loss has to be scaled for gradients to stay in the dtype's range.
     """
 
@@ -40,6 +41,9 @@ class Precision:
 
 @contextlib.contextmanager
 def _set(products: str) -> Iterator[None]:
+    if products == "torch":
+        yield
+        return
     places, before = _products(), products_now()
     try:
         with _older_flags(products == "tf32"):
@@ -109,6 +113,7 @@ PRECISIONS = {
         Precision("tf32", torch.float32, products="tf32"),
         Precision("bf16", torch.bfloat16),
         Precision("fp16", torch.float16, scales_loss=True),
+        Precision("torch", torch.float32, products="torch"),
     )
 }
 

@@ -42,8 +42,9 @@ class Recipe:
     attack_mode: the mode of the model while it is attacked in training. "eval"; or "train", where BatchNorm
         uses the batch's statistics and dropout is active, running statistics and other buffers do not change,
         and the attack computes in the model itself instead of a copy.
-    precision: what attacks compute in: "fp32", "tf32", "bf16", "fp16"; or "auto", which measures once which
-        of fp32, tf32 and bf16 is the fastest on the device.
+    precision: what attacks compute in: "fp32", "tf32", "bf16", "fp16", "torch" (see
+        :class:`roli_fast.attacks.PGD`); or "auto", which measures once which of fp32, tf32 and bf16 is the
+        fastest on the device.
     amp_dtype: what autocast computes in, in the training step: "float32" (no autocast), "bfloat16",
         "float16" (with loss scaling); or "auto", bfloat16 if the attack runs in a half precision, else
         float32.
@@ -140,8 +141,12 @@ class Recipe:
             refuse("min_lr", self.min_lr, f"at most lr, which is {self.lr:g}")
         if self.loss == "trades" and self.attack != "pgd":
             refuse("loss", f"'trades' with attack={self.attack!r}", "attack='pgd', whose steps TRADES takes")
-        if self.attack_mode == "train" and self.precision not in (AUTO, "fp32", "tf32"):
-            refuse("precision", f"{self.precision!r} with attack_mode='train'", "fp32, tf32: it has no copy")
+        if self.attack_mode == "train" and self.precision != AUTO and PRECISIONS[self.precision].is_half:
+            refuse(
+                "precision",
+                f"{self.precision!r} with attack_mode='train'",
+                "fp32, tf32, torch: it has no copy",
+            )
 
     @property
     def attack_step(self) -> float:

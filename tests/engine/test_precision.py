@@ -123,8 +123,8 @@ def test_what_holds_inside(precision, products):
     assert seen == [{products}] * 3
 
 
-def test_half_precision_leaves_the_settings_to_the_caller():
-    for name in ("bf16", "fp16"):
+def test_other_precisions_leave_the_settings_to_the_caller(caller):
+    for name in ("bf16", "fp16", "torch"):
         before = settings()
         with get_precision(name).arithmetic():
             assert settings() == before

@@ -331,3 +331,25 @@ def test_a_replay_reads_no_memory_that_is_free(monkeypatch):
     for size in (8, 8, 8, 8, 5, 8, 8, 8):  # the first makes the model's own mask, and so another copy
         attack(model, images[:size], labels[:size])
     assert there == [True] * 4  # each of the two recordings once to confirm it, and once in place of a call
+
+
+def test_what_was_recorded_under_other_settings_of_torch_is_not_replayed(recorded):
+    torch.manual_seed(0)
+    model, images, labels = classifier(torch.float32).eval(), torch.rand(6, 3, 8, 8), torch.arange(6) % 5
+    attacks = [PGD(steps=2, precision=precision) for precision in ("torch", "fp32")]
+
+    def replayed(attack):
+        before = len(recorded)
+        attack(model, images, labels)
+        return len(recorded) - before
+
+    for attack in attacks:
+        assert [replayed(attack) > 0 for _ in range(3)] == [False, True, True]
+    convolutions = torch.backends.mkldnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "bf16"
+    try:
+        follows, does_not = ([replayed(attack) > 0 for _ in range(3)] for attack in attacks)
+    finally:
+        convolutions.fp32_precision = before
+    assert follows == [False, True, True]
+    assert does_not == [True, True, True]

@@ -14,10 +14,31 @@ from .faces import by_autoattack, by_cleverhans, by_foolbox, by_torchattacks, ev
 
 
 @row("Precision")
+@every_face
+def test_products_are_those_that_torch_is_set_to(attack, net, batch, monkeypatch):
+    """Also in the copy, whose layers are called in backward passes, too."""
+    convolutions, seen = torch.backends.mkldnn.conv, set()
+    original = nn.Conv2d._conv_forward
+
+    def watched(self, *arguments):
+        seen.add(convolutions.fp32_precision)
+        return original(self, *arguments)
+
+    attack(net, *batch)  # the copy is compared with the model in full precision
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", watched)
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "tf32"
+    try:
+        attack(net, *batch)
+    finally:
+        convolutions.fp32_precision = before
+    assert seen == {"tf32"}
+
+
+@row("Precision")
 def test_precision(digits_subject):
     s = digits_subject.first(60)
     attack = torchattacks.BIM(s.model, eps=0.1, alpha=0.03, steps=5)
-    assert attack._made().precision == "fp32"
+    assert attack._made().precision == "torch"
     exact = attack(s.images, s.labels)
     with options(precision="bf16"):
         assert attack._made().precision == "bf16"
