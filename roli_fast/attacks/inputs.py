@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import check_number, refuse
 from ..engine.graphs import no_other_capture
 from ..ops.checks import state_dtype
+from ..ops.reference.shared import pixels
 
 IMAGE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 ITERATES = ("last", "best")
@@ -255,8 +256,9 @@ def draw_key(generator: torch.Generator | None, device: torch.device) -> Tensor:
 
 def to_state(images: Tensor) -> Tensor:
     """The images as an attack's state: float32, or float64 where they are; uint8 is v / 255."""
-    state = images.to(state_dtype(images), copy=True)
-    return state.div_(torch.full_like(state[:0].sum(), 255)) if images.dtype == torch.uint8 else state
+    if images.dtype == torch.uint8:
+        return pixels(images, torch.float32)
+    return images.to(state_dtype(images), copy=True)
 
 
 def as_floats(images: Tensor) -> Tensor:

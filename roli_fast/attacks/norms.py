@@ -1,6 +1,7 @@
 """The balls in which an attack moves."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,37 +13,26 @@ from ..ops.checks import state_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """The ops of a norm, from :mod:`roli_fast.ops`, and its distance.
+    """The ops of a norm, from :mod:`roli_fast.ops`, and its order.
 
     start: a random point of the ball.
     step_: a step of steepest ascent and the projection, in place.
     project_: the projection alone.
-    distance: maps changes (N, elements) in float64 to their norms (N,).
+    order: as :func:`torch.linalg.vector_norm` takes it.
     apgd_step_: a step with momentum; None where there is none.
     """
 
     start: Callable[..., Tensor]
     step_: Callable[..., None]
     project_: Callable[..., None]
-    distance: Callable[[Tensor], Tensor]
+    order: float
     apgd_step_: Callable[..., None] | None = None
 
 
-def _of_order(order: float) -> Callable[[Tensor], Tensor]:
-    def distance(change: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(change, order, dim=1)
-
-    return distance
-
-
-def _largest(change: Tensor) -> Tensor:
-    return change.abs().amax(dim=1)
-
-
 NORMS = {
-    "linf": Norm(ops.linf_start, ops.linf_step_, ops.linf_project_, _largest, ops.linf_apgd_step_),
-    "l2": Norm(ops.l2_start, ops.l2_step_, ops.l2_project_, _of_order(2), ops.l2_apgd_step_),
-    "l1": Norm(ops.l1_start, ops.l1_step_, ops.l1_project_, _of_order(1)),
+    "linf": Norm(ops.linf_start, ops.linf_step_, ops.linf_project_, math.inf, ops.linf_apgd_step_),
+    "l2": Norm(ops.l2_start, ops.l2_step_, ops.l2_project_, 2, ops.l2_apgd_step_),
+    "l1": Norm(ops.l1_start, ops.l1_step_, ops.l1_project_, 1),
 }
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # in which gradients are measured
@@ -50,8 +40,9 @@ DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}  # in which gradients are measur
 
 def distance(norm: str, change: Tensor) -> Tensor:
     """The norm of each change (N, ...), in float64: (N,)."""
-    flat = change.reshape(len(change), -1).double()
-    return NORMS[norm].distance(flat) if flat.shape[1] > 0 else flat.sum(dim=1)
+    flat = change.double().reshape(len(change), math.prod(change.shape[1:]))
+    order = NORMS[norm].order if flat.shape[1] > 0 else 1  # there is no largest of no elements
+    return torch.linalg.vector_norm(flat, order, dim=1)
 
 
 def movable(gradient: Tensor, adv: Tensor, lo: float, hi: float) -> Tensor:

@@ -13,8 +13,6 @@ from torch import Tensor
 from .norms import NORMS
 from .samples import per_sample
 
-ORDERS = {"l2": 2, "l1": 1}
-
 
 def signs(draws: Tensor) -> Tensor:
     """-1 or 1."""
@@ -61,7 +59,7 @@ class Mass:
     another, which gets the norm ("mass") of what both had, and what the ball still allows."""
 
     def __init__(self, norm: str, bounds: tuple[float, float]):
-        self._norm, self._order, self._bounds = norm, ORDERS[norm], bounds
+        self._norm, self._order, self._bounds = norm, NORMS[norm].order, bounds
 
     @staticmethod
     def start_draws(shape: torch.Size) -> int:
@@ -133,7 +131,7 @@ class Mass:
 
 @functools.lru_cache(maxsize=256)
 def pattern(
-    order: int,
+    order: float,
     side: int,
     dtype: torch.dtype = torch.float64,
     device: torch.device = torch.device("cpu"),  # noqa: B008
@@ -145,7 +143,7 @@ def pattern(
     return (found / (found.abs() ** order).sum() ** (1 / order)).to(device, dtype)
 
 
-def _peak(order: int, height: int, width: int) -> Tensor:
+def _peak(order: float, height: int, width: int) -> Tensor:
     """Nested rectangles around the middle, the k-th from within of weight k ** -2 in L2 and k ** -4 in L1,
     added up (Square Attack, section 4.2, and the code of Mind the Box)."""
     found = torch.zeros(height, width, dtype=torch.float64)

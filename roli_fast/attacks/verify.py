@@ -9,8 +9,10 @@ from torch import Tensor
 from ..checks import check_choice, check_count, refuse
 from ..engine import Output, class_logits
 from ..engine.modes import Model
+from ..ops.reference.shared import pixels
 from .inputs import check_bounds, check_inputs, check_labels, check_size
-from .norms import NORMS
+from .norms import NORMS, distance
+from .samples import per_sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,7 @@ def verify(
     check_inputs(clean, labels, None, eps=eps)
     place = locate(clean, adv, norm, eps, bounds)
     # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
-    finite = place.finite.reshape(-1, *[1] * (adv.dim() - 1))
-    asked = torch.where(finite, adv, _pixels(clean, adv.dtype))
+    asked = torch.where(per_sample(place.finite, adv), adv, pixels(clean, adv.dtype))
     logits = mean_of(eot, lambda: predict(model, asked, output))
     check_labels(labels, logits.shape[1])
     success = place.allowed & is_fooled(logits, labels, targeted)
@@ -130,13 +131,12 @@ def locate(
         got = f"{adv.dtype} of shape {tuple(adv.shape)}"
         refuse("adv", got, f"a float tensor of clean's shape {tuple(clean.shape)}")
     state = torch.float64 if torch.float64 in (adv.dtype, clean.dtype) else torch.float32
-    image = _pixels(clean, state)
+    image = pixels(clean, state)
     if clean[:1].numel() == 0 and len(clean) > 0:
         refuse("clean", f"shape {tuple(clean.shape)}", "images with elements")
     flat, flat_image = (x.flatten(1) if x.dim() > 1 else x[:, None] for x in (adv.to(state), image))
     change = flat.double() - flat_image.double()
-    measure = NORMS[norm].distance
-    distance = measure(change)
+    far = distance(norm, change)
     magnitude = torch.maximum(flat.abs(), flat_image.abs())
     ulp = torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf)).double() - magnitude.double()
     eps = torch.as_tensor(eps, dtype=torch.float64, device=adv.device)
@@ -148,12 +148,5 @@ def locate(
         in_ball = (change.abs() <= eps.reshape(-1, 1) + ulp).all(dim=1)
     else:
         # Beside black pixels, whose own rounding is next to nothing, that of eps and of steps counts, too.
-        in_ball = distance <= eps * (1 + torch.finfo(state).eps) + measure(ulp)
-    return Place(finite, in_box, in_ball, distance)
-
-
-def _pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
-    pixels = images.to(dtype)
-    if images.dtype != torch.uint8:
-        return pixels
-    return pixels / torch.full_like(pixels[:0].sum(), 255)  # by a number, a GPU multiplies with 1 / 255
+        in_ball = far <= eps * (1 + torch.finfo(state).eps) + distance(norm, ulp)
+    return Place(finite, in_box, in_ball, far)

@@ -33,9 +33,9 @@ def pixels(clean: Tensor, dtype: torch.dtype) -> Tensor:
     """clean in the state's dtype. uint8 values are divided by 255, which is a tensor here, since on some
     devices torch replaces division by a number with multiplication by its reciprocal."""
     image = clean.to(dtype)
-    return (
-        image / torch.full((), 255, dtype=dtype, device=clean.device) if clean.dtype == torch.uint8 else image
-    )
+    if clean.dtype != torch.uint8:
+        return image
+    return image / torch.full((), 255, dtype=dtype, device=clean.device)
 
 
 def clamp(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
