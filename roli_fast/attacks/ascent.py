@@ -156,11 +156,6 @@ class GradientAttack(Attack):
         """Whether a call is a single run, so that nothing has to be chosen between runs."""
         return self.restarts == 1
 
-    def objective(self, output: Tensor, target: Tensor) -> Tensor:
-        """The loss, or minus the loss for a target class."""
-        loss = self._loss(output, target)
-        return -loss if self.targeted else loss
-
     def sizes(self) -> dict[str, float | Tensor]:
         return {"eps": self.eps, "step_size": self.step_size, "sparsity": self.sparsity}
 

@@ -29,6 +29,7 @@ from .inputs import (
     to_state,
     warn_of_whole_range,
 )
+from .losses import Loss
 from .norms import NORMS
 from .oracle import Oracle
 from .trial import AttackResult, Trial
@@ -61,6 +62,7 @@ class Attack:
     bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`.
     """
 
+    _loss: Loss  # of attacks that increase one
     _views: ViewCache
     _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
@@ -108,8 +110,10 @@ class Attack:
     # --- what an attack is ---------------------------------------------------------------------------------
 
     def objective(self, output: Tensor, target: Tensor) -> Tensor:
-        """What the attack increases, (N,): a function of the output and of what :meth:`loss_target` gives."""
-        raise NotImplementedError
+        """What the attack increases, (N,): its loss, or minus the loss where it is targeted. target: what
+        :meth:`loss_target` returns."""
+        loss = self._loss(output, target)
+        return -loss if self.targeted else loss
 
     def search(self, trial: Trial, rows: Tensor, run: int) -> None:
         """One run, with its own random numbers, against these samples. Has the model judge what it finds."""

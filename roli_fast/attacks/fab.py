@@ -121,16 +121,13 @@ class FAB(Attack):
         found = torch.where(trial.fooled[rows], -trial.loss[rows].double(), torch.inf)
         within = torch.minimum(eps.nextafter(eps + 1), found)
         adv = clean
-        if self._starts_at_random(run):
+        if run % self.restarts > 0:
             seed = trial.seed(run)
             assert seed is not None
             lo, hi = self.bounds
             reach = torch.where(within.isfinite(), within, hi - lo) / 2
             adv = self._random_start(clean, reach, seed, trial.index[rows]).clamp_(lo, hi)
         return FabState(clean, labels, self._pairs(trial, rows, run), adv, within)
-
-    def _starts_at_random(self, run: int) -> bool:
-        return run > 0
 
     def _pairs(self, trial: Trial, rows: Tensor, run: int) -> Tensor | None:
         return None
@@ -222,9 +219,6 @@ class FABT(TowardsTargets, FAB):
         check_count("targets", targets)
         self.targets = targets
         super().__init__(norm, eps, steps, restarts, alpha_max=alpha_max, eta=eta, beta=beta, **options)
-
-    def _starts_at_random(self, run: int) -> bool:
-        return run % self.restarts > 0
 
     def _pairs(self, trial: Trial, rows: Tensor, run: int) -> Tensor | None:
         return self.pairs(trial, run)[rows]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 # Newton's method on a concave, piecewise linear function ends exactly after finitely many steps, in practice
 # 3 to 8 on images; so many are never needed.
@@ -30,8 +31,8 @@ def _all_at_once(weight: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Ten
     moving = torch.where(room > 0, pace, torch.zeros_like(pace))
     t, distance = torch.zeros_like(gap), torch.zeros_like(room)
     for _ in range(_MOST_STEPS):
-        speed = _dot(weight, moving)
-        left = gap - _dot(weight, distance)
+        speed = vecdot(weight, moving)
+        left = gap - vecdot(weight, distance)
         further = torch.where((speed > 0) & (left > 0), left / speed, torch.zeros_like(left))
         arrived = ~(further > 1e-6 * t)  # then no more: a sample's way hangs on no other's
         if arrived.all():
@@ -39,7 +40,7 @@ def _all_at_once(weight: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Ten
         t = t + further.masked_fill(arrived, 0)
         distance = torch.minimum(t[:, None] * pace, room)
         moving = torch.where(distance < room, pace, torch.zeros_like(pace))
-    unreachable = _dot(weight, room) < gap
+    unreachable = vecdot(weight, room) < gap
     return torch.where(unreachable[:, None], room, distance)
 
 
@@ -53,7 +54,3 @@ def _heaviest_first(weight: Tensor, room: Tensor, gap: Tensor) -> Tensor:
     left = (gap[:, None] - before).clamp(min=0)
     part = torch.where(weights > 0, left / weights, torch.zeros_like(left)).to(room.dtype)
     return torch.empty_like(room).scatter_(1, order, torch.minimum(part, rooms))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..checks import refuse
 from ..engine import widened
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -83,10 +84,8 @@ def _largest_other(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _require_classes(loss: str, logits: Tensor, least: int) -> None:
     if logits.shape[1] < least:
-        raise ValueError(
-            f"loss: got {loss!r} for a model of {logits.shape[1]} classes, accepted: {least} or more; "
-            "'ce' and 'margin' take any number"
-        )
+        got = f"{loss!r} for a model of {logits.shape[1]} classes"
+        refuse("loss", got, f"{least} or more; 'ce' and 'margin' take any number")
 
 
 _LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
@@ -96,6 +95,5 @@ def get_loss(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
     if loss not in _LOSSES:
-        accepted = f"{', '.join(_LOSSES)}, or a callable (logits, labels) -> (N,)"
-        raise ValueError(f"loss: got {loss!r}, accepted: {accepted}")
+        refuse("loss", repr(loss), f"{', '.join(_LOSSES)}, or a callable (logits, labels) -> (N,)")
     return _LOSSES[loss]

@@ -14,9 +14,6 @@ from ..engine.weakly import weakly
 if TYPE_CHECKING:
     from .attack import Attack
 
-__all__ = ["Oracle", "widened"]
-
-
 # At which call with inputs of the same shape a CUDA graph is recorded: PASS for a single pass, WHOLE for what
 # runs once per batch. Recording costs two more passes and a wait for the device, which does not pay for a
 # batch size that comes a time or two.
@@ -30,7 +27,7 @@ class Oracle:
     calls that repeat are captured as CUDA graphs."""
 
     def __init__(self, attack: "Attack", view: AttackView):
-        self.view, self.eot = view, attack.eot
+        self.view = view
         objective = weakly(attack.objective)
         self.eager = InputGradient(view, objective, precision=attack.precision, eot=attack.eot)
         self._ask = weakly(self._output)

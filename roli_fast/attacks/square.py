@@ -92,10 +92,6 @@ class Square(Attack):
     def _moves(self) -> Stripes | Mass:
         return Stripes(self.bounds) if self.norm == "linf" else Mass(self.norm, self.bounds)
 
-    def objective(self, output: Tensor, target: Tensor) -> Tensor:
-        loss = self._loss(output, target)
-        return -loss if self.targeted else loss
-
     def prepare(self, trial: Trial) -> None:
         if trial.images.dim() != 4:
             refuse("images", f"shape {tuple(trial.images.shape)}", "(N, C, H, W), in which there are squares")
