@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..attacks import predict
 from ..attacks.ascent import State
 from ..attacks.inputs import check_size
-from ..attacks.norms import NORMS
 from ..checks import check_count, check_flag, check_number, refuse
 from .core import (
     UNBOUNDED,
@@ -38,8 +37,7 @@ _NORMS = {"inf": "linf", math.inf: "linf", 1: "l1", 2: "l2"}
 
 
 class _ArtStep(OwnStep):
-    """ART's step. In L1 it moves the largest element alone, and goes back into the ball along the line to the
-    image.
+    """ART's step. In L1 it goes back into the ball along the line to the image.
 
     allowed: (N, ...) bool, where a sample may change; None for everywhere.
     """
@@ -52,13 +50,11 @@ class _ArtStep(OwnStep):
         adv = super().start(clean, eps, seed, index)
         return adv if self.allowed is None else torch.where(self.allowed[index], adv, clean.to(adv.dtype))
 
-    def step_(self, state: State, direction: Tensor) -> None:
-        if self.norm != "l1":
-            super().step_(state, direction)
-            return
-        sizes = state.step_size, math.inf, *self.bounds
-        NORMS["l1"].step_(state.adv, direction, state.clean, *sizes, sparsity=0.0)
-        shrink_(state.adv, state.clean, state.eps)
+    def into_ball_(self, state: State) -> None:
+        if self.norm == "l1":
+            shrink_(state.adv, state.clean, state.eps)
+        else:
+            super().into_ball_(state)
 
 
 class _Masked(nn.Module):

@@ -15,7 +15,7 @@ from ..attacks.inputs import draw_key
 from ..attacks.norms import distance
 from ..attacks.reliability import square_finds_more
 from ..attacks.verify import predict
-from ..checks import check_count, refuse
+from ..checks import check_choice, check_count, refuse
 from ..engine.identity import FEW, answers_as_before, digest_of, fingerprint, noisy, surroundings
 from ..engine.modes import Model, few_or_all
 from ..files import write
@@ -69,10 +69,8 @@ class AutoAttack:
         device: str | torch.device = "cuda",
         log_path: str | None = None,
     ):
-        if norm not in _NORMS:
-            refuse("norm", repr(norm), ", ".join(_NORMS))
-        if version not in (*_VERSIONS, "custom"):
-            refuse("version", repr(version), ", ".join((*_VERSIONS, "custom")))
+        check_choice("norm", norm, tuple(_NORMS))
+        check_choice("version", version, (*_VERSIONS, "custom"))
         if version != "custom" and len(attacks_to_run) > 0:
             refuse("attacks_to_run", repr(attacks_to_run), f"none, which version={version!r} has itself")
         self.model, self.norm, self.epsilon, self.seed, self.verbose = model, norm, eps, seed, verbose
@@ -93,8 +91,7 @@ class AutoAttack:
 
     def set_version(self, version: str = "standard") -> None:
         """Selects the attacks and settings of a version: "standard", "plus" or "rand"."""
-        if version not in _VERSIONS:
-            refuse("version", repr(version), ", ".join(_VERSIONS))
+        check_choice("version", version, _VERSIONS)
         self._set, self.attacks_to_run = version, list(ours.autoattack.VERSIONS[version])
         if self.verbose:
             print(f"settings are those of the version {version}")
@@ -381,7 +378,5 @@ def _check_part(original: Any, name: str, attack: ours.Attack) -> None:
 
 
 def _check_names(attacks: Sequence[str]) -> None:
-    accepted = ours.autoattack.NAMES
     for name in attacks:
-        if name not in accepted:
-            refuse("attacks_to_run", repr(name), ", ".join(accepted))
+        check_choice("attacks_to_run", name, ours.autoattack.NAMES)

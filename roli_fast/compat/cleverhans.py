@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import predict
-from ..attacks.ascent import State
 from ..attacks.inputs import to_state
 from ..attacks.norms import NORMS, uniform_draws
 from ..checks import refuse
@@ -35,13 +34,6 @@ class _OwnStart(OwnStep):
         adv.add_(uniform_draws(clean, seed, index) * (eps if self.reach is None else self.reach))
         NORMS[self.norm].project_(adv, clean, eps, *self.bounds)
         return adv
-
-    def step_(self, state: State, direction: Tensor) -> None:
-        if self.norm == "l1":  # moves the largest element alone
-            sizes = state.step_size, state.eps, *self.bounds
-            NORMS["l1"].step_(state.adv, direction, state.clean, *sizes, sparsity=0.0)
-        else:
-            super().step_(state, direction)
 
 
 # A maker for each combination of settings other than sizes, of those that calls use in turn.

@@ -9,13 +9,15 @@ from torch import Tensor
 from .. import ops
 from ..attacks import PGD
 from ..attacks.ascent import Ascent, State
-from ..attacks.norms import NORMS
+from ..attacks.norms import NORMS, distance
 from ..attacks.pgd import MomentumState
+from ..attacks.samples import per_sample
 
 
 class OwnStep(PGD):
-    """PGD with the step of another library. Here the step is clamped to the box and then projected onto the
-    ball, as in ART and cleverhans; in L2, clamping after the projection gives another point.
+    """PGD with the step of another library. Here it is that of ART and cleverhans: the step is clamped to the
+    box and then projected onto the ball (in L2, the other order gives another point), and in L1 it moves the
+    largest element alone.
 
     decay: weight of the previous direction, as in :class:`roli_fast.attacks.MIFGSM`; None for steps along the
         gradient alone.
@@ -43,9 +45,13 @@ class OwnStep(PGD):
         ops.momentum_(momentum, gradient, self.decay)
 
     def step_(self, state: State, direction: Tensor) -> None:
-        ball = NORMS[self.norm]
-        ball.step_(state.adv, direction, state.clean, state.step_size, math.inf, *self.bounds)
-        ball.project_(state.adv, state.clean, state.eps, *self.bounds)
+        share = {"sparsity": 0.0} if self.norm == "l1" else {}
+        sizes = state.step_size, math.inf, *self.bounds
+        NORMS[self.norm].step_(state.adv, direction, state.clean, *sizes, **share)
+        self.into_ball_(state)
+
+    def into_ball_(self, state: State) -> None:
+        NORMS[self.norm].project_(state.adv, state.clean, state.eps, *self.bounds)
 
 
 def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
@@ -53,11 +59,11 @@ def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
     change = adv - clean
     length = change.abs().flatten(1).sum(dim=1)
     factor = torch.where(length > eps, eps / length, 1.0)
-    adv.copy_(clean + change * factor.reshape(-1, *[1] * (adv.dim() - 1)))
+    adv.copy_(clean + change * per_sample(factor, adv))
 
 
-def unit(gradient: Tensor, order: float) -> Tensor:
-    """Each sample's gradient (N, ...) divided by its norm of this order; a zero gradient stays zero."""
-    length = torch.linalg.vector_norm(gradient.flatten(1), order, dim=1, dtype=torch.float64)
+def unit(gradient: Tensor, norm: str) -> Tensor:
+    """Each sample's gradient (N, ...) divided by its norm; a zero gradient stays zero."""
+    length = distance(norm, gradient)
     length = torch.where(length > 0, length, 1.0).to(gradient.dtype)
-    return gradient / length.reshape(-1, *[1] * (gradient.dim() - 1))
+    return gradient / per_sample(length, gradient)

@@ -9,7 +9,6 @@ from torch import Tensor
 from ... import attacks as ours
 from ...attacks.ascent import State
 from ...attacks.inputs import check_size
-from ...attacks.norms import NORMS
 from ...checks import check_count, refuse
 from ..core import Closed, Maker, check_methods, no_such, read, run
 from ..steps import OwnStep, shrink_, unit
@@ -23,15 +22,14 @@ class _FoolboxStep(OwnStep):
 
     def accumulate_(self, momentum: Tensor, gradient: Tensor) -> None:
         assert self.decay is not None
-        order = {"linf": None, "l2": 2, "l1": 1}[self.norm]
-        momentum.mul_(self.decay).add_(gradient.sign() if order is None else unit(gradient, order))
+        direction = gradient.sign() if self.norm == "linf" else unit(gradient, self.norm)
+        momentum.mul_(self.decay).add_(direction)
 
     def step_(self, state: State, direction: Tensor) -> None:
         if self.norm != "l1":
-            sizes = state.step_size, state.eps, *self.bounds
-            NORMS[self.norm].step_(state.adv, direction, state.clean, *sizes)
+            self._step(state, direction)
             return
-        state.adv.add_(state.step_size * unit(direction, 1))
+        state.adv.add_(state.step_size * unit(direction, "l1"))
         shrink_(state.adv, state.clean, state.eps)
         state.adv.clamp_(*self.bounds)
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ... import attacks as ours
-from ...checks import refuse
+from ...attacks.samples import per_sample
+from ...checks import check_choice
 from ...engine.modes import Model
 from ..core import run
 from .attack import Single
@@ -32,12 +33,10 @@ class _Search(Single):
         key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
         result = run(self._made(), self._attacked, images, labels, self._way_out, key)
         assert result.success is not None
-        found = result.success.reshape(-1, *[1] * (images.dim() - 1))
-        return torch.where(found, result.adversarial, images)
+        return torch.where(per_sample(result.success, images), result.adversarial, images)
 
     def _ball(self) -> dict[str, Any]:
-        if self.norm not in _NORMS:
-            refuse("norm", repr(self.norm), ", ".join(_NORMS))
+        check_choice("norm", self.norm, tuple(_NORMS))
         return {"norm": _NORMS[self.norm], "eps": self.eps, "restarts": self.n_restarts}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ... import attacks as ours
 from ...attacks.inputs import check_size, to_state
 from ...attacks.norms import normal_draws, uniform_draws
+from ...attacks.samples import per_sample
 from ...engine.modes import Model
 from .attack import Attack, Single
 
@@ -172,11 +173,10 @@ class _NearTheImage(ours.PGD):
 
     def start(self, clean: Tensor, eps: float | Tensor, seed: Tensor, index: Tensor) -> Tensor:
         normal = normal_draws(clean, seed, index)
-        per_sample = (-1, *[1] * (clean.dim() - 1))
-        direction = normal / normal.flatten(1).norm(dim=1).reshape(per_sample)
         other_stream = seed + (torch.arange(2, device=seed.device) << 32)
         radius = uniform_draws(torch.zeros_like(index, dtype=normal.dtype), other_stream, index).abs() * eps
-        return (to_state(clean) + radius.reshape(per_sample) * direction).clamp(*self.bounds)
+        change = per_sample(radius / normal.flatten(1).norm(dim=1), normal) * normal
+        return (to_state(clean) + change).clamp(*self.bounds)
 
 
 class PGDL2(_Steps):
