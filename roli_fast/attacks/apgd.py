@@ -12,7 +12,7 @@ from ..checks import check_count, check_number
 from ..engine import widened
 from .apgd_sizes import HalvingSizes, SparseSteps
 from .ascent import Ascent, Batch, GradientAttack, State
-from .losses import Loss, margin, targeted_dlr
+from .losses import Loss, margin, require_classes, targeted_dlr
 from .options import AttackOptions, check_options
 from .samples import Best, Samples, keep
 from .targets import TowardsTargets
@@ -145,8 +145,7 @@ class APGDT(TowardsTargets, APGD):
         return False
 
     def prepare(self, trial: Trial) -> None:
-        assert trial.labels is not None
-        targeted_dlr(trial.clean_output[:1], torch.stack([trial.labels[:1]] * 2, dim=1))  # enough classes?
+        require_classes("targeted dlr", trial.clean_output, 4)
 
     def loss_target(self, trial: Trial, run: int) -> Tensor:
         return self.pairs(trial, run)

@@ -245,18 +245,19 @@ class GradientAttack(Attack):
 
 
 class Leaving:
-    """Which samples of a run are still asked for, while those leave that fool the model itself.
+    """Keeps track of the samples of a run, which leave as soon as they fool the model itself.
 
     On a GPU, the batch shrinks to a few sizes only (:meth:`Oracle.room`). The model is asked when the batch
-    could shrink: until then, a sample that fools the attack's copy of it goes along.
+    could shrink; until then, a sample that fools the attack's copy of it stays in the batch as a suspect.
 
     rows: (n,) int64, the samples that are computed with.
+    asked: (n,) bool, which of these are asked for; the others fill the batch up.
     """
 
     def __init__(self, trial: Trial, rows: Tensor, asked: Tensor, state: State):
         self._trial, self.rows, self._asked = trial, rows, asked
-        self._suspect = torch.zeros_like(asked)  # which have fooled the copy, there:
-        self._adv = state.adv.clone()
+        self._suspect = torch.zeros_like(asked)  # which have fooled the copy
+        self._adv = state.adv.clone()  # where they did
 
     def without(self, state: State, fooled: Tensor) -> State:
         """The state without those that have left. fooled: (n,) bool, which fool the copy where they are."""
@@ -283,7 +284,7 @@ class Leaving:
             self._trial.judge(self.rows[self._asked], state.result()[self._asked])
 
     def _judge_suspects(self) -> None:
-        """Those that fool the model are not asked for any more; the others are no suspects any more."""
+        """Suspects that fool the model are done; the others go on."""
         suspects = self._suspect.nonzero().flatten()
         self._asked[suspects] = ~self._trial.judge(self.rows[suspects], self._adv[suspects])
         self._suspect.zero_()

@@ -37,8 +37,8 @@ from .verify import is_fooled
 
 
 class ViewCache(weakref.WeakKeyDictionary[nn.Module, AttackView]):
-    """The copies that attacks have made of models, by model: an entry goes when its model does. The exception
-    is a model that refers to itself, such as by a hook that is its own method: it lives as long as this."""
+    """The attacks' copies of models, by model. An entry is dropped with its model, unless the model refers to
+    itself, such as by a hook that is its own method: that one lives as long as this cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ class Attack:
 
     norm: "linf", "l2" or "l1".
     eps: the ball's radius in pixel units, measured in the norm: a number, or a tensor () or (N,).
-    restarts: number of runs with different random numbers. Of each sample the best result is kept: one that
-        fools the model before one that does not, then the one with the higher loss.
+    restarts: number of runs with different random numbers. The best result of each sample is kept: one that
+        fools the model rather than one that does not, and then the one with the higher loss.
     targeted: whether labels are the classes to reach.
     bounds, early_stop, precision, generator, eot, fold, output: as in :class:`PGD`.
     """
@@ -66,7 +66,7 @@ class Attack:
     _views: ViewCache
     _oracles: weakref.WeakKeyDictionary[nn.Module, Oracle]
 
-    # What a kind of attack may set otherwise.
+    # Subclasses may set these otherwise.
     compares_with_clean = False  # whether the loss compares with the output for the clean images, not labels
     label_free = False  # whether the output has no classes
     follows_gradients = True
@@ -116,7 +116,8 @@ class Attack:
         return -loss if self.targeted else loss
 
     def search(self, trial: Trial, rows: Tensor, run: int) -> None:
-        """One run, with its own random numbers, against these samples. Has the model judge what it finds."""
+        """One run against these samples, with random numbers of its own. It has the model judge what it
+        finds."""
         raise NotImplementedError
 
     def runs(self, trial: Trial) -> int:
@@ -138,7 +139,8 @@ class Attack:
         return trial.labels
 
     def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
-        """By what the best of a sample's adversarial images is chosen, (n,): the loss of the model itself."""
+        """The score by which the best of a sample's adversarial images is chosen, (n,): the loss of the model
+        itself."""
         assert trial.labels is not None
         return self.objective(widened(output), trial.labels[rows])
 
@@ -186,8 +188,8 @@ class Attack:
         strict: whether to raise ValueError if no sample at all had a gradient to follow; if not, the result
             says how many had none.
         rows: (n,) int64 on the images' device, in ascending order: which samples of the batch to attack. What
-            is returned of the others means nothing. On a GPU this is faster than a batch of these alone,
-            whose size would be another in each batch. Default: all.
+            is returned for the others has no meaning. On a GPU this is faster than a batch of these alone,
+            whose size would change from call to call. Default: all.
         """
         with self._alone():
             trial = self._begin(model, images, labels, index, key, rows=rows)
@@ -232,9 +234,9 @@ class Attack:
         )
 
     def check_directed(self, directed: int, by_stage: Mapping[str, tuple[int, int]], images: int) -> None:
-        """Raises ValueError where no sample had a gradient to follow in any stage and some withstood all:
-        what was measured is then no robustness. Not for a loss that compares with the clean image: at an eps
-        of 0, say, it rightly has no gradient.
+        """Raises ValueError if no sample had a gradient to follow in any stage and some withstood all: what
+        was measured is then not robustness. A loss that compares with the clean image is exempt: at an eps of
+        0, for example, it rightly has no gradient.
 
         directed, by_stage: as directed and undirected_by_stage of :class:`AttackResult`. images: how many
             were attacked.
@@ -317,8 +319,8 @@ class Attack:
         return view
 
     def share_views(self, views: ViewCache) -> None:
-        """Makes this attack use, and add to, these copies of models. For attacks of the same precision, fold
-        and output alone: copies depend on these."""
+        """Makes this attack use, and add to, these copies of models. Only attacks with the same precision,
+        fold and output can share them."""
         vars(self)["_views"] = views
 
     @property

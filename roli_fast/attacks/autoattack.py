@@ -32,7 +32,7 @@ NAMES = VERSIONS["plus"]
 # For a model whose output is random: over how many calls gradients and answers are averaged.
 _EOT = 20
 
-# How many classes a loss is defined for.
+# The fewest classes that an attack's loss is defined for.
 _LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 
 
@@ -54,8 +54,8 @@ class AutoAttackResult(AttackResult):
 
 class AutoAttack(Attack):
     """The ensemble by which robust models are usually compared: APGD on cross-entropy, APGD on the targeted
-    DLR loss, targeted FAB, and Square. Each attacks the samples that have withstood the ones
-    before. A sample leaves as soon as it fools the model, even in the midst of an attack.
+    DLR loss, targeted FAB, and Square. Each attacks the samples that have withstood the ones before. A sample
+    leaves as soon as it fools the model, even in the middle of an attack.
 
     norm, eps, bounds, precision, generator, fold, output: as in :class:`PGD`.
     version: "standard"; "plus", which adds APGD on DLR, untargeted FAB and five restarts; or "rand", for a

@@ -116,7 +116,7 @@ class FAB(Attack):
     def _begin_run(self, trial: Trial, rows: Tensor, run: int) -> FabState:
         labels = trial.labels_of(rows)
         assert labels is not None
-        clean = to_state(trial.images_of(rows)).contiguous()  # flat rows are what it is about
+        clean = to_state(trial.images_of(rows)).contiguous()  # steps work on flat rows
         eps = torch.zeros(len(rows), dtype=torch.float64, device=clean.device) + trial.size_of(self.eps, rows)
         found = torch.where(trial.fooled[rows], -trial.loss[rows].double(), torch.inf)
         within = torch.minimum(eps.nextafter(eps + 1), found)

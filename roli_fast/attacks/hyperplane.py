@@ -34,7 +34,7 @@ def _all_at_once(weight: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Ten
         speed = vecdot(weight, moving)
         left = gap - vecdot(weight, distance)
         further = torch.where((speed > 0) & (left > 0), left / speed, torch.zeros_like(left))
-        arrived = ~(further > 1e-6 * t)  # then no more: a sample's way hangs on no other's
+        arrived = ~(further > 1e-6 * t)  # it stays there: samples do not affect each other
         if arrived.all():
             break
         t = t + further.masked_fill(arrived, 0)

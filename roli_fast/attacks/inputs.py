@@ -49,8 +49,8 @@ def check_lengths(precision: object) -> None:
 def warn_of_whole_range(
     bounds: tuple[float, float], eps: float | Tensor, step_size: float | Tensor = 0.0
 ) -> None:
-    """Warns of Linf sizes that take a pixel from one bound beyond the other: 8 where 8 / 255 is meant. (An
-    infinite one is meant to be, and so are steps of up to 10 eps, which the ball cuts off.)"""
+    """Warns of Linf sizes that take a pixel from one bound beyond the other: 8 where 8 / 255 is meant.
+    (Infinity is always intended, and so are steps of up to 10 eps, which the ball cuts off.)"""
     span = bounds[1] - bounds[0]
     longest_step = span if isinstance(eps, Tensor) else max(span, 10 * eps)
     for name, size, most in (("eps", eps, span), ("step_size", step_size, longest_step)):
@@ -90,7 +90,7 @@ def check_key(key: Tensor | None, device: torch.device) -> None:
 
 
 def check_rows(rows: Tensor | None, images: Tensor) -> None:
-    """Checks which samples of a batch are asked for, but for their numbers, which :class:`Values` checks."""
+    """Checks type, shape and device of the numbers of samples; :class:`Values` checks the numbers."""
     if rows is None:
         return
     accepted = f"torch.int64 of shape (n,), n up to {len(images)}, on the images' device, {images.device}"
@@ -169,7 +169,7 @@ class Values:
         tensors = {name: size for name, size in sizes.items() if isinstance(size, Tensor)}
         beside = {name: size for name, size in tensors.items() if size.device == images.device}
         self._sizes = list(beside)
-        # Of those on the host, which are there already: sending them would wait for the device.
+        # Sizes on the host are read here: sending them to the device would wait for it.
         self._known = {n: [v.item() for v in s.aminmax()] for n, s in tensors.items() if n not in beside}
         of = [images, *(() if labels is None else (labels,)), *beside.values()]
         if self._chosen:
@@ -221,7 +221,7 @@ class OutsideError(ValueError):
     """
 
     def __init__(self, found: tuple[float, float], bounds: tuple[float, float], way_out: str):
-        super().__init__(found, bounds, way_out)  # of which another process makes it anew
+        super().__init__(found, bounds, way_out)  # from which unpickling makes it again
         self.found, self.bounds, self.way_out = found, bounds, way_out
 
     def __str__(self) -> str:
@@ -243,8 +243,8 @@ def check_range(found: tuple[float, float], bounds: tuple[float, float], state: 
 
 
 def are_of_bytes(found: tuple[float, float], bounds: tuple[float, float]) -> bool:
-    """Whether images with these smallest and largest values are pixels from 0 to 255: what is normalised lies
-    on both sides of 0, and within a few of it."""
+    """Whether images with these smallest and largest values are pixels from 0 to 255: normalised ones lie on
+    both sides of 0, at most a few units away."""
     return tuple(bounds) == (0, 1) and found[0] >= 0 and 2 < found[1] <= 255
 
 

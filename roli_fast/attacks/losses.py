@@ -41,18 +41,18 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio (Croce and Hein 2020, eq. 6): the margin over the distance between the
     largest and the third largest logit, so that the logits' scale means nothing. At least 3 classes."""
-    _require_classes("dlr", logits, 3)
+    require_classes("dlr", logits, 3)
     top = logits.topk(3, dim=1).values
-    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _SAME)
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + _TINY)
 
 
 def targeted_dlr(logits: Tensor, pairs: Tensor) -> Tensor:
     """DLR towards a target (Croce and Hein 2020, eq. 7); pairs: (N, 2) int64, label and target. At least 4
     classes."""
-    _require_classes("targeted dlr", logits, 4)
+    require_classes("targeted dlr", logits, 4)
     top = logits.topk(4, dim=1).values
     spread = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
-    return (_of(logits, pairs[:, 1]) - _of(logits, pairs[:, 0])) / (spread + _SAME)
+    return (_of(logits, pairs[:, 1]) - _of(logits, pairs[:, 0])) / (spread + _TINY)
 
 
 def rivals(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def feature_distance(features: Tensor, clean: Tensor) -> Tensor:
     return (features - clean).reshape(len(features), -1).square().sum(dim=1)
 
 
-_SAME = 1e-12  # where logits are equal, as in the authors' implementation
+_TINY = 1e-12  # keeps ratios finite where logits are equal, as in the authors' implementation
 
 
 def _of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _largest_other(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
 
 
-def _require_classes(loss: str, logits: Tensor, least: int) -> None:
+def require_classes(loss: str, logits: Tensor, least: int) -> None:
     if logits.shape[1] < least:
         got = f"{loss!r} for a model of {logits.shape[1]} classes"
         refuse("loss", got, f"{least} or more; 'ce' and 'margin' take any number")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # At which call with inputs of the same shape a CUDA graph is recorded: PASS for a single pass, WHOLE for what
 # runs once per batch. Recording costs two more passes and a wait for the device, which does not pay for a
-# batch size that comes a time or two.
+# batch size that comes once or twice.
 PASS, WHOLE = 4, 2
 # How many sizes have a graph, at most: the 8 that :meth:`Oracle.room` gives, and the one of a last batch.
 _SIZES = 9

@@ -36,8 +36,8 @@ class PGD(GradientAttack):
     eps, step_size: the ball's radius and a step's length, in pixel units: numbers, or tensors () or (N,).
     steps: number of gradient steps, at least 1.
     random_start: whether to start at a uniformly random point of the ball rather than at the clean image.
-    restarts: number of runs from different random starts. Of each sample the best result is kept: one that
-        fools the model before one that does not, then the one with the higher loss.
+    restarts: number of runs from different random starts. The best result of each sample is kept: one that
+        fools the model rather than one that does not, and then the one with the higher loss.
     loss: the loss to increase: "ce" (cross-entropy), "margin", "dlr" (Croce and Hein 2020), or a callable
         that takes float logits (N, classes) and labels (N,) and returns (N,). With one that may read more
         than its arguments, such as soft labels in a closure or a global number, there is no CUDA graph,
@@ -298,17 +298,17 @@ class _AwayFromClean(PGD):
         return clean_output
 
     def prepare(self, trial: Trial) -> None:
-        self._name_classes(trial, trial.clean_output)
+        self._set_labels(trial, trial.clean_output)
 
     def loss_target(self, trial: Trial, run: int) -> Tensor:
-        self._name_classes(trial, trial.clean_view_output)
+        self._set_labels(trial, trial.clean_view_output)
         return self.target(trial.clean_view_output)
 
     def merit(self, trial: Trial, rows: Tensor, images: Tensor, output: Tensor) -> Tensor:
         return self.objective(widened(output), self.target(trial.clean_output[rows]))
 
-    def _name_classes(self, trial: Trial, clean_output: Tensor) -> None:
-        """Takes the model's own classes of the clean images for labels, where none were given."""
+    def _set_labels(self, trial: Trial, clean_output: Tensor) -> None:
+        """If no labels were given, the classes that the model predicts for the clean images become these."""
         if trial.labels is None and not self.label_free:
             trial.labels = clean_output.argmax(dim=1)
 

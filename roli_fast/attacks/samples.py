@@ -34,7 +34,7 @@ def taken(value: Any, rows: Tensor) -> Any:
 
 
 def some_of(chosen: Tensor, count: int) -> Tensor:
-    """(count,) int64, in order: where chosen (N,) is True, and as many others as there is room for."""
+    """(count,) int64, in ascending order: the places where chosen (N,) is True, filled up with others."""
     return chosen.byte().argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -56,7 +56,7 @@ def keep(kept: Tensor, better: Tensor, new: Tensor) -> None:
 
 
 def lowest(state: Tensor, samples: int) -> Tensor:
-    """A loss (N,) that any other beats, as exact as the state."""
+    """Losses (N,) that any other beats, in the state's dtype."""
     return torch.full((samples,), -torch.inf, dtype=state.dtype, device=state.device)
 
 

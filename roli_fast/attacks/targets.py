@@ -9,8 +9,8 @@ from .trial import Trial
 
 
 class TowardsTargets(Attack):
-    """Makes an attack run towards each of the likeliest wrong classes in turn, ``restarts`` times each. Which
-    these are, the model's own output for the clean images says.
+    """Makes an attack run towards each of the likeliest wrong classes in turn, ``restarts`` times each. The
+    model's own output for the clean images says which these are.
 
     targets: how many classes to aim at; fewer if the model has fewer wrong ones.
     """
