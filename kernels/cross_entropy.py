@@ -15,7 +15,7 @@ def larger_or_nan(x, y):
 
 @triton.jit
 def log_of_one_plus(x):
-    """Of x that is lost in the sum, or in part: the quotient makes up for that."""
+    """log(1 + x) for x >= 0. The quotient makes up for what of x is lost in the sum."""
     one_plus = 1 + x
     lost = one_plus == 1
     return tl.where(lost, x, tl.log(one_plus) * (x / tl.where(lost, 1.0, one_plus - 1)))
@@ -34,7 +34,7 @@ def slope_of_gap(gap):
 
 @triton.jit
 def other_logits(row, first, classes, class_stride, label, BLOCK: tl.constexpr):
-    """Of a block of classes, their logits in float64 and which of them there are, without the label."""
+    """The logits of a block of classes, in float64, and which of them count: all but the label's."""
     c = first + tl.arange(0, BLOCK).to(tl.int64)
     mask = (c < classes) & (c != label)
     return tl.load(row + c * class_stride, mask, 0.0).to(tl.float64), mask
@@ -54,7 +54,7 @@ def cross_entropy_kernel(
     slope_class_stride,
     BLOCK: tl.constexpr,
 ):
-    """A program for each sample, as ``csrc/common/cross_entropy.h``."""
+    """A program for each sample, which computes as ``csrc/common/cross_entropy.h`` does."""
     n = tl.program_id(0).to(tl.int64)
     row = logits + n * row_stride
     label = tl.load(labels + n * label_stride)

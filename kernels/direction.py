@@ -1,7 +1,7 @@
 """A gradient as a direction, whatever its scale: the Triton twin of ``ops/reference/direction.py``.
 
-A kernel takes the sums of the parts of each sample, in float64; those that follow add them up. No atomics,
-always the same bits.
+A first kernel sums over the parts of each sample, in float64, and later kernels add up these sums. There are
+no atomics, so that the bits are always the same.
 """
 
 import torch
@@ -13,8 +13,8 @@ from .elements import block_of, divide, first_of, image, is_active, sample_and_p
 from .layout import coordinate, cut, launch_by_sample, strided
 from .prepare import channel_at
 
-# The sums of a sample, one row of parts each; the last two of gradients in float64 alone, which are summed at
-# three scales, of which one stays clear of float64's limits.
+# The sums of a sample: each is a row, with an element for each part. The last two are three rows each:
+# gradients in float64 are summed at three scales, one of which stays clear of float64's limits.
 SQUARES = tl.constexpr(0)  # of d = a - c
 INFINITE = tl.constexpr(1)  # gradient elements
 ALONG_INFINITE = tl.constexpr(2)  # the product of their signs and d
@@ -47,7 +47,7 @@ def _finite(g):
 
 @triton.jit
 def _sums(x, std, d, POWER: tl.constexpr):
-    """Of the powers of x / std, and of its product with d."""
+    """The sums of the powers of x / std, and of its product with d."""
     if std is not None:
         x = x / std
     along = tl.zeros((), tl.float64)
@@ -63,7 +63,7 @@ def put(partials, n, row, part, parts, value):
 
 @triton.jit
 def total(partials, n, row, parts, PARTS: tl.constexpr):
-    """A sum of a sample from those of its parts."""
+    """A sample's sum, from those of its parts."""
     part = tl.arange(0, PARTS)
     return tl.sum(tl.load(partials + (n * ROWS + row) * parts + part, part < parts, 0.0))
 
@@ -91,7 +91,7 @@ def sums_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sums of each part. adv and clean give d, and may be absent, or grad may be."""
+    """The sums of each part. Without adv and clean there is no d; grad may be absent instead."""
     n, part = sample_and_part(parts)
     first = first_of(n, elements, WHOLE)
     begin, end = part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))
@@ -163,8 +163,9 @@ def direction(
     POWER: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Of a sample: whether it has infinite elements, the power of two that brings its gradient's norm near 1,
-    that norm then (0 where there is no direction), and the inner product of the direction and d."""
+    """A sample's direction: whether the gradient has infinite elements, the power of two that brings its norm
+    near 1, the norm after that (0 where there is no direction), and the inner product of the direction and
+    d."""
     infinite = total(partials, n, INFINITE, parts, PARTS)
     norm = total(partials, n, TOTAL, parts, PARTS)
     exponent, at = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
@@ -195,7 +196,7 @@ def direction(
 
 @triton.jit
 def weight(length, norm, state: tl.constexpr):
-    """What a step of this length, in float64, multiplies the elements of a direction by."""
+    """The factor that scales the elements of a direction to a step of this length (float64)."""
     there = norm > 0
     return tl.where(there, length / tl.where(there, norm, 1.0), 0.0).to(state)
 
@@ -214,7 +215,7 @@ def unit(g, infinite, power, std, state: tl.constexpr):
 
 @triton.jit
 def times(u, weight):
-    """What is 0 stays 0, however far the step."""
+    """u * weight. An element of 0 stays 0, however long the step is."""
     return tl.where(u == 0, u, u * weight)
 
 

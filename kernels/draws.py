@@ -48,8 +48,8 @@ def _log_unit(x):
 
 @triton.jit
 def _cos_and_sin(words):
-    """Of a uniform angle: two bits choose the quadrant, 24 an offset within 45 degrees of its axis; by the
-    polynomials of Cephes' sinf and cosf (Moshier)."""
+    """Cosine and sine of a uniform angle: two bits choose the quadrant, 24 an offset within 45 degrees of its
+    axis. The polynomials are those of Cephes' sinf and cosf (Moshier)."""
     quadrant = words >> 30
     centred = (((words >> 6) & 0xFFFFFF) * 2 + 1).to(tl.int32) - 16777216
     x = centred.to(tl.float32) * _ANGLE
@@ -65,7 +65,7 @@ def _cos_and_sin(words):
 
 @triton.jit
 def _normal_pair(first, second):
-    """Box and Muller 1958."""
+    """Two standard normal draws (Box and Muller 1958)."""
     radius = tl.sqrt_rn(_log_unit(_unit(first)) * -2.0)
     cos, sin = _cos_and_sin(second)
     return radius * cos, radius * sin
@@ -95,10 +95,10 @@ def draw_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Fills the samples with draws; takes the sums of their magnitudes or squares, and the logarithm of one
-    uniform draw for each.
+    """Fills the samples with draws. Stores the sums of their magnitudes or squares, and for each sample the
+    logarithm of one more uniform draw.
 
-    Philox gives four draws at a time: one call for each four elements.
+    Philox gives four draws at a time: one call for every four elements.
     """
     state: tl.constexpr = start.dtype.element_ty
     n, part = sample_and_part(parts)
@@ -175,7 +175,8 @@ def random_start(
     *,
     laplace: bool,
 ) -> Tensor:
-    """In n dimensions the n-th root of a uniform number is the radius of a uniform point of the ball."""
+    """Uniformly random points of the L1 or L2 ball. In n dimensions, their radius is distributed like the
+    n-th root of a uniform number."""
     start = start_like(clean)
     if clean.numel() == 0:
         return start

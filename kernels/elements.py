@@ -2,7 +2,7 @@
 
 Exact: comparisons and selects instead of min and max (NaN, -0.0), ``div_rn`` instead of ``/``, which divides
 float32 approximately on a GPU, and rounding to bfloat16 by hand, which the interpreter truncates. A branch on
-what the compiler knows has an else even after a return: what follows would be typed as well.
+a compile-time constant has an else even after a return, since Triton would type what follows it as well.
 """
 
 import triton
@@ -26,7 +26,8 @@ def in_box(x, a, c, lo, hi, state: tl.constexpr):
 
 @triton.jit
 def with_inertia(z, a, p, c, m):
-    """APGD's next point before its projection. z: where the step alone leads, p: the previous a."""
+    """APGD's next point before its projection. z: the point that the step alone would reach, p: the previous
+    a."""
     y = (a + (z - a) * m) + (a - p) * (1 - m)
     return tl.where(y == y, y, c)
 
@@ -105,7 +106,7 @@ def philox_key(seed, seed_stride):
 
 @triton.jit
 def philox(block, sample, key):
-    """Four words of 32 bits: a block of a sample's draws."""
+    """Four words of 32 bits, which make one block of a sample's draws."""
     return tl.philox_impl(
         word(block, 0), word(block, 32), word(sample, 0), word(sample, 32), key[0], key[1], n_rounds=10
     )
@@ -113,14 +114,14 @@ def philox(block, sample, key):
 
 @triton.jit
 def symmetric_uniform(bits, state: tl.constexpr):
-    """24 of the bits to an odd multiple of 2^-24 in (-1, 1)."""
+    """Uniform in (-1, 1): 24 of the bits, as an odd multiple of 2^-24."""
     odd = ((bits >> 8) * 2 + 1).to(tl.int32) - 16777216
     return odd.to(state) * 5.9604644775390625e-08
 
 
 @triton.jit
 def first_place(WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the program's block of elements; 64 bits where there are more than 32 can count."""
+    """The place of the program's first element, in 64 bits where 32 are too few."""
     if WIDE:
         return tl.program_id(0).to(tl.int64) * BLOCK
     else:
@@ -129,13 +130,14 @@ def first_place(WIDE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def sample_and_part(parts):
-    """Of the program, where each sample has so many parts."""
+    """The sample, and the part of it, that this program works on. parts: of each sample."""
     return (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
 
 
 @triton.jit
 def first_of(n, elements, WHOLE: tl.constexpr):
-    """The place of a sample; WHOLE: samples are whole sixteens, so that accesses can be vectorised."""
+    """The place of a sample's first element. WHOLE: its elements are a multiple of 16, so that accesses can
+    be vectorised."""
     if WHOLE:
         return tl.multiple_of(n * elements, 16)
     else:
@@ -144,7 +146,7 @@ def first_of(n, elements, WHOLE: tl.constexpr):
 
 @triton.jit
 def block_of(number, elements, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """The places of a block within a sample, and which of them there are."""
+    """The places of a block within a sample, and which of them exist."""
     if WIDE:
         number = tl.cast(number, tl.int64)  # an int in the interpreter
     place = number * BLOCK + tl.arange(0, BLOCK)
@@ -156,7 +158,7 @@ def block_of(number, elements, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: t
 
 @triton.jit
 def is_active(active, n):
-    """Whether a sample is, by (mask, stride)."""
+    """Whether a sample is active. active: (mask, stride)."""
     if active[0] is None:
         return True
     else:

@@ -1,7 +1,7 @@
 """The L1 family. a: adversarial, c: clean, g: gradient, d = a - c, v = |d|, u: the room within the box in the
 direction of d, e: eps, t: the threshold of the projection.
 
-A program has a sample for itself and goes over it many times: everything but the last pass is a search.
+A program has a sample to itself and goes over it many times: everything but the last pass is a search.
 """
 
 from functools import partial
@@ -44,7 +44,8 @@ def _key(grad, place, mask, std, wide: tl.constexpr):
 def _lowest_key(
     grad, k, elements, std, wide: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A key that k elements reach, and with them those that equal the last of these; two bits in a pass."""
+    """A key that the k largest elements reach, and all that equal the last of these. Each pass finds two of
+    its bits."""
     word: tl.constexpr = tl.int64 if wide == tl.float64 else tl.int32
     low = tl.zeros((), word)
     at_least = tl.zeros((), tl.int64) + elements
@@ -94,7 +95,7 @@ def _farthest(
 def _ascend(
     adv, grad, clean, s, e, share, elements, std, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sparse steepest ascent, written to adv; a NaN that comes of it is the clean image."""
+    """Sparse steepest ascent, written to adv. Where it makes a NaN, the clean image is written."""
     state: tl.constexpr = adv.dtype.element_ty
     double: tl.constexpr = grad.dtype.element_ty == tl.float64 or state == tl.float64
     wide: tl.constexpr = tl.float64 if double else tl.float32
@@ -126,7 +127,7 @@ def _ascend(
 
 @triton.jit
 def _distance_and_room(a, c, lo, hi, state: tl.constexpr):
-    """v, u and whether d > 0; v so small that its sums are finite."""
+    """v, u and whether d > 0. v is capped, so that its sums are finite."""
     d = a - c
     up = d > 0
     v = tl.where(d == d, tl.abs(d), 0.0)
@@ -158,7 +159,7 @@ def _sums(adv, clean, t, elements, box, WHOLE: tl.constexpr, WIDE: tl.constexpr,
 
 @triton.jit
 def _threshold(adv, clean, e, elements, box, WHOLE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """The t >= 0 for which sum(min(max(v - t, 0), u)) is e, and 0 where less than e is there.
+    """The t >= 0 for which sum(min(max(v - t, 0), u)) is e, or 0 if that sum is at most e for t = 0.
 
     Newton's method, exact once it meets the root's own linear piece, within a bracket that is halved (by the
     bits of its ends, 63 times at most) where that leads nowhere or goes on for long.

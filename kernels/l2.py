@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .direction import direction, offset, take_sums, times, total, unit, weight
+from .direction import SQUARES, direction, offset, take_sums, times, total, unit, weight
 from .draws import random_start
 from .elements import (
     block_of,
@@ -38,7 +38,7 @@ from .prepare import channel_at, normalized
 
 @triton.jit
 def _distance(r, s, along):
-    """||d + s u|| of ||d|| = r, ||u|| = 1 and <d, u> = along: the three determine it."""
+    """||d + s u|| for ||d|| = r, ||u|| = 1 and <d, u> = along, which determine it."""
     larger = tl.where(r > s, r, s)
     by = tl.where(larger > 0, larger, 1.0)
     square = (r / by) * (r / by) + 2 * (s / by) * (along / by) + (s / by) * (s / by)
@@ -48,16 +48,16 @@ def _distance(r, s, along):
 
 @triton.jit
 def _into_ball(distance, e):
-    """The factor that brings a point at this distance into the ball; 1 for what is inside."""
+    """The factor that brings a point at this distance into the ball; 1 for a point inside."""
     outside = distance > e
     return tl.where(outside, e / tl.where(outside, distance, 1.0), 1.0)
 
 
 @triton.jit
 def _scales(partials, n, parts, grad_dtype: tl.constexpr, s, e, state: tl.constexpr, PARTS: tl.constexpr):
-    """What a sample's sums say: of its direction whether it is one of infinite elements, the power of two and
-    the weight, and the factor of d."""
-    r = tl.sqrt(total(partials, n, 0, parts, PARTS))
+    """What follows from a sample's sums: whether the gradient has infinite elements, the power of two and the
+    weight that make a step of it, and the factor of d."""
+    r = tl.sqrt(total(partials, n, SQUARES, parts, PARTS))
     e = e.to(tl.float64)
     if grad_dtype is None:
         return False, 1.0, 0.0, _into_ball(r, e).to(state)
@@ -135,7 +135,7 @@ def step_kernel(
 ):
     """A step, with previous one of APGD, or, without grad, a projection.
 
-    MEASURE: of APGD's step, only the square of the distance from clean, before the projection.
+    MEASURE: only measure, for APGD's step, the square of the distance from clean before the projection.
     """
     state: tl.constexpr = adv.dtype.element_ty
     n, part = sample_and_part(parts)

@@ -1,7 +1,8 @@
-"""How tensors of any strides reach kernels that walk over dense memory: what lies otherwise is copied.
+"""How tensors of any strides reach kernels that walk over dense memory: a tensor that is not dense is copied.
 
-Where a sample's sums decide, samples have to follow each other in memory, and a program works on part of one.
-How a sample is cut depends on its own size alone: the rest of the batch does not change its bits.
+An op that needs sums over a sample needs samples that follow each other in memory; a program then works on a
+part of one. How a sample is cut depends on its own size alone, so that the rest of the batch does not change
+its bits.
 """
 
 import contextlib
@@ -22,13 +23,13 @@ BLOCK = 16384 if triton.knobs.runtime.interpret else 1024
 LARGE_BLOCK = BLOCK if triton.knobs.runtime.interpret else 4 * BLOCK
 LARGE_WARPS = 16
 
-# Into so many parts a sample is cut at most. Every program that needs a sum of the sample adds up theirs.
+# The most parts that a sample is cut into. Every program that needs a sample's sum adds up its parts' sums.
 PARTS = 128
 
-# So many elements have places that 32 bits cannot hold, those of the last program's tail included.
+# From so many elements on, 32 bits cannot hold all places, those of the last program's tail included.
 WIDE_FROM = 2**31 - LARGE_BLOCK
 
-# No contraction to fma: the bits are those of the other backends.
+# No contraction to fma, which would change the bits.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -66,7 +67,7 @@ def start_like(clean: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _in_place_of(tensor: Tensor, dense: Tensor) -> Iterator[Tensor]:
-    """dense, to be written; the tensor then has what was written, and autograd knows."""
+    """Yields dense, to be written. The tensor then has what was written, and autograd knows."""
     yield dense
     if dense is not tensor:
         tensor.copy_(dense)
@@ -133,8 +134,8 @@ def launch(kernel: Any, like: Tensor, count: int, *arguments: Any, **constants: 
 
 
 def launch_by_sample(kernel: Any, like: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Runs the kernel over the parts of the samples of like, which are not empty. Its first arguments are a
-    sample's elements, its parts, and how many blocks a part has."""
+    """Runs the kernel over the parts of the samples of like, which are not empty. Its first arguments are the
+    numbers of elements and parts of a sample, and of blocks of a part."""
     elements = like.numel() // len(like)
     parts, blocks = cut(elements)
     whole, wide = elements % 16 == 0, elements >= WIDE_FROM
@@ -143,7 +144,8 @@ def launch_by_sample(kernel: Any, like: Tensor, *arguments: Any, **constants: An
 
 
 def launch_sample_each(kernel: Any, like: Tensor, *arguments: Any) -> None:
-    """Runs a program for each sample of like, which are not empty. Its first argument are their elements."""
+    """Runs a program for each sample of like, which are not empty. The kernel's first argument is a sample's
+    number of elements."""
     elements = like.numel() // len(like)
     whole, wide = elements % 16 == 0, elements >= WIDE_FROM
     options = {"num_warps": LARGE_WARPS, "BLOCK": LARGE_BLOCK}
@@ -151,8 +153,8 @@ def launch_sample_each(kernel: Any, like: Tensor, *arguments: Any) -> None:
 
 
 def launch_by_row(kernel: Any, rows: Tensor, *arguments: Any) -> None:
-    """Runs a program for each of the rows (N, columns), which are not empty. Its first argument are the
-    columns."""
+    """Runs a program for each of the rows (N, columns), which are not empty. The kernel's first argument is
+    the number of columns."""
     columns = rows.shape[1]
     block = min(BLOCK, triton.next_power_of_2(columns))
     options = {"num_warps": max(1, min(4, block // 64)), "BLOCK": block}
@@ -160,7 +162,7 @@ def launch_by_row(kernel: Any, rows: Tensor, *arguments: Any) -> None:
 
 
 def cut(elements: int) -> tuple[int, int]:
-    """The parts of a sample, and how many blocks a part has."""
+    """How many parts a sample has, and how many blocks a part has."""
     blocks = -(-elements // BLOCK)
     per_part = -(-blocks // PARTS)
     return -(-blocks // per_part), per_part

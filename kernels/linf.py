@@ -53,7 +53,7 @@ def _step_block(
     if grad is not None:
         g = widened(tl.load(grad + place, mask))
         s = size(step_size, n, state)
-        # No product with the sign: s may be infinite where the gradient is zero.
+        # Not multiplied by the sign: an infinite s times 0 would be NaN.
         x = tl.where(g > 0, a + s, tl.where(g < 0, a - s, a))
     e = size(eps, n, state)
     x = _ball_and_box(x, a, c, e, box[0], box[1], state)
@@ -71,7 +71,7 @@ def _step_block(
         tl.store(out + place, rounded(normalized(x, place, by), out.dtype.element_ty), mask)
 
 
-# Integers of which Triton would make a kernel more where they are 1 or a multiple of 16.
+# For integers that are 1 or a multiple of 16, Triton would otherwise compile kernels of their own.
 _SIZE_INTEGERS = ["step_stride", "eps_stride", "momentum_stride"]
 _SAMPLE_INTEGERS = ["count", "active_stride", "sample_stride", "samples"]
 _CHANNEL_INTEGERS = ["mean_stride", "std_stride", "channel_stride", "channels"]
@@ -146,9 +146,10 @@ def start_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Over row-major elements, padded to whole fours in each sample; WHOLE: they are whole without.
+    """Walks over row-major elements, those of each sample padded to a multiple of four. WHOLE: no padding is
+    needed.
 
-    Philox gives four draws at a time: one call for each four elements of a sample.
+    Philox gives four draws at a time: one call for every four elements of a sample.
     """
     state: tl.constexpr = start.dtype.element_ty
     if WIDE:

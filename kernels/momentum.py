@@ -29,7 +29,7 @@ def momentum_kernel(
     first = first_of(n, elements, WHOLE)
     begin, end = part * blocks, tl.minimum((part + 1) * blocks, tl.cdiv(elements, BLOCK))
     infinite, power, norm, _ = direction(partials, n, parts, dtype, state, False, 1, PARTS)
-    count = tl.full((), elements, tl.float64)  # a mean of 1 is a sum of so many
+    count = tl.full((), elements, tl.float64)  # the sum of magnitudes whose mean is 1
     by = weight(count, norm, state)
     kept = tl.full((), decay, state)
     for number in range(begin, end):

@@ -1,4 +1,4 @@
-"""What the model eats."""
+"""The model's input: images, normalised and cast."""
 
 import torch
 import triton
