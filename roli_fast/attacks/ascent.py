@@ -175,7 +175,7 @@ class GradientAttack(Attack):
         index: Tensor | None = None,
         key: Tensor | None = None,
         checked: bool = False,
-    ) -> "Perturbed":
+    ) -> Perturbed:
         """The adversarial images of a single run, without asking the model whether they succeed: what
         training needs. Arguments as in :meth:`run`.
 

@@ -102,7 +102,7 @@ class Attack:
         # In the order in which repr and label show them.
         self.bounds, self.early_stop, self.precision = bounds, early_stop, precision
         self.generator, self.eot, self.fold, self.output = generator, eot, fold, output
-        self._begin_caches()
+        self.share_views(ViewCache())
         if norm == "linf":
             warn_of_whole_range(bounds, eps, self.sizes().get("step_size", 0.0))
         self._fixed = True
@@ -298,30 +298,25 @@ class Attack:
 
     def _oracle(self, model: Model) -> Oracle:
         """The model's, with its current weights."""
-        oracle = self._oracles.get(model) if isinstance(model, nn.Module) else None
-        if oracle is not None:
-            oracle.view.refresh()
-            return oracle
-        oracle = self._oracle_of(self._view(model))
-        if isinstance(model, nn.Module):
-            self._oracles[model] = oracle
-        return oracle
-
-    def _view(self, model: Model) -> AttackView:
-        view = self._views.get(model) if isinstance(model, nn.Module) else None
-        if view is not None:
-            view.refresh()
-            return view
-        view = AttackView(model, precision=self.precision, fold=self.fold, output=self.output)
-        if isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module):
+            return self._oracle_of(self._new_view(model))
+        view = self._views.get(model)
+        if view is None:
+            view = self._views[model] = self._new_view(model)
             view.hold_weakly()
-            self._views[model] = view
-        return view
+        else:
+            view.refresh()
+        if model not in self._oracles:
+            self._oracles[model] = self._oracle_of(view)
+        return self._oracles[model]
+
+    def _new_view(self, model: Model) -> AttackView:
+        return AttackView(model, precision=self.precision, fold=self.fold, output=self.output)
 
     def share_views(self, views: ViewCache) -> None:
         """Makes this attack use, and add to, these copies of models. Only attacks with the same precision,
         fold and output can share them."""
-        vars(self)["_views"] = views
+        vars(self).update(_views=views, _oracles=weakref.WeakKeyDictionary())
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -339,15 +334,11 @@ class Attack:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name not in _CACHES}
+        return {name: value for name, value in vars(self).items() if name not in ("_views", "_oracles")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._begin_caches()
-
-    def _begin_caches(self) -> None:
-        oracles: weakref.WeakKeyDictionary[nn.Module, Oracle] = weakref.WeakKeyDictionary()
-        vars(self).update(_views=ViewCache(), _oracles=oracles)
+        self.share_views(ViewCache())
 
     @property
     def label(self) -> str:
@@ -389,6 +380,3 @@ def readable(value: Any) -> str:
     if callable(value):
         return identity(value)
     return repr(value)
-
-
-_CACHES = ("_views", "_oracles")

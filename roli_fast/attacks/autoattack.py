@@ -109,7 +109,6 @@ class AutoAttack(Attack):
         }
         self._stages = {name: _stage(name, self, norm, eps, shared) for name in names}
         super().__init__(norm, eps, **shared | {"generator": generator})
-        self._share_views()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -147,16 +146,8 @@ class AutoAttack(Attack):
 
     def share_views(self, views: ViewCache) -> None:
         super().share_views(views)
-        self._share_views()
-
-    def _share_views(self) -> None:
-        """Lets all attacks compute in one copy of a model."""
-        for stage in self._stages.values():
-            stage.share_views(self._views)
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
-        self._share_views()
+        for stage in self._stages.values():  # all compute in one copy of a model
+            stage.share_views(views)
 
 
 def _stage(name: str, ensemble: AutoAttack, norm: str, eps: float | Tensor, shared: AttackOptions) -> Attack:
