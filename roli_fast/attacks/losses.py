@@ -63,7 +63,8 @@ def rivals(logits: Tensor, labels: Tensor) -> Tensor:
 
 def kl_divergence(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(probabilities || softmax(logits)), both (N, classes) (TRADES; Zhang et al. 2019, eq. 3)."""
-    return F.kl_div(F.log_softmax(logits.double(), dim=1), probabilities, reduction="none").sum(dim=1)
+    log = F.log_softmax(logits.double(), dim=1).masked_fill(probabilities == 0, 0)  # 0 log 0 counts as 0
+    return F.kl_div(log, probabilities, reduction="none").sum(dim=1)
 
 
 def feature_distance(features: Tensor, clean: Tensor) -> Tensor:

@@ -200,6 +200,20 @@ def test_the_divergence_of_a_confident_model_is_a_number():
     assert result.adversarial.isfinite().all()
 
 
+def test_a_masked_class_adds_nothing_to_the_divergence():
+    """One whose logit is minus infinity for every image."""
+    net, images = nn.Linear(6, 5), torch.rand(20, 6)
+    masked = nn.Linear(6, 7)
+    with torch.no_grad():
+        masked.weight.copy_(torch.cat([net.weight, torch.zeros(2, 6)]))
+        masked.bias.copy_(torch.cat([net.bias, torch.full((2,), -torch.inf)]))
+    attack = TPGD(eps=0.1, step_size=0.03, steps=4, iterate="best")
+    expected, found = (attack.run(model, images, key=torch.tensor([3])) for model in (net, masked))
+    assert (expected.loss > 0).all()
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.adversarial, expected.adversarial)
+
+
 def test_a_slope_that_float32_holds_is_left_as_it_is():
     logits = torch.tensor([[3.0, 1.0, -2.0], [0.0, 20.0, 1.0]], requires_grad=True)
     labels = torch.tensor([0, 1])
