@@ -41,7 +41,7 @@ class PyTorchModel:
         preprocessing: dict[str, Any] | None = None,
     ):
         if not isinstance(model, nn.Module):
-            refuse("model", f"a {type(model).__name__}", "a torch.nn.Module", ValueError)
+            refuse("model", f"a {type(model).__name__}", "a torch.nn.Module")
         check_bounds(bounds)
         unknown = set(preprocessing or {}) - {"mean", "std", "axis", "flip_axis"}
         if unknown:

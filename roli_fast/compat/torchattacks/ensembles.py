@@ -87,10 +87,11 @@ class MultiAttack(Attack):
 
 def _check_attacks(attacks: Sequence[Attack]) -> None:
     if len(attacks) < 2:
-        refuse("attacks", len(attacks), "two or more", ValueError)
+        refuse("attacks", len(attacks), "two or more")
     for attack in attacks:
+        kind = type(attack)
         if not isinstance(attack, Attack):
-            refuse("attacks", f"a {type(attack).__module__}.{type(attack).__name__}", "attacks of here")
+            refuse("attacks", f"a {kind.__module__}.{kind.__name__}", f"attacks of {__package__}")
     if len({id(attack.model) for attack in attacks}) > 1:
         refuse("attacks", "different models", "the same model for all")
 
