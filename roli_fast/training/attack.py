@@ -1,15 +1,13 @@
 """The attack inside a training loop."""
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import NFGSM, PGD, TPGD
 from ..attacks.ascent import Perturbed
@@ -47,7 +45,7 @@ class TrainingAttack:
         given = None if isinstance(self._attack, TPGD) else labels
         if self._recipe.attack_mode == "eval":
             return self._attack.perturb(self._model, images, given, index=index, key=key, checked=True)
-        with _in_train_mode(self._model):
+        with buffers_kept(self._model.modules()):  # such as running statistics
             return self._attack.perturb(self._live, images, given, index=index, key=key, checked=True)
 
 
@@ -91,30 +89,6 @@ def validation_attack(recipe: Recipe, precision: str, generator: torch.Generator
         precision=precision,
         generator=generator,
     )
-
-
-@contextlib.contextmanager
-def _in_train_mode(model: nn.Module) -> Iterator[None]:
-    """Attacks the model as it trains, but its buffers, such as running statistics, are afterwards what they
-    were."""
-    norms = (m for m in model.modules() if isinstance(m, _BatchNorm) and _has_switch(m))
-    tracking = {m for m in norms if m.training and m.track_running_stats}
-    for module in tracking:
-        module.track_running_stats = False
-    try:
-        with buffers_kept(m for m in model.modules() if m not in tracking):
-            yield
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
-
-
-def _has_switch(norm: _BatchNorm) -> bool:
-    """Whether track_running_stats turns its statistics off, which costs nothing. A forward of the user's own
-    may track them whatever that says."""
-    function = getattr(norm.forward, "__func__", None)  # None where this one has another callable for it
-    place = getattr(function, "__globals__", {}).get("__name__") or ""  # __module__ may be a copy's
-    return place.split(".")[0] in ("torch", "timm", "roli_fast")
 
 
 def fastest_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:
