@@ -82,13 +82,12 @@ def synchronize_norms(model: nn.Module) -> nn.Module:
     has none, the same formula in autograd's own operations."""
     if device_of(model).type == "cuda":
         return with_torchs_norms(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if type(module) not in _ON_CPU:
-                refuse(
-                    "sync_bn", f"True for {name}, a {type(module).__name__} on the CPU", "torch's BatchNorms"
-                )
-            module.__class__ = _ON_CPU[type(module)]
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for name, norm in norms.items():
+        if type(norm) not in _KNOWN_ON_CPU:
+            refuse("sync_bn", f"True for {name}, a {type(norm).__name__} on the CPU", "torch's BatchNorms")
+    for norm in norms.values():
+        norm.__class__ = _SyncBatchNormOnCPU
     return model
 
 
@@ -113,7 +112,10 @@ class _Summed(torch.autograd.Function):
         return summed(gradient.clone())
 
 
-class _Synchronized(nn.modules.batchnorm._BatchNorm):
+class _SyncBatchNormOnCPU(nn.modules.batchnorm._BatchNorm):
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Images of any number of dimensions."""
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -145,21 +147,4 @@ class _Synchronized(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class _Synchronized1d(_Synchronized, nn.BatchNorm1d):
-    pass
-
-
-class _Synchronized2d(_Synchronized, nn.BatchNorm2d):
-    pass
-
-
-class _Synchronized3d(_Synchronized, nn.BatchNorm3d):
-    pass
-
-
-_ON_CPU: dict[type, type] = {
-    nn.BatchNorm1d: _Synchronized1d,
-    nn.BatchNorm2d: _Synchronized2d,
-    nn.BatchNorm3d: _Synchronized3d,
-}
-_ON_CPU |= {synchronized: synchronized for synchronized in _ON_CPU.values()}
+_KNOWN_ON_CPU = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, _SyncBatchNormOnCPU)

@@ -71,6 +71,14 @@ def test_norms_that_an_earlier_stage_has_synchronised_stay():
     assert expected.min() == 0  # there is an activation
 
 
+def test_norms_that_cannot_be_synchronised_are_refused_before_any_changes():
+    model = nn.Sequential(nn.BatchNorm2d(4), BatchNormAct2d(4))
+    refused = "sync_bn: got True for 1, a BatchNormAct2d on the CPU, accepted: torch's BatchNorms"
+    with pytest.raises(ValueError, match=refused):
+        synchronize_norms(model)
+    assert type(model[0]) is nn.BatchNorm2d
+
+
 def launched(what, folder, *options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     return subprocess.run(
