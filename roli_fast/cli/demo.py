@@ -20,11 +20,11 @@ from torch import Tensor
 from ..attacks import PGD, AutoAttack
 from ..data import Loader, Splits, StoredImages, digits
 from ..evaluation import Evaluation, difference, evaluate
-from ..files import write_json
+from ..files import write, write_json
 from ..models import Normalized, create_model, find_classifier, save_model
-from ..report import read_run, write_report
-from ..report.pictures import check_matplotlib
-from ..training import Cost, Outcome, Recipe, Rounds, roli, train
+from ..report import Rate, read_run, write_report
+from ..report.pictures import against_cost, check_matplotlib
+from ..training import Outcome, Recipe, Rounds, roli, train
 from .errors import UserError
 from .options import Options
 
@@ -35,7 +35,6 @@ _AUTOATTACKED = 20  # test images
 _QUERIES = 1000  # of its Square: one after another, the official 5,000 would be half of the demo's time
 _REPORTED = 20  # test images
 _ARMS = ("Linear", "RanLI Full-FT", "RoLI Full-FT")
-_COLORS = {"Linear": "#0072b2", "RanLI Full-FT": "#e69f00", "RoLI Full-FT": "#009e73"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,10 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
     arms = {name: _arm(name, backbone, task, arguments) for name in _ARMS}
     console.print(_table(arms))
     console.print(_verdicts(arms), soft_wrap=True)
-    picture = arguments.output / "demo.png"
     _save(arguments, arms)
-    _draw(arms, picture)
     runs = [read_run(_folder(arguments, name), name) for name in _ARMS]
+    picture = arguments.output / "demo.png"
+    write(picture, against_cost(runs, {name: Rate.of(arm.pgd) for name, arm in arms.items()}).png)
     described = "scikit-learn's handwritten digits 5 to 9"
     page = write_report(
         runs, task, arguments.output / "report", images=_REPORTED, data=described, progress=True
@@ -160,8 +159,10 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
     )
     pgd = PGD(eps=_EPS, step_size=_EPS / 8, steps=20, iterate="best", early_stop=True, generator=_seeded())
     autoattack = AutoAttack(eps=_EPS, queries=_QUERIES, generator=_seeded())
-    some = [(images[:_AUTOATTACKED], labels[:_AUTOATTACKED]) for images, labels in [_all(task)]]
-    return _Arm(outcome, evaluate(model, [_all(task)], pgd), evaluate(model, some, autoattack, progress=True))
+    images, labels = _all(task)
+    some = [(images[:_AUTOATTACKED], labels[:_AUTOATTACKED])]
+    robust = evaluate(model, [(images, labels)], pgd)
+    return _Arm(outcome, robust, evaluate(model, some, autoattack, progress=True))
 
 
 def _folder(arguments: argparse.Namespace, arm: str) -> Path:
@@ -210,45 +211,6 @@ def _verdicts(arms: dict[str, _Arm]) -> str:
             interval = f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
             said.append(f"RoLI minus {other}, {what}: {100 * gap.value:+.1f} points {interval}{noise}")
     return "\n".join(said)
-
-
-def _draw(arms: dict[str, _Arm], path: Path) -> None:
-    """Validation robustness against what has been spent, the probing included."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 5))
-    for (name, arm), marker in zip(arms.items(), "so^", strict=True):
-        spent, costs, robust = 0, [], []
-        for trained in arm.outcome.stages.values():
-            for row in trained.history:
-                spent += Cost(**row["cost"]).passes
-                costs.append(spent / 1000)
-                robust.append(100 * row["val_robust"])
-        axis.plot(
-            costs, robust, color=_COLORS[name], marker=marker, markersize=4, label=f"{name}, validation"
-        )
-        low, high = (100 * bound for bound in arm.pgd.interval())
-        value = 100 * arm.pgd.value
-        axis.errorbar(
-            costs[-1] * 1.02,
-            value,
-            yerr=[[value - low], [high - value]],
-            color=_COLORS[name],
-            marker=marker,
-            markersize=9,
-            capsize=4,
-            label=f"{name}, test (best epoch, PGD-20)",
-        )
-    axis.set(xlabel="passes through the network, thousands", ylabel="robust accuracy, %")
-    axis.set_title(f"Digits 5 to 9 from a backbone that is robust on 0 to 4: Linf, eps {_EPS}")
-    axis.legend(fontsize=8)
-    axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _save(arguments: argparse.Namespace, arms: dict[str, _Arm]) -> None:

@@ -416,8 +416,9 @@ def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
     return _picture(figure, "accuracies", alt, "Accuracy of all runs, with 95 % intervals.")
 
 
-def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
-    """Validation robustness against the cost up to each epoch, and test robustness at the end."""
+def against_cost(runs: Sequence[Run], robust: Mapping[str, Rate]) -> Picture:
+    """Validation robustness against the cost up to each epoch, and test robustness at the end. robust: that
+    of the test images, by the runs' names."""
     figure, axes = _figure(3.8)
     said, called = [], labels([run.name for run in runs])
     for number, run in enumerate(runs):
@@ -430,12 +431,12 @@ def against_cost(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
                 x.append(spent.passes / 1000)
                 y.append(100 * (seen or 0))
         axes.plot(x, y, **look | {"markersize": 3}, alpha=0.7)
-        value, bars = _bars([found[run.name].robust])
+        value, bars = _bars([robust[run.name]])
         axes.errorbar(
             x[-1:], value, yerr=bars, **look | {"markersize": 9, "linestyle": "none"}, capsize=4,
             markeredgecolor="white", label=called[run.name],
         )  # fmt: skip
-        said.append(f"{run.name}: {percent(found[run.name].robust)} for {x[-1]:.4g} thousand passes")
+        said.append(f"{run.name}: {percent(robust[run.name])} for {x[-1]:.4g} thousand passes")
     axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
     axes.set_xlim(left=0)
     _tidy(axes, xlabel="passes through the network, thousands", ylabel="robust accuracy, %")

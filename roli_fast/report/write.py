@@ -208,7 +208,7 @@ class _Report:
             pictures.accuracies(self._runs, self._numbers),
             pictures.gaps(self._runs, self._comparison),
             pictures.against_eps(self._numbers),
-            pictures.against_cost(self._runs, self._numbers),
+            pictures.against_cost(self._runs, {name: one.robust for name, one in self._numbers.items()}),
         ]
 
     def _as_json(self) -> dict[str, Any]:
