@@ -107,29 +107,18 @@ def draw(results: Sequence[tuple[str, Comparison]], conditions: str, picture: Pa
 
     Raises ImportError if matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # pyplot would choose a backend for the caller's own code
 
     rows = len({entry.contender for _, comparison in results for entry in comparison.entries})
-    figure, panels = pyplot.subplots(
-        len(results),
-        1,
-        figsize=(9, 1.6 + len(results) * (0.9 + 0.6 * rows)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes, (model, comparison) in zip(panels[:, 0], results, strict=True):
+    figure = Figure((9, 1.6 + len(results) * (0.9 + 0.6 * rows)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(results), squeeze=False)[:, 0]
+    for axes, (model, comparison) in zip(panels, results, strict=True):
         _draw_panel(axes, model, comparison)
-    figure.legend(
-        *panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.supxlabel(
         f"time per image, ms (left is faster); beside it: times as long as ours\n{conditions}", fontsize=9
     )
-    figure.savefig(picture, dpi=150)
-    pyplot.close(figure)
+    figure.savefig(picture)
 
 
 def _draw_panel(axes, model: str, comparison: Comparison) -> None:  # type: ignore[no-untyped-def]
