@@ -153,9 +153,8 @@ class Pictures(ImageSet):
     def batch(self, rows: Sequence[int], draws: Sequence[Draws] | None = None) -> Tensor:
         shown = []
         for place, row in enumerate(rows):
-            resized = self._resized(row)
-            seen = self.view.centre(resized) if draws is None else self.view.random(resized, draws[place])
-            shown.append(F.pil_to_tensor(seen))
+            its_draws = None if draws is None else draws[place]
+            shown.append(self.view.shown(self._converted(row), its_draws))
             if shown[-1].shape != shown[0].shape:
                 self._refuse_sizes(rows[0], row)
         return torch.stack(shown)
@@ -174,7 +173,7 @@ class Pictures(ImageSet):
         return self._stored
 
     def _decoded(self) -> ImageSet:
-        first = F.pil_to_tensor(self._resized(0))
+        first = self._resized(0)
         if len(self) * first.numel() > MEMORY:
             return self
         size = self._size(0)
@@ -186,19 +185,23 @@ class Pictures(ImageSet):
         images = first.new_empty(len(self), *first.shape)
         console = Console(stderr=True)
         for row in track(range(len(self)), "decoding", console=console, disable=not console.is_terminal):
-            images[row] = F.pil_to_tensor(self._resized(row))
+            images[row] = self._resized(row)
         return StoredImages(images, self.labels, self.classes, self.keys, self.view)
 
     def check_headers(self) -> None:
         """Raises as decoding would for pictures that cannot be opened and for different sizes. Of files, only
         the headers are read."""
+        first = self._size(0)
         for row in range(len(self)):
-            if self._size(row) != self._size(0) and self.view.crop is None:
+            if self._size(row) != first and self.view.crop is None:
                 self._refuse_sizes(0, row)
 
-    def _resized(self, row: int) -> Image.Image:
+    def _resized(self, row: int) -> Tensor:
+        return F.pil_to_tensor(self.view.resized(self._converted(row)))
+
+    def _converted(self, row: int) -> Image.Image:
         with self._opened(row) as picture:
-            return self.view.resized(of_bytes(picture).convert(self.mode))
+            return of_bytes(picture).convert(self.mode)
 
     def _size(self, row: int) -> tuple[int, int]:
         """Width and height before resizing. Of a file, only the header is read."""

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torchvision.transforms.v2 import functional as F
 
 from ..checks import refuse
 from .batch import Batch, generator, received
@@ -54,7 +53,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         dataset = self.make()
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = 0, 1
         for picture, label in _pictures(dataset, self.mode):
-            yield F.pil_to_tensor(self.view.centre(self.view.resized(picture))), label
+            yield self.view.shown(picture), label
 
     def batches(
         self, batch_size: int, train: bool, seed: int, epoch: int, workers: int, rank: int, world_size: int
@@ -67,9 +66,9 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         # By default, readers ask torch.distributed; but in evaluation each process may read all images.
         dataset.reader.dist_rank, dataset.reader.dist_num_replicas = rank, world_size
         dataset.set_loader_cfg(num_workers=workers)
-        samples = _Samples(self, dataset, (seed, epoch) if train else None, rank, world_size)
+        seeds = (seed, epoch) if train else None
         fetched = DataLoader(
-            _Batches(samples, batch_size, train),
+            _Batches(self, dataset, batch_size, seeds, rank, world_size),
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
@@ -81,7 +80,7 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         return batches if world_size > 1 else self._whole(batches)
 
     def _some(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches without end. Raises OSError if there is none: no worker of this process has a shard."""
+        """Batches without end. Raises OSError where they end: no worker of this process has a shard."""
         yield from batches
         raise OSError(
             "images: got none of a stream in one of the processes, accepted: as many shards as processes, or "
@@ -89,8 +88,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
         )
 
     def _whole(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """A pass over all images. Raises OSError at its end if there were others than the set tells: readers
-        leave out what they cannot read, such as a shard that is missing, with no more than a warning."""
+        """A pass over all images. Raises OSError at its end if their number is not ``length``: readers leave
+        out what they cannot read, such as a missing shard, with no more than a warning."""
         found = 0
         for batch in batches:
             yield batch
@@ -102,64 +101,54 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
             )
 
 
-class _Samples:
-    """(image, label, index) of this worker's images. seeds: of the augmentation, in passes without end; None
-    for one pass without augmentation."""
+class _Batches(IterableDataset[Batch | Exception]):
+    """This worker's batches. What is refused is returned rather than raised, since a worker's exceptions
+    arrive with its stack, in which their text is lost.
+
+    seeds: of the augmentation, for full batches without end; None for one pass without augmentation.
+    """
 
     def __init__(
-        self, images: ImageStream, dataset: Any, seeds: tuple[int, int] | None, rank: int, world_size: int
+        self,
+        images: ImageStream,
+        dataset: Any,
+        batch_size: int,
+        seeds: tuple[int, int] | None,
+        rank: int,
+        world_size: int,
     ):
         self._dataset, self._view, self._mode = dataset, images.view, images.mode
-        self._seeds = seeds
-        self._rank = rank
-        self._world_size = world_size
+        self._batch_size, self._seeds = batch_size, seeds
+        self._rank, self._world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, int]]:
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        samples = self._samples()
+        try:
+            while batch := list(itertools.islice(samples, self._batch_size)):
+                if len(batch) == self._batch_size or self._seeds is None:
+                    yield _collated(batch)
+        except (OSError, ValueError) as error:
+            yield error
+
+    def _samples(self) -> Iterator[tuple[Tensor, int, int]]:
+        """(image, label, index) of this worker's images."""
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         first = self._rank * workers + number
-        if self._seeds is None:
-            for place, (picture, label) in enumerate(_pictures(self._dataset, self._mode)):
-                image = self._view.centre(self._view.resized(picture))
-                yield F.pil_to_tensor(image), label, first + place * workers * self._world_size
-            return
-        random = generator(*self._seeds, first)
-        for place, (picture, label) in enumerate(self._without_end()):
-            image = self._view.random(
-                self._view.resized(picture), torch.rand(DRAWS, generator=random).tolist()
-            )
-            yield F.pil_to_tensor(image), label, first + place * workers * self._world_size
+        random = None if self._seeds is None else generator(*self._seeds, first)
+        for place, (picture, label) in enumerate(self._passes()):
+            draws = None if random is None else torch.rand(DRAWS, generator=random).tolist()
+            yield self._view.shown(picture, draws), label, first + place * workers * self._world_size
 
-    def _without_end(self) -> Iterator[tuple[Image.Image, int]]:
-        """Nothing where there are more workers than shards and this one has none: the others go on."""
-        empty = False
-        while not empty:
+    def _passes(self) -> Iterator[tuple[Image.Image, int]]:
+        while True:
             empty = True
             for pair in _pictures(self._dataset, self._mode):
                 empty = False
                 yield pair
-
-
-class _Batches(IterableDataset[Batch | Exception]):
-    """This worker's batches, in training full ones. What is refused is returned rather than raised, since a
-    worker's exceptions arrive with its stack, in which their text is lost."""
-
-    def __init__(self, samples: _Samples, batch_size: int, full: bool):
-        self._samples = samples
-        self._batch_size = batch_size
-        self._full = full
-
-    def __iter__(self) -> Iterator[Batch | Exception]:
-        try:
-            yield from self._batches()
-        except (OSError, ValueError) as error:
-            yield error
-
-    def _batches(self) -> Iterator[Batch]:
-        samples = iter(self._samples)
-        while batch := list(itertools.islice(samples, self._batch_size)):
-            if len(batch) == self._batch_size or not self._full:
-                yield _collated(batch)
+            # Where there are more workers than shards, this one may have none: the others go on.
+            if empty or self._seeds is None:
+                return
 
 
 def _pictures(dataset: Any, mode: str) -> Iterator[tuple[Image.Image, int]]:

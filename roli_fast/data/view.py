@@ -41,6 +41,11 @@ class View:
         if not 0 <= self.hflip <= 1:
             refuse("hflip", self.hflip, "a probability from 0 to 1")
 
+    def shown(self, picture: Image.Image, draws: Draws | None = None) -> Tensor:
+        """The pixels (C, H, W) of a picture, uint8; augmented if draws are given."""
+        resized = self.resized(picture)
+        return F.pil_to_tensor(self.centre(resized) if draws is None else self.random(resized, draws))
+
     def resized(self, picture: Image.Image) -> Image.Image:
         return picture if self.resize is None else F.resize(picture, [self.resize])
 
