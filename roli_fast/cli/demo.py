@@ -22,8 +22,8 @@ from ..data import Loader, Splits, StoredImages, digits
 from ..evaluation import Evaluation, difference, evaluate
 from ..files import write, write_json
 from ..models import Normalized, create_model, find_classifier, save_model
-from ..report import Rate, read_run, write_report
-from ..report.pictures import against_cost, check_matplotlib
+from ..report import Gap, Rate, read_run, write_report
+from ..report.pictures import against_cost, check_matplotlib, points
 from ..training import Outcome, Recipe, Rounds, roli, train
 from .errors import UserError
 from .options import Options
@@ -199,18 +199,13 @@ def _table(arms: dict[str, _Arm]) -> Table:
 
 def _verdicts(arms: dict[str, _Arm]) -> str:
     """RoLI against the others, and what is noise."""
-    said = []
+    gaps = []
     ours = arms["RoLI Full-FT"].pgd
     for other in _ARMS[:2]:
         theirs = arms[other].pgd
-        for what, gap in (
-            ("clean", difference(ours.clean, theirs.clean)),
-            ("PGD-20", difference(ours, theirs)),
-        ):
-            noise = ", within noise" if gap.within_noise else ""
-            interval = f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-            said.append(f"RoLI minus {other}, {what}: {100 * gap.value:+.1f} points {interval}{noise}")
-    return "\n".join(said)
+        found = {"clean": difference(ours.clean, theirs.clean), "PGD-20": difference(ours, theirs)}
+        gaps += [Gap(f"RoLI minus {other}", w, d.value, d.low, d.high) for w, d in found.items()]
+    return "\n".join(map(points, gaps))
 
 
 def _save(arguments: argparse.Namespace, arms: dict[str, _Arm]) -> None:

@@ -37,6 +37,7 @@ _KINDS = {
 _PASSES = {"forwards": (BLUE, ""), "input_gradients": (VERMILION, "//"), "weight_gradients": (GREEN, "..")}
 _WIDTH, _DPI = 5.0, 200  # inches: 360 pixels of a phone then show text of 10 points at 10 pixels
 _LEGEND = 0.6  # inches of a figure's height that are its legend's
+UNITS = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # of eps
 _LABEL = 20  # characters of a run's name
 _TILE = 224  # pixels a side of an example at least
 
@@ -144,12 +145,12 @@ def percent(rate: Rate) -> str:
     return f"{rate.value:.1%} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
-def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
+def _bars(rates: Sequence[Rate | Gap]) -> tuple[list[float], list[list[float]]]:
     """Values in percent, and how far their intervals reach below and above."""
-    values = [100 * r.value for r in rates]
-    # At least 0: at 0 and 1 the intervals end at the value, up to rounding.
+    # At least 0: rounding may put an interval's end on the other side of its value.
     below = [max(0.0, 100 * (r.value - r.low)) for r in rates]
-    return values, [below, [max(0.0, 100 * (r.high - r.value)) for r in rates]]
+    above = [max(0.0, 100 * (r.high - r.value)) if r.high is not None else 0.0 for r in rates]
+    return [100 * r.value for r in rates], [below, above]
 
 
 # --- learning ------------------------------------------------------------------------------------------
@@ -257,14 +258,13 @@ def against_eps(found: Mapping[str, Measured], name: str = "eps") -> Picture:
         if single:
             _mark_single(near, far, one)
     near.axvline(first.eps, color="0.4", linewidth=1, linestyle=":")
-    unit = {"linf": "Linf", "l2": "L2", "l1": "L1"}[first.norm]
-    _tidy(near, xlabel=f"eps, {unit}, pixels in [0, 1]", ylabel="accuracy, %")
+    _tidy(near, xlabel=f"eps, {UNITS[first.norm]}, pixels in [0, 1]", ylabel="accuracy, %")
     _tidy(far)
     near.set_ylim(-3, 100)
     far.set_xlim(-1, len(found))
     far.set_xticks([(len(found) - 1) / 2], [f"{first.points[-1].eps:.3g}"])
     _legend(figure, near, 3 if len(found) > 2 or single else 2)
-    alt = f"Accuracy against eps, {unit}. {'. '.join(said)}."
+    alt = f"Accuracy against eps, {UNITS[first.norm]}. {'. '.join(said)}."
     caption = (
         f"Accuracy of {first.images} test images against eps, with 95 % intervals; successes of smaller eps "
         f"count. Dotted: the eps of the training, {first.eps:.4g}. On the right: the ball that holds every "
@@ -380,7 +380,7 @@ def transfer_picture(run: Run, found: Measured) -> Picture | None:
     axes.set_ylim(0, 1.05 * max(t.distance or [1.0]))
     _tidy(axes, xlabel="how far they may move: the criterion's radius", ylabel="how far features move")
     _legend(figure, axes, 3)
-    met = found.transfer.summary["criterion"]["met"] if found.transfer else 0
+    met = t.summary["criterion"]["met"]
     alt = (
         f"Features of {run.name}: the distance that an attack moves them by, against the radius within which "
         f"the class provably stays. {', '.join(counts)}; the criterion is met by {met} images."
@@ -395,23 +395,30 @@ def transfer_picture(run: Run, found: Measured) -> Picture | None:
 # --- comparison ----------------------------------------------------------------------------------------
 
 
+def _in_rows(axes: "Axes", rows: Sequence[str], found: Mapping[str, Sequence[Rate | Gap]]) -> None:
+    """Draws a row for each name, with two kinds of values side by side. found: for each kind, its values."""
+    looks = ((BLUE, "o", -0.13), (VERMILION, "s", 0.13))
+    for (kind, values), (colour, marker, shift) in zip(found.items(), looks, strict=True):
+        x, bars = _bars(values)
+        y = [row + shift for row in range(len(rows))]
+        axes.errorbar(x, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=kind)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
 def accuracies(runs: Sequence[Run], found: Mapping[str, Measured]) -> Picture:
     figure, axes = _figure(1.6 + 0.55 * len(runs))
-    said = []
-    kinds = {"clean": (BLUE, "o", -0.13), "robust, all attacks": (VERMILION, "s", 0.13)}
-    for label, (colour, marker, shift) in kinds.items():
-        rates = [found[r.name].clean if label == "clean" else found[r.name].robust for r in runs]
-        values, bars = _bars(rates)
-        y = [i + shift for i in range(len(runs))]
-        axes.errorbar(
-            values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=label
-        )
-        said += [f"{r.name} {label} {percent(rate)}" for r, rate in zip(runs, rates, strict=True)]
-    axes.set_yticks(range(len(runs)), [*labels([r.name for r in runs]).values()])
-    axes.set_ylim(len(runs) - 0.5, -0.5)
+    measured = [found[run.name] for run in runs]
+    rates = {"clean": [m.clean for m in measured], "robust, all attacks": [m.robust for m in measured]}
+    _in_rows(axes, [*labels([run.name for run in runs]).values()], rates)
     axes.set_xlim(-3, 103)
     _tidy(axes, xlabel="accuracy, %")
     _legend(figure, axes, 2)
+    said = [
+        f"{run.name} {kind} {percent(rate)}"
+        for kind, of_runs in rates.items()
+        for run, rate in zip(runs, of_runs, strict=True)
+    ]
     alt = f"Accuracies of all runs: {'; '.join(said)}."
     return _picture(figure, "accuracies", alt, "Accuracy of all runs, with 95 % intervals.")
 
@@ -451,35 +458,17 @@ def against_cost(runs: Sequence[Run], robust: Mapping[str, Rate]) -> Picture:
 
 
 def gaps(runs: Sequence[Run], comparison: Comparison) -> Picture:
-    rows = comparison.gaps
     called = labels([run.name for run in runs])
-    names = [f"{a.name} minus {b.name}" for a, b in pairs(runs)]
-    figure, axes = _figure(1.5 + 0.7 * len(names))
-    looks = {"clean": (BLUE, "o", -0.13), "robust": (VERMILION, "s", 0.13)}
-    for what, (colour, marker, shift) in looks.items():
-        chosen = [gap for gap in rows if gap.what == what]
-        y = [names.index(gap.name) + shift for gap in chosen]
-        values = [100 * gap.value for gap in chosen]
-        # At least 0: a value that all resamples share may be rounded otherwise than they are.
-        below = [max(0.0, 100 * (g.value - g.low)) for g in chosen]
-        above = [max(0.0, 100 * ((g.low if g.high is None else g.high) - g.value)) for g in chosen]
-        bars = [below, above]
-        axes.errorbar(
-            values, y, xerr=bars, color=colour, marker=marker, linestyle="none", capsize=3, label=what
-        )
+    rows = [f"{called[a.name]}\nminus {called[b.name]}" for a, b in pairs(runs)]
+    figure, axes = _figure(1.5 + 0.7 * len(rows))
+    found = {what: [gap for gap in comparison.gaps if gap.what == what] for what in ("clean", "robust")}
+    _in_rows(axes, rows, found)
     axes.axvline(0, color="0.3", linewidth=1)
-    said = [f"{called[a.name]}\nminus {called[b.name]}" for a, b in pairs(runs)]
-    axes.set_yticks(range(len(names)), said)
-    axes.set_ylim(len(names) - 0.5, -0.5)
     _tidy(axes, xlabel="points of accuracy")
     _legend(figure, axes, 2)
-    alt = f"Differences in accuracy: {'; '.join(map(points, rows))}."
-    return _picture(
-        figure,
-        "differences",
-        alt,
-        "Differences on the same images, with 95 % intervals of a paired bootstrap.",
-    )
+    alt = f"Differences in accuracy: {'; '.join(map(points, comparison.gaps))}."
+    caption = "Differences on the same images, with 95 % intervals of a paired bootstrap."
+    return _picture(figure, "differences", alt, caption)
 
 
 def points(gap: Gap) -> str:

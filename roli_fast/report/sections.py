@@ -12,11 +12,9 @@ from . import html
 from .advice import advice
 from .compare import Comparison, Gap
 from .measure import Found, Measured
-from .pictures import Picture, percent, points
+from .pictures import UNITS, Picture, percent, points
 from .runs import Run
 from .sanity import TOLERANCE, Check, sanity
-
-_UNITS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ def _head(data: str, runs: Sequence[Run], found: Mapping[str, Measured]) -> str:
     names += [("Comparison", "comparison")] if len(runs) > 1 else []
     names += [("How it was measured", "method")]
     links = [html.around("li", [html.element("a", name, href=f"#{there}")]) for name, there in names]
-    said = f"{data}; {one.images} of them attacked here. Ball: {_UNITS[one.norm]}, eps {one.eps:.4g} "
+    said = f"{data}; {one.images} of them attacked here. Ball: {UNITS[one.norm]}, eps {one.eps:.4g} "
     return html.around(
         "header",
         [
@@ -87,7 +85,8 @@ def _overview(runs: Sequence[Run], found: Mapping[str, Measured]) -> str:
         accuracies = (percent(rate) for rate in (one.clean, one.at_eps.carried, one.robust))
         measured.append((run.name, run.title, *accuracies, verdict))
         spent = (f"{run.cost.passes:,}", f"{run.cost.seconds:.1f}")
-        trained.append((run.name, *_tested(run.test), *spent))
+        tested = (_summed(run.test[n]) if n in run.test else "not attacked" for n in ("clean", "robust"))
+        trained.append((run.name, *tested, *spent))
     columns = ("run", "trained", "clean", "PGD", "all attacks", "checks passed")
     whole = ("run", "clean", "attacked", "passes", "seconds")
     about = f"Accuracy of the {one.images} test images attacked here"
@@ -104,18 +103,6 @@ def _overview(runs: Sequence[Run], found: Mapping[str, Measured]) -> str:
             )
         )
     return _section("Overview", "overview", content)
-
-
-def _tested(test: Mapping[str, Any]) -> tuple[str, str]:
-    """What the training itself measured on all test images."""
-
-    def shown(name: str) -> str:
-        if name not in test:
-            return "not attacked"
-        low, high = test[name]["interval"]
-        return f"{test[name]['value']:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-
-    return shown("clean"), shown("robust")
 
 
 def _comparison(comparison: Comparison, compared: Sequence[Picture]) -> str:
@@ -161,7 +148,7 @@ def _run(run: Run, whole: Found, drawn: Drawn, number: int) -> str:
 
 def _arguments(run: Run) -> list[str]:
     recipe, given = run.recipe, run.about.get("arguments", {})
-    eps = f"{_UNITS[recipe['norm']]}, eps {recipe['eps']:.4g}"
+    eps = f"{UNITS[recipe['norm']]}, eps {recipe['eps']:.4g}"
     best = (f"{s.name}: epoch {s.best + 1} of {len(s.history)} was kept" for s in run.stages.values())
     commit = run.about.get("commit") or {}
     versions = [f"{n} {run.about[n]}" for n in ("roli_fast", "torch", "python") if n in run.about]
