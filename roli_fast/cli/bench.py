@@ -24,8 +24,7 @@ from ..speed.peers import PEERS, Settings, find
 from ..speed.report import draw, table
 from ..speed.subjects import labelled, random_images, settle, timm_model
 from .errors import UserError
-from .options import check_names, chosen_device, new_folder, number
-from .options import count as option_count
+from .options import Options, check_names, chosen_device, new_folder
 
 # eps in [0, 1] pixels, as the field has them for images of some dozens of pixels; a step is a quarter.
 _EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12}
@@ -49,42 +48,31 @@ class _Subject:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    def option(name: str, metavar: str, about: str, **how: Any) -> None:
-        default = _DEFAULTS.get(name[2:].replace("-", "_"))
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        about += f" (default: {shown})" if default else ""
-        parser.add_argument(name, metavar=metavar, help=about, **how)
-
-    def count(name: str, metavar: str, about: str, least: int = 1, **how: Any) -> None:
-        option(name, metavar, about, type=option_count(name, least), **how)
-
-    option("--models", "MODEL", "timm's names, or NAME:NxCxHxW with batch size and image", nargs="+")
-    count("--size", "PIXELS", "image size", nargs="+")
-    count("--batch-size", "N", "images per call", least=2)
-    count("--batches", "N", "number of different batches, over all of which robust accuracy is measured")
-    count("--num-classes", "N", "number of classes of the models (default: 10)", least=2, default=10)
-    option("--checkpoint", "FILE", "weights, for one model (default: random)", type=Path)
-    option("--norms", "NORM", "norms, of linf, l2, l1 (default: linf)", nargs="+", default=["linf"])
+    option = Options(parser, "measurement")  # where defaults are only shown, --quick has others
+    names = "timm's names, or NAME:NxCxHxW with batch size and image"
+    option.text("--models", "MODEL", names, nargs="+", shown=_DEFAULTS["models"])
+    option.count("--size", "PIXELS", "image size", nargs="+", shown=_DEFAULTS["size"])
+    option.count("--batch-size", "N", "images per call", least=2, shown=_DEFAULTS["batch_size"])
+    batches = "number of different batches, over all of which robust accuracy is measured"
+    option.count("--batches", "N", batches, shown=_DEFAULTS["batches"])
+    option.count("--num-classes", "N", "number of classes of the models", least=2, default=10)
+    option.text("--checkpoint", "FILE", "weights, for one model (default: random)", type=Path)
+    option.text("--norms", "NORM", "norms, of linf, l2, l1", nargs="+", default=["linf"])
     eps = "radius for each norm, for pixels in [0, 1] (default: 8/255 in linf, 0.5 in l2, 12 in l1)"
-    option("--eps", "EPS", eps, nargs="+", type=number("--eps"))
-    option(
-        "--step-size",
-        "SIZE",
-        "step size for each norm (default: eps / 4)",
-        nargs="+",
-        type=number("--step-size"),
-    )
-    count("--steps", "N", "number of gradient steps", nargs="+")
-    precisions = f"precisions, of {', '.join(PRECISIONS)} (default: fp32 bf16)"
-    option("--precisions", "PRECISION", precisions, nargs="+", default=["fp32", "bf16"])
-    option("--peers", "PEER", f"peers, of {', '.join(PEERS)} (default: all)", nargs="*", default=list(PEERS))
-    count("--rounds", "N", "number of rounds, in each of which everything is timed once", least=2)
-    option("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    count("--seed", "N", "seed of weights, images and attacks (default: 0)", least=0, default=0)
-    quick = "small defaults, to see in under a minute whether it runs"
-    parser.add_argument("--quick", action="store_true", help=quick)
-    out = "folder for picture and numbers (default: bench-results)"
-    option("--output", "FOLDER", out, type=Path, default=Path("bench-results"))
+    option.number("--eps", "EPS", eps, nargs="+")
+    option.number("--step-size", "SIZE", "step size for each norm (default: eps / 4)", nargs="+")
+    option.count("--steps", "N", "number of gradient steps", nargs="+", shown=_DEFAULTS["steps"])
+    precisions = f"precisions, of {', '.join(PRECISIONS)}"
+    option.text("--precisions", "PRECISION", precisions, nargs="+", default=["fp32", "bf16"])
+    peers = f"peers, of {', '.join(PEERS)}"
+    option.text("--peers", "PEER", peers, nargs="*", default=list(PEERS), shown="all")
+    rounds = "number of rounds, in each of which everything is timed once"
+    option.count("--rounds", "N", rounds, least=2, shown=_DEFAULTS["rounds"])
+    option.text("--device", "DEVICE", "cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    option.count("--seed", "N", "seed of weights, images and attacks", least=0, default=0)
+    option.flag("--quick", "small defaults, to see in under a minute whether it runs")
+    folder = "folder for picture and numbers"
+    option.text("--output", "FOLDER", folder, type=Path, default=Path("bench-results"))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -2,13 +2,15 @@
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import platform
 import sys
 
+import torch
 from rich.console import Console
 from rich.table import Table
+
+from ..speed import machine
 
 _PACKAGES = ("roli-fast", "torch", "torchvision", "timm", "triton", "numpy", "scipy", "pybind11", "ninja")
 _VARIABLES = (
@@ -39,26 +41,15 @@ def _print(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
     console.print(table)
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _system() -> list[tuple[str, str]]:
     rows = [("python", f"{platform.python_version()}, {platform.platform()}")]
-    rows += [(package, _version(package)) for package in _PACKAGES]
+    rows += [(package, machine.version(package) or "not installed") for package in _PACKAGES]
     return rows + [(name, os.environ[name]) for name in _VARIABLES if name in os.environ]
 
 
 def _devices() -> list[tuple[str, str]]:
-    import torch
-
-    from ..speed.machine import cpu_name
-
     rows = [
-        ("cpu", f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"),
+        ("cpu", f"{machine.cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch"),
         ("torch's capability", torch.backends.cpu.get_cpu_capability()),
     ]
     if not torch.cuda.is_available():

@@ -90,15 +90,17 @@ def one_of(option: str, accepted: Sequence[str]) -> Callable[[str], str]:
 
 
 class Options:
-    """Adds options to a group of a parser; help texts end with the default."""
+    """Adds options to a group of a parser. Help texts end with the default, or with what ``shown`` gives in
+    its place."""
 
     def __init__(self, parser: argparse.ArgumentParser, title: str):
         self._group = parser.add_argument_group(title)
 
-    def text(self, name: str, metavar: str, about: str, **how: Any) -> None:
-        default = how.get("default")
-        shown = f" (default: {default})" if default not in (None, []) else ""
-        self._group.add_argument(name, metavar=metavar, help=about + shown, **how)
+    def text(self, name: str, metavar: str, about: str, *, shown: Any = None, **how: Any) -> None:
+        default = how.get("default") if shown is None else shown
+        if default not in (None, []):
+            about += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
+        self._group.add_argument(name, metavar=metavar, help=about, **how)
 
     def number(
         self, name: str, metavar: str, about: str, least: float = 0.0, open_below: bool = True, **how: Any

@@ -115,12 +115,13 @@ def _add_training_arguments(option: Options) -> None:
         "--lr-base", "LR", f"peak learning rate for a batch of 256, scaled to the batch size {paper}"
     )
     option.text("--opt", "NAME", "optimiser, by timm's name (default: adamw; momentum for linear)")
-    option.number("--momentum", "M", _standing("momentum of SGD", "momentum"), open_below=False)
+    option.number("--momentum", "M", "momentum of SGD", open_below=False, shown=Recipe.momentum)
     decay = "weight decay, but for biases and normalisation layers (default: 0.05; 1e-4 for linear)"
     option.number("--weight-decay", "W", decay, open_below=False)
-    option.choice("--sched", _standing("schedule of the learning rate after the warm-up", "sched"), SCHEDULES)
+    sched = "schedule of the learning rate after the warm-up"
+    option.choice("--sched", sched, SCHEDULES, shown=Recipe.sched)
     option.count("--warmup-epochs", "N", f"epochs in which the learning rate grows {paper}", least=0)
-    option.number("--min-lr", "LR", _standing("learning rate at the end", "min_lr"), open_below=False)
+    option.number("--min-lr", "LR", "learning rate at the end", open_below=False, shown=Recipe.min_lr)
     option.number("--clip-grad", "NORM", "norm to which gradients are clipped (default: none)")
     average = (
         "keep a moving average of the weights with this decay, which is at most 1 - (1 + step)^(-2/3) "
@@ -136,28 +137,22 @@ def _add_training_arguments(option: Options) -> None:
 
 def _add_attack_arguments(option: Options) -> None:
     """What is not given is the recipe's default."""
-    option.choice(
-        "--attack", _standing("attack in training; nfgsm is one step from noise", "attack"), ATTACKS
-    )
-    option.choice("--loss", _standing("cross-entropy on adversarial images, or TRADES", "loss"), LOSSES)
-    option.number("--trades-beta", "BETA", _standing("weight of TRADES' divergence", "trades_beta"))
-    option.choice("--norm", _standing("norm of the ball", "norm"), tuple(NORMS))
+    attack = "attack in training; nfgsm is one step from noise"
+    option.choice("--attack", attack, ATTACKS, shown=Recipe.attack)
+    option.choice("--loss", "cross-entropy on adversarial images, or TRADES", LOSSES, shown=Recipe.loss)
+    option.number("--trades-beta", "BETA", "weight of TRADES' divergence", shown=Recipe.trades_beta)
+    option.choice("--norm", "norm of the ball", tuple(NORMS), shown=Recipe.norm)
     option.number("--eps", "EPS", "radius of the ball, for pixels in [0, 1] (default: 8/255 in linf)")
     option.number("--step-size", "SIZE", "step size of the training attack (default: eps / 4)")
-    option.count("--steps", "N", _standing("number of steps of the training attack", "steps"))
-    warmup = _standing("epochs in which eps grows from 0", "eps_warmup_epochs")
-    option.count("--eps-warmup-epochs", "N", warmup, least=0)
-    mode = _standing("mode of the model while it is attacked in training", "attack_mode")
-    option.choice("--attack-mode", mode, MODES)
+    option.count("--steps", "N", "number of steps of the training attack", shown=Recipe.steps)
+    warmup = "epochs in which eps grows from 0"
+    option.count("--eps-warmup-epochs", "N", warmup, least=0, shown=Recipe.eps_warmup_epochs)
+    mode = "mode of the model while it is attacked in training"
+    option.choice("--attack-mode", mode, MODES, shown=Recipe.attack_mode)
     fastest = "precision of attacks (default: auto, the fastest on the device by a measurement)"
     option.choice("--attack-precision", fastest, (AUTO, *PRECISIONS))
-    option.count(
-        "--val-steps", "N", _standing("number of steps of PGD on validation and test images", "val_steps")
-    )
-
-
-def _standing(about: str, field: str) -> str:
-    return f"{about} (default: {getattr(Recipe, field)})"
+    steps = "number of steps of PGD on validation and test images"
+    option.count("--val-steps", "N", steps, shown=Recipe.val_steps)
 
 
 def run(arguments: argparse.Namespace) -> None:
