@@ -230,7 +230,7 @@ class _Bench:
         assert isinstance(own, _Ours)
         return model_alone(own.view(), self._batches, self._settings.steps, precision)
 
-    def peak(self, name: str, variant: Variant) -> int | None:
+    def peak(self, name: str, variant: Variant) -> int:
         images, labels = self._batches[0]
         images = self._laid_out(images, variant)
         model = self._copy(variant)
@@ -343,7 +343,7 @@ class _Findings:
     picks: Mapping[tuple[str, str], Variant]
     trials: Mapping[tuple[str, Variant], _Trial]
     measured: Measurement
-    peaks: Mapping[tuple[str, Variant], int | None]
+    peaks: Mapping[tuple[str, Variant], int]
     images: int
 
     def entry(self, column: str, name: str) -> Entry:

@@ -7,17 +7,15 @@ from collections.abc import Callable
 import torch
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """The peak of torch's own allocations on the device during a call, in bytes, on top of what was allocated
-    before. None on devices other than CPU and CUDA.
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The peak of torch's own allocations on the device, CPU or CUDA, during a call, in bytes, on top of what
+    was allocated before.
 
     On the CPU, only allocations that the profiler sees are counted, and not those that a library makes by
     itself.
     """
     gc.collect()
-    if device.type == "cuda":
-        return _on_cuda(call, device)
-    return _on_the_cpu(call) if device.type == "cpu" else None
+    return _on_cuda(call, device) if device.type == "cuda" else _on_the_cpu(call)
 
 
 def _on_cuda(call: Callable[[], object], device: torch.device) -> int:
