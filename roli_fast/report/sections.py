@@ -170,9 +170,9 @@ def _arguments(run: Run) -> list[str]:
     rows = [(name, *(_plain(s.recipe.get(name)) for s in stages)) for name in recipe]
     all_of_them = [html.table("Settings of the stages", ("", *(s.name for s in stages)), rows)]
     if given:
-        lines = [
-            (f"--{n.replace('_', '-')}", _plain(v)) for n, v in given.items() if v not in (None, False, [])
-        ]
+        # A 0 that was given is no False.
+        shown = {n: v for n, v in given.items() if v is not None and v is not False and v != []}
+        lines = [(f"--{n.replace('_', '-')}", _plain(v)) for n, v in shown.items()]
         all_of_them.append(
             html.table(
                 "The command's arguments, as far as they were given or have a default", ("", ""), lines

@@ -13,6 +13,7 @@ from PIL import Image
 
 from roli_fast.report import compare, read_run, write_report
 from roli_fast.report.compare import pairs
+from roli_fast.report.sections import _arguments
 from roli_fast.report.write import _slugs
 
 from .cases import NAMES, blobs, make_run
@@ -109,6 +110,14 @@ def test_names_and_classes_are_escaped(written):
     text = written.read_text()
     assert "RoLI &lt;full&gt; &amp; more" in text
     assert "<full>" not in text
+
+
+def test_all_arguments_that_were_given_are_shown(made):
+    run = read_run(made / "roli")
+    run.about["arguments"] |= {"seed": 0, "min_lr": 0.0, "resize": False, "model_kwargs": [], "std": None}
+    shown = "".join(_arguments(run))
+    assert all(option in shown for option in ("--init", "--seed", "--min-lr"))
+    assert not any(option in shown for option in ("--resize", "--model-kwargs", "--std"))
 
 
 def test_the_page_says_what_the_numbers_say(page, numbers):
