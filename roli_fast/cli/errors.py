@@ -1,9 +1,9 @@
-"""What a user can put right."""
+"""Errors that are shown without a stack."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: its text is all that is shown."""
+    """A user's mistake: only its text is shown, and the exit code is 2."""
 
 
 class RunError(Exception):
-    """Work that began and could not go on: its text is all that is shown, and the exit code is 1."""
+    """A run that began and could not go on: only its text is shown, and the exit code is 1."""

@@ -120,7 +120,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     found: dict[str, Evaluation] = {}
     with users_mistakes():  # what shows only under attack, such as another number of classes
         for name, attack in _attacks(arguments).items():
-            # Other draws make other images.
+            # Each seed has its own adversarial images.
             own = name if arguments.seed == 0 else f"{name}-seed-{arguments.seed}"
             kept = folder / own if arguments.save_adversarial and attack is not None else None
             found[name] = evaluate(model, batches, attack, folder=kept, progress=True)
@@ -152,7 +152,7 @@ def _of_other_data(model: Path, splits: Splits) -> list[str]:
 
 
 def _model_file(arguments: argparse.Namespace) -> Path:
-    """The file; where a run was given, what it has settled becomes the default of what was not given."""
+    """The model's file. If MODEL is a run's folder, options that were not given are as in the run."""
     given = arguments.model
     there: dict[str, Any] = {}
     if given.is_dir():
@@ -209,7 +209,7 @@ def _attacks(arguments: argparse.Namespace) -> dict[str, Attack | None]:
 
 
 def _per_class(accuracy: Accuracy, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Accuracy]:
-    """Of the classes that have images."""
+    """The accuracy of each class that has images."""
     present = labels.unique().tolist()
     return {classes[c]: Accuracy(accuracy.right[labels == c]) for c in present}
 

@@ -1,4 +1,4 @@
-"""A subcommand that torchrun may start several times over."""
+"""Subcommands that torchrun may start in several processes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from .options import chosen_device, users_mistakes
 
 @contextlib.contextmanager
 def own_device(name: str | None) -> Iterator[torch.device]:
-    """The device of this process, by --device; under torchrun, inside, it is one of a group."""
+    """The device of this process, by --device. Under torchrun, the process is in a process group inside."""
     with users_mistakes():
         device = join(name) or chosen_device(name)
     try:

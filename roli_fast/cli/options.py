@@ -147,7 +147,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     option.count("--workers", "N", "processes that decode images (default: one per core, at most 4)", least=0)
 
 
-# What makes a data set, by the options' names; load()'s own defaults stand for what is not given.
+# Options that load() takes, which has defaults for those that are not given.
 DATA_OPTIONS = (
     "data_dir",
     "train_split",

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """The folders' own, or, where these are the same, their paths."""
+    """The folders' names; if two are the same, their paths."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 

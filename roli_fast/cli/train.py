@@ -41,9 +41,9 @@ from .train_recipes import method_options, model_options, recipes, settle
 INITS = ("roli", "small", "random", "pretrained")
 PROBES = ("rounds", "sgd")
 
-# What is no part of a run.
+# Arguments that may differ when a run is resumed, and are not recorded.
 _FREE = ("resume", "output", "workers", "device", "dataset_download", "run")
-# What may have moved when it goes on: weights are known by their digest, data by that of names and labels.
+# Recorded, but may have moved: weights are recognised by their digest, data by that of names and labels.
 _PLACES = ("data_dir", "initial_checkpoint")
 
 
@@ -246,7 +246,7 @@ def _created(arguments: argparse.Namespace, splits: Splits) -> Normalized:
 
 
 def _load(arguments: argparse.Namespace, model: Normalized, console: Console) -> bool:
-    """Loads --initial-checkpoint, and says what it is; whether it has a head for these classes."""
+    """Loads --initial-checkpoint, and shows what was loaded. Returns whether a head was, too."""
     loaded = load_backbone(model, arguments.initial_checkpoint)
     arguments.backbone_sha256 = loaded.sha256
     console.print(f"{arguments.initial_checkpoint}: sha256 {loaded.sha256}", soft_wrap=True, markup=False)
@@ -284,7 +284,7 @@ def _open(arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | R
 def _about(
     arguments: argparse.Namespace, finetuning: Recipe, probing: Recipe | Rounds | None
 ) -> dict[str, Any]:
-    """What the arguments come to, and what the run was made with."""
+    """What follows from the arguments, and versions."""
     return {
         "dataset": arguments.dataset or "digits",
         "model_options": model_options(arguments),
@@ -300,7 +300,7 @@ def _about(
 
 
 def _forget_what_never_began(folder: Path) -> None:
-    """A command that was refused leaves its folder to the one that puts it right."""
+    """Frees the folder for a corrected command, if this one was refused."""
     if rank() == 0 and not _has_begun(folder):
         (folder / "args.json").unlink(missing_ok=True)
 

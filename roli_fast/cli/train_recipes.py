@@ -1,4 +1,4 @@
-"""What the options of ``roli-fast train`` come to: a recipe for each stage, and no option that is in vain."""
+"""Turns the options of ``roli-fast train`` into a recipe for each stage, and refuses those without effect."""
 
 import argparse
 import dataclasses
@@ -12,12 +12,12 @@ from ..training.recipe import PAPER_SETS
 from .errors import UserError
 from .options import Effects, pairs, refuse_without_effect, size_effect
 
-# Where the data set is none of the paper's: its settings for CIFAR-10, with a warm-up of a tenth.
+# Other data sets than the paper's get its settings for CIFAR-10, with a tenth of the epochs as warm-up.
 _LIKE = "cifar10"
 
 # Options that are the recipe's fields by another name.
 _RENAMED = {"attack_precision": "precision", "model_ema_decay": "ema_decay"}
-# Of linear probing, in the first stage or as the only one.
+# Defaults of linear probing by SGD, in the first stage or as the only one.
 _PROBING: dict[str, Any] = {"opt": "momentum", "weight_decay": 1e-4}
 
 
@@ -40,7 +40,8 @@ def settle(arguments: argparse.Namespace) -> None:
 
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of create_model; on the paper's data sets, a transformer has its resize, and a Swin its drop path."""
+    """Options of :func:`roli_fast.models.create_model`. By default, as in the paper: images of CIFAR are
+    resized for a Swin or ViT, and a Swin has its stochastic depth."""
     options = {"img_size": arguments.img_size, "resize": arguments.resize}
     options |= pairs("--model-kwargs", arguments.model_kwargs)
     if arguments.drop_path is not None:
@@ -53,7 +54,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of the finetuning method."""
+    """Options of :func:`roli_fast.models.finetune`."""
     given = pairs("--method-kwargs", arguments.method_kwargs)
     if arguments.dataset in PAPER_SETS:
         return paper_options(arguments.dataset, arguments.method)[1] | given
@@ -101,7 +102,7 @@ def _is_probed_by_rounds(arguments: argparse.Namespace) -> bool:
 
 
 def _has_momentum(arguments: argparse.Namespace) -> bool:
-    """Of what trains; an optimiser that is not known is refused by the recipe."""
+    """Whether an optimiser that is used has a momentum. The recipe refuses unknown ones."""
     used = [arguments.opt or (_PROBING["opt"] if arguments.method == "linear" else Recipe.opt)]
     if _is_probed(arguments):
         used.append(arguments.probe_opt or _PROBING["opt"])
@@ -109,8 +110,9 @@ def _has_momentum(arguments: argparse.Namespace) -> bool:
 
 
 def recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | Rounds | None]:
-    """Of finetuning, and of probing, if it is a stage of its own or by rounds: the options that were given,
-    then the paper's settings for the data set, then the recipe's own defaults."""
+    """The settings of finetuning, and those of probing; None for the latter if there is no probing, or if it
+    is the only stage and trained by SGD. What was not given is as in the paper for the data set, or else the
+    recipe's default."""
     fields = {f.name for f in dataclasses.fields(Recipe)}
     named = {_RENAMED.get(name, name): value for name, value in vars(arguments).items()}
     given = {name: value for name, value in named.items() if name in fields and value is not None}
@@ -133,7 +135,7 @@ def recipes(arguments: argparse.Namespace) -> tuple[Recipe, Recipe | Rounds | No
 def _recipe(
     arguments: argparse.Namespace, method: str, probed: bool, given: dict[str, Any], lr_base: float | None
 ) -> Recipe:
-    """lr_base: for a batch of 256."""
+    """lr_base: learning rate for a batch of 256; None for the paper's."""
     known = arguments.dataset in PAPER_SETS
     paper = paper_settings(arguments.dataset if known else _LIKE, method, probed=probed)
     settings = (_PROBING if method == "linear" else {"opt": Recipe.opt}) | given

@@ -19,8 +19,8 @@ from .options import refuse_without_effect, size_effect
 class Subject:
     """A model to look at.
 
-    method: what of it was trained, as its file says; None where none does.
-    head: whether it has one that was trained for as many classes as the data have.
+    method: the finetuning method that its file names; None if it names none.
+    head: whether it has a trained head for as many classes as the data have.
     """
 
     name: str
@@ -37,7 +37,7 @@ def check_subjects(arguments: argparse.Namespace) -> None:
         for name, value in given.items():
             if value is not None:
                 raise UserError(
-                    f"{name}: got {value} beside model files, accepted: either, as these say it all"
+                    f"{name}: got {value} beside model files, accepted: either (files say it all)"
                 )
         if len(set(arguments.files)) < len(arguments.files):
             raise UserError(f"MODEL: got {' '.join(map(str, arguments.files))}, accepted: each once")
@@ -51,9 +51,10 @@ def check_subjects(arguments: argparse.Namespace) -> None:
 def load_subjects(
     arguments: argparse.Namespace, image: Tensor, classes: int, device: torch.device
 ) -> list[Subject]:
-    """Each asked about an image (1, C, H, W), so that what does not fit shows before work begins.
+    """Loads the models, and runs each on an image (1, C, H, W), so that one that does not fit is found before
+    the attacks begin.
 
-    Raises ValueError and what else loading raises.
+    Raises ValueError, and whatever loading raises.
     """
     if arguments.files:
         names = _names(arguments.files)
@@ -67,7 +68,7 @@ def load_subjects(
 
 
 def _names(files: list[Path]) -> list[str]:
-    """The files' own, or, where these are the same, with their folders."""
+    """The files' names; if two are the same, their paths."""
     stems = [file.stem for file in files]
     return stems if len(set(stems)) == len(stems) else [str(file.with_suffix("")) for file in files]
 
@@ -100,7 +101,7 @@ def _from_checkpoint(arguments: argparse.Namespace, channels: int, classes: int)
 
 
 def _is_new(head: nn.Linear) -> bool:
-    """Whether its biases are those that it was made with: the first step of any training moves them."""
+    """Whether the head has the biases of a new one, which the first step of any training moves."""
     new = Classifier(nn.Identity(), nn.Linear(1, 1), "head")
     new.reset_head(1)
     return head.bias is not None and bool((head.bias.cpu() == new.head.bias).all())

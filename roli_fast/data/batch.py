@@ -18,8 +18,8 @@ def generator(*parts: int) -> torch.Generator:
 
 
 def received(fetched: Batch | Exception) -> Batch:
-    """What a worker has returned: a batch, of which torch makes a list on its way, or what went wrong, which
-    is raised here."""
+    """The batch that a worker has returned, a tuple again where torch has made a list of it. Raises the
+    exception if it has returned one."""
     if isinstance(fetched, Exception):
         raise fetched
     images, labels, index = fetched

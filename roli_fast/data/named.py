@@ -212,7 +212,7 @@ def _load_photos(name: str, data_dir: Path, view: View, mode: str, split_seed: i
     if folder is None:
         raise about.missing(data_dir, f"without {photos.images}/")
     try:
-        parts = _papers_draw(folder) or photos.read(folder)
+        parts = _papers_own(folder) or photos.read(folder)
     except FileNotFoundError as error:
         raise about.missing(data_dir, error) from error
     except Exception as error:  # whatever an incomplete list makes its reader raise
@@ -238,7 +238,8 @@ def _load_photos(name: str, data_dir: Path, view: View, mode: str, split_seed: i
     return Splits(**sets)
 
 
-def _papers_draw(folder: Path) -> dict[str, Entries] | None:
+def _papers_own(folder: Path) -> dict[str, Entries] | None:
+    """The splits that the paper used, if their files are there."""
     files = {part: folder / f"{part}.json" for part in ("train", "val", "test")}
     if not all(file.is_file() for file in files.values()):
         return None

@@ -31,8 +31,8 @@ def _doubt(found: Sequence[Found]) -> Advice | None:
     if not failed:
         return None
     reason = (
-        f"robust accuracies cannot be trusted, since these checks failed: {'; '.join(failed)}. Attacks by "
-        "gradients may have missed adversarial images that there are"
+        f"robust accuracies cannot be trusted, since these checks failed: {'; '.join(failed)}. Gradient "
+        "attacks may have missed adversarial images"
     )
     most = ", ".join(f"{f.numbers.robust.value:.1%}" for f in found)
-    return Advice("none", reason, f"What the attacks left, {most}, bounds robust accuracy from above only")
+    return Advice("none", reason, f"What the attacks left, {most}, is only an upper bound of robust accuracy")

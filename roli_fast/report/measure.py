@@ -208,8 +208,8 @@ class _Run:
         self._batches, self._norm, self._eps, self._tell = batches, norm, eps, tell
         images, labels = (first[:1] for first in batches[0])
         self._shape = images.shape[1:]
-        self._still = _input_gradient(model, as_floats(images), labels) is None
-        self._model: Model = _Still(model) if self._still else model
+        self._no_gradient = _input_gradient(model, as_floats(images), labels) is None
+        self._model: Model = _ZeroGradient(model) if self._no_gradient else model
         self._forwards = self._backwards = 0
 
     def measured(self, classes: Sequence[str]) -> Found:
@@ -297,21 +297,21 @@ class _Run:
     def _transfer(self, robust: Accuracy) -> tuple[Transfer | None, str | None]:
         """The transfer analysis, or the reason why there is none. robust: which images withstand all attacks;
         the analysis repeats only the first of these."""
-        if self._still:
+        if self._no_gradient:
             return None, "the output has no gradient by the images"
         # As sensitivity_attack() has it, in any norm.
         moving = FeaturePGD(self._norm, self._eps, 0.7 * self._eps, STEPS, iterate="best", generator=seeded())
         try:
             found = transfer(self._model, self._batches, moving, [self._pgd(self._eps)])  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            if "accepted: " not in str(error):  # no refusal
+            if "accepted: " not in str(error):  # a bug, not a refusal
                 raise
             return None, str(error)
         return dataclasses.replace(found, robust=robust), None
 
 
-class _Still(nn.Module):
-    """Gives a model that has no gradient one of zero. Attacks then do not move, which the checks report."""
+class _ZeroGradient(nn.Module):
+    """Gives a model without a gradient one of zero: attacks then run but do not move, which checks report."""
 
     def __init__(self, model: Model):
         super().__init__()

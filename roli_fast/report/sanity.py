@@ -7,10 +7,10 @@ from .measure import Measured
 
 # Of the images. On six runs on digits, adversarially trained, with 60 to 179 images, every check measured 0;
 # on one of them with its input quantised, 0.28 and more where it failed. One image in fifty is left to PGD,
-# which is no exact maximisation, and to chance.
+# which does not maximise exactly, and to chance.
 TOLERANCE = 0.02
 
-_MASKING = "Gradients may be masked: they do not lead to the adversarial images that there are"
+_MASKING = "Gradients may be masked: they do not lead to the adversarial images that exist"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ def _whole_box(found: Measured) -> Check:
         last.alone.value,
         TOLERANCE,
         f"{last.alone.value:.1%} right",
-        "In this ball lies every image, also one of another class: whatever the attack leaves right, it did "
-        f"not find. {_MASKING}, or the attack is too weak.",
+        "This ball holds every image, those of other classes included, so every image can be fooled: the "
+        f"attack failed where it did not. {_MASKING}, or the attack is too weak.",
     )
 
 
@@ -68,8 +68,8 @@ def _eps(found: Measured) -> Check:
         TOLERANCE,
         measured,
         "A larger ball holds every adversarial image of the smaller one, and the attack lost some of them: "
-        f"its steps are too coarse or too few. {_MASKING}. The curve carries successes over, and does not "
-        "rise.",
+        f"its steps are too coarse or too few. {_MASKING}. (The curve of this page does not rise, since it "
+        "counts successes at smaller eps.)",
     )
 
 
@@ -81,9 +81,9 @@ def _restarts(found: Measured) -> Check:
         max(several - one, 0.0),
         TOLERANCE,
         f"{one:.1%} right after one start, {several:.1%} after {starts}",
-        "The starts include the single one's, so that more of them can only find more. The model answers "
-        "otherwise when it is asked again: its outputs are random, or change as it is used. Such gradients "
-        "have to be averaged, or a masked gradient is taken for robustness.",
+        "The starts include the single one's, so more of them can only find more. The model answers the same "
+        "question differently: its outputs are random, or change as it is used. Attacks then have to average "
+        "its gradients (eot), or noise is mistaken for robustness.",
     )
 
 
@@ -93,8 +93,8 @@ def _square(found: Measured) -> Check:
         "no image is broken by Square alone",
         count / found.images,
         TOLERANCE,
-        f"{count} of {found.images} images withstood every attack by gradients, and not random search",
-        f"Square has no gradients, and finds what those with gradients do not. {_MASKING}; more queries, or "
+        f"{count} of {found.images} images withstood every gradient attack, but not random search",
+        f"Square uses no gradients, and finds what attacks with gradients miss. {_MASKING}; more queries, or "
         "an attack made for this model, would break more.",
     )
 
@@ -106,6 +106,6 @@ def _gradients(found: Measured) -> Check:
         (g.zero + g.not_finite) / g.images,
         TOLERANCE,
         f"zero for {g.zero} and not finite for {g.not_finite} of {g.images} images",
-        "Where the loss has no gradient by the pixels, attacks by gradients stand still: the model rounds "
-        "its input, or a layer is not differentiable. That is gradient masking, and no robustness.",
+        "Without a gradient with respect to the pixels, gradient attacks cannot move: the model rounds its "
+        "input, or a layer is not differentiable. That is gradient masking, and no robustness.",
     )

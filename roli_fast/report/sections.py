@@ -174,9 +174,7 @@ def _arguments(run: Run) -> list[str]:
         shown = {n: v for n, v in given.items() if v is not None and v is not False and v != []}
         lines = [(f"--{n.replace('_', '-')}", _plain(v)) for n, v in shown.items()]
         all_of_them.append(
-            html.table(
-                "The command's arguments, as far as they were given or have a default", ("", ""), lines
-            )
+            html.table("The command's arguments that were given or have a default", ("", ""), lines)
         )
     return [
         html.facts((n, v) for n, v in known if v not in (None, "")),
@@ -220,8 +218,8 @@ def _checks(found: Measured) -> list[str]:
     items = [_check(check) for check in sanity(found)]
     notes = [html.element("p", f"Note: {note}.", class_="quiet") for note in found.ensemble.notes]
     about = (
-        f"Each check passes up to {TOLERANCE:.0%} of the images. All passed proves nothing; one that failed "
-        "says that robust accuracies are too high."
+        f"Each check tolerates {TOLERANCE:.0%} of the images. Passing all of them proves nothing; if one "
+        "fails, robust accuracies are too high."
     )
     return [html.element("p", about, class_="quiet"), html.around("ul", items, class_="checks"), *notes]
 
@@ -296,8 +294,8 @@ def _figure(value: float | None) -> str:
 
 def _method(found: Measured) -> str:
     said = (
-        f"{found.attack}. Each eps is attacked anew; steps are 2.5 eps by the number of steps.",
-        f"{found.ensemble.label}: shorter than the official AutoAttack, for which there is roli-fast eval.",
+        f"{found.attack}. Each eps is attacked anew, with a step size of 2.5 eps / steps.",
+        f"{found.ensemble.label}: shorter than the official AutoAttack, which roli-fast eval runs.",
         "All attacks: right under PGD at this and every smaller eps, under PGD with several starts, and "
         "under APGD and Square.",
         "Intervals of accuracies are Wilson's; of differences, a paired bootstrap's over images, or Wilson's "

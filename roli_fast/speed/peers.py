@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Attack = Callable[
-    [Tensor, Tensor], Tensor
-]  # images (N, C, H, W) in [0, 1] and labels (N,) to adversarial images
+# Maps images (N, C, H, W) in [0, 1] and labels (N,) to adversarial images.
+Attack = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Settings:
     steps: int
 
 
-# The attack of a model; the images are such as will come.
+# Builds the attack on a model; the images are a batch like those to come.
 Build = Callable[[nn.Module, Settings, Tensor], Attack]
 
 

@@ -12,7 +12,7 @@ _STYLES = (("#0072B2", "s"), ("#E69F00", "v"), ("#009E73", "^"), ("#CC79A7", "P"
 _BEST_STYLE = ("#D55E00", "o")
 _LONGEST_NOTE = 160
 
-# Cores taken by others; more, and a thread of ours has waited for one.
+# How many cores other processes may keep busy before our threads have to wait for one.
 MUCH_OTHER_LOAD = 0.1
 
 

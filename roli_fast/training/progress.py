@@ -13,7 +13,7 @@ class Progress:
     def __init__(self, title: str, steps: int, shown: bool):
         self._console = Console(stderr=True, quiet=not shown)
         columns = (
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),  # the title is the caller's
             rich.progress.BarColumn(bar_width=10),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TimeRemainingColumn(),

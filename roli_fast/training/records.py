@@ -20,7 +20,7 @@ from ..models import read_metadata, save_model
 from ..models.checkpoints import architecture_json
 from .processes import agree, by_the_first
 
-OF_MODEL = "model."  # begins the names of the settings that say how the model was built
+OF_MODEL = "model."  # prefix of the settings that say how the model was built
 
 
 def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -31,7 +31,7 @@ def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
         refuse("folder", f"{folder}, which has a run", "a new one, or resume=True to go on there")
     there = _settings(path)
-    settings = json.loads(json.dumps(settings))  # as they are read
+    settings = json.loads(json.dumps(settings))  # tuples as lists, as in the file
     if not any(name.startswith(OF_MODEL) for name in there):  # an earlier version's, which only weights check
         settings = {name: value for name, value in settings.items() if not name.startswith(OF_MODEL)}
     changed = [n for n in settings if there.get(n) != settings[n]]

@@ -16,7 +16,7 @@ class DivergedError(RuntimeError):
     """
 
     def __init__(self, epoch: int, step: int, index: Tensor | None, kept: str):
-        super().__init__(epoch, step, index, kept)  # of which another process makes it anew
+        super().__init__(epoch, step, index, kept)  # all arguments, for pickle
         self.epoch, self.step, self.index, self._kept = epoch, step, index, kept
 
     def __str__(self) -> str:

@@ -161,7 +161,7 @@ class _Probing:
         self.model = model.eval()
         self.features, self.head = split(model)
         batch = max(1, recipe.batch_size // world_size())
-        # Always the same images in this process, in the same order: features found for them pile up.
+        # The same images in the same order in each epoch: the pool has a row for each image.
         self.loader = Loader(splits.train, batch, augment=True, seed=recipe.seed, workers=workers)
         self.precision = settled_precision(self.model, self.loader, recipe, records)
         validation = for_evaluation(splits.val, recipe, workers)

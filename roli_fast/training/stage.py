@@ -79,7 +79,8 @@ def train(
     title: what the bar calls the stage.
 
     Raises ValueError, before training begins, for arguments that do not fit together, and for a folder that
-    has another run or one that is not to be resumed; TypeError for what are no splits;
+    has another run or one that is not to be resumed; TypeError for other splits than
+        :class:`roli_fast.data.Splits`;
     :class:`DivergedError` for a loss or weight that is not finite; OSError where a file cannot be written,
     which leaves the files saved before intact.
     """
@@ -295,7 +296,7 @@ class _Stage:
                 f"model: got one of another structure than the run in {there}, accepted: the same"
             ) from error
         self.epoch, self.step, self.warnings = saved["epoch"], saved["step"], saved["warnings"]
-        if rank() == 0:  # of all processes, whose own begin anew
+        if rank() == 0:  # the sums of all processes; the others begin again at 0
             self.sums = saved["sums"].to(self.device)
         history = self.history
         history.rows, history.cost = saved["history"], Cost(**saved["cost"])

@@ -21,7 +21,7 @@ from .records import OF_MODEL
 
 
 def check_place(folder: str | Path | None, resume: bool) -> None:
-    """Raises ValueError for a run that goes on nowhere, and for a folder where there can be none."""
+    """Raises ValueError for resume without a folder, and for a folder that cannot be made."""
     if folder is None:
         if resume:
             refuse("resume", "True without a folder", "the folder of the run that goes on")
@@ -51,8 +51,8 @@ def check_stage(model: nn.Module, splits: Splits, recipe: Recipe, sync_bn: bool)
 
 
 def check_splits(splits: Splits, *used: str) -> None:
-    """Raises TypeError for what are no splits of this package's data sets, and ValueError for an empty one.
-    used: the names of those that are needed."""
+    """Raises TypeError for anything but Splits of this package's data sets, and ValueError for an empty one.
+    used: the names of the splits that are needed."""
     if not isinstance(splits, Splits):
         accepted = "Splits(train, val, test), as roli_fast.data.load returns"
         refuse("splits", f"a {type(splits).__name__}", accepted, TypeError)
@@ -95,6 +95,6 @@ def bound_settings(model: nn.Module, recipe: Recipe, splits: Splits) -> dict[str
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
-    """Those of them that say how the model was built: LoRA's alpha, say, of which weights tell nothing.
+    """The settings that say how the model was built, such as LoRA's alpha, which the weights do not show.
     Raises ValueError or TypeError for a model that cannot be saved."""
     return {f"{OF_MODEL}{name}": value for name, value in built_as(model).items()}
