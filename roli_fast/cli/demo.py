@@ -23,6 +23,7 @@ from ..evaluation import Evaluation, difference, evaluate
 from ..files import write, write_json
 from ..models import Normalized, create_model, find_classifier, save_model
 from ..report import Gap, Rate, read_run, write_report
+from ..report.measure import seeded
 from ..report.pictures import against_cost, check_matplotlib, points
 from ..training import Outcome, Recipe, Rounds, roli, train
 from .errors import UserError
@@ -157,8 +158,8 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
         folder=_folder(arguments, name),
         progress=True,
     )
-    pgd = PGD(eps=_EPS, step_size=_EPS / 8, steps=20, iterate="best", early_stop=True, generator=_seeded())
-    autoattack = AutoAttack(eps=_EPS, queries=_QUERIES, generator=_seeded())
+    pgd = PGD(eps=_EPS, step_size=_EPS / 8, steps=20, iterate="best", early_stop=True, generator=seeded())
+    autoattack = AutoAttack(eps=_EPS, queries=_QUERIES, generator=seeded())
     images, labels = _all(task)
     some = [(images[:_AUTOATTACKED], labels[:_AUTOATTACKED])]
     robust = evaluate(model, [(images, labels)], pgd)
@@ -167,10 +168,6 @@ def _arm(name: str, backbone: Normalized, task: Splits, arguments: argparse.Name
 
 def _folder(arguments: argparse.Namespace, arm: str) -> Path:
     return arguments.output / arm.split()[0].lower()
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _all(task: Splits) -> tuple[Tensor, Tensor]:

@@ -53,9 +53,8 @@ def refuse_without_effect(arguments: argparse.Namespace, effects: Effects) -> No
                 raise UserError(f"{got}, which has no effect, accepted: it with {accepted}")
 
 
-def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Callable[[str], float]:
-    """A parser of numbers and fractions such as 8/255. They have to be above ``least``, or, with open_below
-    False, may equal it."""
+def number(option: str, *, or_zero: bool = False) -> Callable[[str], float]:
+    """A parser of numbers above 0, or from 0 on, and of fractions such as 8/255."""
 
     def read(text: str) -> float:
         try:
@@ -63,8 +62,8 @@ def number(option: str, least: float = 0.0, *, open_below: bool = True) -> Calla
             value = float(numerator) / (float(denominator) if slash else 1)
         except (ValueError, ZeroDivisionError):
             value = math.nan
-        if not (least < value < math.inf or (value == least and not open_below)):
-            accepted = f"a number above {least:g}" if open_below else f"a number from {least:g} on"
+        if not (0 < value < math.inf or (value == 0 and or_zero)):
+            accepted = "a number from 0 on" if or_zero else "a number above 0"
             raise UserError(f"{option}: got {text!r}, accepted: {accepted}, such as 0.5 or 8/255")
         return value
 
@@ -102,10 +101,8 @@ class Options:
             about += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
         self._group.add_argument(name, metavar=metavar, help=about, **how)
 
-    def number(
-        self, name: str, metavar: str, about: str, least: float = 0.0, open_below: bool = True, **how: Any
-    ) -> None:
-        self.text(name, metavar, about, type=number(name, least, open_below=open_below), **how)
+    def number(self, name: str, metavar: str, about: str, *, or_zero: bool = False, **how: Any) -> None:
+        self.text(name, metavar, about, type=number(name, or_zero=or_zero), **how)
 
     def count(self, name: str, metavar: str, about: str, least: int = 1, **how: Any) -> None:
         self.text(name, metavar, about, type=count(name, least), **how)
@@ -135,7 +132,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     option.count("--input-size", "PIXELS", "image size (default: the data set's)")
     option.number("--crop-pct", "SHARE", "share of the resized image's side that is kept (default: 0.875)")
     mirrored = "probability of mirroring (default: 0.5 where images are cropped, else 0)"
-    option.number("--hflip", "SHARE", mirrored, open_below=False)
+    option.number("--hflip", "SHARE", mirrored, or_zero=True)
     option.text("--input-img-mode", "MODE", "RGB (default), or L for one channel of grey")
     option.count("--num-classes", "N", "number of classes, for a data set that does not say", least=2)
     option.count(

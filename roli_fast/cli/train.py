@@ -32,7 +32,6 @@ from .options import (
     add_data_arguments,
     load_data,
     new_folder,
-    number,
     read_arguments,
     users_mistakes,
 )
@@ -70,10 +69,9 @@ def _add_model_arguments(option: Options) -> None:
     option.flag("--resize", resize)
     for name in ("--mean", "--std"):
         about = f"{name[2:]} by which pixels are normalised, one for each channel (default: timm's)"
-        read = number(name, open_below=name == "--std")
-        option.text(name, "X", about, type=read, nargs="+")
+        option.number(name, "X", about, or_zero=name == "--mean", nargs="+")
     drop = "rate of stochastic depth in full finetuning (default: 0; 0.5 for a Swin on the paper's data sets)"
-    option.number("--drop-path", "RATE", drop, open_below=False)
+    option.number("--drop-path", "RATE", drop, or_zero=True)
     option.text("--model-kwargs", "NAME=VALUE", "further options of the network", nargs="+", default=[])
 
 
@@ -99,9 +97,7 @@ def _add_stage_arguments(option: Options) -> None:
     option.count("--probe-epochs", "N", "epochs of probing by SGD (default: the paper's)")
     option.number("--probe-lr", "LR", "learning rate of probing by SGD (default: the paper's)")
     option.text("--probe-opt", "NAME", "optimiser of probing by SGD (default: momentum, which is SGD)")
-    option.number(
-        "--probe-weight-decay", "W", "weight decay of probing by SGD (default: 1e-4)", open_below=False
-    )
+    option.number("--probe-weight-decay", "W", "weight decay of probing by SGD (default: 1e-4)", or_zero=True)
 
 
 def _add_training_arguments(option: Options) -> None:
@@ -115,19 +111,19 @@ def _add_training_arguments(option: Options) -> None:
         "--lr-base", "LR", f"peak learning rate for a batch of 256, scaled to the batch size {paper}"
     )
     option.text("--opt", "NAME", "optimiser, by timm's name (default: adamw; momentum for linear)")
-    option.number("--momentum", "M", "momentum of SGD", open_below=False, shown=Recipe.momentum)
+    option.number("--momentum", "M", "momentum of SGD", or_zero=True, shown=Recipe.momentum)
     decay = "weight decay, but for biases and normalisation layers (default: 0.05; 1e-4 for linear)"
-    option.number("--weight-decay", "W", decay, open_below=False)
+    option.number("--weight-decay", "W", decay, or_zero=True)
     sched = "schedule of the learning rate after the warm-up"
     option.choice("--sched", sched, SCHEDULES, shown=Recipe.sched)
     option.count("--warmup-epochs", "N", f"epochs in which the learning rate grows {paper}", least=0)
-    option.number("--min-lr", "LR", "learning rate at the end", open_below=False, shown=Recipe.min_lr)
+    option.number("--min-lr", "LR", "learning rate at the end", or_zero=True, shown=Recipe.min_lr)
     option.number("--clip-grad", "NORM", "norm to which gradients are clipped (default: none)")
     average = (
         "keep a moving average of the weights with this decay, which is at most 1 - (1 + step)^(-2/3) "
         "(default: no average)"
     )
-    option.number("--model-ema-decay", "D", average, open_below=False)
+    option.number("--model-ema-decay", "D", average, or_zero=True)
     amp = "autocast's dtype in the training step (default: bfloat16 if the attack is in half precision)"
     option.choice("--amp-dtype", amp, AMP_DTYPES)
     option.flag("--no-channels-last", "keep images and weights in torch's default memory layout")

@@ -63,16 +63,18 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _effects(arguments: argparse.Namespace) -> Effects:
     by_sgd = ("probe_epochs", "probe_lr", "probe_opt", "probe_weight_decay")
-    trains = ("epochs", "patience", "lr", "lr_base", "opt", "momentum", "weight_decay", "sched", "min_lr")
-    grows = ("warmup_epochs", "clip_grad", "model_ema_decay", "amp_dtype", "loss", "eps_warmup_epochs")
     sgd = arguments.probe == "sgd"
     linear = arguments.method == "linear"
     by_rounds = _is_probed_by_rounds(arguments)
     probed = "a head that is probed (--init roli with --initial-checkpoint or --pretrained; --method linear)"
     attacked = ("norm", "eps", "eps_warmup_epochs", "attack_mode", "attack_precision", "val_steps")
     attack = arguments.attack or Recipe.attack
-    # Rounds attack in a way of their own.
-    of_attack = ("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",)))
+    # Rounds have an attack of their own, or none.
+    by_epochs = (
+        *("epochs", "patience", "lr", "lr_base", "opt", "momentum", "weight_decay", "sched", "min_lr"),
+        *("warmup_epochs", "clip_grad", "model_ema_decay", "amp_dtype", "loss", "eps_warmup_epochs"),
+        *("steps", "step_size", "attack_mode", *(() if attack == "none" else ("attack",))),
+    )
     return [
         (("pretrained",), arguments.initial_checkpoint is None, "no --initial-checkpoint"),
         (("probe",), linear or _is_probed(arguments), probed),
@@ -80,7 +82,7 @@ def _effects(arguments: argparse.Namespace) -> Effects:
         (("probe_rounds", "probe_steps"), not sgd, "--probe rounds"),
         (("probe_rounds", "probe_steps"), attack != "none", "an --attack"),
         (by_sgd, sgd and _is_probed(arguments), "--probe sgd, --init roli and another method than linear"),
-        ((*trains, *grows, *of_attack), sgd or not linear, "--probe sgd, or another method than linear"),
+        (by_epochs, sgd or not linear, "--probe sgd, or another method than linear"),
         (("drop_path",), arguments.method == "full", "--method full"),
         (("momentum",), _has_momentum(arguments), "an --opt that has one"),
         (("min_lr",), arguments.sched != "none", "--sched cosine"),

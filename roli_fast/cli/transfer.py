@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option.count("--img-size", "PIXELS", "image size for which the backbone is built (default: its own)")
     option.flag("--resize", "resize images to the backbone's size inside the model")
     channels = "by which pixels are normalised, one for each channel (default: timm's for the model)"
-    option.number("--mean", "X", channels, open_below=False, nargs="+")
+    option.number("--mean", "X", channels, or_zero=True, nargs="+")
     option.number("--std", "X", channels, nargs="+")
     add_data_arguments(parser)
     option = Options(parser, "evaluation")

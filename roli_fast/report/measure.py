@@ -195,7 +195,7 @@ def measure(
     check_number("eps", eps, above=0)
     if not batches:
         refuse("batches", "none", "at least one")
-    return _Run(model, batches, norm, float(eps), tell).measured(classes)
+    return _Measuring(model, batches, norm, float(eps), tell).measured(classes)
 
 
 def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
@@ -203,7 +203,7 @@ def count_of(norm: str, eps: float, shape: Sequence[int]) -> int:
     return len(steps_of(norm, eps, shape)) + 6
 
 
-class _Run:
+class _Measuring:
     def __init__(self, model: Model, batches: Batches, norm: str, eps: float, tell: Tell):
         self._batches, self._norm, self._eps, self._tell = batches, norm, eps, tell
         images, labels = (first[:1] for first in batches[0])

@@ -29,10 +29,9 @@ class TrainingAttack:
         self._model, self._recipe = model, recipe
         self._live = _Live(model)
         # Sizes that grow during warm-up are tensors, so that a captured CUDA graph follows their values.
-        grow = recipe.eps_warmup_epochs > 0
-        device = device_of(model)
-        self._attack = _attack(recipe, precision, torch.zeros((), device=device) if grow else None)
-        full = _attack(recipe, precision, None).sizes()
+        size = partial(torch.tensor, device=device_of(model)) if recipe.eps_warmup_epochs > 0 else float
+        self._attack = _attack(recipe, precision, size)
+        full = _attack(recipe, precision, float).sizes()
         self._growing = [(t, full[n]) for n, t in self._attack.sizes().items() if isinstance(t, Tensor)]
 
     def grow(self, epoch: float) -> None:
@@ -61,12 +60,8 @@ class _Live(nn.Module):
         return self._unregistered[0](x)
 
 
-def _attack(recipe: Recipe, precision: str, growing: Tensor | None) -> PGD:
-    """growing: a tensor to which sizes are added, so that each is a tensor of its own; None for numbers."""
-
-    def size(value: float) -> Any:
-        return value if growing is None else growing + value
-
+def _attack(recipe: Recipe, precision: str, size: Callable[[float], Any]) -> PGD:
+    """size: makes eps and step size of the recipe's numbers."""
     if recipe.attack == "nfgsm":
         return NFGSM(recipe.norm, size(recipe.eps), precision=precision)
     kind = TPGD if recipe.loss == "trades" else PGD
