@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Table
 from .. import __version__
 from ..attacks.norms import NORMS
 from ..data import ImageStream, Splits
-from ..distributed import rank
+from ..distributed import rank, world_size
 from ..engine import PRECISIONS
 from ..files import check_name, write_json
 from ..models import METHODS, Normalized, create_model, find_classifier, load_backbone
@@ -291,7 +290,7 @@ def _about(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": machine.commit(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": world_size(),
     }
 
 

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-import os
 from typing import Any
 
 from timm.optim import get_optimizer_info, list_optimizers
 
+from ..distributed import is_joined
 from ..training import Recipe, Rounds, paper_options, paper_settings
 from ..training.recipe import PAPER_SETS
 from .errors import UserError
@@ -89,7 +89,7 @@ def _effects(arguments: argparse.Namespace) -> Effects:
         (("steps", "step_size"), attack == "pgd", "--attack pgd"),
         (attacked, attack != "none", "an --attack"),
         (("trades_beta",), arguments.loss == "trades", "--loss trades"),
-        (("sync_bn",), "WORLD_SIZE" in os.environ, "torchrun"),
+        (("sync_bn",), is_joined(), "torchrun"),
         size_effect(arguments),
     ]
 
