@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -124,13 +124,16 @@ def compare(
     for done, who in enumerate(variants):
         progress("trying", done, len(variants))
         trials[who] = bench.try_out(*who)
-    picks = _pick(bench.names, precisions, trials)
+    picks = {(precision, name): Variant(precision) for precision in precisions for name in bench.names}
+    picks |= _fastest({who: trial.seconds for who, trial in trials.items()}, trials)
     contenders = {_key(*who): bench.calls(*who) for who in _that_run(picks, trials)}
     for precision in precisions:
         if _key(OURS, Variant(precision)) in contenders:
             contenders[_key(BARE, Variant(precision))] = bench.model_alone(precision)
     measured = _measure(contenders, rounds, progress)
-    picks |= _best_of_the_measured(bench.names, picks, trials, measured)
+    # In a few calls, another one may have seemed the fastest.
+    ran = _that_run(picks, trials)
+    picks |= _fastest({who: measured.seconds_of(_key(*who))["median"] for who in ran}, trials)
     peaks = {who: bench.peak(*who) for who in _that_run(picks, trials)}
     findings = _Findings(picks, trials, measured, peaks, len(batches[0][0]))
     return Comparison(
@@ -294,38 +297,16 @@ def _arithmetic(name: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _pick(
-    names: Iterable[str], precisions: Iterable[str], trials: Mapping[tuple[str, Variant], _Trial]
+def _fastest(
+    seconds: Mapping[tuple[str, Variant], float], trials: Mapping[tuple[str, Variant], _Trial]
 ) -> dict[tuple[str, str], Variant]:
-    """The variants that are measured, by column and contender. For "best", it is the variant that seemed best
-    when it was tried."""
-    names = tuple(names)
-    picks = {(precision, name): Variant(precision) for precision in precisions for name in names}
-    for name in names:
-        tried = {v: (trial.stays, trial.seconds) for (who, v), trial in trials.items() if who == name}
-        picks[BEST, name] = _best(tried)
+    """For the column "best", each contender's fastest variant of those with a time: of those that stay in the
+    ball, if any does."""
+    picks = {}
+    for name in dict.fromkeys(name for name, _ in seconds):
+        timed = [variant for who, variant in seconds if who == name]
+        picks[BEST, name] = min(timed, key=lambda v: (not trials[name, v].stays, seconds[name, v]))
     return picks
-
-
-def _best(variants: Mapping[Variant, tuple[bool, float]]) -> Variant:
-    """The fastest variant that stays in the ball, or the fastest of all if none does. variants: for each,
-    whether it stays, and its seconds."""
-    return min(variants, key=lambda variant: (not variants[variant][0], variants[variant][1]))
-
-
-def _best_of_the_measured(
-    names: Iterable[str],
-    picks: Mapping[tuple[str, str], Variant],
-    trials: Mapping[tuple[str, Variant], _Trial],
-    measured: Measurement,
-) -> dict[tuple[str, str], Variant]:
-    """The best variants by what was measured. The one that seemed best in a few calls may turn out slower
-    than the one in the column of a precision."""
-    facts: dict[str, dict[Variant, tuple[bool, float]]] = {name: {} for name in names}
-    for name, variant in _that_run(picks, trials):
-        median = measured.seconds_of(_key(name, variant))["median"]
-        facts[name][variant] = trials[name, variant].stays, median
-    return {(BEST, name): _best(of_it) for name, of_it in facts.items() if of_it}
 
 
 def _that_run(
