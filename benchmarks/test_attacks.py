@@ -24,10 +24,10 @@ from roli_fast.engine import PRECISIONS, AttackView
 from roli_fast.speed.bare import CALLS_TO_SPEED, model_alone
 from roli_fast.speed.memory import peak_bytes
 from roli_fast.speed.subjects import labelled, random_images, settle, timm_model
-from roli_fast.speed.timing import Call, Measurement, interleaved, launches, quartiles, until_done
+from roli_fast.speed.timing import Call, Measurement, interleaved, quartiles, until_done
 
 from .baselines import loops
-from .shared import CLOCK, QUICK, enter
+from .shared import CLOCK, QUICK, enter, launches
 
 OURS = tuple(f"ours-{precision}" for precision in ("bf16", "tf32", "fp32"))  # captured on a GPU
 EAGER = tuple(f"{ours}-eager" for ours in OURS)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 import roli_fast
 from roli_fast import ops
-from roli_fast.speed.timing import Call, Measurement, interleaved, on_the_clock, on_the_gpu
+from roli_fast.speed.timing import Call, Measurement, interleaved, on_the_clock
 
 from .baselines.ops import compiled
-from .shared import CLOCK, QUICK, enter
+from .shared import CLOCK, QUICK, enter, on_the_gpu
 
 Pair = tuple[Tensor, Tensor]
 SHAPES = {"64x10": (64, 10), "64x1000": (64, 1000), "1024x1000": (1024, 1000), "64x21843": (64, 21843)}

@@ -19,10 +19,10 @@ from torch import Tensor
 import roli_fast
 from roli_fast import ops
 from roli_fast.speed import machine
-from roli_fast.speed.timing import Call, Measurement, interleaved, launches, on_the_clock, on_the_gpu
+from roli_fast.speed.timing import Call, Measurement, interleaved, on_the_clock
 
 from .baselines import ops as baselines
-from .shared import CLOCK, QUICK, enter
+from .shared import CLOCK, QUICK, enter, launches, on_the_gpu
 
 # By the family: step size and eps. Points lie beyond the L2 and L1 balls, so that these have to project.
 LINF = 2 / 255, 8 / 255
