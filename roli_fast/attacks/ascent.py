@@ -17,7 +17,7 @@ from .inputs import to_images, to_state
 from .losses import Loss, get_loss
 from .options import AttackOptions
 from .oracle import WHOLE, Oracle
-from .samples import Best, Samples, keep, some_of, taken
+from .samples import Best, Samples, some_of, taken
 from .trial import Trial
 
 
@@ -216,7 +216,7 @@ class GradientAttack(Attack):
         assert isinstance(ascent, Ascent)
         rows, asked = trial.with_room(rows)
         state = self.begin(ascent, self._batch(trial, rows, run))
-        left = Leaving(trial, rows, asked, state)
+        left = Leaving(trial, rows, asked)
         for step in range(self.steps):
             state.gradient, loss, output = ascent.gradient(state.x, state.target)
             trial.spend(len(left.rows), forwards=1, gradients=1)
@@ -247,46 +247,52 @@ class GradientAttack(Attack):
 class Leaving:
     """Keeps track of the samples of a run, which leave as soon as they fool the model itself.
 
-    On a GPU, the batch shrinks to a few sizes only (:meth:`Oracle.room`). The model is asked when the batch
-    could shrink; until then, a sample that fools the attack's copy of it stays in the batch as a suspect.
+    On a GPU, the batch shrinks to a few sizes only (:meth:`Oracle.room`). Until it could, a sample that fools
+    the attack's copy of the model stays in the batch as a suspect. Then the model is asked about all places
+    where it did, in order, so that the verdict is the same as if it had been asked at once.
 
     rows: (n,) int64, the samples that are computed with.
     asked: (n,) bool, which of these are asked for; the others fill the batch up.
     """
 
-    def __init__(self, trial: Trial, rows: Tensor, asked: Tensor, state: State):
+    def __init__(self, trial: Trial, rows: Tensor, asked: Tensor):
         self._trial, self.rows, self._asked = trial, rows, asked
         self._suspect = torch.zeros_like(asked)  # which have fooled the copy
-        self._adv = state.adv.clone()  # where they did
+        # Step by step, which did (m,), by their places among the rows, and with which images (m, ...).
+        self._found: list[tuple[Tensor, Tensor]] = []
 
     def without(self, state: State, fooled: Tensor) -> State:
         """The state without those that have left. fooled: (n,) bool, which fool the copy where they are."""
-        fooled = fooled & self._asked & ~self._suspect
+        fooled = fooled & self._asked
         if not fooled.any():
             return state
         self._suspect |= fooled
-        keep(self._adv, fooled, state.adv)
-        if self._room(self._asked & ~self._suspect) < len(self.rows):
+        self._found.append((fooled.nonzero().flatten(), state.adv[fooled]))
+        could_shrink = self._room(self._asked & ~self._suspect) < len(self.rows)
+        if could_shrink or sum(len(images) for _, images in self._found) >= len(self.rows):
             self._judge_suspects()
             size = self._room(self._asked)
             if size < len(self.rows):
                 kept = some_of(self._asked, size)
-                self.rows, self._asked, self._suspect, self._adv, state = (
-                    taken(value, kept) for value in (self.rows, self._asked, self._suspect, self._adv, state)
+                self.rows, self._asked, self._suspect, state = (
+                    taken(value, kept) for value in (self.rows, self._asked, self._suspect, state)
                 )
         return state
 
     def judge_all(self, state: State) -> None:
         """Has the model judge the results of all that have not left."""
-        if self._suspect.any():
-            self._judge_suspects()
+        self._judge_suspects()
         if self._asked.any():
             self._trial.judge(self.rows[self._asked], state.result()[self._asked])
 
     def _judge_suspects(self) -> None:
         """Suspects that fool the model are done; the others go on."""
-        suspects = self._suspect.nonzero().flatten()
-        self._asked[suspects] = ~self._trial.judge(self.rows[suspects], self._adv[suspects])
+        for places, images in self._found:
+            left = self._asked[places]
+            if left.any():
+                places = places[left]
+                self._asked[places] = ~self._trial.judge(self.rows[places], images[left])
+        self._found.clear()
         self._suspect.zero_()
 
     def _room(self, of: Tensor) -> int:

@@ -47,7 +47,8 @@ class PGD(GradientAttack):
     iterate: which point of a run is its result: the "last", or the "best" of all including the last, chosen
         sample by sample as with restarts.
     early_stop: whether a sample leaves the batch as soon as it fools the model, which makes evaluation faster
-        and needs iterate="best". Which samples succeed stays the same; their images and losses may differ.
+        and needs iterate="best". Which samples succeed stays the same, but in half precision, where more may:
+        the model itself decides about each place that fools its copy. Images and losses may differ.
     precision: what gradients are computed in, on a copy of the model: "fp32", "tf32", "bf16" or "fp16"; or
         "torch", float32 whose products are computed as torch's own settings say (on a GPU, unless told
         otherwise, convolutions in TF32). Success is always decided by the model itself, at its own precision.

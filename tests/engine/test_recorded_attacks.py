@@ -353,3 +353,22 @@ def test_what_was_recorded_under_other_settings_of_torch_is_not_replayed(recorde
         convolutions.fp32_precision = before
     assert follows == [False, True, True]
     assert does_not == [True, True, True]
+
+
+def test_who_waits_to_be_judged_gets_the_verdict_that_it_would_get_at_once(request):
+    """In half precision the copy may be fooled where the model is not: then its later places count, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        model[3].bias.add_(15)  # where bfloat16 resolves 1 / 16
+    images = torch.rand(512, 3, 4, 4)
+    labels, index, key = model(images).argmax(1), torch.arange(512), torch.tensor([1])
+
+    def verdicts(batch_size):
+        attack = APGD(eps=0.02, steps=10, early_stop=True, precision="bf16")
+        parts = zip(*(t.split(batch_size) for t in (images, labels, index)), strict=True)
+        return torch.cat([attack.run(model, x, y, index=i, key=key).success for x, y, i in parts])
+
+    at_once = verdicts(512)
+    request.getfixturevalue("recorded")
+    assert all(torch.equal(verdicts(size), at_once) for size in (512, 16))
