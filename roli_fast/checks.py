@@ -1,7 +1,9 @@
-"""How this package refuses arguments, and how it describes errors."""
+"""How this package refuses arguments, warns, and describes errors."""
 
 import math
 import numbers
+import sys
+import warnings
 from typing import Any, NoReturn
 
 import numpy
@@ -9,6 +11,17 @@ import numpy
 
 def refuse(argument: str, got: object, accepted: str, error: type[Exception] = ValueError) -> NoReturn:
     raise error(f"{argument}: got {got}, accepted: {accepted}")
+
+
+_PACKAGE = f"{__name__.partition('.')[0]}."
+
+
+def warn(text: str) -> None:
+    """Warns at the user's line that called this package. Python shows the warning once for each line."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"roli_fast: {text}", stacklevel=level)
 
 
 def check_choice(argument: str, value: object, accepted: tuple[str, ...]) -> None:

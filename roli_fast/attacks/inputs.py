@@ -2,14 +2,13 @@
 
 import math
 import numbers
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from ..checks import check_number, refuse
+from ..checks import check_number, refuse, warn
 from ..engine.graphs import no_other_capture
 from ..ops.checks import state_dtype
 from ..ops.reference.shared import pixels
@@ -49,17 +48,24 @@ def check_lengths(precision: object) -> None:
 def warn_of_whole_range(
     bounds: tuple[float, float], eps: float | Tensor, step_size: float | Tensor = 0.0
 ) -> None:
-    """Warns of Linf sizes that take a pixel from one bound beyond the other: 8 where 8 / 255 is meant.
-    (Infinity is always intended, and so are steps of up to 10 eps, which the ball cuts off.)"""
+    """Warns of Linf sizes that take a pixel from one bound far beyond the other: 8 where 8 / 255 is meant.
+    N-FGSM's eps may be thrice the span, steps may be up to 10 eps, which the ball cuts off, and infinity is
+    intended."""
     span = bounds[1] - bounds[0]
-    longest_step = span if isinstance(eps, Tensor) else max(span, 10 * eps)
-    for name, size, most in (("eps", eps, span), ("step_size", step_size, longest_step)):
-        if not isinstance(size, Tensor) and most < size < math.inf:
-            warnings.warn(
-                f"roli_fast: {name} = {size:g} takes any pixel within {bounds} to any other; for pixels in "
-                "[0, 1] it is in units of these, such as 8 / 255",
-                stacklevel=2,
+    eps, step_size = (_readable(size) for size in (eps, step_size))
+    for name, size, most in (("eps", eps, 3 * span), ("step_size", step_size, max(span, 10 * eps))):
+        if most < size < math.inf:
+            warn(
+                f"{name} takes any pixel within {bounds} to any other; for pixels in [0, 1] it is in units "
+                "of these, such as 8 / 255"
             )
+
+
+def _readable(size: float | Tensor) -> float:
+    """The largest size of those that can be read without waiting for a device."""
+    if not isinstance(size, Tensor):
+        return size
+    return size.max().item() if size.device.type == "cpu" and size.numel() > 0 else 0.0
 
 
 def check_bounds(bounds: tuple[float, float]) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ..attacks import predict
 from ..attacks.inputs import to_state
 from ..attacks.norms import NORMS, uniform_draws
-from ..checks import refuse
+from ..checks import refuse, warn
 from ..engine.modes import Model
-from .core import UNBOUNDED, Maker, as_classes, attacked, chosen, no_such, warn
+from .core import UNBOUNDED, Maker, as_classes, attacked, chosen, no_such
 from .steps import OwnStep
 
 _NORMS = {math.inf: "linf", 2: "l2", 1: "l1"}

@@ -5,7 +5,6 @@ import contextlib
 import contextvars
 import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..attacks.attack import Attack, ViewCache, undirected_notes
 from ..attacks.inputs import OutsideError, are_of_bytes, check_range, check_size, to_state
 from ..attacks.trial import AttackResult
-from ..checks import check_choice, refuse
+from ..checks import check_choice, refuse, warn
 from ..engine import PRECISIONS
 from ..engine.modes import Model
 from ..models.normalized import Normalized
@@ -179,14 +178,6 @@ def warn_of_surroundings(model: Model, device: torch.device) -> None:
 
 # Models that were searched for DataParallel.
 _SEEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def warn(text: str) -> None:
-    """Warns at the user's line that called a face. Python shows the warning once for each line."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 # How far rounding may move an image out of the box, such as by normalising it and back in float32.

@@ -4,14 +4,13 @@ import collections
 import contextlib
 import functools
 import threading
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import brief
+from ..checks import brief, warn
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -295,7 +294,7 @@ class GraphRunner:
     def _give_up(self, reason: str) -> None:
         self.clear()
         self.note = f"runs without a CUDA graph: {reason}"
-        warnings.warn(f"roli_fast: {self._what} {self.note}", stacklevel=2)
+        warn(f"{self._what} {self.note}")
 
 
 def _on_cuda(inputs: Sequence[Any]) -> bool:

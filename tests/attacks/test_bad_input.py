@@ -407,11 +407,18 @@ def test_errors_reach_another_process(convnet, batch):
 
 @pytest.mark.parametrize(
     ("made", "named"),
-    [(lambda: PGD(eps=8, step_size=0.1), "eps = 8 "), (lambda: PGD(step_size=2), "step_size = 2 ")],
+    [
+        (lambda: PGD(eps=8, step_size=0.1), "eps"),
+        (lambda: PGD(eps=torch.tensor([8.0, 0.1]), step_size=0.1), "eps"),
+        (lambda: AutoAttack(eps=8), "eps"),
+        (lambda: PGD(step_size=2), "step_size"),
+    ],
 )
 def test_sizes_in_units_of_bytes_are_warned_of(made, named):
-    with pytest.warns(UserWarning, match=f"roli_fast: {named}takes any pixel within .0.0, 1.0. to any other"):
+    text = f"roli_fast: {named} takes any pixel within .0.*, 1.*. to any other"
+    with pytest.warns(UserWarning, match=text) as warned:
         made()
+    assert {warning.filename for warning in warned} == {__file__}
 
 
 @pytest.mark.parametrize(
@@ -420,7 +427,7 @@ def test_sizes_in_units_of_bytes_are_warned_of(made, named):
         lambda: PGD(eps=8, step_size=2, bounds=(0, 255)),
         lambda: PGD("l2", eps=8, step_size=2),
         lambda: PGD(eps=math.inf, step_size=1),
-        lambda: PGD(eps=torch.tensor(8.0), step_size=1),
+        lambda: NFGSM(eps=0.4),  # whose ball has three times that radius
         lambda: PGD(eps=0.3, step_size=10 * 0.3, steps=1),  # as probe() makes one
         lambda: APGD(eps=0.6),  # whose first step is 2 eps
     ],

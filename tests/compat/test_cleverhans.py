@@ -141,7 +141,7 @@ class Divided(nn.Module):
 def test_a_step_from_outside_of_the_box_is_clipped_and_no_more(norm, s):
     """As the original does, for which the ball does not hold back what the box brings in."""
     images = 2 * s.images - 0.5
-    with pytest.warns(RuntimeWarning, match="is it normalised"):
+    with pytest.warns(UserWarning, match="is it normalised"):
         found = cleverhans.fast_gradient_method(s.model, images, 0.5, norm, 0.0, 1.0, y=s.labels)
     free = cleverhans.fast_gradient_method(s.model, images, 0.5, norm, y=s.labels)
     torch.testing.assert_close(found, free.clamp(0, 1), rtol=0, atol=1e-6)

@@ -83,3 +83,9 @@ def test_losses_and_defences(net):
     classifier = classification.PyTorchClassifier(net, smoothed, (1, 8, 8), 10, device_type="cpu")
     with pytest.raises(ValueError, match="estimator: got one with the loss CrossEntropyLoss"):
         art.FastGradientMethod(classifier)
+
+
+def test_a_size_in_units_of_bytes_is_warned_of(net, batch):
+    with pytest.warns(UserWarning, match="roli_fast: eps takes any pixel within .* to any other") as warned:
+        torchattacks.PGD(net.eval(), eps=8, alpha=2 / 255, steps=1)(*batch)
+    assert warned[0].filename == __file__

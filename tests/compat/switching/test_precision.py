@@ -58,7 +58,7 @@ def test_autocast(attack, net, batch):
     torch.manual_seed(0)
     expected = attack(net, *batch)
     torch.manual_seed(0)
-    with in_bfloat16(), pytest.warns(RuntimeWarning, match='options.precision="bf16"') as said:
+    with in_bfloat16(), pytest.warns(UserWarning, match='options.precision="bf16"') as said:
         found = attack(net, *batch)
     assert said[-1].filename == faces.__file__
     if attack is not by_autoattack:  # whose search follows the model itself
@@ -68,7 +68,7 @@ def test_autocast(attack, net, batch):
 @every_face
 def test_a_precision_that_was_chosen_is_meant(attack, net, batch):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("error", UserWarning)
         for precision in ("fp32", "bf16"):
             with in_bfloat16(), options(precision=precision):
                 attack(net, *batch)
@@ -99,11 +99,11 @@ class Spread(nn.DataParallel):
 @every_face
 def test_several_gpus(attack, net, batch):
     model = Spread(net)
-    with pytest.warns(RuntimeWarning, match="one GPU, without torch.nn.DataParallel") as said:
+    with pytest.warns(UserWarning, match="one GPU, without torch.nn.DataParallel") as said:
         attack(model, *batch)
     assert said[-1].filename == faces.__file__
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("error", UserWarning)
         attack(model, *batch)
         model = Spread(net)
         model.device_ids = [0]
