@@ -72,7 +72,10 @@ class _Trace:
             with _one_at_a_time:
                 graph = tracer.trace(model)
         finally:
-            vars(tracer).clear()  # it is part of a cycle, and would keep the model until that is collected
+            # It is part of a cycle, and would keep the model until that is collected. What other threads are
+            # in the middle of needs the rest.
+            for name in vars(tracer).keys() - {"_thread", "_autowrap_function_ids"}:
+                del vars(tracer)[name]
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._calls: dict[int, list[fx.Node]] = {}
         for node in graph.nodes:
