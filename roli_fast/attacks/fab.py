@@ -8,13 +8,14 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checks import check_count, check_number
+from ..ops.reference.shared import over_batch
 from .ascent import has_direction
 from .attack import Attack
 from .hyperplane import to_hyperplane
 from .inputs import check_lengths, to_state
 from .norms import DUAL, distance, normal_draws, uniform_draws
 from .options import AttackOptions, check_options
-from .samples import Samples, per_sample
+from .samples import Samples
 from .targets import TowardsTargets
 from .trial import Trial
 
@@ -107,7 +108,7 @@ class FAB(Attack):
             crossed = self._crossed(trial, state)
             found = self._judge(trial, rows, state, crossed)
             back = state.clean + self.beta * (state.adv - state.clean)
-            state.adv = torch.where(per_sample(crossed, back), back, state.adv)
+            state.adv = torch.where(over_batch(crossed, back), back, state.adv)
             if self.early_stop and found.any():
                 rows, state = rows[~found], state.take(~found)
                 if len(rows) == 0:
@@ -136,7 +137,7 @@ class FAB(Attack):
         """Random points at the distance ``reach`` (N,) from the clean images."""
         draws = uniform_draws if self.norm == "linf" else normal_draws
         way = draws(clean, seed, index)
-        return clean + way * per_sample((reach / distance(self.norm, way)).to(clean.dtype), clean)
+        return clean + way * over_batch((reach / distance(self.norm, way)).to(clean.dtype), clean)
 
     def _nearest_boundary(self, trial: Trial, state: FabState) -> tuple[Tensor, Tensor]:
         """Of the class whose linearised boundary is nearest: how far its logit is below the label's (N,), and
@@ -153,7 +154,7 @@ class FAB(Attack):
             nearer = far < nearest
             nearest = torch.where(nearer, far, nearest)
             gap = torch.where(nearer, -difference.double(), gap)
-            found = torch.where(per_sample(nearer, found), gradient.to(found.dtype), found)
+            found = torch.where(over_batch(nearer, found), gradient.to(found.dtype), found)
 
         x = trial.oracle.view.prepare(state.adv)
         classes = trial.oracle.eager.of_each_class(x, state.labels, visit).shape[1]

@@ -38,11 +38,6 @@ def some_of(chosen: Tensor, count: int) -> Tensor:
     return chosen.byte().argsort(descending=True, stable=True)[:count].sort().values
 
 
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """values (N,), reshaped so that they broadcast over like (N, ...)."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
-
-
 def beats(fooled: Tensor, loss: Tensor, best_fooled: Tensor, best_loss: Tensor) -> Tensor:
     """(N,) bool, where the first is better than the best so far: it fools the model and the best does not, or
     they are alike in that and its loss is higher."""

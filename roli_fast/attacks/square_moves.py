@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.reference.shared import over_batch
 from .norms import NORMS
-from .samples import per_sample
 
 
 def signs(draws: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Mass:
     def _pattern(self, draws: Tensor, side: int, clean: Tensor) -> Tensor:
         """The pattern (N, C, side, side). draws: (N, 1 + C), its orientation and its colour."""
         upright = pattern(self._order, side, clean.dtype, clean.device)
-        lying = per_sample(draws[:, :1].flatten() > 0.5, clean)
+        lying = over_batch(draws[:, :1].flatten() > 0.5, clean)
         return torch.where(lying, upright.mT, upright) * signs(draws[:, 1:])[:, :, None, None]
 
     def _on_the_ball(self, change: Tensor, clean: Tensor, eps: float | Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _tiles(shape: torch.Size) -> list[tuple[int, int]]:
 
 
 def _radius(eps: float | Tensor, clean: Tensor) -> Any:
-    return per_sample(eps, clean) if isinstance(eps, Tensor) and eps.dim() else eps
+    return over_batch(eps, clean) if isinstance(eps, Tensor) else eps
 
 
 def _first(draw: Tensor, length: int, side: int) -> Tensor:

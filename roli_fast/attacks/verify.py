@@ -9,10 +9,9 @@ from torch import Tensor
 from ..checks import check_choice, check_count, refuse
 from ..engine import Output, class_logits
 from ..engine.modes import Model
-from ..ops.reference.shared import pixels
+from ..ops.reference.shared import over_batch, pixels
 from .inputs import check_bounds, check_inputs, check_labels, check_size
 from .norms import NORMS, distance
-from .samples import per_sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def verify(
     check_inputs(clean, labels, None, eps=eps)
     place = locate(clean, adv, norm, eps, bounds)
     # A model need not survive NaN: it is asked about the clean image instead, and that is no success.
-    asked = torch.where(per_sample(place.finite, adv), adv, pixels(clean, adv.dtype))
+    asked = torch.where(over_batch(place.finite, adv), adv, pixels(clean, adv.dtype))
     logits = mean_of(eot, lambda: predict(model, asked, output))
     check_labels(labels, logits.shape[1])
     success = place.allowed & is_fooled(logits, labels, targeted)

@@ -11,7 +11,7 @@ from ..attacks import PGD
 from ..attacks.ascent import Ascent, State
 from ..attacks.norms import NORMS, distance
 from ..attacks.pgd import MomentumState
-from ..attacks.samples import per_sample
+from ..ops.reference.shared import over_batch
 
 
 class OwnStep(PGD):
@@ -59,11 +59,11 @@ def shrink_(adv: Tensor, clean: Tensor, eps: float | Tensor) -> None:
     change = adv - clean
     length = change.abs().flatten(1).sum(dim=1)
     factor = torch.where(length > eps, eps / length, 1.0)
-    adv.copy_(clean + change * per_sample(factor, adv))
+    adv.copy_(clean + change * over_batch(factor, adv))
 
 
 def unit(gradient: Tensor, norm: str) -> Tensor:
     """Each sample's gradient (N, ...) divided by its norm; a zero gradient stays zero."""
     length = distance(norm, gradient)
     length = torch.where(length > 0, length, 1.0).to(gradient.dtype)
-    return gradient / per_sample(length, gradient)
+    return gradient / over_batch(length, gradient)

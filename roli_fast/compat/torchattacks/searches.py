@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ... import attacks as ours
-from ...attacks.samples import per_sample
 from ...checks import check_choice
 from ...engine.modes import Model
+from ...ops.reference.shared import over_batch
 from ..core import run
 from .attack import Single
 
@@ -33,7 +33,7 @@ class _Search(Single):
         key = None if self.seed is None else torch.tensor([int(self.seed)], device=images.device)
         result = run(self._made(), self._attacked, images, labels, self._way_out, key)
         assert result.success is not None
-        return torch.where(per_sample(result.success, images), result.adversarial, images)
+        return torch.where(over_batch(result.success, images), result.adversarial, images)
 
     def _ball(self) -> dict[str, Any]:
         check_choice("norm", self.norm, tuple(_NORMS))

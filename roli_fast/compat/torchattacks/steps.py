@@ -9,8 +9,8 @@ from torch import Tensor
 from ... import attacks as ours
 from ...attacks.inputs import check_size, to_state
 from ...attacks.norms import normal_draws, uniform_draws
-from ...attacks.samples import per_sample
 from ...engine.modes import Model
+from ...ops.reference.shared import over_batch
 from .attack import Attack, Single
 
 
@@ -175,7 +175,7 @@ class _NearTheImage(ours.PGD):
         normal = normal_draws(clean, seed, index)
         other_stream = seed + (torch.arange(2, device=seed.device) << 32)
         radius = uniform_draws(torch.zeros_like(index, dtype=normal.dtype), other_stream, index).abs() * eps
-        change = per_sample(radius / normal.flatten(1).norm(dim=1), normal) * normal
+        change = over_batch(radius / normal.flatten(1).norm(dim=1), normal) * normal
         return (to_state(clean) + change).clamp(*self.bounds)
 
 
