@@ -197,6 +197,17 @@ class Call {
              std::string("an array of its own: ") + name + ".copy()");
   }
 
+  // A sample's size is read again and again while the sample is written.
+  void disjoint(const Operand& written, const char* written_name, const Parameter& size,
+                const char* name) const {
+    if (size.data == nullptr) return;
+    Operand sizes;
+    sizes.array = {const_cast<void*>(size.data), state_dtype_, sizes.strides};
+    std::fill_n(sizes.strides, rank_, 0);
+    sizes.strides[0] = size.stride;
+    disjoint(written, written_name, sizes, name);
+  }
+
   [[noreturn]] void refuse(const char* argument, const std::string& got, const std::string& accepted) const {
     throw py::value_error(message(argument, got, accepted));
   }
@@ -329,11 +340,15 @@ inline void linf_step_(py::handle adv, py::handle grad, py::handle clean, py::ha
   call.writable(adv, "adv", advs);
   call.disjoint(advs, "adv", grads, "grad");
   call.disjoint(advs, "adv", cleans, "clean");
+  call.disjoint(advs, "adv", op.step_size, "step_size");
+  call.disjoint(advs, "adv", op.eps, "eps");
   if (!out.is_none()) {
     call.writable(out, "out", outs);
     call.disjoint(advs, "adv", outs, "out");
     call.disjoint(outs, "out", grads, "grad");
     call.disjoint(outs, "out", cleans, "clean");
+    call.disjoint(outs, "out", op.step_size, "step_size");
+    call.disjoint(outs, "out", op.eps, "eps");
     call.turn_forwards(op, {&advs, &grads, &cleans, &outs});
     op.out = outs.array;
   } else {
@@ -355,6 +370,7 @@ inline void linf_project_(py::handle adv, py::handle clean, py::handle eps, py::
   op.box = call.box(lo, hi);
   call.writable(adv, "adv", advs);
   call.disjoint(advs, "adv", cleans, "clean");
+  call.disjoint(advs, "adv", op.eps, "eps");
   call.turn_forwards(op, {&advs, &cleans});
   op.adv = advs.array;
   op.clean = cleans.array;

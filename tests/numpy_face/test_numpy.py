@@ -442,6 +442,20 @@ def test_shared_memory_is_refused(share):
         refused(f"out: {words.format('adv')}", adv=written, grad=free, clean=free, out=other, **sizes)
 
 
+@pytest.mark.parametrize("name", ["step_size", "eps"])
+@pytest.mark.parametrize("written", ["adv", "out"])
+def test_sizes_in_what_is_written_are_refused(name, written):
+    """They are read again after a part of the sample is written."""
+    memory = numpy.random.default_rng(0).random((4, 40), "float32")
+    free = numpy.zeros_like(memory)
+    given = {"adv": free.copy(), "grad": free, "clean": free, "step_size": 0.1, "eps": 0.1, written: memory}
+    words = f"{name}: got an array that shares memory with {written}, which is written, accepted: .*copy"
+    for size in (memory[:, 3], memory[::-1, 39], memory[1, 5:6].reshape(())):
+        refused(words, **given | {name: size})
+        if (name, written) == ("eps", "adv"):
+            refused(words, on_numpy.linf_project_, adv=memory, clean=free, eps=size)
+
+
 def test_reading_one_array_twice_is_fine():
     image = numpy.random.default_rng(0).random((3, 4))
     adv, expected = image.copy(), image.copy()
