@@ -249,7 +249,7 @@ class Call {
     throw py::type_error(message(argument, "a " + text_of(py::type::of(value).attr("__name__")), accepted));
   }
 
-  // What is no array is not made one: it would be written to in vain.
+  // Other objects are not converted to arrays: what is written to a copy would be lost.
   py::array array_of(py::handle value, const char* name, const std::string& dtypes) const {
     if (!py::isinstance<py::array>(value)) refuse_type(name, value, "a numpy array of dtype " + dtypes);
     return py::reinterpret_borrow<py::array>(value);

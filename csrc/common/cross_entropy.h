@@ -8,8 +8,8 @@
 
 namespace roli {
 
-// exp(x) of x <= 0, within two units in the last place; 0 from where on it is hardly a normal number. Without
-// branches, so that every compiler makes vectors of it.
+// exp(x) for x <= 0, within two units in the last place; 0 where it would be next to subnormal. Without
+// branches, so that every compiler vectorises it.
 ROLI_FN double exponential(double x) {
   constexpr double kRound = 0x1.8p52;  // a sum with it has the nearest integer in its last bits
   constexpr double kLog2[2] = {6.93145751953125e-1, 1.42860682030941723212e-6};  // Cody and Waite 1980
@@ -29,8 +29,8 @@ ROLI_FN double exponential(double x) {
 
 ROLI_FN double larger_or_nan(double x, double y) { return y > x || y != y ? y : x; }
 
-// What exponentials of the other classes' logits are relative to, which keeps them finite. largest: of these
-// logits; -infinity where there are none.
+// What is subtracted from the other classes' logits, so that their exponentials stay finite. largest: of
+// these logits; -infinity where there are none.
 ROLI_FN double reference_of(double largest) {
   return largest == -std::numeric_limits<double>::infinity() ? 0 : largest;
 }

@@ -1,5 +1,5 @@
-// A gradient as a direction, whatever its scale: a power of two, which is exact, brings its norm near 1, and
-// a weight per sample is what is left. The definition is roli_fast/ops/reference/direction.py.
+// A gradient as a direction, whatever its scale: a power of two, which is exact, brings its norm near 1. What
+// is left is a weight per sample. The definition is roli_fast/ops/reference/direction.py.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ struct GradSums {
     dd += other.dd;
   }
 
-  // One element of a gradient with respect to the model's input; NaN counts as 0. std: by which the input was
-  // divided, where normalized. wide: the scales beyond the first matter.
+  // One element of a gradient with respect to the model's input; NaN counts as 0. std: what the input was
+  // divided by, where normalized. wide: whether the scales beyond the first matter.
   template <int kPower>
   ROLI_FN void add_gradient(double g, double std, bool normalized, double d, bool wide) {
     if (is_nan(g)) return;
@@ -84,7 +84,7 @@ struct Direction {
   double along = 0;
 };
 
-// limit: of exponents in the type in which the gradient is scaled.
+// limit: the largest exponent of the type in which the gradient is scaled.
 template <int kPower>
 ROLI_FN Direction direction_of(const GradSums& sums, int limit) {
   Direction found;
@@ -117,11 +117,11 @@ ROLI_FN Direction direction_of(const GradSums& sums, int limit) {
   return found;
 }
 
-// In which a gradient is scaled: C.
+// C: the type in which a gradient is scaled.
 template <class C>
 constexpr int exponent_limit = sizeof(C) == 8 ? 1022 : 126;
 
-// What one element's gradient is as a direction.
+// An element of the direction, from that of the gradient.
 template <class T, class C>
 struct Unit {
   C scale;
@@ -138,12 +138,13 @@ struct Unit {
   }
 };
 
-// weight of a step of this length; what is 0 stays 0, however far the step.
+// The weight that scales a direction to a step of this length.
 template <class T>
 ROLI_FN T weight_of(const Direction& direction, double length) {
   return direction.norm > 0 ? static_cast<T>(length / direction.norm) : T(0);
 }
 
+// An element of 0 stays 0, however long the step is.
 template <class T>
 ROLI_FN T weighted(T unit, T weight) {
   return unit == T(0) ? unit : unit * weight;

@@ -56,7 +56,7 @@ ROLI_FN double kept(Reach<T> r, double t) {
   return positive < static_cast<double>(r.u) ? positive : static_cast<double>(r.u);
 }
 
-// The sum of kept over a sample, and of how many elements it falls with t.
+// The sum of kept over a sample, and the number of elements whose part of it falls as t grows.
 struct Kept {
   double total = 0, slope = 0;
   double largest = 0;  // v

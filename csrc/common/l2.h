@@ -14,15 +14,16 @@ ROLI_FN T offset(T a, T c) {
   return is_nan(d) ? T(0) : d;
 }
 
-// How a sample moves: inside the ball by the step alone; else to c + keep d + the step, which is scaled too.
+// How a sample moves: by the step alone if that stays inside the ball; else to c + keep d + the step, which
+// is scaled too.
 struct Movement {
   bool inside = true;
   double keep = 1;
   double length = 0;  // of the step
 };
 
-// ||d + s u|| of ||d|| = r, ||u|| = 1 and <d, u> = along: the three determine it. In float64, where their
-// cancellation leaves enough, and clamped at 0.
+// ||d + s u|| for ||d|| = r, ||u|| = 1 and <d, u> = along, which determine it. In float64, where enough
+// digits survive their cancellation, and clamped at 0.
 ROLI_FN double distance_after(double r, double s, double along) {
   if (is_infinite(r)) return r;
   const double larger = r > s ? r : s;

@@ -39,7 +39,7 @@ struct Normalization {
   int64_t channels = 0;
 };
 
-// What the model eats.
+// The model's input.
 template <class T>
 ROLI_FN T normalize(T a, T mean, T std) {
   return (a - mean) / std;

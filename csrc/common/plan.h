@@ -55,7 +55,7 @@ struct Plan {
   Channel channel;
   int64_t chunk;  // rows are cut into chunks of at most this length, the unit of parallel work
   int64_t chunks_per_row;
-  int64_t samples = 1;  // that all have this plan, this far apart
+  int64_t samples = 1;  // that all have this plan, sample_stride apart
   int64_t sample_stride[kMaxOperands] = {};
 
   int64_t chunks() const { return rows * chunks_per_row; }
@@ -72,8 +72,8 @@ struct MergedDims {
   int64_t size[kMaxRank], stride[kMaxOperands][kMaxRank];
 };
 
-// The dimensions of more than one index, the innermost last, by how far apart these strides put their
-// elements, forwards or backwards; null keeps the logical order. Returns how many there are.
+// The dimensions of a size above 1, sorted by the magnitude of these strides, the innermost last; null keeps
+// the logical order. Returns how many there are.
 inline int order_dims(int* order, const int64_t* strides, Shape shape, const PlanOptions& options) {
   // By insertion: stable, and cheaper than a library's sort for the handful that there are.
   const auto apart = [&](int d) { return strides[d] < 0 ? -strides[d] : strides[d]; };
@@ -94,7 +94,7 @@ inline void merge_dims(MergedDims& merged, const int* order, int kept, Shape sha
     const int d = order[i], last = merged.count - 1;
     const bool is_sample = options.per_sample && d == options.sample_dim;
     const bool is_channel = options.per_channel && d == options.sample_dim + 1;
-    // Onto an innermost channel others may be merged: the row then repeats its channels.
+    // Other dimensions may be merged into an innermost channel dimension: the row then repeats its channels.
     bool merge = last >= 0 && !is_sample && !is_channel && (merged.channel_at != last || last == 0);
     for (int k = 0; k < operands.count && merge; ++k)
       merge = operands.arrays[k]->strides[d] == merged.stride[k][last] * merged.size[last];
@@ -179,7 +179,8 @@ struct Chunk {
   int64_t offset[kMaxOperands];  // of its first element, in elements
 };
 
-// Calls visit(chunk) for the chunks [first, last) of the plan, of the given sample where it is one sample's.
+// Calls visit(chunk) for the chunks [first, last) of the plan. sample: which one, where the plan is one
+// sample's.
 template <class Visit>
 inline void for_each_chunk(const Plan& plan, int operands, int64_t first, int64_t last, Visit&& visit,
                            int64_t sample = 0) {

@@ -27,8 +27,8 @@ inline int stages(const L2Step& op) { return op.has_previous() ? 2 : 1; }
 inline int stages(const Start&) { return 1; }
 inline int stages(const Momentum&) { return 1; }
 
-// What of an op leads from sums to the state: advance(stage, sample, sums, state). T: of the op's state; C:
-// in which gradients are scaled.
+// How an op gets from sums to the state: advance(stage, sample, sums, state). T: the type of the op's state;
+// C: the type in which gradients are scaled.
 template <class T, class C>
 struct L2Rule {
   Parameter step_size, eps;
@@ -54,7 +54,7 @@ struct MomentumRule {
 
   ROLI_FN void advance(int, int64_t, const GradSums& sums, SampleState& state) const {
     state.towards = direction_of<1>(sums, exponent_limit<C>);
-    state.movement.length = static_cast<double>(elements);  // a mean of 1 is a sum of so many
+    state.movement.length = static_cast<double>(elements);  // the sum of magnitudes whose mean is 1
   }
 };
 
@@ -85,7 +85,7 @@ struct StartRule {
   }
 };
 
-// A draw z, scaled and put at c.
+// The point at a scaled draw z from c.
 template <class T>
 ROLI_FN T placed(T c, T z, T weight, T lo, T hi) {
   const T x = c + weighted(z, weight);

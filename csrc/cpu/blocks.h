@@ -1,7 +1,6 @@
-// What the loops of every family share: operands are brought, block by block, into the type and the
-// unit stride that the arithmetic wants. A block fits the L1 cache, so that this costs no memory
-// traffic, and n dtypes need n loops instead of one per combination; an operand that is as wanted
-// already is used in place.
+// What the loops of every family share: operands are converted, block by block, to the type and the unit
+// stride that the arithmetic needs. A block fits into the L1 cache, so that this costs no memory traffic, and
+// n dtypes need n loops instead of one per combination. An operand that needs no conversion is used in place.
 //
 // Included once per instruction set, inside that set's namespace: no include guard, no includes.
 
@@ -23,7 +22,7 @@ static inline T* elements(const Array& array, int64_t offset) {
   return static_cast<T*>(array.data) + offset;
 }
 
-// Whether the elements lie as the arithmetic wants them.
+// Whether the elements need no conversion.
 template <class T>
 static inline bool in_place(const Array& array, int64_t stride) {
   return stride == 1 && array.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);

@@ -117,7 +117,7 @@ void move_block(const T* __restrict adv, const C* __restrict grad, const Key<C>*
   }
 }
 
-// Divided by std, a gradient may have come to nothing: it moves all the same.
+// A gradient that underflows when it is divided by std moves all the same.
 template <class C>
 int64_t count_moving(const C* __restrict grad, const Key<C>* __restrict keys, int64_t count, Key<C> last) {
   int64_t moving = 0;
@@ -174,7 +174,7 @@ class L1 {
     });
   }
 
-  // To where the step leads, in x.
+  // Puts the points that the step leads to into x.
   void move(int64_t sample, double eps) {
     alignas(64) T std[kBlock];
     each_block(sample, [&](const auto& b, int64_t at) {

@@ -56,7 +56,7 @@ struct Divider {
   }
 };
 
-// Which index of a dimension the element at a place of dense memory has: place / stride % size.
+// The index, in one dimension, of the element at a place of dense memory: place / stride % size.
 struct Coordinate {
   Divider stride, size;
   bool steady = true;  // the same for each aligned group of four elements
@@ -75,7 +75,7 @@ struct Coordinate {
     return size.remainder(stride.quotient(place));
   }
 
-  // Of the place behind one with this coordinate.
+  // The coordinate of the next place. coordinate: that of this place.
   ROLI_FN int64_t next(int64_t coordinate, int64_t place) const {
     if (stride.divisor != 1) return (*this)(place + 1);
     return coordinate + 1 == size.divisor ? 0 : coordinate + 1;
@@ -129,7 +129,7 @@ struct Strided {
   int rank, operands, sample_dim, channel_dim;
   Divider size[kMaxDims];
   int64_t stride[kMaxOperands][kMaxDims];
-  Divider channels;  // by which the place in a row repeats its channels; 1 where it does not
+  Divider channels;  // how many channels a row repeats; 1 where it does not
   bool small;        // all indices have 31 bits
 
   Strided(const Plan& plan, int operands, int64_t channels)

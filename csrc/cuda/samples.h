@@ -1,5 +1,5 @@
-// Kernels that look at a whole sample before they write to it. A body is told what its block's threads have
-// summed; how they sum is here, so that a body stays a function of plain C++ (see launch.h).
+// Kernels that look at a whole sample before they write to it. The sums of a block's threads are added up
+// here and given to the body, so that a body stays a function of plain C++ (see launch.h).
 #pragma once
 
 #include "../common/samples.h"
@@ -285,7 +285,7 @@ void launch_rounds(const Body& body, int64_t blocks, Stream) {
 
 #endif
 
-// Of a sample.
+// How many elements a sample has.
 inline int64_t elements_of(Shape shape) {
   int64_t elements = 1;
   for (int d = 1; d < shape.rank; ++d) elements *= shape.sizes[d];
