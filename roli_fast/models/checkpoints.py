@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..checks import refuse
 from ..files import write
 from .classifier import find_classifier
 from .create import create_model
@@ -65,14 +66,12 @@ def load_backbone(model: nn.Module, path: str | Path, *, sha256: str | None = No
     """
     classifier = find_classifier(model)
     if classifier.inserted:
-        raise ValueError(
-            f"model: got one that has {classifier.method}'s parts, accepted: one as before finetune, "
-            "whose names are those of the file"
-        )
+        accepted = "one as before finetune, whose names are those of the file"
+        refuse("model", f"one that has {classifier.method}'s parts", accepted)
     path = Path(path)
     digest = _sha256(path)
     if sha256 is not None and digest != sha256.lower():
-        raise ValueError(f"sha256: got {digest} for {path}, accepted: {sha256.lower()}")
+        refuse("sha256", f"{digest} for {path}", sha256.lower())
     state = _tensors_in(path)
     backbone: nn.Module = classifier.backbone
     if isinstance(backbone, Resized):
@@ -113,9 +112,7 @@ def save_model(model: Normalized, path: str | Path, metadata: Mapping[str, str] 
         "method": json.dumps({"name": classifier.method, "options": classifier.options}),
     }
     if taken := own.keys() & (metadata or {}).keys():
-        raise ValueError(
-            f"metadata: got {', '.join(sorted(taken))}, accepted: other names than {', '.join(own)}"
-        )
+        refuse("metadata", ", ".join(sorted(taken)), f"other names than {', '.join(own)}")
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
     write(Path(path), _in_order(safetensors.torch.save(tensors, {**(metadata or {}), **own})))
 
@@ -136,7 +133,7 @@ def architecture_json(model: nn.Module) -> str:
     without a :class:`Classifier`."""
     architecture = find_classifier(model).architecture
     if architecture is None or not isinstance(model, Normalized):
-        raise ValueError("model: got one that was not built by name, accepted: one of create_model")
+        refuse("model", "one that was not built by name", "one of create_model")
     try:
         return json.dumps(dataclasses.asdict(architecture))
     except TypeError as error:
@@ -161,10 +158,8 @@ def load_model(path: str | Path) -> Normalized:
     """
     metadata = read_metadata(path)
     if (metadata.get("format"), metadata.get("version")) != (_FORMAT, _VERSION):
-        raise ValueError(
-            f"path: got {path}, whose metadata do not say how to build its model, accepted: a file of "
-            "save_model; load_backbone takes others"
-        )
+        got = f"{path}, whose metadata do not say how to build its model"
+        refuse("path", got, "a file of save_model; load_backbone takes others")
     arguments = json.loads(metadata["architecture"])
     options, img_size = arguments.pop("options"), arguments.pop("img_size")
     model = create_model(**arguments, img_size=img_size and tuple(img_size), **options)
@@ -192,7 +187,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def _check_file(path: Path) -> None:
     if not path.is_file():
         got = "a folder" if path.is_dir() else "which is not there"
-        raise FileNotFoundError(f"path: got {path}, {got}, accepted: a file")
+        refuse("path", f"{path}, {got}", "a file", FileNotFoundError)
 
 
 def _sha256(path: Path) -> str:
@@ -226,9 +221,7 @@ def _tensors_in(path: Path) -> dict[str, Tensor]:
         found = inner
     tensors = {n: t for n, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
-        raise ValueError(
-            f"path: got {path} without a state dict, accepted: one, bare or under {', '.join(_WRAPPERS)}"
-        )
+        refuse("path", f"{path} without a state dict", f"one, bare or under {', '.join(_WRAPPERS)}")
     return tensors
 
 
@@ -277,7 +270,7 @@ def _refuse_what_does_not_fit(state: Mapping[str, Tensor], module: nn.Module, pa
             f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
             for kind, names in differences.items()
         )
-        raise ValueError(f"path: got {path}, accepted: weights of this {type(module).__name__} ({listed})")
+        refuse("path", path, f"weights of this {type(module).__name__} ({listed})")
 
 
 def _description(tensor: Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import refuse
 from .architecture import Architecture
 from .normalized import Normalized
 
@@ -80,25 +81,19 @@ def separate(model: nn.Module, head_name: str | None = None) -> Classifier:
     """
     timms: Any = model
     if getattr(model, "aux_head", None) is not None:  # as in VOLO; reset_classifier() would drop it
-        raise ValueError(
-            f"model: got a {type(model).__name__}, which has two heads, accepted: one whose logits are its "
-            "last linear layer's (use_aux_head=False)"
-        )
+        accepted = "one whose logits are its last linear layer's (use_aux_head=False)"
+        refuse("model", f"a {type(model).__name__}, which has two heads", accepted)
     if head_name is not None:
         name, head = head_name, dict(model.named_modules()).get(head_name)
     elif hasattr(model, "reset_classifier"):
         head = timms.get_classifier()
         name = next((name for name, module in model.named_modules() if module is head), "")
     else:
-        raise ValueError(
-            f"head_name: got None for a {type(model).__name__}, which is not timm's, "
-            "accepted: the name of its last linear layer"
-        )
+        got = f"None for a {type(model).__name__}, which is not timm's"
+        refuse("head_name", got, "the name of its last linear layer")
     if not isinstance(head, nn.Linear) or not name:
-        raise ValueError(
-            f"model: got a {type(model).__name__}, whose {name or 'classifier'!r} is a "
-            f"{type(head).__name__}, accepted: one whose last layer is an nn.Linear"
-        )
+        got = f"a {type(model).__name__}, whose {name or 'classifier'!r} is a {type(head).__name__}"
+        refuse("model", got, "one whose last layer is an nn.Linear")
     if head_name is None:
         timms.reset_classifier(0)
     else:
@@ -113,10 +108,8 @@ def find_classifier(model: nn.Module) -> Classifier:
     """
     inner = model.model if isinstance(model, Normalized) else model
     if not isinstance(inner, Classifier):
-        raise TypeError(
-            f"model: got a {type(inner).__name__}, accepted: what create_model or separate returns, "
-            "bare or in Normalized"
-        )
+        accepted = "what create_model or separate returns, bare or in Normalized"
+        refuse("model", f"a {type(inner).__name__}", accepted, TypeError)
     return inner
 
 

@@ -8,6 +8,7 @@ import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from ..checks import refuse
 from .architecture import Architecture
 from .classifier import separate
 from .hybrid import hybrid_vit
@@ -71,16 +72,12 @@ def create_model(
     ``pretrained`` with a model that is not timm's, and for options that say where weights come from.
     """
     if name not in _OWN and not timm.is_model(name):
-        raise ValueError(f"model: got {name!r}, accepted: a name of timm.list_models(), or {', '.join(_OWN)}")
+        refuse("model", repr(name), f"a name of timm.list_models(), or {', '.join(_OWN)}")
     if pretrained and name in _OWN:
-        raise ValueError(
-            f"pretrained: got True for {name!r}, accepted: False, since timm has no such weights"
-        )
+        refuse("pretrained", f"True for {name!r}", "False, since timm has no such weights")
     if elsewhere := options.keys() & {"checkpoint_path", "pretrained_cfg", "cache_dir"}:
-        raise ValueError(
-            f"options: got {', '.join(sorted(elsewhere))}, accepted: the network's own; "
-            "load_backbone takes weights from a file"
-        )
+        accepted = "the network's own; load_backbone takes weights from a file"
+        refuse("options", ", ".join(sorted(elsewhere)), accepted)
     config = _config(name)
     mean = _per_channel(config.mean, in_chans) if mean is None else tuple(mean)
     std = _per_channel(config.std, in_chans) if std is None else tuple(std)

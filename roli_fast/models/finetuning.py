@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.vision_transformer import Attention, Block
 from torch import nn
 
-from ..checks import check_count, check_number, plain
+from ..checks import check_choice, check_count, check_number, plain, refuse
 from .adapter import Adapted
 from .classifier import find_classifier
 from .lora import with_lora
@@ -40,19 +40,16 @@ def finetune(model: nn.Module, method: str, **options: Any) -> None:
     modules before.
     """
     classifier = find_classifier(model)
-    if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, accepted: {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     if classifier.inserted:
-        raise ValueError(
-            f"method: got {method!r} for a model that has {classifier.method}'s parts, accepted: one without"
-        )
+        refuse("method", f"{method!r} for a model that has {classifier.method}'s parts", "one without")
     if method in _INSERT:
         accepted = inspect.signature(_INSERT[method]).parameters
         defaults = {name: p.default for name, p in accepted.items() if p.kind is p.KEYWORD_ONLY}
     else:
         defaults = {}
     if unknown := ", ".join(sorted(options.keys() - defaults.keys())):
-        raise ValueError(f"options: got {unknown} for {method!r}, accepted: {', '.join(defaults) or 'none'}")
+        refuse("options", f"{unknown} for {method!r}", ", ".join(defaults) or "none")
     options = {name: plain(value) for name, value in (defaults | options).items()}
     biases = _biases(classifier.backbone) if method == "bias" else []
     inserted = _INSERT[method](classifier.backbone, **options) if method in _INSERT else []
@@ -66,9 +63,7 @@ def finetune(model: nn.Module, method: str, **options: Any) -> None:
 def _biases(backbone: nn.Module) -> list[nn.Parameter]:
     found = [p for name, p in backbone.named_parameters() if "bias" in name.rpartition(".")[2]]
     if not found:
-        raise ValueError(
-            f"method: got 'bias' for a {type(backbone).__name__} without biases, accepted: full, linear"
-        )
+        refuse("method", f"'bias' for a {type(backbone).__name__} without biases", "full, linear")
     return found
 
 
@@ -77,10 +72,8 @@ def _blocks(backbone: nn.Module, method: str) -> list[Any]:
     blocks = [m for m in backbone.modules() if type(m) in (Block, SwinTransformerBlock)]
     known = all(type(block.attn) in (Attention, WindowAttention) for block in blocks)
     if not (blocks and known):
-        raise ValueError(
-            f"method: got {method!r} for a {type(backbone).__name__}, "
-            "accepted: full, bias, linear; vpt, adapter, lora for timm's ViT and Swin"
-        )
+        accepted = "full, bias, linear; vpt, adapter, lora for timm's ViT and Swin"
+        refuse("method", f"{method!r} for a {type(backbone).__name__}", accepted)
     return blocks
 
 

@@ -24,11 +24,9 @@ class Normalized(nn.Module):
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         if len(mean) != len(std):
-            raise ValueError(
-                f"mean, std: got {len(mean)} and {len(std)} numbers, accepted: one per channel each"
-            )
+            refuse("mean, std", f"{len(mean)} and {len(std)} numbers", "one per channel each")
         if not all(s > 0 for s in std):
-            raise ValueError(f"std: got {tuple(std)}, accepted: positive numbers")
+            refuse("std", tuple(std), "positive numbers")
         self.model = model
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
