@@ -52,10 +52,8 @@ def load_folder(
     training split.
     """
     if not data_dir.is_dir():
-        raise FileNotFoundError(
-            f"data_dir: got {data_dir}, which is no folder, accepted: a folder of class folders, or of "
-            "train/, val/ and test/ with class folders"
-        )
+        accepted = "a folder of class folders, or of train/, val/ and test/ with class folders"
+        refuse("data_dir", f"{data_dir}, which is no folder", accepted, FileNotFoundError)
     named = [(data_dir / name).resolve() for name in (train_split, val_split, test_split) if name is not None]
     refuse_same(*map(str, named))
     train = _find(data_dir, "train_split", train_split, _TRAIN, named)
@@ -85,7 +83,7 @@ def _find(
     if there is none. named: folders that arguments name, which are left out of the search."""
     if name is not None:
         if not (data_dir / name).is_dir():
-            raise FileNotFoundError(f"{argument}: got {name}, accepted: a folder in {data_dir}")
+            refuse(argument, name, f"a folder in {data_dir}", FileNotFoundError)
         return data_dir / name
     free = [f for f in sorted(data_dir.iterdir()) if f.is_dir() and f.resolve() not in named]
     known = (folder for synonym in synonyms for folder in free if _is_named(folder, synonym))
@@ -106,7 +104,7 @@ def _listed(root: Path, view: View, mode: str, classes: Sequence[str] | None = N
     below = (Path(path).relative_to(root) for path, _ in found)
     files = sorted((f for f in below if not any(part[0] == "." for part in f.parts)), key=_by_number)
     if not files:
-        raise FileNotFoundError(f"data_dir: got no image below {root}, accepted: images in class folders")
+        refuse("data_dir", f"no image below {root}", "images in class folders", FileNotFoundError)
     folders = _class_folders(root, files)
     names = sorted(folders.values(), key=_by_number)
     classes = names if classes is None else classes

@@ -82,10 +82,8 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
     def _some(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches without end. Raises OSError where they end: no worker of this process has a shard."""
         yield from batches
-        raise OSError(
-            "images: got none of a stream in one of the processes, accepted: as many shards as processes, or "
-            "more, that can be read"
-        )
+        accepted = "as many shards as processes, or more, that can be read"
+        refuse("images", "none of a stream in one of the processes", accepted, OSError)
 
     def _whole(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """A pass over all images. Raises OSError at its end if their number is not ``length``: readers leave
@@ -95,9 +93,9 @@ class ImageStream(IterableDataset[tuple[Tensor, int]]):
             yield batch
             found += len(batch[0])
         if found != self.length:
-            raise OSError(
-                f"images: got {found} of a stream, accepted: {self.length}, as it tells: a shard is missing, "
-                "a picture cannot be read, or the number is another"
+            reasons = "a shard is missing, a picture cannot be read, or this number is wrong"
+            refuse(
+                "images", f"{found} of a stream", f"{self.length}, its number of images: {reasons}", OSError
             )
 
 

@@ -91,10 +91,8 @@ def check_parts(parts: dict[str, Any], train_split: str, name: str, data_dir: st
     are: dict[tuple[str, ...], str] = {}
     for split, part in parts.items():
         if type(part) is ImageFolder and Path(part.root) == Path(str(data_dir)):
-            raise FileNotFoundError(
-                f"data_dir: got {data_dir} without a folder for {split}, accepted: one for each split; or "
-                "the data set 'folder', which cuts what is missing"
-            )
+            accepted = "one for each split; or the data set 'folder', which cuts what is missing"
+            refuse("data_dir", f"{data_dir} without a folder for {split}", accepted, FileNotFoundError)
         is_part = tuple(str(getattr(part, what, None)) for what in ("root", "train", "split", "version"))
         if is_part in are:
             got = f"{are[is_part]} and {split}, which are the same images of {name}"

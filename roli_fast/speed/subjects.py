@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import predict
+from ..checks import refuse
 from ..models import Normalized, create_model, load_backbone
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -29,7 +30,7 @@ def timm_model(
     if checkpoint is None:
         _wake_norms(model)
     elif not load_backbone(model, checkpoint).head:
-        raise ValueError(f"num_classes: got {num_classes}, accepted: as many as {checkpoint} has")
+        refuse("num_classes", num_classes, f"as many as {checkpoint} has")
     return model.eval()
 
 

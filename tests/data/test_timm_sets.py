@@ -194,7 +194,7 @@ def test_a_stream_is_evaluated_once(workers):
 def test_a_stream_that_is_not_all_there_is_no_evaluation(told):
     """As where a shard is missing, which readers skip."""
     images = ImageStream(create, told, ["even", "odd"], View(resize=10, crop=8), padded=False)
-    with pytest.raises(OSError, match=f"images: got 20 of a stream, accepted: {told}, as it tells"):
+    with pytest.raises(OSError, match=f"images: got 20 of a stream, accepted: {told}, its number of images"):
         list(Loader(images, 3, workers=0))
 
 
