@@ -30,22 +30,17 @@ class Subject:
 
 
 def check_subjects(arguments: argparse.Namespace) -> None:
-    own = {"--img-size": arguments.img_size, "--resize": arguments.resize or None}
-    own |= {"--mean": arguments.mean, "--std": arguments.std}
+    """Raises UserError unless there are model files, or else a backbone with its options."""
+    of_backbone = ("model", "checkpoint", "img_size", "resize", "mean", "std")
+    refuse_without_effect(arguments, [(of_backbone, not arguments.files, "no model files")])
+    if len(set(arguments.files)) < len(arguments.files):
+        raise UserError(f"MODEL: got {' '.join(map(str, arguments.files))}, accepted: each once")
     if arguments.files:
-        given = {"--model": arguments.model, "--checkpoint": arguments.checkpoint} | own
-        for name, value in given.items():
-            if value is not None:
-                raise UserError(
-                    f"{name}: got {value} beside model files, accepted: either (files say it all)"
-                )
-        if len(set(arguments.files)) < len(arguments.files):
-            raise UserError(f"MODEL: got {' '.join(map(str, arguments.files))}, accepted: each once")
-    elif arguments.model is None or arguments.checkpoint is None:
+        return
+    if arguments.model is None or arguments.checkpoint is None:
         got = arguments.model or arguments.checkpoint or "none"
         raise UserError(f"MODEL: got {got}, accepted: files of save_model, or --model NAME --checkpoint FILE")
-    else:
-        refuse_without_effect(arguments, [size_effect(arguments)])
+    refuse_without_effect(arguments, [size_effect(arguments)])
 
 
 def load_subjects(

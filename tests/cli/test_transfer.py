@@ -140,7 +140,10 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
             ["--model", "resnet10_tin"],
             "MODEL: got resnet10_tin, accepted: files of save_model, or --model NAME",
         ),
-        (["full.safetensors", "--resize"], "--resize: got True beside model files, accepted: either"),
+        (
+            ["full.safetensors", "--resize"],
+            "--resize: got it, which has no effect, accepted: it with no model",
+        ),
         (["full.safetensors", "full.safetensors"], "accepted: each once"),
         (["absent.safetensors"], "absent.safetensors, which is not there, accepted: a file"),
         (["."], "path: got ., a folder, accepted: a file"),
