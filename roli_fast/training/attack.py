@@ -50,7 +50,7 @@ class TrainingAttack:
 
 class _Live(nn.Module):
     """The model itself, in its current mode: since it is not registered here, an attack neither copies it nor
-    changes its mode."""
+    changes its mode. A function would do, but an attack asks it for its output's shape in every call."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
