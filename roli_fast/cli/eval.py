@@ -217,12 +217,12 @@ def _per_class(accuracy: Accuracy, labels: Tensor, classes: tuple[str, ...]) -> 
 def _table(
     accuracies: dict[str, Accuracy], labels: Tensor, classes: tuple[str, ...], arguments: argparse.Namespace
 ) -> Table:
-    steps = f"-{arguments.steps}"
+    titles = {"pgd": f"PGD-{arguments.steps}", "autoattack": "AutoAttack"}
     table = Table(caption="Accuracies in %, with 95 % Wilson intervals.")
     table.add_column("class")
     table.add_column("images", justify="right")
     for name in accuracies:
-        table.add_column({"pgd": f"PGD{steps}", "autoattack": "AutoAttack"}.get(name, name), justify="right")
+        table.add_column(titles.get(name, name), justify="right")
     columns = {name: _per_class(accuracy, labels, classes) for name, accuracy in accuracies.items()}
     last = columns[list(columns)[-1]]
     worst = sorted(last, key=lambda c: last[c].value)[:_SHOWN]

@@ -12,7 +12,7 @@ from ..checks import refuse
 from ..data import ImageSet, ImageStream, Splits
 from ..distributed import world_size
 from ..engine import own_output
-from ..engine.modes import device_of
+from ..engine.modes import device_of, eval_mode
 from ..files import check_name
 from ..models.checkpoints import built_as
 from .learner import make_optimizer
@@ -81,12 +81,9 @@ def check_fits(model: nn.Module, image: Tensor, classes: int) -> None:
 
 
 def _normalizes_batches(model: nn.Module) -> bool:
-    """Whether a BatchNorm is in train mode where the model is."""
-    modes = [(m, m.training) for m in model.modules()]
-    found = any(isinstance(m, _BatchNorm) and m.training for m in model.train().modules())
-    for module, mode in modes:
-        module.training = mode
-    return found
+    """Whether a BatchNorm of the model is in train mode when the model is."""
+    with eval_mode(model):  # which puts all modes back
+        return any(isinstance(m, _BatchNorm) and m.training for m in model.train().modules())
 
 
 def bound_settings(model: nn.Module, recipe: Recipe, splits: Splits) -> dict[str, Any]:
