@@ -13,7 +13,7 @@ from ..attacks import NFGSM, PGD, TPGD
 from ..attacks.ascent import Perturbed
 from ..engine.buffers import buffers_kept
 from ..engine.modes import device_of
-from .recipe import AUTO, Recipe
+from .recipe import Recipe
 
 _ROUNDS = 3  # of timing
 
@@ -110,12 +110,3 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
     call()
     wait()
     return time.perf_counter() - begin
-
-
-def chosen_precision(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> str:
-    """The recipe's, or the fastest for a batch in [0, 1]."""
-    if recipe.precision != AUTO:
-        return recipe.precision
-    if recipe.attack_mode == "train" or recipe.attack == "none":
-        return "fp32"
-    return fastest_precision(model, images, labels, recipe)

@@ -11,9 +11,9 @@ from ..data import ImageSet, ImageStream, Loader
 from ..data.batch import generator
 from ..distributed import world_size
 from ..engine.modes import device_of
-from .attack import chosen_precision
+from .attack import fastest_precision
 from .processes import agree
-from .recipe import Recipe
+from .recipe import AUTO, Recipe
 from .records import Records
 from .stage_checks import check_place
 
@@ -46,14 +46,18 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def settled_precision(model: nn.Module, loader: Loader, recipe: Recipe, records: Records | None) -> str:
-    """The precision of the attacks: that of the run that is resumed, or the recipe's, or the fastest for the
-    first batch. It is the same in all processes, and recorded at once for when the run is resumed."""
+    """The precision of the attacks: the recipe's, or the fastest for the first batch. What is measured is the
+    same in all processes, and recorded at once for when the run is resumed."""
+    if recipe.precision != AUTO:
+        return recipe.precision
+    if recipe.attack_mode == "train" or recipe.attack == "none":
+        return "fp32"
     noted = None if records is None else agree(records.precision)
     if noted is not None:
         return noted
     images, labels, _ = next(loader.epoch(0))
     batch = to_device(images, labels, device_of(model), recipe.channels_last)
-    precision = agree(chosen_precision(model, *batch, recipe))
+    precision = agree(fastest_precision(model, *batch, recipe))
     if records is not None:
         records.note_precision(precision)
     return precision

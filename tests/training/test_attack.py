@@ -11,7 +11,8 @@ from torch import nn
 
 from roli_fast.attacks import NFGSM, PGD
 from roli_fast.training import attack as module
-from roli_fast.training.attack import TrainingAttack, chosen_precision, fastest_precision
+from roli_fast.training.attack import TrainingAttack, fastest_precision
+from roli_fast.training.surroundings import settled_precision
 
 from .cases import blobs, recipe, small_model, weights
 
@@ -170,9 +171,12 @@ def test_the_fastest_precision_is_one_of_those_allowed(images_labels):
     images, labels = images_labels
     model = small_model()
     assert fastest_precision(model, images, labels, recipe()) in ("fp32", "bf16")
-    assert chosen_precision(model, images, labels, recipe(precision="bf16")) == "bf16"
-    settings = recipe(precision="auto", attack_mode="train")
-    assert chosen_precision(model, images, labels, settings) == "fp32"
+    for settings, expected in (
+        (recipe(precision="bf16"), "bf16"),
+        (recipe(precision="auto", attack_mode="train"), "fp32"),
+        (recipe(precision="auto", attack="none"), "fp32"),
+    ):  # and no batch is read
+        assert settled_precision(model, None, settings, None) == expected
 
 
 def test_a_precision_that_does_not_fit_into_memory_is_not_chosen(images_labels, monkeypatch):

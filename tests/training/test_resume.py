@@ -356,7 +356,7 @@ def test_a_run_keeps_the_precision_that_it_measured(trains, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     measured = iter(["bf16", "fp32"])
-    monkeypatch.setattr(surroundings, "chosen_precision", lambda *_: next(measured))
+    monkeypatch.setattr(surroundings, "fastest_precision", lambda *_: next(measured))
     with monkeypatch.context() as context:
         context.setattr(records.Records, "write_last", interrupted)
         with pytest.raises(KeyboardInterrupt):
