@@ -68,15 +68,12 @@ class Records:
         self._needed = 12 * bytes_of_weights  # weights, two moments, an average, the best; twice; some more
         self._folder = folder
         self._recipe, self._best = folder / "recipe.json", folder / "best.safetensors"
+        self.last = folder / "last.pt"
         self._began_here = False  # and not in an earlier process
         self._lock: Any = None
         self._writer: Any = None
         self._shown = 0  # rows
         self.has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-
-    @property
-    def last(self) -> Path:
-        return self._folder / "last.pt"
 
     @property
     def has_last(self) -> bool:
@@ -99,15 +96,11 @@ class Records:
                 resource.close()
 
     def _check_shared(self, saved: dict[str, Any] | None) -> None:
-        def place() -> str:
-            if saved is None:
-                return "none"
-            return f"one of epoch {saved.get('epoch')}, step {saved.get('step')}"
-
-        first = agree(place())
-        if place() != first:
-            refuse("folder", f"{self.last}: process {rank()} sees {place()}, the first sees {first}",
-                   "a folder that all processes share")  # fmt: skip
+        own = "none" if saved is None else f"one of epoch {saved.get('epoch')}, step {saved.get('step')}"
+        first = agree(own)
+        if own != first:
+            got = f"{self.last}: process {rank()} sees {own}, the first sees {first}"
+            refuse("folder", got, "a folder that all processes share")
 
     def _bind(self, settings: dict[str, Any], resume: bool) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -117,11 +110,8 @@ class Records:
         check_folder(self._folder, settings, resume)
         if not self._recipe.exists():
             self._check_space()
-            self._write_settings(settings)
+            write_json(self._recipe, settings)
             self._began_here = True
-
-    def _write_settings(self, settings: dict[str, Any]) -> None:
-        write_json(self._recipe, settings)
 
     @property
     def precision(self) -> str | None:
@@ -130,7 +120,7 @@ class Records:
 
     def note_precision(self, precision: str) -> None:
         if rank() == 0:
-            self._write_settings(_settings(self._recipe) | {"measured_precision": precision})
+            write_json(self._recipe, _settings(self._recipe) | {"measured_precision": precision})
 
     def forget_what_never_began(self) -> None:
         """Frees the folder again, if the run began here and has saved nothing."""
