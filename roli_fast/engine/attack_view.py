@@ -147,17 +147,17 @@ class AttackView:
                 f"the forward of {replaced} was replaced, and a copy would call the model's own"
             )
             return
-        try:
-            self._structure = Structure(model)
-            obstacle = self._structure.obstacle
-            if obstacle is None:
+        self._structure = Structure(model)
+        obstacle = self._structure.obstacle
+        if obstacle is None:
+            try:
                 self._copy = self._copied(model, fold)
-            else:
-                self._in_the_way = self._structure
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a module holds that cannot be copied
-            obstacle = f"the model cannot be copied ({brief(error)})"
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a module holds that cannot be copied
+                obstacle = f"the model cannot be copied ({brief(error)})"
+        else:
+            self._in_the_way = self._structure
         if self._copy is None:
             assert obstacle is not None
             self._run_as_it_is(obstacle)
@@ -165,9 +165,7 @@ class AttackView:
         self.report.folded, self.report.left = self._copy.folded, self._copy.left
 
     def _copied(self, model: nn.Module, fold: bool) -> FrozenCopy:
-        inner = self._inner(model)
-        loose = (self._structure if inner is model else Structure(inner)).loose
-        return FrozenCopy(inner, fold, loose)
+        return FrozenCopy(self._inner(model), fold, self._structure.loose)
 
     def _run_as_it_is(self, reason: str) -> None:
         self.report.note = f"{reason}: it runs as it is"
@@ -283,7 +281,8 @@ class AttackView:
         if not isinstance(model, nn.Module):
             return
         if self._copy is None:
-            self._look_again(model)
+            if self._in_the_way is not None and not self._in_the_way.is_untouched(model):
+                self._build(self._fold)
             return
         if self._structure.is_that_of(model):
             self._copy.take_over(self._inner(model))
@@ -297,15 +296,6 @@ class AttackView:
             self.report.note = f"the model changes {what} from call to call: its copy is made anew each time"
             if self._rebuilt == _TOO_OFTEN:  # training asks for no notes
                 warnings.warn(f"roli_fast: {self.report.note}", stacklevel=2)
-
-    def _look_again(self, model: nn.Module) -> None:
-        if self._in_the_way is None or self._in_the_way.is_untouched(model):
-            return
-        now = Structure(model)
-        if now.obstacle is None:
-            self._build(self._fold)
-        else:
-            self._in_the_way = now
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:

@@ -63,10 +63,10 @@ def obstacle(model: nn.Module) -> str | None:
         for name, owner in owners:
             if any(getattr(owner, hooks, None) for hooks in _HOOKS):
                 return f"{kind} {name!r} has hooks, which a graph does not call"
-    generator = Structure(model).generator
-    if generator is not None:
+    structure = Structure(model)
+    if (generator := structure.generator) is not None:
         return f"the model holds a random generator, {generator!r}, from which a graph does not draw"
-    return None
+    return structure.obstacle
 
 
 class BeforeStep(Snapshot):

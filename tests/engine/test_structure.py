@@ -10,11 +10,11 @@ import datetime
 import enum
 import functools
 import io
-import itertools
 import logging
 import operator
 import pathlib
 import re
+import types
 import weakref
 from types import SimpleNamespace
 
@@ -160,6 +160,13 @@ def change_attribute(held):
     held.scale = -3.0
 
 
+def times(factor):
+    def value(held):
+        return factor * held.scale
+
+    return value
+
+
 OBJECTS = {
     "namespace": lambda: SimpleNamespace(scale=1.0),
     "dataclass": Config,
@@ -199,11 +206,23 @@ HELD = {name: (make, attribute, change_attribute) for name, make in OBJECTS.item
     ),
     "set": (lambda: {1.0}, sum, lambda h: (h.clear(), h.add(-3.0))),
     "empty set": (set, lambda h: 1.0 - 4 * len(h), lambda h: h.add(1)),
+    "keys": (lambda: {"scale": 1.0}, lambda h: h.get("scale", -3.0), lambda h: h.update(a=h.pop("scale"))),
+    "order": (
+        lambda: collections.OrderedDict(a=1.0, b=-3.0),
+        lambda h: next(iter(h.values())),
+        lambda h: h.move_to_end("a"),
+    ),
+    "iterator": (lambda: iter([1, -3]), lambda h: 2.0 - 3 * len(list(copy.copy(h))), next),
     "deque": (lambda: collections.deque([1.0]), lambda h: h[0], lambda h: (h.clear(), h.append(-3.0))),
     "partial": (
         lambda: functools.partial(lambda h: h.scale, Scale()),
         lambda h: h(),
         lambda h: change_attribute(h.args[0]),
+    ),
+    "method by its function": (
+        lambda: [types.MethodType(times(1.0), Scale())],
+        lambda h: h[0](),
+        lambda h: h.__setitem__(0, types.MethodType(times(-3.0), h[0].__self__)),
     ),
     "method of an object": (
         lambda: Scale().value,
@@ -284,8 +303,6 @@ LASTING = {
     "getter": (lambda: operator.itemgetter(0), lambda h: h([1])),
     "alias": (lambda: [list[int], int | None], str),
     "operator": (lambda: [torch.ops.aten.relu, torch.ops.aten.relu.default], lambda h: h[0](torch.ones(1))),
-    "counter": (itertools.count, next),
-    "iterator": (lambda: iter([1, 2]), next),
     "method of a function": (lambda: attribute.__call__, repr),
     "storage": (lambda: torch.ones(1).untyped_storage(), len),
     "proxy": (lambda: weakref.proxy(REFERRED_TO), lambda h: h.scale),
@@ -321,6 +338,18 @@ def test_hooks_that_change_are_followed(kind, batch):
     assert view.is_copy
 
 
+def test_hooks_that_are_registered_anew_cost_no_copy(batch):
+    """As around each batch whose features somebody collects: their numbers are others then."""
+    model, hook = body().eval(), Scale()
+    handle = model[1].register_forward_hook(hook.hook)
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    handle.remove()
+    model[1].register_forward_hook(hook.hook)
+    view.refresh()
+    assert view.generation == 1
+
+
 def reading(held):
     """The first weight that a holder of a module has."""
     return held(torch.ones(1, 1)).sum()
@@ -345,6 +374,8 @@ STRANGERS = {
     "closure": (closing_over, reading),
     "default": (with_default, reading),
     "proxy": (lambda m: [weakref.proxy(m)], lambda h: h[0].weight.sum()),
+    "weak reference": (weakref.ref, lambda h: h().weight.sum()),
+    "array": (lambda m: numpy.array([m, 1], dtype=object), lambda h: h[0].weight.sum()),
     "closure over an object": (lambda m: closing_over(SimpleNamespace(m=m).m), reading),
 }
 

@@ -192,7 +192,7 @@ CHANGES = {
     "python": (lambda model: random.random(), "random numbers on the host"),
     "numpy": (lambda model: numpy.random.rand(), "random numbers on the host"),
     "count": (count, "changes calls in each pass"),
-    "buffer": (swap, "changes what it holds in each pass"),
+    "buffer": (swap, "changes _buffers in each pass"),
 }
 
 
