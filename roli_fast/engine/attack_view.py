@@ -142,11 +142,6 @@ class AttackView:
         if not isinstance(model, nn.Module):
             self._run_as_it_is("the model is a callable and no module")
             return
-        if (replaced := _with_another_forward(model)) is not None:
-            self._run_as_it_is(
-                f"the forward of {replaced} was replaced, and a copy would call the model's own"
-            )
-            return
         self._structure = Structure(model)
         obstacle = self._structure.obstacle
         if obstacle is None:
@@ -413,16 +408,6 @@ class AttackView:
         output = output.to(expected.dtype)
         same = (output == expected) | (output.isnan() & expected.isnan())  # infinite ones, such as masks, too
         return (output - expected).abs().masked_fill(same, 0).max().item()
-
-
-def _with_another_forward(model: nn.Module) -> str | None:
-    """The name of a module whose instance has a forward of its own that is not bound to it, as torch.compile
-    and autocast make them: a copy's would still compute with the original's modules, in their modes."""
-    for name, module in model.named_modules():
-        forward = vars(module).get("forward")
-        if forward is not None and getattr(forward, "__self__", None) is not module:
-            return name or "the model"
-    return None
 
 
 def _is_normalized(model: object) -> bool:

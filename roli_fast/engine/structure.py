@@ -15,6 +15,7 @@ import pickle
 import random
 import types
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -257,7 +258,8 @@ def _is_shared(value: object) -> bool:
 
 
 def _reaches_a_module(shared: object) -> bool:
-    """Whether a function reaches a module by what it has been given, or an object by what it refers to."""
+    """Whether a function reaches a module by what it has been given or by a variable, or an object by what it
+    refers to."""
     seen: set[int] = set()
     left: list[Any] = [shared]
     while left:
@@ -269,11 +271,24 @@ def _reaches_a_module(shared: object) -> bool:
         seen.add(id(value))
         if isinstance(value, types.FunctionType):
             left += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
+            left += _named_in(value.__code__, value.__globals__)
         elif isinstance(value, weakref.ref):
             left.append(value())
         else:
             left += gc.get_referents(value)
     return False
+
+
+def _named_in(code: types.CodeType, variables: dict[str, Any]) -> Iterator[object]:
+    """The variables of a file that code in it names, but for functions of other files that hold nothing:
+    these would lead through whole libraries."""
+    for name in code.co_names:
+        value = variables.get(name)
+        if not isinstance(value, types.FunctionType) or value.__closure__ or value.__globals__ is variables:
+            yield value
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _named_in(constant, variables)
 
 
 def _forwards(kind: type) -> list[object]:

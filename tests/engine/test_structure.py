@@ -425,6 +425,34 @@ def test_functions_of_a_models_own_layers_run_in_eval_mode_and_change_nothing(ho
     assert NOT_REGISTERED in attack.run(model, *batch).notes[0]
 
 
+VARIABLES = {}
+
+
+def dropped(module, inputs, output):
+    return VARIABLES["drop"](output)
+
+
+def test_a_layer_that_a_function_reaches_by_a_variable_runs_in_eval_mode(batch):
+    """Without weights, by which a copy's use of it would be noticed."""
+    model = nn.Sequential(*body(), nn.Dropout(0.5)).train()
+    VARIABLES["drop"] = model[2]
+    model[0].register_forward_hook(dropped)
+    attack = PGD(eps=0.1, random_start=False)
+    assert torch.equal(attack(model, *batch), attack(model, *batch))
+    assert NOT_REGISTERED in attack.view(model).report.note
+
+
+def test_a_model_whose_forward_was_replaced_for_a_while_gets_its_copy_afterwards(batch):
+    model = body()
+    model.forward = lambda x, forward=model.forward: forward(x)
+    view = AttackView(model)
+    assert not view.is_copy
+    del model.forward
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+
+
 def test_what_a_copy_leaves_out_is_no_part_of_a_model(batch):
     """As a LightningModule leaves out its trainer, which holds other modules."""
 
