@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -239,6 +240,21 @@ def test_a_copy_goes_with_its_model(traceable, batch):
         assert copied() is None
     finally:
         gc.enable()
+
+
+def test_a_call_of_another_thread_may_outlast_the_tracing(batch):
+    """Which puts functions of its own in the place of torch's, for all threads."""
+    met = []
+
+    class Meeting(nn.Sequential):
+        def forward(self, x):
+            met.append(nn.Module.__call__)
+            return super().forward(x)
+
+    assert find_folds(Meeting(nn.Conv2d(3, 5, 8), nn.BatchNorm2d(5)))[0]
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(met[0], nn.Flatten(), batch[0]).result()
+    assert torch.equal(found, batch[0].flatten(1))
 
 
 def test_images_that_the_model_refuses_cost_no_folds(randomize_norms, batch):
