@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..checks import brief, refuse
@@ -50,15 +50,16 @@ class ViewReport:
     note: str | None = None
 
 
-class _Uses(TorchDispatchMode):
-    """Notes whether what this thread computes inside uses any of these tensors' memory."""
+class _Uses(TorchFunctionMode):
+    """Notes whether what this thread computes inside uses any of these tensors' memory. (A TorchDispatchMode
+    would import torch._dynamo, which takes two seconds.)"""
 
     def __init__(self, tensors: Iterable[Tensor]):
         super().__init__()
         self._own = set(map(_memory, tensors)) - {0}
         self.found = False
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         self.found = self.found or any(_memory(tensor) in self._own for tensor in given)
         return function(*args, **(kwargs or {}))

@@ -24,10 +24,11 @@ def unwrap(model: Model) -> Model:
     """
     if not callable(model):
         raise TypeError(f"model: got a {type(model).__name__}, accepted: a module or another callable")
+    dynamo = sys.modules.get("torch._dynamo")  # slow to import, and nothing is compiled without it
     while isinstance(model, nn.Module):
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
+        elif dynamo is not None and isinstance(model, dynamo.OptimizedModule):
             model = model._orig_mod
         else:
             break

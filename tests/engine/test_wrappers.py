@@ -97,3 +97,15 @@ def test_other_wrappers(wrap, convnet, batch):
     with torch.no_grad():
         convnet.model[0].weight.add_(0.1)
     assert torch.equal(attack(wrapped, *batch), PGD(random_start=False)(convnet, *batch))
+
+
+def test_a_part_that_is_compiled_is_copied_with_the_rest(batch):
+    part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    model = nn.Sequential(torch.compile(part, backend="eager"), nn.Flatten(), nn.Linear(144, 5)).train()
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+    with torch.no_grad():
+        part[0].weight.mul_(2)
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
