@@ -109,7 +109,7 @@ class AttackView:
         self._rebuilt = 0  # times in a row
         # Of the caller's images: what a model that is no copy takes, where its parameters do not say.
         self.images_dtype: torch.dtype | None = None
-        self._build(fold)
+        self._build()
 
     @property
     def is_copy(self) -> bool:
@@ -131,32 +131,27 @@ class AttackView:
         if isinstance(self._held, nn.Module):
             self._model, self._held = weakref.ref(self._held), None
 
-    def _build(self, fold: bool) -> None:
+    def _build(self) -> None:
         model = self._model()
         self._generation += 1
         self.report = ViewReport()
         # Of a sample; known once the first batch has confirmed the copy.
         self.output_shape: torch.Size | None = None
         self._copy: FrozenCopy | None = None
-        self._in_the_way: Structure | None = None  # the structure for which there is no copy
         self._normalized = _is_normalized(model)
         if not isinstance(model, nn.Module):
             self._run_as_it_is("the model is a callable and no module")
             return
         self._structure = Structure(model)
-        obstacle = self._structure.obstacle
-        if obstacle is None:
-            try:
-                self._copy = self._copied(model, fold)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # whatever a module holds that cannot be copied
-                obstacle = f"the model cannot be copied ({brief(error)})"
-        else:
-            self._in_the_way = self._structure
-        if self._copy is None:
-            assert obstacle is not None
-            self._run_as_it_is(obstacle)
+        if self._structure.obstacle is not None:
+            self._run_as_it_is(self._structure.obstacle)
+            return
+        try:
+            self._copy = self._copied(model, self._fold)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a module holds that cannot be copied
+            self._run_as_it_is(f"the model cannot be copied ({brief(error)})")
             return
         self.report.folded, self.report.left = self._copy.folded, self._copy.left
 
@@ -164,7 +159,7 @@ class AttackView:
         return FrozenCopy(self._inner(model), fold, self._structure.loose)
 
     def _run_as_it_is(self, reason: str) -> None:
-        self.report.note = f"{reason}: it runs as it is"
+        self._copy, self.report = None, ViewReport(note=f"{reason}: it runs as it is")
         self._refuse_half()
 
     def _refuse_half(self) -> None:
@@ -277,15 +272,15 @@ class AttackView:
         if not isinstance(model, nn.Module):
             return
         if self._copy is None:
-            if self._in_the_way is not None and not self._in_the_way.is_untouched(model):
-                self._build(self._fold)
+            if self._structure.obstacle is not None and not self._structure.is_untouched(model):
+                self._build()
             return
         if self._structure.is_that_of(model):
             self._copy.take_over(self._inner(model))
             self._rebuilt = 0
             return
         before = self._structure
-        self._build(self._fold)
+        self._build()
         self._rebuilt += 1
         if self._rebuilt >= _TOO_OFTEN and self.report.note is None:
             what = before.difference(self._structure)
@@ -312,8 +307,6 @@ class AttackView:
         with get_precision("fp32").arithmetic(), eval_mode(model):
             adv, expected = few_or_all(adv, _CONFIRM_SAMPLES, ask)
             if self._copy is not None and self._depends_on_mode():
-                self._copy = None
-                self.report = ViewReport()
                 self._run_as_it_is("what it holds depends on its mode, which a copy would not follow")
             largest = expected.abs().nan_to_num(0, posinf=0).max().item()
             if self._copy is not None:
@@ -328,7 +321,7 @@ class AttackView:
                 moved, failure = self._moved_or_failed(adv, expected)
             self.report.moved = moved / (largest or 1)
             if not math.isfinite(moved):
-                self._build(self._fold)  # as it was before the cast, for another try with other weights
+                self._build()  # as it was before the cast, for another try with other weights
                 name = repr(self._precision.name)
                 if failure is not None:  # such as a layer that is given float32 whatever its weights are
                     refuse("precision", name, f"fp32, tf32, since {failure}")
@@ -344,36 +337,27 @@ class AttackView:
 
     def _make_faithful(self, adv: Tensor, expected: Tensor, largest: float) -> None:
         """Keeps a copy that gives the expected output: with its folds, else without them, else none."""
-        model = self._model()
+        model, copied = self._model(), self._copy
         assert isinstance(model, nn.Module)
-        assert self._copy is not None
+        assert copied is not None
         tolerance = _TOLERANCE[expected.dtype] * largest
         uses = _Uses((*model.parameters(), *model.buffers()))
         moved, failure = self._moved_or_failed(adv, expected, uses)
-        if uses.found:  # by some way, such as a weak reference: in their mode, changing their statistics
-            self._copy, self.report = None, ViewReport()
+        if uses.found:  # by some way, such as its name: in their mode, changing their statistics
             self._run_as_it_is("a copy would compute with some of the model's own tensors")
             return
         if failure is not None:  # perhaps by being watched
             moved, failure = self._moved_or_failed(adv, expected)
-        self.report.moved = moved / (largest or 1)
-        if moved <= tolerance:
-            return
-        if self._copy.folded:
-            folded = self._copy.folded
+        if copied.folded and not moved <= tolerance:  # NaN is not, either
             reason = failure or f"folding it moved the first batch's output by {moved:.2g}"
-            self._build(fold=False)
-            if self._copy is not None:
-                moved, failure = self._moved_or_failed(adv, expected)
-                if moved <= tolerance:
-                    self.report.left = dict.fromkeys(folded, reason)
-                    self.report.moved = moved / (largest or 1)
-                    return
-        self._copy = None
-        self.report = ViewReport()
-        if failure is None:
-            failure = f"a copy's output differs from the model's by {moved:.2g} (is it random?)"
-        self._run_as_it_is(failure)
+            self._copy = self._copied(model, fold=False)
+            self.report.folded, self.report.left = {}, copied.left | dict.fromkeys(copied.folded, reason)
+            moved, failure = self._moved_or_failed(adv, expected)
+        self.report.moved = moved / (largest or 1)
+        if not moved <= tolerance:
+            self._run_as_it_is(
+                failure or f"a copy's output differs from the model's by {moved:.2g} (is it random?)"
+            )
 
     def _moved_or_failed(
         self,
