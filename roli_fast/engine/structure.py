@@ -197,13 +197,14 @@ class _Look(pickle.Pickler):
         return self.at(tuple(hooks.values())) if hooks else None
 
     def at_class(self, kind: type) -> object:
-        """Of a module's class, itself and the forwards that it has or inherits. torch.fx makes its forwards
-        anew when a module's mode is set."""
-        forward = vars(kind).get("forward")
-        if not (issubclass(kind, fx.GraphModule) and isinstance(forward, types.FunctionType)):
-            return self.at((kind, *_forwards(kind)))
-        named = [value for name, value in forward.__globals__.items() if name != "__builtins__"]
-        return forward.__code__, self.at((kind, *_forwards(kind)[1:], *named))
+        """Of a module's class, with the forwards that it has and inherits. Those of a torch.fx graph are made
+        anew when its mode is set, and compute the same if their code and what it names do."""
+        forward, *inherited = _forwards(kind)
+        code, parts = None, [kind, forward, *inherited]
+        if issubclass(kind, fx.GraphModule) and isinstance(forward, types.FunctionType):
+            code, parts = forward.__code__, [kind, *inherited, *forward.__globals__.values()]
+        self.whole += parts
+        return code, [*map(id, parts)]
 
     def persistent_id(self, value: Any) -> int | None:
         """Called for all that is pickled; what it returns is written instead, unless it is None."""
