@@ -13,13 +13,13 @@ def refuse(argument: str, got: object, accepted: str, error: type[Exception] = V
     raise error(f"{argument}: got {got}, accepted: {accepted}")
 
 
-_PACKAGE = f"{__name__.partition('.')[0]}."
+_NOT_THE_USERS = f"{__name__.partition('.')[0]}.", "torch."
 
 
 def warn(text: str) -> None:
     """Warns at the user's line that called this package. Python shows the warning once for each line."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS):
         level, frame = level + 1, frame.f_back
     warnings.warn(f"roli_fast: {text}", stacklevel=level)
 

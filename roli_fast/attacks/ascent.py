@@ -12,7 +12,7 @@ from ..checks import check_count, refuse
 from ..engine import AttackView
 from ..engine.modes import Model
 from ..engine.weakly import weakly
-from .attack import Attack
+from .attack import Attack, never_compiled
 from .inputs import to_images, to_state
 from .losses import Loss, get_loss
 from .options import AttackOptions
@@ -166,6 +166,7 @@ class GradientAttack(Attack):
 
     __call__.__doc__ = Attack.__call__.__doc__
 
+    @never_compiled
     def perturb(
         self,
         model: Model,

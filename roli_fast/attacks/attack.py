@@ -3,10 +3,11 @@
 import contextlib
 import functools
 import math
+import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,22 @@ from .norms import NORMS
 from .oracle import Oracle
 from .trial import AttackResult, Trial
 from .verify import is_fooled
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def never_compiled(method: Callable[P, R]) -> Callable[P, R]:
+    """The method, which torch.compile leaves out of its graphs: in a compiled training step, too, an attack
+    runs as it is. As torch.compiler.disable, but for the seconds in which that imports torch._dynamo."""
+
+    @functools.wraps(method)
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        dynamo = sys.modules.get("torch._dynamo")
+        called: Callable[P, R] = method if dynamo is None else dynamo.disable(method)
+        return called(*arguments, **options)
+
+    return call
 
 
 class ViewCache(weakref.WeakKeyDictionary[nn.Module, AttackView]):
@@ -168,6 +185,7 @@ class Attack:
         """
         return self.run(model, images, labels).adversarial
 
+    @never_compiled
     def run(
         self,
         model: Model,

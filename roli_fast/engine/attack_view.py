@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..checks import brief, refuse
+from ..checks import brief, refuse, warn
 from ..models.normalized import Normalized
 from ..ops import prepare
 from .frozen_copy import FrozenCopy
@@ -164,9 +163,7 @@ class AttackView:
 
     def _refuse_half(self) -> None:
         if self._precision.is_half:
-            raise ValueError(
-                f"precision: got {self._precision.name!r}, accepted: fp32, tf32, since {self.report.note}"
-            )
+            refuse("precision", repr(self._precision.name), f"fp32, tf32, torch, since {self.report.note}")
 
     def _inner(self, model: nn.Module) -> nn.Module:
         """The module to copy: of a Normalized the one inside, since :meth:`prepare` normalises."""
@@ -286,7 +283,7 @@ class AttackView:
             what = before.difference(self._structure)
             self.report.note = f"the model changes {what} from call to call: its copy is made anew each time"
             if self._rebuilt == _TOO_OFTEN:  # training asks for no notes
-                warnings.warn(f"roli_fast: {self.report.note}", stacklevel=2)
+                warn(self.report.note)
 
     @torch.no_grad()
     def confirm(self, adv: Tensor) -> None:
@@ -324,7 +321,7 @@ class AttackView:
                 self._build()  # as it was before the cast, for another try with other weights
                 name = repr(self._precision.name)
                 if failure is not None:  # such as a layer that is given float32 whatever its weights are
-                    refuse("precision", name, f"fp32, tf32, since {failure}")
+                    refuse("precision", name, f"fp32, tf32, torch, since {failure}")
                 refuse("precision", f"{name}, whose range this model leaves", "fp32, tf32, bf16")
         self.output_shape = expected.shape[1:]
 

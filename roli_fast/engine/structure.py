@@ -295,14 +295,3 @@ def _named_in(code: types.CodeType, variables: dict[str, Any]) -> Iterator[objec
 def _forwards(kind: type) -> list[object]:
     """The forwards that a class has and inherits: both can be replaced, as a class can."""
     return [vars(base).get("forward") for base in kind.__mro__]
-
-
-def slots_of(kind: type) -> list[str]:
-    """The names of the slots of a class's objects."""
-    return [
-        name
-        for base in kind.__mro__
-        if "__slots__" in vars(base)
-        for name, member in vars(base).items()
-        if isinstance(member, types.MemberDescriptorType)
-    ]

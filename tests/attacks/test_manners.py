@@ -2,6 +2,8 @@
 
 import contextlib
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -548,3 +550,24 @@ def test_a_model_that_fails_fails_as_it_does(batch):
     with pytest.raises(RuntimeError, match=f"{len(batch[0])} are too many") as caught:
         PGD(steps=1)(broken, *batch)
     assert caught.value.__context__ is None
+
+
+def test_torch_compile_leaves_an_attack_out_of_its_graphs(convnet, batch):
+    images, labels = batch
+    attack = PGD(steps=2, random_start=False)
+    expected = attack(convnet.eval(), images, labels)
+    compiled = torch.compile(convnet, backend="eager")
+    step = torch.compile(lambda x, y: 1 - attack(compiled, x, y), backend="eager")
+    for _ in range(2):  # the copy that the attack keeps was no stranger to torch.compile the second time
+        assert torch.equal(step(images, labels), 1 - expected)
+
+
+def test_an_attack_does_not_load_torchs_compiler():
+    """Which takes seconds."""
+    code = (
+        "import sys, torch; from roli_fast.attacks import PGD;"
+        "PGD(steps=1)(torch.nn.Linear(3, 2), torch.rand(4, 3), torch.arange(4) % 2);"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

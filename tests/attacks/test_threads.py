@@ -1,10 +1,8 @@
 """Attacks in several threads at once."""
 
 import copy
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 from torch import nn
 
@@ -33,34 +31,6 @@ def test_copies_are_made_in_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(work, models)) == {(1, True)}
     assert nn.Linear(2, 2)(torch.zeros(2)).shape == (2,)
-
-
-@pytest.mark.parametrize("look_up", [lambda module: module.weight, lambda module: module(torch.zeros(2))])
-def test_a_lookup_may_begin_while_a_model_is_traced_and_end_later(look_up):
-    begun, traced = threading.Event(), threading.Event()
-
-    class Waiting(dict):
-        def __contains__(self, name):
-            begun.set()
-            assert traced.wait(10)
-            return super().__contains__(name)
-
-    bystander = nn.Linear(2, 2)
-    expected = look_up(bystander)
-    vars(bystander)["_parameters"] = Waiting(bystander._parameters)
-    found = []
-
-    class Model(nn.Sequential):
-        def forward(self, x):
-            if not found:
-                found.append(pool.submit(look_up, bystander))
-                assert begun.wait(10)
-            return super().forward(x)
-
-    with ThreadPoolExecutor(1) as pool:
-        assert len(AttackView(Model(*net()).eval()).report.folded) == 1
-        traced.set()
-        assert torch.equal(found[0].result(10), expected)
 
 
 def test_an_attack_is_shared():

@@ -367,7 +367,7 @@ def test_a_random_model_runs_as_it_is_and_never_at_half_precision(batch):
     assert "is it random" in view.report.note
     view = AttackView(Random(*plain()), precision="bf16")
     for _ in range(2):  # the second time, too
-        with pytest.raises(ValueError, match="precision: got 'bf16', accepted: fp32, tf32, since"):
+        with pytest.raises(ValueError, match="precision: got 'bf16', accepted: fp32, tf32, torch, since"):
             view.prepare(batch[0])
 
 
@@ -428,7 +428,7 @@ def test_a_model_with_an_island_of_float32_is_refused_at_half_precision(batch):
     attack = PGD(steps=1, precision="bf16")
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"precision: got 'bf16', accepted: fp32, tf32, since a copy fails"
+            ValueError, match=r"precision: got 'bf16', accepted: fp32, tf32, torch, since a copy fails"
         ):
             attack(Island(nn.Flatten(), nn.Linear(192, 5)), *batch)
     assert fastest_precision(Island(nn.Flatten(), nn.Linear(192, 5)), *batch, Recipe(1, 1.0)) == "fp32"

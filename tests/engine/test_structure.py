@@ -509,7 +509,7 @@ def test_a_reference_may_have_lost_its_object(hold, batch):
 
 def test_what_stands_in_the_way_of_half_precision_is_said_once():
     with pytest.raises(
-        ValueError, match=f"^precision: got 'bf16', accepted: fp32, tf32, since {NOT_REGISTERED}"
+        ValueError, match=f"^precision: got 'bf16', accepted: fp32, tf32, torch, since {NOT_REGISTERED}"
     ):
         AttackView(Holding([nn.Linear(1, 1)], None), precision="bf16")
 
