@@ -24,7 +24,7 @@ from ..speed.peers import PEERS, Settings, find
 from ..speed.report import draw, table
 from ..speed.subjects import labelled, random_images, settle, timm_model
 from .errors import UserError
-from .options import Options, check_names, chosen_device, new_folder
+from .options import Options, check_eps, check_names, chosen_device, new_folder
 
 # eps in [0, 1] pixels, as the field has them for images of some dozens of pixels; a step is a quarter.
 _EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12}
@@ -133,6 +133,8 @@ def _subjects(arguments: argparse.Namespace) -> list[_Subject]:
 def _attacks(arguments: argparse.Namespace) -> list[Settings]:
     every_eps = _per_norm("--eps", arguments.eps, arguments.norms) or [_EPS[n] for n in arguments.norms]
     step_sizes = _per_norm("--step-size", arguments.step_size, arguments.norms) or [e / 4 for e in every_eps]
+    for norm, eps in zip(arguments.norms, every_eps, strict=True):
+        check_eps(norm, eps)
     sized = zip(arguments.norms, every_eps, step_sizes, strict=True)
     return [
         Settings(norm, eps, step_size, steps)

@@ -26,6 +26,7 @@ from .options import (
     DATA_OPTIONS,
     Options,
     add_data_arguments,
+    check_eps,
     check_names,
     load_data,
     new_folder,
@@ -40,12 +41,9 @@ _SHOWN = 20  # classes in the table; the file has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    about = (
-        "a file of save_model, for which --dataset has no default, or the folder of a run of train, whose "
-        "data and eps are then the default"
-    )
+    about = "a file of save_model, or the folder of a run of train, whose data and eps are then the default"
     parser.add_argument("model", metavar="MODEL", help=about, type=Path)
-    add_data_arguments(parser)
+    add_data_arguments(parser, "default: the run's; a file has none")
     option = Options(parser, "evaluation")
     option.choice("--split", "split whose images are used", ("test", "val", "train"), default="test")
     option.count("--images", "N", "number of images, evenly spaced in the split (default: all)")
@@ -154,6 +152,10 @@ def _of_other_data(model: Path, splits: Splits) -> list[str]:
 def _model_file(arguments: argparse.Namespace) -> Path:
     """The model's file. If MODEL is a run's folder, options that were not given are as in the run."""
     given = arguments.model
+    if not given.exists():
+        raise UserError(
+            f"MODEL: got {given}, which is not there, accepted: a run's folder, or a model's file"
+        )
     there: dict[str, Any] = {}
     if given.is_dir():
         settled = given / "args.json"
@@ -173,8 +175,7 @@ def _model_file(arguments: argparse.Namespace) -> Path:
     arguments.eps = arguments.eps or balls.get(arguments.norm)
     if arguments.eps is None:
         raise UserError(f"--eps: got none in {arguments.norm}, accepted: a radius, such as 0.5 in l2")
-    if arguments.norm == "linf" and arguments.eps > 1:
-        raise UserError(f"--eps: got {arguments.eps:g}, accepted: at most 1 in linf, such as 8/255")
+    check_eps(arguments.norm, arguments.eps)
     return given
 
 

@@ -115,12 +115,13 @@ class Options:
         self._group.add_argument(name, help=about, action="store_true")
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """--dataset and all that :func:`roli_fast.data.load` takes, read by :func:`load_data`."""
+def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """--dataset and all that :func:`roli_fast.data.load` takes, read by :func:`load_data`. default: what the
+    help text says of none."""
     option = Options(parser, "data")
     names = (
-        "cifar10, cifar100, caltech256, cub200, stanford_dogs, digits (default), folder, or one of timm's: "
-        "torch/..., hfds/..., wds/..., tfds/..."
+        "cifar10, cifar100, caltech256, cub200, stanford_dogs, digits, folder, or one of timm's: "
+        f"torch/..., hfds/..., wds/..., tfds/... ({default})"
     )
     option.text("--dataset", "NAME", names)
     option.text("--data-dir", "FOLDER", "where the data set is, or is downloaded to")
@@ -212,10 +213,15 @@ def chosen_device(name: str | None) -> torch.device:
     return device
 
 
+def check_eps(norm: str, eps: float) -> None:
+    if norm == "linf" and eps > 1:
+        raise UserError(f"--eps: got {eps:g}, accepted: at most 1 in linf, such as 8/255")
+
+
 def new_folder(option: str, path: Path, result: str | None = None) -> Path:
     """result: the name of what will be in it; an earlier one is never overwritten."""
     if result is not None and (path / result).exists():
-        raise UserError(f"{option}: got {path}, which has an earlier {result}, accepted: another")
+        raise UserError(f"{option}: {path} has an earlier {result}, accepted: {option} with another folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

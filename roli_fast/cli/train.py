@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_stage_arguments(Options(parser, "stages"))
     _add_training_arguments(Options(parser, "training"))
     _add_attack_arguments(Options(parser, "attack in training, and in validation"))
-    add_data_arguments(parser)
+    add_data_arguments(parser, "default: digits")
     option = Options(parser, "run")
     option.text("--output", "FOLDER", "folder of the run", type=Path, default=Path("runs/train"))
     option.flag("--resume", "go on where the run in --output was interrupted; begin where there is none")
@@ -186,6 +186,7 @@ def _run(arguments: argparse.Namespace, device: torch.device) -> None:
     console.print(_test(outcome, finetuning), highlight=False, soft_wrap=True)
     best = arguments.output / "finetune" / "best.safetensors"
     console.print(f"Model: {best}", soft_wrap=True, markup=False)
+    console.print(f"To evaluate it: roli-fast eval {arguments.output}", soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
@@ -316,6 +317,11 @@ def _say(console: Console, arguments: argparse.Namespace, splits: Splits, model:
         highlight=False,
         soft_wrap=True,
     )
+    from_scratch = arguments.initial_checkpoint is None and not arguments.pretrained
+    given = (arguments.lr or arguments.lr_base) and arguments.epochs
+    if from_scratch and not given:
+        note = "Random weights: the defaults of --lr and --epochs are for finetuning, and low for these."
+        console.print(note, soft_wrap=True)
 
 
 def _table(outcome: Outcome) -> Table:

@@ -28,9 +28,11 @@ from ..evaluation import (
 )
 from ..files import write_json
 from ..models import split
+from .errors import UserError
 from .options import (
     Options,
     add_data_arguments,
+    check_eps,
     chosen_device,
     load_data,
     new_folder,
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     channels = "by which pixels are normalised, one for each channel (default: timm's for the model)"
     option.number("--mean", "X", channels, or_zero=True, nargs="+")
     option.number("--std", "X", channels, nargs="+")
-    add_data_arguments(parser)
+    add_data_arguments(parser, "required")
     option = Options(parser, "evaluation")
     of = "split whose images are used; keep test images for what was chosen by the advice"
     option.choice("--split", of, ("val", "test"), default="val")
@@ -70,8 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_subjects(arguments)
-    arguments.dataset = arguments.dataset or "digits"
+    if arguments.dataset is None:
+        raise UserError("--dataset: got none, accepted: the data set of the new task, such as cifar10")
     arguments.eps = arguments.eps or 8 / 255
+    check_eps("linf", arguments.eps)
     device = chosen_device(arguments.device)
     splits = load_data(arguments)
     with users_mistakes():

@@ -86,7 +86,7 @@ class AutoAttack:
     def __getattr__(self, name: str) -> NoReturn:
         hint = ""
         if name in ("apgd", "apgd_targeted", "fab", "square"):
-            hint = ": for settings of single attacks, use roli_fast.attacks"
+            hint = ": for settings of single attacks, use roli_fast.attacks, such as APGD(restarts=2)"
         raise AttributeError(f"AutoAttack has no attribute {name!r}{hint}")
 
     def set_version(self, version: str = "standard") -> None:

@@ -19,6 +19,7 @@ class History:
     """Validates a model after each epoch or fit, keeps the results, and remembers the best weights.
 
     rows: a dict for each epoch or fit; see :class:`Trained`.
+    val_images: how many images validate, once a row is there.
     best: index into rows of the best one; None before the first.
     best_weights: the weights of the best one, on the CPU.
     cost, watch: what the row to come has cost so far, and what measures its seconds.
@@ -29,6 +30,7 @@ class History:
         self._generator = torch.Generator()
         self._attack = validation_attack(recipe, precision, self._generator)
         self.rows: list[dict[str, Any]] = []
+        self.val_images = 0
         self.best: int | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.cost, self.watch = Cost(), Stopwatch(device)
@@ -45,6 +47,7 @@ class History:
         with self.watch("evaluation"):
             # Not strict: in training, a model may have no gradient for a while and still recover.
             found = evaluate(model, self._validation, self._attack, strict=False)
+        self.val_images = len(found.right)
         self.cost.forwards += found.forwards
         self.cost.input_gradients += found.gradients
         self.watch.read_into(self.cost)

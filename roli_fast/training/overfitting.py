@@ -1,15 +1,17 @@
 """The two ways in which adversarial training loses what it had, told apart from its history."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-# Catastrophic: within an epoch, validation robustness falls by more than this share of itself and this much.
-_COLLAPSE, _POINTS = 0.3, 0.05
+# Catastrophic: within an epoch, validation robustness falls by more than this share of itself, this much, and
+# so many of its standard errors.
+_COLLAPSE, _POINTS, _ERRORS = 0.3, 0.05, 2
 # Robust: so many epochs below the best.
 PATIENCE = 5
 
 
-def overfitting(history: Sequence[dict[str, Any]]) -> str | None:
+def overfitting(history: Sequence[dict[str, Any]], images: int) -> str | None:
     """What the last epoch of a history calls for, as a sentence; None for nothing.
 
     Catastrophic overfitting (Wong et al. 2020): the model learns to resist the attack that it is trained with
@@ -18,13 +20,15 @@ def overfitting(history: Sequence[dict[str, Any]]) -> str | None:
     Robust overfitting (Rice et al. 2020): validation robustness stays below its best.
 
     history: rows with train_accuracy, val_clean and val_robust, one per epoch.
+    images: how many images validate.
     """
     if len(history) < 2:
         return None
     robust = [row["val_robust"] for row in history]
     before, now = history[-2], history[-1]
     best = max(range(len(robust)), key=lambda epoch: (robust[epoch], epoch))  # the last, where several are
-    fell = robust[-2] - robust[-1] > max(_COLLAPSE * robust[-2], _POINTS)
+    noise = _ERRORS * math.sqrt(robust[-2] * (1 - robust[-2]) / images)
+    fell = robust[-2] - robust[-1] > max(_COLLAPSE * robust[-2], _POINTS, noise)
     still_right = now["val_clean"] > (1 - _COLLAPSE) * before["val_clean"]
     if fell and still_right and now["train_accuracy"] > before["train_accuracy"]:
         return (

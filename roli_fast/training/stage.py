@@ -135,13 +135,12 @@ class _Stage:
     def run(self, progress: Progress) -> Trained:
         self.progress = progress
         self.last_save = time.monotonic()
-        progress.note(
-            f"attacks in {self.precision}, training in {str(self.learner.amp_dtype).removeprefix('torch.')}"
-        )
+        attacks = "" if self.attack is None else f"attacks in {self.precision}, "
+        progress.note(f"{attacks}training in {str(self.learner.amp_dtype).removeprefix('torch.')}")
         if self.channels_last != self.recipe.channels_last:
             progress.note(
-                "in torch's default memory layout: in channels-last, oneDNN's gradients of strided 1x1 "
-                "convolutions of few channels are wrong"
+                "in torch's default memory layout: in channels-last, its library for CPUs (oneDNN) gets "
+                "gradients of this network's smallest convolutions wrong"
             )
         if self.records is not None and not self.records.has_tensorboard:
             progress.note("no events for TensorBoard: pip install 'roli-fast[train]'")
@@ -243,7 +242,7 @@ class _Stage:
         is_best = self.history.add(facts, images, self.learner.result, self.learner.result)
         row = self.history.rows[-1]
         self.progress.epoch(row)
-        warning = None if self.attack is None else overfitting(self.history.rows)
+        warning = None if self.attack is None else overfitting(self.history.rows, self.history.val_images)
         if warning is not None:
             self.warnings.append(warning)
             self.progress.note(warning)

@@ -79,6 +79,7 @@ def test_sizes_may_be_fractions(text, value):
         (["--step-size", "0"], "--step-size: got '0', accepted: a number above 0"),
         (["--eps", "nan"], "--eps: got 'nan', accepted: a number above 0"),
         (["--eps", "inf"], "--eps: got 'inf', accepted: a number above 0"),
+        (["--eps", "8"], "--eps: got 8, accepted: at most 1 in linf"),
         (["--eps", "8/"], "--eps: got '8/', accepted: a number above 0"),
         (["--eps", "8/255", "0.5"], "--eps: got 2, accepted: one for each of --norms linf"),
         (["--norms", "l7"], "--norms: got 'l7', accepted: linf, l2"),

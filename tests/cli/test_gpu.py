@@ -31,7 +31,12 @@ def test_evaluation(trained, device, tmp_path):
 
 def test_transfer(trained, tmp_path):
     model = str(trained / "finetune" / "best.safetensors")
-    assert main(["transfer", model, "--eps", "0.1", "--output", str(tmp_path / "transfer")]) == 0
+    assert (
+        main(
+            ["transfer", model, "--dataset", "digits", "--eps", "0.1", "--output", str(tmp_path / "transfer")]
+        )
+        == 0
+    )
 
 
 def test_report(trained, tmp_path):

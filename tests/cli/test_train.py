@@ -153,7 +153,10 @@ def test_eval_of_a_run(trained, images, tmp_path, capsys):
     assert sum(c["value"] * c["images"] for c in pgd["classes"].values()) == pytest.approx(pgd["value"] * 12)
     assert list((out / "pgd").glob("batch-*.safetensors"))
     assert main([*command[:-1], "--attacks"]) == 2
-    assert f"got {out}, which has an earlier eval.json, accepted: another" in capsys.readouterr().err
+    assert (
+        f"--output: {out} has an earlier eval.json, accepted: --output with another folder"
+        in capsys.readouterr().err
+    )
     run = shutil.copytree(trained, tmp_path / "run")
     assert main(["eval", str(run), "--workers", "0", "--attacks"]) == 0  # clean alone
     assert list(json.loads((run / "eval" / "eval.json").read_text())["accuracies"]) == ["clean"]
@@ -338,7 +341,10 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/nowhere.safetensors"], "path: got /nowhere.safetensors, which is not there, accepted: a file"),
+        (
+            ["/nowhere.safetensors"],
+            "MODEL: got /nowhere.safetensors, which is not there, accepted: a run's folder",
+        ),
         (["."], "MODEL: got ., which holds no run of train, accepted: a run, or a file"),
         (["MODEL", "--seed", "9" * 20], f"--seed: got '{'9' * 20}', accepted: 0 or more, below 2^63"),
         (["MODEL", "--attacks", "cw"], "--attacks: got 'cw', accepted: pgd, autoattack"),

@@ -14,7 +14,8 @@ from roli_fast.data import digits
 from roli_fast.models import create_model, find_classifier, finetune, save_model
 
 SMALL = {"in_chans": 1, "channels": (4, 4, 8, 8)}
-QUICK = ["--images", "40", "--steps", "3", "--eps", "0.05", "--device", "cpu"]
+DIGITS = ["--dataset", "digits"]
+QUICK = [*DIGITS, "--images", "40", "--steps", "3", "--eps", "0.05", "--device", "cpu"]
 
 
 def trained(method, steps=15, num_classes=10):
@@ -165,6 +166,7 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
             ["full.safetensors", "--eps", "0"],
             "--eps: got '0', accepted: a number above 0, such as 0.5 or 8/255",
         ),
+        (["full.safetensors", "--eps", "8"], "--eps: got 8, accepted: at most 1 in linf, such as 8/255"),
         (["full.safetensors", "--steps", "0"], "--steps: got '0', accepted: 1 or more"),
         (["full.safetensors", "--images", "x"], "--images: got 'x', accepted: 1 or more"),
         (["full.safetensors", "--split", "train"], "--split: got 'train', accepted: val, test"),
@@ -176,7 +178,8 @@ def test_a_backbone_by_name(files, tmp_path, capsys):
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, files, tmp_path, capsys):
     given = [str(files / a) if a.endswith((".safetensors", ".pth")) else a for a in arguments]
     out = [] if "--output" in arguments else ["--output", str(tmp_path / "out")]
-    assert main(["transfer", *given, *out]) == 2
+    data = [] if "--dataset" in arguments or not arguments else DIGITS
+    assert main(["transfer", *given, *data, *out]) == 2
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1
     assert shown.err.startswith("roli-fast transfer: ")
