@@ -240,7 +240,10 @@ def _kept(module: nn.Module) -> dict[str, Any]:
     """What a copy takes of a module's attributes, and that matters: all, unless the module says otherwise, as
     a LightningModule does of its trainer."""
     held = vars(module)
-    state: Any = held if hasattr(type(module), "__deepcopy__") else module.__getstate__()
+    # Python 3.10 has none of its own, as some versions of torch have none.
+    gives = hasattr(module, "__getstate__") and not hasattr(type(module), "__deepcopy__")
+    given: Any = module.__getstate__() if gives else held
+    state = given if isinstance(given, dict) else held  # with slots it is a pair
     return {n: value for n, value in held.items() if n not in _OF_NO_MATTER and state.get(n) is value}
 
 
