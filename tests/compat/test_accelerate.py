@@ -340,7 +340,7 @@ def test_settings_that_mean_something_else_here(s):
 
 def test_options_hold_inside_with(s):
     attack = roli_fast.accelerate(original("torchattacks").BIM(s.model))
-    assert (attack._made().precision, attack._made().fold) == ("fp32", True)
+    assert (attack._made().precision, attack._made().fold) == ("torch", True)
     with options(precision="bf16", fold=False):
         assert (attack._made().precision, attack._made().fold) == ("bf16", False)
         assert attack(s.images, s.labels).dtype == s.images.dtype
@@ -348,6 +348,6 @@ def test_options_hold_inside_with(s):
         assert (attack._made().precision, attack._made().fold) == ("bf16", False)
         with options(fold=True, precision="fp16"):
             assert (attack._made().precision, attack._made().fold) == ("fp16", True)
-    assert (attack._made().precision, attack._made().fold) == ("fp32", True)
+    assert (attack._made().precision, attack._made().fold) == ("torch", True)
     with pytest.raises(ValueError, match="precision: got 'fp8'"), options(precision="fp8"):
         pass
