@@ -55,57 +55,72 @@ def eval_mode(model: nn.Module | Callable) -> Iterator[None]:
     owner = getattr(model, "__self__", model)  # of a bound method
     modules = [m for m in owner.modules() if _has_mode(m)] if isinstance(owner, nn.Module) else []
     with _changing_modes:
-        before = [_Before(module) for module in modules]
+        trained = _hold(modules)
         try:
             _set_modes(modules, [False] * len(modules))
         except BaseException:
-            _put_back(modules, before)
+            _release(modules, trained)
             raise
     try:
         yield
     finally:
         with _changing_modes:
-            _put_back(modules, before)
+            _release(modules, trained)
 
 
 _changing_modes = threading.RLock()  # a module's own ``train`` may do anything
 
 
-class _Before:
-    """What a module was when somebody put it into eval mode: training or not, and whether it was a
-    DistributedDataParallel that broadcasts its buffers, which it does no more: processes call their models at
-    different times."""
+class _Held:
+    """What a module that is held in eval mode goes back to.
 
-    __slots__ = ("mode", "spreads")
+    spreads: whether it is a DistributedDataParallel that broadcasts its buffers.
+    thread: the only one that holds it; None once there are several.
+    """
 
-    def __init__(self, module: nn.Module):
-        self.mode, self.spreads = module.training, False
-        if isinstance(module, nn.parallel.DistributedDataParallel) and module.broadcast_buffers:
-            self.spreads, module.broadcast_buffers = True, False
-        _held.setdefault(id(module), []).append(self)
+    __slots__ = ("mode", "spreads", "thread", "users")
 
-
-# By id, what modules were when those came that have not left yet, in their order. A thread may have a model
-# and another one a part of it.
-_held: dict[int, list[_Before]] = {}
+    def __init__(self, mode: bool, thread: int):
+        self.mode, self.spreads, self.users = mode, False, 1
+        self.thread: int | None = thread
 
 
-def _put_back(modules: Sequence[nn.Module], before: Sequence[_Before]) -> None:
-    """Makes modules what they were, those that came to somebody else later when that one leaves."""
-    modes = []
-    for module, was in zip(modules, before, strict=True):
-        held = _held[id(module)]
-        if held[-1] is not was:
-            later = held[held.index(was) + 1]
-            later.mode, later.spreads = was.mode, was.spreads
-            held.remove(was)
-            modes.append(module.training)
+# By id, while held: a thread may hold a model and another one a part of it.
+_held: dict[int, _Held] = {}
+
+
+def _hold(modules: Sequence[nn.Module]) -> set[int]:
+    """Returns the ids of modules that this thread has set to train mode where it held them already."""
+    thread, trained = threading.get_ident(), set()
+    for module in modules:
+        held = _held.get(id(module))
+        if held is None:
+            held = _held[id(module)] = _Held(module.training, thread)
+            if isinstance(module, nn.parallel.DistributedDataParallel) and module.broadcast_buffers:
+                # It would broadcast its buffers, but processes call their models at different times.
+                held.spreads, module.broadcast_buffers = True, False
             continue
-        held.pop()
-        if not held:
-            del _held[id(module)]
-        modes.append(was.mode)
-        if was.spreads:
+        held.users += 1
+        if held.thread != thread:
+            held.thread = None
+        if module.training and held.thread is None:
+            held.mode = True  # somebody has set it meanwhile, for afterwards
+        elif module.training:
+            trained.add(id(module))
+    return trained
+
+
+def _release(modules: Sequence[nn.Module], trained: set[int]) -> None:
+    modes = []
+    for module in modules:
+        held = _held[id(module)]
+        held.users -= 1
+        if held.users:
+            modes.append(held.thread is not None and id(module) in trained)
+            continue
+        del _held[id(module)]
+        modes.append(held.mode)
+        if held.spreads:
             assert isinstance(module, nn.parallel.DistributedDataParallel)
             module.broadcast_buffers = True
     _set_modes(modules, modes)
