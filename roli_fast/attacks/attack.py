@@ -46,8 +46,9 @@ def never_compiled(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def call(*arguments: P.args, **options: P.kwargs) -> R:
-        dynamo = sys.modules.get("torch._dynamo")
-        called: Callable[P, R] = method if dynamo is None else dynamo.disable(method)
+        # There is none either while another thread imports it.
+        disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+        called: Callable[P, R] = method if disable is None else disable(method)
         return called(*arguments, **options)
 
     return call

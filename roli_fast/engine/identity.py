@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy
@@ -19,6 +19,8 @@ from .precision import products_now
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 # Of what a function names, what counts besides all that is of its own module.
 _DATA = (*_SIMPLE, tuple, frozenset, functools.partial, numpy.ndarray, numpy.generic, Tensor, nn.Module)
+
+_OF_TORCH = {*vars(nn.Module()), "_is_torch_compile"}
 
 _DEEPEST = 20  # values within each other, of which a digest is made
 
@@ -39,13 +41,13 @@ _BY_CHANCE = 10
 def fingerprint(model: Any) -> str:
     """The class of a module and a digest of its printed structure, its weights and buffers, and the floats,
     strings and booleans among its modules' attributes (integers often count calls). Of another callable, its
-    name.
+    name, and those of the modules that it reaches.
 
     What else a model computes with shows in its answers: see :func:`answers_as_before`.
     """
     model = unwrap(model)
     if not isinstance(model, nn.Module):
-        return _name(model)
+        return " ".join((_name(model), *_modules_in(model, {})))
     digest = hashlib.sha256(repr(model).encode())
     for part in _held(model):
         digest.update(part)
@@ -58,12 +60,36 @@ def _held(model: nn.Module) -> Iterator[bytes]:
         if isinstance(value, Tensor):
             yield f"{name} {tuple(value.shape)} {value.dtype}".encode() + _bytes(value)
     for place, module in model.named_modules():
-        own = {n: v for n, v in vars(module).items() if isinstance(v, (float, str, bool)) and n != "training"}
+        own = {
+            n: v for n, v in vars(module).items() if isinstance(v, (float, str, bool)) and n not in _OF_TORCH
+        }
         yield f"{place} {sorted(own.items())}".encode()
         if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "training"):
             # Frozen: its weights are constants of its code.
             constants = module.code_with_constants[1].const_mapping
             yield from (name.encode() + _bytes(constants[name]) for name in sorted(constants))
+
+
+def _modules_in(value: Any, met: dict[int, Any], deep: int = 0) -> Iterator[str]:
+    """The fingerprints of modules that a callable reaches by what it is given, names and holds."""
+    if isinstance(value, nn.Module):
+        yield fingerprint(value)
+        return
+    if isinstance(value, (*_SIMPLE, type, types.ModuleType, Tensor)) or id(value) in met or deep == _DEEPEST:
+        return
+    met[id(value)] = value  # held: ids are used again
+    if isinstance(value, types.FunctionType):
+        inside: Iterable[object] = _parts(value)
+    elif isinstance(value, types.MethodType):
+        inside = (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        inside = (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, (dict, list, tuple)):
+        inside = value.values() if isinstance(value, dict) else value
+    else:
+        inside = getattr(value, "__dict__", {}).values()
+    for item in [*inside]:
+        yield from _modules_in(item, met, deep + 1)
 
 
 def answers_as_before(before: Tensor, ask: Callable[[], Tensor], same_surroundings: bool) -> bool:

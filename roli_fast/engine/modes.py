@@ -6,7 +6,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,12 @@ def unwrap(model: Model) -> Model:
     """
     if not callable(model):
         raise TypeError(f"model: got a {type(model).__name__}, accepted: a module or another callable")
-    dynamo = sys.modules.get("torch._dynamo")  # slow to import, and nothing is compiled without it
+    compiled = _classes("torch._dynamo", "OptimizedModule")
     while isinstance(model, nn.Module):
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
-        elif dynamo is not None and isinstance(model, dynamo.OptimizedModule):
-            model = model._orig_mod
+        elif isinstance(model, compiled):
+            model = cast(nn.Module, model._orig_mod)
         else:
             break
     if isinstance(model, nn.Module):
@@ -37,12 +37,17 @@ def unwrap(model: Model) -> Model:
     return model
 
 
+def _classes(place: str, *names: str) -> tuple[type, ...]:
+    """Classes of a module that is slow to import: without it no object has them, nor while another thread
+    imports it."""
+    found = (getattr(sys.modules.get(place), name, None) for name in names)
+    return tuple(kind for kind in found if kind is not None)
+
+
 def _refuse_shards(model: nn.Module) -> None:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import, and nothing is sharded without it
-    if fsdp is None:
-        return
+    sharded = _classes("torch.distributed.fsdp", "FSDPModule", "FullyShardedDataParallel")
     for name, module in model.named_modules():
-        if isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)):
+        if isinstance(module, sharded):
             raise ValueError(
                 f"model: {name or 'it'} is sharded by FSDP, accepted: a model whose parameters are whole"
             )

@@ -24,9 +24,11 @@ from torch import Tensor, fx, nn
 
 from ..checks import brief
 from .buffers import can_be_written
+from .bytecode import instructions
 
 # Hooks, by numbers that count up.
-_HOOKS = {name for name, held in vars(nn.Module()).items() if isinstance(held, collections.OrderedDict)}
+_OF_TORCH = vars(nn.Module())
+_HOOKS = {name for name, held in _OF_TORCH.items() if isinstance(held, collections.OrderedDict)}
 
 # Whether a module trains does not matter to a copy, which is in eval mode, nor do its hooks for files.
 _OF_NO_MATTER = {"training", *(name for name in _HOOKS if "state_dict" in name)}
@@ -229,6 +231,8 @@ class _Look(pickle.Pickler):
                 self.obstacle = _STRANGER
         else:
             self.holders[id(value)] = value
+            if hasattr(value, "__dict__"):  # which may be empty: then pickle does not write it
+                self.holders[id(vars(value))] = vars(value)
             if not _is_transparent(kind):
                 self.opaque.append(value)
             return None
@@ -244,7 +248,8 @@ def _kept(module: nn.Module) -> dict[str, Any]:
     gives = hasattr(module, "__getstate__") and not hasattr(type(module), "__deepcopy__")
     given: Any = module.__getstate__() if gives else held
     state = given if isinstance(given, dict) else held  # with slots it is a pair
-    return {n: value for n, value in held.items() if n not in _OF_NO_MATTER and state.get(n) is value}
+    kept = {n: v for n, v in held.items() if n in _OF_TORCH or state.get(n) is v}
+    return {n: value for n, value in kept.items() if n not in _OF_NO_MATTER}
 
 
 def _is_transparent(kind: type) -> bool:
@@ -286,13 +291,10 @@ def _reaches_a_module(shared: object) -> bool:
 def _named_in(code: types.CodeType, variables: dict[str, Any]) -> Iterator[object]:
     """The variables of a file that code in it names, but for functions of other files that hold nothing:
     these would lead through whole libraries."""
-    for name in code.co_names:
+    for name in {step.argval for step in instructions(code) if step.opname == "LOAD_GLOBAL"}:
         value = variables.get(name)
         if not isinstance(value, types.FunctionType) or value.__closure__ or value.__globals__ is variables:
             yield value
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _named_in(constant, variables)
 
 
 def _forwards(kind: type) -> list[object]:

@@ -1,6 +1,8 @@
 """Attacks in several threads at once."""
 
 import copy
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -61,3 +63,11 @@ def test_torchs_settings_are_as_before():
         list(pool.map(work, range(16)))
     assert seen == {"fp32": {"ieee"}, "tf32": {"tf32"}}
     assert place.fp32_precision == before
+
+
+def test_another_thread_may_be_importing_torchs_compiler(monkeypatch):
+    """A module that is being imported is there already, without what is in it."""
+    for name in ("torch._dynamo", "torch.distributed.fsdp"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    adversarial = PGD(steps=1)(net(), torch.rand(4, 3, 8, 8), torch.arange(4))
+    assert adversarial.shape == (4, 3, 8, 8)

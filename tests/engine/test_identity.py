@@ -148,6 +148,29 @@ def test_a_module_is_known_by_its_structure_tensors_and_settings(other):
     assert fingerprint(counted.eval()) == plain
 
 
+def test_a_callable_is_known_by_the_modules_that_it_reaches():
+    def made(weight):
+        net, seen = nn.Linear(2, 2), []
+        nn.init.constant_(net.weight, weight)
+        nn.init.zeros_(net.bias)
+
+        def model(x):
+            seen.append(len(x))
+            return net(x)
+
+        return [model, functools.partial(model), Margin(model), Margin(model).__call__, net.forward]
+
+    for first, again, other in zip(made(1.0), made(1.0), made(2.0), strict=True):
+        before = fingerprint(first)
+        assert fingerprint(again) == before != fingerprint(other)
+
+
+def test_a_compiled_model_is_the_model():
+    model = Own()
+    before = fingerprint(model)
+    assert fingerprint(torch.compile(model)) == fingerprint(model) == before
+
+
 def test_weights_that_are_frozen_into_code_count():
     def frozen(seed):
         torch.manual_seed(seed)

@@ -145,6 +145,13 @@ class Forgetful(Scale):
         return {"tensor": self.tensor}
 
 
+class Empty:
+    """Has no attribute yet, but a dict for them."""
+
+    def __init__(self):
+        vars(self)
+
+
 class Settings(dict):
     scale = 1.0
 
@@ -187,6 +194,7 @@ HELD = {name: (make, attribute, change_attribute) for name, make in OBJECTS.item
     "bytes": (lambda: bytearray([1]), lambda h: h[0], lambda h: h.__setitem__(0, 3)),
     "file of bytes": (lambda: io.BytesIO(b"1"), lambda h: float(h.getvalue()), lambda h: h.write(b"3")),
     "error": (lambda: ValueError([1.0]), lambda h: h.args[0][0], lambda h: h.args[0].__setitem__(0, -3)),
+    "nothing": (Empty, lambda h: vars(h).get("scale", 1.0), change_attribute),
     "set": (lambda: {1.0}, sum, lambda h: (h.clear(), h.add(-3.0))),
     "empty set": (set, lambda h: 1.0 - 4 * len(h), lambda h: h.add(1)),
     "keys": (lambda: {"scale": 1.0}, lambda h: h.get("scale", -3.0), lambda h: h.update(a=h.pop("scale"))),
@@ -432,6 +440,30 @@ def test_a_forward_may_call_what_its_file_has(batch):
     view = AttackView(model)
     assert_same_logits(view, model, batch[0])
     assert view.is_copy
+
+
+sigmoid = nn.Sigmoid()
+
+
+def test_a_method_s_name_is_no_variable_s(batch):
+    model = body()
+    model.register_forward_hook(lambda module, inputs, output: output.sigmoid())
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    assert view.is_copy
+
+
+def test_a_weight_is_followed_where_a_state_is_made_of_copies(batch):
+    class Copying(nn.Linear):
+        def __getstate__(self):
+            return {name: dict(v) if isinstance(v, dict) else v for name, v in vars(self).items()}
+
+    model = nn.Sequential(nn.Flatten(), Copying(192, 5))
+    view = AttackView(model)
+    assert_same_logits(view, model, batch[0])
+    model[1].weight = nn.Parameter(-model[1].weight.detach())
+    view.refresh()
+    assert_same_logits(view, model, batch[0])
 
 
 def test_a_model_whose_forward_was_replaced_for_a_while_gets_its_copy_afterwards(batch):
