@@ -54,7 +54,7 @@ def measure(name: str) -> dict[str, Any]:
     model = timm_model(name, shape)
     settle(model, [random_images(count, shape)])
     ((images, labels),) = labelled(model, [random_images(count, shape)])
-    ours = PGD(eps=EPS, step_size=STEP, steps=STEPS)
+    ours = PGD(eps=EPS, step_size=STEP, steps=STEPS, precision="torch")  # as the faces
     ta = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=STEPS)
     fb = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS)
     fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))

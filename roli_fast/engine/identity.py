@@ -78,17 +78,11 @@ def _modules_in(value: Any, met: dict[int, Any], deep: int = 0) -> Iterator[str]
     if isinstance(value, (*_SIMPLE, type, types.ModuleType, Tensor)) or id(value) in met or deep == _DEEPEST:
         return
     met[id(value)] = value  # held: ids are used again
-    if isinstance(value, types.FunctionType):
-        inside: Iterable[object] = _parts(value)
-    elif isinstance(value, types.MethodType):
-        inside = (value.__func__, value.__self__)
-    elif isinstance(value, functools.partial):
-        inside = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, (dict, list, tuple)):
-        inside = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        inside: Iterable[object] = [*value.values()]
     else:
-        inside = getattr(value, "__dict__", {}).values()
-    for item in [*inside]:
+        inside = [*value] if isinstance(value, (list, set, frozenset)) else _inside(value)
+    for item in inside:
         yield from _modules_in(item, met, deep + 1)
 
 
@@ -180,21 +174,26 @@ def _content(value: Any, met: dict[int, tuple[int, Any]], deep: int = 0) -> obje
         return kind, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()
     if isinstance(value, nn.Module):
         return fingerprint(value)
-    if isinstance(value, tuple):
-        return kind, [inside(item) for item in value]
     if isinstance(value, frozenset):
         return kind, sorted(repr(inside(item)) for item in value)
     if isinstance(value, types.CodeType):
         return value.co_code, value.co_names, [inside(constant) for constant in value.co_consts]
-    if isinstance(value, functools.partial):
-        return inside(value.func), inside(value.args), inside(tuple(value.keywords.items()))
-    if isinstance(value, types.MethodType):
-        return inside(value.__func__), inside(value.__self__)
-    if isinstance(value, types.FunctionType):
-        return [inside(part) for part in _parts(value)]
     if isinstance(value, (list, dict, set)):
         return kind
-    return kind, [(name, inside(item)) for name, item in getattr(value, "__dict__", {}).items()]
+    return kind, [inside(part) for part in _inside(value)]
+
+
+def _inside(value: Any) -> tuple[object, ...]:
+    """What a callable computes with, or another object holds; attributes and keywords with their names."""
+    if isinstance(value, types.FunctionType):
+        return tuple(_parts(value))
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, functools.partial):
+        return value.func, value.args, tuple(value.keywords.items())
+    if isinstance(value, tuple):
+        return value
+    return tuple(getattr(value, "__dict__", {}).items())
 
 
 def _parts(function: types.FunctionType) -> Iterator[object]:
